@@ -1,0 +1,131 @@
+"""The default: MCSAM, small, on synthetic chest X-rays. Every field of every config is explained here.
+
+Other configs start from this tree and change values; they add no field.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0                         # of initialisation, record order, dropout
+
+  config.data = ConfigDict({
+      "name": "phantom",                  # phantom | r2gen_json
+      "source_dir": "",                   # r2gen_json: folder with annotation.json and images/
+      "data_dir": "data",                 # records, vocabulary and cached features are written below it
+      "restricted": False,                # True: no report text or id in logs, pages or TensorBoard
+      "cleaning": "iu_xray",              # R2Gen's cleaning of reports: iu_xray | mimic_cxr
+      "target": "findings",               # the section to write: findings | impression
+      "num_views": 2,                     # images of a study that the model sees; absent ones are masked
+      "short_side": 256,                  # pixels of the stored images' shorter side; 0: as they are
+      "image_size": 128,                  # pixels of the square that the encoder sees
+      "augment": True,                    # random crop, small rotation, brightness and contrast; training only
+      "phantom": {                        # the synthetic set
+          "seed": 0,
+          "num_train": 2000,              # studies
+          "num_val": 200,
+          "num_test": 400,
+      },
+  })
+
+  config.tokenizer = ConfigDict({
+      "kind": "word",                     # word (R2Gen's rules) | sentencepiece (trained on the train reports)
+      "threshold": 3,                     # word: rarer words become <unk> (R2Gen: 3 for IU X-Ray, 10 for MIMIC-CXR)
+      "vocab_size": 1000,                 # sentencepiece: number of pieces, specials included
+      "shared_special_ids": False,        # word: True makes pad, bos and eos all 0, as R2Gen does
+      "max_length": 60,                   # tokens of a report, eos included; longer ones are cut
+  })
+
+  config.encoder = ConfigDict({
+      "name": "resnet_tiny",              # resnet50 | resnet101 | efficientnet_lite0 | resnet_tiny (phantoms, from scratch)
+      "weights": "",                      # file written by `mcsam import-weights`; "": random
+      "frozen": False,                    # True: no gradient, no augmentation, features are computed once and cached
+      "train_batch_norm": True,           # False: statistics stay as they were pretrained
+  })
+
+  config.memory = ConfigDict({
+      "num_slots": 512,                   # S (R2GenCMN: 2,048)
+      "slot_width": 128,                  # D_M, width of a slot; with memory_init topics or kmeans that of the word vectors
+      "num_heads": 8,
+      "top_k": 32,                        # slots that answer a query, per head (R2GenCMN: 32)
+      "consolidation": "residual",        # residual | gate
+      "query": "word",                    # text queries: word_position | word
+  })
+
+  config.memory_init = ConfigDict({
+      "kind": "topics",                   # topics (optimal transport) | kmeans | random
+      "num_topics": 64,
+      "word_vectors": "",                 # .npz of words and vectors; "": PPMI + SVD of the train reports
+      "jitter": 0.1,                      # noise on the copies of a topic, as a share of its norm
+      "epsilon": 0.05,                    # entropic regularisation of the transport (cost 1 - cosine)
+      "steps": 500,                       # of learning topics and mixtures
+      "batch_size": 256,                  # reports a step
+      "learning_rate": 0.02,
+  })
+
+  config.model = ConfigDict({
+      "width": 192,                       # d
+      "num_heads": 8,
+      "feedforward_width": 512,
+      "encoder_layers": 1,                # transformer layers over the consolidated patches; 0 allowed
+      "decoder_layers": 2,
+      "dropout": 0.1,
+      "patch_activation": "none",         # none | relu (R2GenCMN)
+      "patch_positions": "learned",       # learned | sinusoidal (R2GenCMN)
+      "word_positions": "learned",        # learned | sinusoidal (R2GenCMN)
+      "norm": "layernorm",                # layernorm | r2gencmn (standard deviation unbiased, epsilon added to it)
+      "num_prompts": 8,                   # N_p, learnable memory tokens before the report
+      "use_memory": True,
+      "use_alignment": True,
+      "use_prompts": True,
+      "align_on": "response",             # response | consolidated
+      "align_targets": "same_text",       # identity | same_text | label_similarity
+      "align_width": 128,                 # of the normalised codes that are compared
+      "align_weight": 0.1,                # lambda
+      "align_temperature": 0.07,          # where the learned temperature starts (CLIP: 0.07)
+      "text_encoder_layers": 1,           # bidirectional, training only
+  })
+
+  config.optimizer = ConfigDict({
+      "learning_rate": 1e-3,              # peak, of everything but the encoder
+      "encoder_learning_rate": 1e-3,      # peak, of the image encoder
+      "warmup_steps": 100,
+      "schedule": "cosine",               # after warm-up: cosine | linear | constant
+      "final_fraction": 0.05,             # of the peak, at the last step
+      "weight_decay": 0.02,               # AdamW, on matrices only
+      "b1": 0.9,
+      "b2": 0.98,
+      "clip_norm": 1.0,                   # of the global gradient; 0: no clipping
+      "label_smoothing": 0.1,             # of the token loss
+  })
+
+  config.train = ConfigDict({
+      "batch_size": 32,                   # studies a step, over all devices
+      "num_steps": 1000,
+      "compute_dtype": "float32",         # float32 | bfloat16; parameters stay float32
+      "log_every": 20,                    # steps
+      "eval_every": 250,                  # steps between looks at val; also the checkpoint interval
+      "eval_studies": 200,                # val studies that are written and scored at each look; 0: all
+      "keep_last": 2,                     # checkpoints
+      "best_metric": "CIDEr",             # val metric that the kept best checkpoint has most of
+      "host_threads": 2,                  # that decode images
+  })
+
+  config.mesh = ConfigDict({
+      "data": -1,                         # devices over which the batch is split; -1: all that are left
+      "fsdp": 1,                          # devices over which parameters and batch are split
+  })
+
+  config.decode = ConfigDict({
+      "beam_size": 3,                     # 1: greedy
+      "min_length": 0,                    # tokens before eos is allowed
+      "length_penalty": 0.0,              # alpha of ((5 + length) / 6) ** alpha (Wu et al. 2016), by which the score is divided
+      "batch_size": 32,                   # studies decoded together
+  })
+
+  config.eval = ConfigDict({
+      "labeler": "phantom",               # reads findings from reports: phantom (exact) | none
+      "seed": 0,                          # of the permutation in the shuffled-images control
+  })
+  return config

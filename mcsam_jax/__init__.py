@@ -1,0 +1,1 @@
+"""MCSAM in JAX: a memory-based model that writes the report of a chest X-ray."""

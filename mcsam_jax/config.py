@@ -1,0 +1,121 @@
+"""Reads a config file, applies `--config.field=value`, and says what is wrong with either."""
+
+import difflib
+import importlib.util
+import json
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+import configs
+from configs import phantom
+from mcsam_jax.errors import UserError
+
+CONFIGS = epath.Path(configs.__path__[0])
+
+
+def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
+  """Returns the config of a file, with overrides, checked against the tree of configs/phantom.py.
+
+  Args:
+    name: path of a config file, or the name of one in configs/ ("iu_xray").
+    overrides: arguments of the form `--config.field.name=value`.
+
+  Raises:
+    UserError: no such file, a field that no config has, a value of another type.
+  """
+  path = epath.Path(name)
+  if path.suffix != ".py":
+    path = CONFIGS / f"{name}.py"
+  if not path.exists():
+    known = ", ".join(sorted(p.stem for p in CONFIGS.glob("[!_]*.py")))
+    raise UserError(f"no config {name}: give the path of a .py file or one of {known}")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+    raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+  check_tree(config, phantom.get_config(), str(path))
+  return override(config, overrides)
+
+
+def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+  """Returns a locked copy of `config` with `--config.field=value` arguments applied, paths made absolute."""
+  known = _leaves(config)
+  for argument in overrides:
+    field = argument.removeprefix("--config.").partition("=")[0]
+    if not argument.startswith("--config.") or "=" not in argument:
+      raise UserError(f"unexpected argument {argument}: fields are set as --config.field=value")
+    if field not in known:
+      raise UserError(f"--config.{field}: no such field{_closest(field, known)}")
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_dict("config", config.copy_and_resolve_references(), flag_values=values)
+  try:
+    values(["mcsam", *overrides], known_only=False)
+  except (flags.Error, ValueError, TypeError) as error:
+    raise UserError(str(error).replace("\n", " ")) from error
+  config = holder.value
+  for field in ("data_dir", "source_dir"):
+    if config.data[field] and "://" not in config.data[field]:
+      config.data[field] = str(epath.Path(config.data[field]).expanduser().resolve())
+  return config.lock()
+
+
+def check_tree(config: ConfigDict, reference: ConfigDict, source: str) -> None:
+  """Raises UserError unless `config` has exactly the fields and types of `reference`."""
+  found, expected = _leaves(config), _leaves(reference)
+  for field, value in found.items():
+    if field not in expected:
+      raise UserError(f"{source}: unknown field {field}{_closest(field, expected)}")
+    wanted = type(expected[field])
+    if not isinstance(value, wanted) and not (wanted is float and type(value) is int) or (
+        wanted is not bool and isinstance(value, bool)):
+      raise UserError(f"{source}: {field} is {value!r}, expected {wanted.__name__}")
+  for field in expected:
+    if field not in found:
+      raise UserError(f"{source}: field {field} is missing; start from configs/phantom.py")
+
+
+def save_config(config: ConfigDict, path: epath.Path) -> None:
+  path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read_config(path: epath.Path) -> ConfigDict:
+  """Returns the config that `save_config` wrote.
+
+  Raises:
+    UserError: the file is missing, cut off, or of another version's tree.
+  """
+  try:
+    config = ConfigDict(json.loads(path.read_text()))
+  except FileNotFoundError as error:
+    raise UserError(f"{path} not found: is this a workdir of `mcsam train`?") from error
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is damaged ({error}); restore it or train in a new workdir") from error
+  check_tree(config, phantom.get_config(), str(path))
+  return config
+
+
+def differences(config: ConfigDict, other: ConfigDict) -> list[str]:
+  """Returns a line `field: value, other value` for each field in which two configs differ."""
+  ours, theirs = _leaves(config), _leaves(other)
+  return [f"{field}: {value!r}, {theirs[field]!r}" for field, value in ours.items() if theirs[field] != value]
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> dict:
+  leaves = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      leaves.update(_leaves(value, f"{prefix}{key}."))
+    else:
+      leaves[prefix + key] = value
+  return leaves
+
+
+def _closest(field: str, known) -> str:
+  match = difflib.get_close_matches(field, known, 1) or [
+      name for name in known if name.rpartition(".")[2] == field.rpartition(".")[2]]
+  return f", did you mean {match[0]}?" if match else ""
