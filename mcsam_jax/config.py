@@ -4,15 +4,16 @@ import difflib
 import importlib.util
 import json
 
-from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import configs
 from configs import phantom
 from mcsam_jax.errors import UserError
 
 CONFIGS = epath.Path(configs.__path__[0])
+_PARSERS = {str: str, int: int, float: float,
+            bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
 
 def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
@@ -44,20 +45,18 @@ def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
 
 def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
   """Returns a locked copy of `config` with `--config.field=value` arguments applied, paths made absolute."""
+  config = config.copy_and_resolve_references()
   known = _leaves(config)
   for argument in overrides:
-    field = argument.removeprefix("--config.").partition("=")[0]
-    if not argument.startswith("--config.") or "=" not in argument:
+    field, equals, text = argument.removeprefix("--config.").partition("=")
+    if not argument.startswith("--config.") or not equals:
       raise UserError(f"unexpected argument {argument}: fields are set as --config.field=value")
     if field not in known:
       raise UserError(f"--config.{field}: no such field{_closest(field, known)}")
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_dict("config", config.copy_and_resolve_references(), flag_values=values)
-  try:
-    values(["mcsam", *overrides], known_only=False)
-  except (flags.Error, ValueError, TypeError) as error:
-    raise UserError(str(error).replace("\n", " ")) from error
-  config = holder.value
+    try:
+      config.update_from_flattened_dict({field: _PARSERS[type(known[field])](text)})
+    except (ValueError, KeyError) as error:
+      raise UserError(f"--config.{field}={text}: expected {type(known[field]).__name__}") from error
   for field in ("data_dir", "source_dir"):
     if config.data[field] and "://" not in config.data[field]:
       config.data[field] = str(epath.Path(config.data[field]).expanduser().resolve())
