@@ -7,25 +7,7 @@ that a reader needs no second code path.
 
 import tensorflow_datasets as tfds
 
-# The 14 findings of CheXpert (Irvin et al., AAAI 2019), in the order of its csv.
-FINDINGS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-LABEL_VALUES = ("absent", "negative", "uncertain", "positive")   # absent: not mentioned
-VIEWS = ("frontal", "lateral", "other")
+from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES, VIEWS
 
 
 def features() -> tfds.features.FeaturesDict:
