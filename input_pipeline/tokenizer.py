@@ -1,0 +1,226 @@
+"""Reports to ids and back: R2Gen's word vocabulary, or SentencePiece trained on the same reports.
+
+Both stand behind `Tokenizer`. Whatever the kind, a report is cleaned first
+(`text.clean`) and runs of whitespace count as one blank, so that
+decode(encode(report)) == " ".join(clean(report).split()) wherever nothing is
+unknown. A tokenizer is stored as a folder: `tokenizer.json`, and beside it
+`sentencepiece.model` for that kind.
+
+Lengths. `max_length` counts the tokens that follow bos, eos included: of a
+longer report the last words go, and eos always stands. R2Gen cuts the ids with
+bos and eos at its `max_seq_length`, so a long report has one word less there,
+and no eos.
+"""
+
+import abc
+import collections
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+
+from etils import epath
+from ml_collections import ConfigDict
+import numpy as np
+import sentencepiece
+
+from input_pipeline import text
+from mcsam_jax.errors import UserError
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+_FILE = "tokenizer.json"
+_MODEL_FILE = "sentencepiece.model"
+# All that cleaning leaves of printable ASCII: no report in it becomes unknown, whatever the training reports lack.
+_REQUIRED_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.-#$`|~"
+
+
+class Tokenizer(abc.ABC):
+  """What a tokenizer of any kind offers.
+
+  Attributes:
+    kind: "word" or "sentencepiece".
+    cleaning: the rules of `text.clean`.
+    pad_id, bos_id, eos_id, unk_id: ids of the special tokens; the first three may be one.
+    vocab_size: number of ids, special ones included.
+  """
+  kind: str
+  cleaning: str
+  pad_id: int = 0
+  bos_id: int = 1
+  eos_id: int = 2
+  unk_id: int = 3
+  vocab_size: int
+
+  @abc.abstractmethod
+  def encode(self, report: str) -> list[int]:
+    """Returns the ids of a raw or cleaned report, without bos and eos, not cut."""
+
+  @abc.abstractmethod
+  def words(self) -> list[str]:
+    """Returns the string of each id, in the order of ids."""
+
+  @abc.abstractmethod
+  def save(self, directory: epath.Path) -> None:
+    """Writes the files that `load_tokenizer` reads."""
+
+  @abc.abstractmethod
+  def _join(self, ids: list[int]) -> str:
+    """Returns the text of ids without special ones."""
+
+  def clean(self, report: str) -> str:
+    return text.clean(report, self.cleaning)
+
+  def encode_for_training(self, report: str, max_length: int) -> np.ndarray:
+    """Returns int32 [max_length + 1]: bos, at most max_length - 1 tokens of the report, eos, padding."""
+    ids = [self.bos_id, *self.encode(report)[:max_length - 1], self.eos_id]
+    padded = np.full(max_length + 1, self.pad_id, np.int32)
+    padded[:len(ids)] = ids
+    return padded
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text before the first eos; a leading bos and all padding are skipped.
+
+    Where bos, eos and pad share an id, it is bos in first place and eos in any other.
+    """
+    kept = []
+    for position, token in enumerate(map(int, ids)):
+      if position == 0 and token == self.bos_id:
+        continue
+      if token == self.eos_id:
+        break
+      if token not in (self.pad_id, self.bos_id):
+        kept.append(token)
+    return self._join(kept)
+
+
+class WordTokenizer(Tokenizer):
+  """R2Gen's: the sorted words of the cleaned reports, the rare ones being <unk>."""
+  kind = "word"
+
+  def __init__(self, words: list[str], cleaning: str, shared_special_ids: bool):
+    """`words` are sorted; with `shared_special_ids` they hold <unk> in its place, else they don't."""
+    self.cleaning = cleaning
+    self.shared_special_ids = shared_special_ids
+    if shared_special_ids:
+      self.bos_id = self.eos_id = self.pad_id
+      self._words = [PAD, *words]
+    else:
+      self._words = [PAD, BOS, EOS, UNK, *words]
+    self.vocab_size = len(self._words)
+    self._ids = {word: token for token, word in enumerate(self._words)}
+    self.unk_id = self._ids[UNK]
+
+  @classmethod
+  def train(cls, reports: Iterable[str], cleaning: str, threshold: int, shared_special_ids: bool) -> "WordTokenizer":
+    """Returns the tokenizer of all words that `reports` hold at least `threshold` times.
+
+    No word can be taken for a special token: cleaning leaves no "<".
+    """
+    counts = collections.Counter()
+    for report in reports:
+      counts.update(text.clean(report, cleaning).split())
+    words = [word for word, count in counts.items() if count >= threshold]
+    return cls(sorted([*words, UNK] if shared_special_ids else words), cleaning, shared_special_ids)
+
+  def encode(self, report: str) -> list[int]:
+    return [self._ids.get(word, self.unk_id) for word in self.clean(report).split()]
+
+  def words(self) -> list[str]:
+    return list(self._words)
+
+  def save(self, directory: epath.Path) -> None:
+    words = self._words[1:] if self.shared_special_ids else self._words[4:]
+    _write_json(directory, {"kind": self.kind, "cleaning": self.cleaning,
+                            "shared_special_ids": self.shared_special_ids, "words": words})
+
+  def _join(self, ids: list[int]) -> str:
+    return " ".join(self._words[token] for token in ids)
+
+
+class SentencePieceTokenizer(Tokenizer):
+  """A unigram model (Kudo, ACL 2018) of the training reports."""
+  kind = "sentencepiece"
+
+  def __init__(self, model: bytes, cleaning: str):
+    self.cleaning = cleaning
+    self._model = model
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.vocab_size = self._processor.vocab_size()
+
+  @classmethod
+  def train(cls, reports: Iterable[str], cleaning: str, vocab_size: int) -> "SentencePieceTokenizer":
+    """Returns a tokenizer of at most `vocab_size` pieces: fewer where the reports give no more.
+
+    The result depends on the reports and their order alone.
+    """
+    model = io.BytesIO()
+    try:
+      sentencepiece.SentencePieceTrainer.train(
+          sentence_iterator=(" ".join(text.clean(report, cleaning).split()) for report in reports),
+          model_writer=model, model_type="unigram", vocab_size=vocab_size, hard_vocab_limit=False,
+          pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece=PAD, bos_piece=BOS, eos_piece=EOS, unk_piece=UNK,
+          unk_surface=UNK, normalization_rule_name="identity", required_chars=_REQUIRED_CHARACTERS,
+          character_coverage=1.0, max_sentence_length=1 << 20,     # bytes; longer reports would be left out
+          num_threads=16,              # sums of floats depend on it, hence not the number of cores
+          minloglevel=2)
+    except RuntimeError as error:
+      raise UserError(f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot be trained on these reports "
+                      f"({str(error).strip().splitlines()[-1]}); choose another size, or tokenizer.kind=word"
+                      ) from error
+    return cls(model.getvalue(), cleaning)
+
+  def encode(self, report: str) -> list[int]:
+    return self._processor.encode(" ".join(self.clean(report).split()))
+
+  def words(self) -> list[str]:
+    return [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+
+  def save(self, directory: epath.Path) -> None:
+    (directory / _MODEL_FILE).write_bytes(self._model)
+    _write_json(directory, {"kind": self.kind, "cleaning": self.cleaning,
+                            "model_sha256": hashlib.sha256(self._model).hexdigest()})
+
+  def _join(self, ids: list[int]) -> str:
+    return self._processor.decode(ids)
+
+
+def build_tokenizer(config: ConfigDict, reports: Iterable[str]) -> Tokenizer:
+  """Returns the tokenizer that `config.tokenizer` and `config.data.cleaning` ask for, trained on `reports`."""
+  kind, cleaning = config.tokenizer.kind, config.data.cleaning
+  if cleaning not in text.RULES:
+    raise UserError(f"data.cleaning={cleaning}: expected one of {', '.join(text.RULES)}")
+  if kind == "word":
+    return WordTokenizer.train(reports, cleaning, config.tokenizer.threshold, config.tokenizer.shared_special_ids)
+  if kind != "sentencepiece":
+    raise UserError(f"tokenizer.kind={kind}: expected word or sentencepiece")
+  if config.tokenizer.shared_special_ids:
+    raise UserError("tokenizer.shared_special_ids=True goes with tokenizer.kind=word only")
+  return SentencePieceTokenizer.train(reports, cleaning, config.tokenizer.vocab_size)
+
+
+def load_tokenizer(directory: epath.Path) -> Tokenizer:
+  """Returns the tokenizer that `save` wrote.
+
+  Raises:
+    UserError: a file is missing or damaged; it is named.
+  """
+  path = epath.Path(directory) / _FILE
+  try:
+    stored = json.loads(path.read_text())
+    if stored["kind"] == "word":
+      return WordTokenizer(stored["words"], stored["cleaning"], stored["shared_special_ids"])
+    path, description = path.parent / _MODEL_FILE, stored
+    model = path.read_bytes()
+  except FileNotFoundError as error:
+    raise UserError(f"{path} not found: run `mcsam prepare` and train in a new workdir, or restore it") from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it or delete its folder and "
+                    "run `mcsam prepare`") from error
+  if hashlib.sha256(model).hexdigest() != description.get("model_sha256"):
+    raise UserError(f"{path} is damaged (it is not the model that {_FILE} describes): restore it or delete its "
+                    "folder and run `mcsam prepare`")
+  return SentencePieceTokenizer(model, description["cleaning"])
+
+
+def _write_json(directory: epath.Path, stored: dict) -> None:
+  (directory / _FILE).write_text(json.dumps(stored, indent=1) + "\n")

@@ -1,0 +1,104 @@
+"""The word tokenizer is R2Gen's; both kinds round-trip, cut as documented, and survive storage."""
+
+import json
+import pathlib
+
+from etils import epath
+import pytest
+
+from configs import phantom
+from input_pipeline import tokenizer as tokenizers
+from mcsam_jax.errors import UserError
+
+PARITY = json.loads((pathlib.Path(__file__).parents[1] / "parity" / "r2gen_text.json").read_text())
+REPORTS = [f"The {side} lung is clear. No {finding}, or effusion.\n\nHeart  size is {size}."
+           for side in ("left", "right") for finding in ("nodule", "pneumothorax", "mass-like opacity")
+           for size in ("normal", "enlarged", "upper normal")]
+KINDS = ("word", "sentencepiece")
+
+
+def build(kind, reports=REPORTS, **fields):
+  config = phantom.get_config()
+  config.tokenizer.update({"kind": kind, "threshold": 1, "vocab_size": 80, **fields})
+  return tokenizers.build_tokenizer(config, reports)
+
+
+def cleaned(tokenizer, report):
+  return " ".join(tokenizer.clean(report).split())
+
+
+def test_ids_are_those_of_r2gen():
+  words = tokenizers.WordTokenizer(PARITY["vocab"], "iu_xray", shared_special_ids=True)
+  assert words.words()[1:] == PARITY["vocab"] and words.vocab_size == 761
+  for row in PARITY["rows"]:
+    assert [0, *words.encode(row["raw"]), 0] == row["iu_ids"]
+
+
+def test_vocabulary_by_hand():
+  reports = ["B a a. B b", "b A"]                         # cleaned: "b a a . b b ." and "b a ."
+  shared = build("word", reports, threshold=3, shared_special_ids=True)
+  assert shared.words() == ["<pad>", ".", "<unk>", "a", "b"]
+  assert (shared.pad_id, shared.bos_id, shared.eos_id, shared.unk_id) == (0, 0, 0, 2)
+  separate = build("word", reports, threshold=4)
+  assert separate.words() == ["<pad>", "<bos>", "<eos>", "<unk>", "b"]
+  assert separate.encode("B? a") == [4, 3, 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("extra", ["", "0.5 cm $#`|~ qxzj (A/B)."])
+def test_round_trip(kind, extra):
+  tokenizer = build(kind, REPORTS + [extra] * (kind == "word"))     # pieces fall back on characters, words can't
+  for report in [*REPORTS, extra]:
+    assert tokenizer.decode(tokenizer.encode(report)) == cleaned(tokenizer, report)
+
+
+@pytest.mark.parametrize("kind,shared", [("word", True), ("word", False), ("sentencepiece", False)])
+def test_training_ids(kind, shared):
+  tokenizer = build(kind, shared_special_ids=shared)
+  ids = tokenizer.encode(REPORTS[0])
+  for max_length in (len(ids) + 3, len(ids) + 1, len(ids), 4):
+    padded = tokenizer.encode_for_training(REPORTS[0], max_length)
+    kept = min(len(ids), max_length - 1)
+    assert padded.shape == (max_length + 1,) and padded.dtype == "int32"
+    assert padded.tolist() == [tokenizer.bos_id, *ids[:kept], tokenizer.eos_id,
+                               *[tokenizer.pad_id] * (max_length - 1 - kept)]
+    assert tokenizer.decode(padded) == tokenizer.decode(ids[:kept])
+  assert tokenizer.decode([ids[0], tokenizer.eos_id, ids[1]]) == tokenizer.decode(ids[:1])
+  assert tokenizer.decode([]) == tokenizer.decode([tokenizer.bos_id, tokenizer.eos_id]) == ""
+
+
+@pytest.mark.parametrize("kind,shared", [("word", True), ("word", False), ("sentencepiece", False)])
+def test_storage(kind, shared, tmp_path):
+  tokenizer = build(kind, shared_special_ids=shared)
+  tokenizer.save(epath.Path(tmp_path))
+  loaded = tokenizers.load_tokenizer(epath.Path(tmp_path))
+  assert vars(loaded).keys() == vars(tokenizer).keys() and loaded.words() == tokenizer.words()
+  assert loaded.kind == kind and loaded.eos_id == tokenizer.eos_id
+  assert loaded.encode(REPORTS[3]) == tokenizer.encode(REPORTS[3])
+
+
+def test_sentencepiece_is_deterministic_and_its_limit_soft():
+  first, second = build("sentencepiece", vocab_size=5000), build("sentencepiece", vocab_size=5000)
+  assert first.words() == second.words() and 50 < first.vocab_size < 500
+  assert first.words()[:4] == ["<pad>", "<bos>", "<eos>", "<unk>"]
+
+
+def test_bad_settings():
+  for fields, message in [({"kind": "sentencepiece", "vocab_size": 10}, "vocab_size=10"),
+                          ({"kind": "bpe"}, "tokenizer.kind=bpe"),
+                          ({"kind": "sentencepiece", "shared_special_ids": True}, "shared_special_ids")]:
+    with pytest.raises(UserError, match=message):
+      build(**fields)
+
+
+@pytest.mark.parametrize("kind,name", [("word", "tokenizer.json"), ("sentencepiece", "tokenizer.json"),
+                                       ("sentencepiece", "sentencepiece.model")])
+def test_missing_and_cut_files_are_named(kind, name, tmp_path):
+  build(kind).save(epath.Path(tmp_path))
+  path = tmp_path / name
+  path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(UserError, match=f"{name} is damaged"):
+    tokenizers.load_tokenizer(tmp_path)
+  path.unlink()
+  with pytest.raises(UserError, match=f"{name} not found"):
+    tokenizers.load_tokenizer(tmp_path)
