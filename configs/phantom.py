@@ -81,7 +81,6 @@ def get_config() -> ConfigDict:
       "use_prompts": True,
       "align_on": "response",             # response | consolidated
       "align_targets": "same_text",       # identity | same_text | label_similarity
-      "align_width": 128,                 # of the normalised codes that are compared
       "align_weight": 0.1,                # lambda
       "align_temperature": 0.07,          # where the learned temperature starts (CLIP: 0.07)
       "text_encoder_layers": 1,           # bidirectional, training only

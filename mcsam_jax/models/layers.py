@@ -1,0 +1,162 @@
+"""The parts that every transformer here is made of: norms, attention, feed-forward, positions.
+
+Attention is split into `keys_values` and `__call__`, so that a caller who knows
+that keys don't change (memory slots, patches, words already written) projects
+them once. Layers are pre-norm, as R2GenCMN's are.
+"""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+xavier = nn.initializers.xavier_uniform()
+
+
+@flax.struct.dataclass
+class KeysValues:
+  """What a query may attend to: keys and values [..., H, L, D/H], mask [..., 1 or H, 1 or Q, L] or None."""
+  keys: jax.Array
+  values: jax.Array
+  mask: jax.Array | None = None
+
+
+class Norm(nn.Module):
+  """Layer normalisation over the last axis, in float32.
+
+  kind: `layernorm` (variance over D, epsilon inside the root), or `r2gencmn`
+    (standard deviation over D - 1, epsilon added to it), which published
+    R2GenCMN weights were trained with.
+  """
+  kind: str = "layernorm"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    centred = x.astype(jnp.float32)
+    centred -= centred.mean(-1, keepdims=True)
+    if self.kind == "layernorm":
+      normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+    else:
+      deviation = jnp.sqrt(jnp.square(centred).sum(-1, keepdims=True) / (x.shape[-1] - 1))
+      normed = centred / (deviation + 1e-6)
+    return (normed * scale + bias).astype(self.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head scaled dot-product attention; scores and softmax in float32."""
+  width: int
+  num_heads: int
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.query, self.key, self.value, self.output = (
+        nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype) for _ in range(4))
+    self.drop = nn.Dropout(self.dropout)
+
+  def keys_values(self, x: jax.Array, mask: jax.Array | None = None) -> KeysValues:
+    """Projects x [..., L, D], with a mask that broadcasts to [..., H, Q, L] (True: may be seen)."""
+    return KeysValues(split_heads(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads), mask)
+
+  def __call__(self, x: jax.Array, seen: Sequence[KeysValues], train: bool) -> jax.Array:
+    """Returns [..., Q, D]: queries x [..., Q, D] attend to all blocks of `seen` together."""
+    query = split_heads(self.query(x), self.num_heads)                            # [..., H, Q, D/H]
+    weights = self.drop(attention_weights(query, seen), deterministic=not train)  # [..., H, Q, all L]
+    ends = np.cumsum([block.keys.shape[-2] for block in seen])[:-1]
+    mixed = sum(part @ block.values for part, block in zip(jnp.split(weights, ends, -1), seen))
+    return self.output(merge_heads(mixed))
+
+
+class FeedForward(nn.Module):
+  """Two linear layers with a ReLU: [..., D] -> [..., D]."""
+  width: int
+  hidden_width: int
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = nn.relu(nn.Dense(self.hidden_width, kernel_init=xavier, dtype=self.dtype, name="hidden")(x))
+    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="output")(x)
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and feed-forward, each behind a norm and beside a residual."""
+  width: int
+  num_heads: int
+  feedforward_width: int
+  dropout: float = 0.0
+  norm: str = "layernorm"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    """Returns [B, L, D] for x [B, L, D], where mask [B, L] says which positions exist."""
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    attention = Attention(self.width, self.num_heads, self.dropout, self.dtype, name="self_attention")
+    normed = Norm(self.norm, self.dtype, name="norm_attention")(x)
+    x += drop(attention(normed, [attention.keys_values(normed, mask[:, None, None, :])], train))
+    feedforward = FeedForward(self.width, self.feedforward_width, self.dropout, self.dtype, name="feedforward")
+    return x + drop(feedforward(Norm(self.norm, self.dtype, name="norm_feedforward")(x), train))
+
+
+class Encoder(nn.Module):
+  """`num_layers` encoder layers and a last norm: [B, L, D] -> [B, L, D]."""
+  num_layers: int
+  width: int
+  num_heads: int
+  feedforward_width: int
+  dropout: float = 0.0
+  norm: str = "layernorm"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    for layer in range(self.num_layers):
+      x = EncoderLayer(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm, self.dtype,
+                       name=f"layer_{layer}")(x, mask, train)
+    return Norm(self.norm, self.dtype, name="norm")(x)
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+  """[..., L, D] -> [..., H, L, D/H]."""
+  return jnp.moveaxis(x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads), -2, -3)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+  """[..., H, L, D/H] -> [..., L, D]."""
+  x = jnp.moveaxis(x, -3, -2)
+  return x.reshape(*x.shape[:-2], -1)
+
+
+def attention_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
+  """Returns q k^T / sqrt(D/H) in float32: [..., Q, D/H] and [..., L, D/H] -> [..., Q, L]."""
+  scores = jnp.einsum("...qd,...kd->...qk", query, keys, preferred_element_type=jnp.float32)
+  return scores / np.sqrt(query.shape[-1])
+
+
+def attention_weights(query: jax.Array, seen: Sequence[KeysValues]) -> jax.Array:
+  """Returns the softmax [..., H, Q, all L] over the keys of all blocks, in the queries' type."""
+  scores = [attention_scores(query, block.keys) for block in seen]
+  scores = [score if block.mask is None else jnp.where(block.mask, score, -jnp.inf)
+            for score, block in zip(scores, seen)]
+  return jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1).astype(query.dtype)
+
+
+def sinusoidal_positions(length: int, width: int) -> np.ndarray:
+  """Returns float32 [length, width]: sines at even, cosines at odd channels (Vaswani et al., 2017)."""
+  angles = np.arange(length)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))
+  return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width).astype(np.float32)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns the mean [B, D] of x [B, L, D] over the positions where mask [B, L]."""
+  weights = mask.astype(x.dtype)[..., None]
+  return (x * weights).sum(-2) / jnp.maximum(weights.sum(-2), 1)

@@ -1,0 +1,71 @@
+"""The long-term clinical memory: slots of knowledge that patches and words both query.
+
+A query's best `top_k` slots of each head answer it, and nothing else does.
+Keys and values depend on the slots alone, so `project` makes them once a step
+and every later call shares them.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from mcsam_jax.models import layers
+
+
+class MemoryBank(nn.Module):
+  """Slots [S, D_M], their projections, and the responses that they give.
+
+  Shapes: B rows, L patches or words, D width, S slots, H heads.
+  """
+  num_slots: int
+  slot_width: int                 # D_M
+  width: int                      # D
+  num_heads: int
+  top_k: int                      # slots that may answer one query, per head
+  consolidation: str = "residual"   # residual | gate
+  dropout: float = 0.0            # of the weights of the slots, as in R2GenCMN
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.slots = self.param("slots", nn.initializers.normal(1.0), (self.num_slots, self.slot_width))
+    self.query, self.key, self.value, self.output = (
+        nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype) for _ in range(4))
+    self.drop = nn.Dropout(self.dropout)
+    if self.consolidation == "gate":
+      self.gate = nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype)
+
+  def project(self) -> layers.KeysValues:
+    """Returns keys and values [H, S, D/H] of all slots."""
+    slots = self.slots.astype(self.dtype)
+    return layers.KeysValues(layers.split_heads(self.key(slots), self.num_heads),
+                             layers.split_heads(self.value(slots), self.num_heads))
+
+  def __call__(self, features: jax.Array, memory: layers.KeysValues, train: bool) -> jax.Array:
+    """Returns the responses [..., L, D] of `memory` (from `project`) to `features` [..., L, D]."""
+    query = layers.split_heads(self.query(features), self.num_heads)   # [..., H, L, D/H]
+    scores = layers.attention_scores(query, memory.keys)               # [..., H, L, S]
+    weights = jax.nn.softmax(keep_top_k(scores, self.top_k), axis=-1)
+    self.sow("intermediates", "slot_weights", weights)                 # free unless asked for
+    weights = self.drop(weights.astype(self.dtype), deterministic=not train)
+    return self.output(layers.merge_heads(weights @ memory.values))
+
+  def consolidate(self, features: jax.Array, responses: jax.Array) -> jax.Array:
+    """Returns the features [..., L, D] with what the memory answered worked in."""
+    if self.consolidation == "gate":
+      responses *= nn.sigmoid(self.gate(jnp.concatenate([features, responses], -1)))
+    return features + responses
+
+
+def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
+  """Returns scores [..., S] with all but the k largest at -inf; ties go to the lower index, so exactly k stay.
+
+  A mask beats gathering the chosen values: it keeps the product with them a dense
+  matrix multiplication and its gradient free of scatters.
+  """
+  if k >= scores.shape[-1]:
+    return scores
+  fixed = jax.lax.stop_gradient(scores)
+  threshold = jax.lax.top_k(fixed, k)[0][..., -1:]                     # the k-th largest
+  above, tied = fixed > threshold, fixed == threshold
+  places = k - above.sum(-1, keepdims=True)                            # left for the tied ones
+  return jnp.where(above | (tied & (jnp.cumsum(tied, -1) <= places)), scores, -jnp.inf)
