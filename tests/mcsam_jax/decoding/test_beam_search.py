@@ -1,0 +1,291 @@
+"""Beam search over made-up models: a known best path, exhaustive search, a plain beam search, invariances.
+
+The models are random tables of logits, or functions of everything written so far; no network is needed.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcsam_jax.decoding.beam_search import NO_HYPOTHESIS, BeamResult, beam_search, take_beams
+from mcsam_jax.decoding.greedy import greedy_search
+
+APART = dict(bos_id=1, eos_id=2, pad_id=0)
+SHARED = dict(bos_id=0, eos_id=0, pad_id=0)
+
+
+def table_step(tables):
+  """A model whose logits are tables[study, position, last token]; `tables` [B, T, V, V]."""
+  tables = jnp.asarray(tables)
+  def step(ids, position):
+    return jax.vmap(lambda table, last: table[last])(tables[:, position], ids), position + 1
+  return step
+
+
+@functools.partial(jax.jit, static_argnames=("beam_size", "early_stop", "bos_id", "eos_id", "pad_id"))
+def compiled_search(tables, min_length, length_penalty, **arguments):
+  return beam_search(table_step(tables), jnp.int32(0), batch_size=tables.shape[0], max_length=tables.shape[1],
+                     min_length=min_length, length_penalty=length_penalty, **arguments)
+
+
+def search_tables(tables, min_length=0, length_penalty=0.0, **arguments) -> BeamResult:
+  """The compiled search's answer as NumPy arrays."""
+  return jax.device_get(compiled_search(tables, min_length, length_penalty, **arguments))
+
+
+@functools.partial(jax.jit, static_argnames=("bos_id", "eos_id", "pad_id"))
+def greedy_tables(tables, min_length=0, **special_ids):
+  return greedy_search(table_step(tables), jnp.int32(0), batch_size=tables.shape[0],
+                       max_length=tables.shape[1], min_length=min_length, **special_ids)
+
+
+def random_tables(seed, studies, length, vocabulary, scale=1.5):
+  draw = np.random.RandomState(seed).standard_normal((studies, length, vocabulary, vocabulary))
+  return (scale * draw).astype(np.float32)
+
+
+def log_softmax(logits):
+  logits = np.asarray(logits, np.float64)
+  return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def table_log_prob(table, sequence, bos_id):
+  """Sum of the log-probabilities of `sequence` under `table` [T, V, V], without search or cache."""
+  before = (bos_id,) + tuple(sequence)
+  return sum(log_softmax(table[t, before[t]])[token] for t, token in enumerate(sequence))
+
+
+def penalty(length, alpha):
+  return ((5 + length) / 6) ** alpha
+
+
+def words_of(vocabulary, special_ids):
+  return [word for word in range(vocabulary) if word not in special_ids.values()]
+
+
+def python_beam_search(next_log_probs, *, beam_size, max_length, words, eos_id, min_length, alpha):
+  """The same search in lists. `next_log_probs(sequence)` [V] is asked anew for every sequence.
+
+  Returns (sequence, log-probability, score), best first, finished before cut off.
+  """
+  live, finished = [((), 0.0)], []
+  for length in range(1, max_length + 1):
+    candidates = []
+    for sequence, log_prob in live:
+      options = next_log_probs(sequence)
+      allowed = words + ([eos_id] if length > min_length else [])
+      candidates += [(sequence + (token,), log_prob + options[token]) for token in allowed]
+    candidates = sorted(candidates, key=lambda candidate: -candidate[1])[:2 * beam_size]
+    finished += [candidate for candidate in candidates if candidate[0][-1] == eos_id]
+    live = [candidate for candidate in candidates if candidate[0][-1] != eos_id][:beam_size]
+  ranked = []
+  for group in (finished, live):
+    scored = [(sequence, log_prob, log_prob / penalty(len(sequence), alpha)) for sequence, log_prob in group]
+    ranked += sorted(scored, key=lambda hypothesis: -hypothesis[2])
+  return ranked[:beam_size]
+
+
+def hypotheses(result: BeamResult, study):
+  """The filled places of one study as (sequence, log-probability, score)."""
+  return [(tuple(ids[:length].tolist()), float(log_prob), float(score)) for ids, log_prob, score, length
+          in zip(*(leaf[study] for leaf in result)) if length]
+
+
+def assert_equal_hypotheses(found, expected):
+  assert [sequence for sequence, _, _ in found] == [sequence for sequence, _, _ in expected]
+  np.testing.assert_allclose([h[1:] for h in found], [h[1:] for h in expected], rtol=1e-5, atol=1e-5)
+
+
+def assert_same(one: BeamResult, other: BeamResult):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_finds_the_known_best_path_where_greedy_fails():
+  # "3 5 eos" has .4 * .9 * 1; greedy is lured by the .6 of word 4, behind which nothing is likely.
+  probabilities = np.full((3, 6, 6), 1e-9)
+  probabilities[0, 1, [3, 4]] = .4, .6
+  probabilities[1, 3, [5, 3]] = .9, .1
+  probabilities[1, 4, [3, 4, 5]] = .35, .33, .32
+  probabilities[2, :, 2] = 1.0
+  tables = np.log(probabilities)[None].astype(np.float32)
+  result = search_tables(tables, beam_size=2, **APART)
+  greedy = greedy_tables(tables, **APART)
+  assert result.ids[0].tolist() == [[3, 5, 2], [4, 3, 2]]
+  np.testing.assert_allclose(np.exp(result.log_probs[0]), [.36, .21], rtol=1e-4)
+  assert greedy.ids[0].tolist() == [4, 3, 2]
+
+
+@pytest.mark.parametrize("special_ids, vocabulary", [(SHARED, 4), (APART, 6)])
+@pytest.mark.parametrize("alpha, min_length", [(0.0, 0), (1.0, 0), (-0.7, 0), (0.6, 2)])
+def test_a_wide_beam_is_exhaustive_search(special_ids, vocabulary, alpha, min_length):
+  length, eos = 4, special_ids["eos_id"]
+  words = words_of(vocabulary, special_ids)                   # 3 words: 40 finished reports, 81 cut off
+  tables = random_tables(0, 6, length, vocabulary)
+  result = search_tables(tables, min_length, alpha, beam_size=128, **special_ids)
+  finished = [start + (eos,) for n in range(min_length, length)
+              for start in itertools.product(words, repeat=n)]
+  cut_off = list(itertools.product(words, repeat=length))
+  for study, table in enumerate(tables):
+    found = hypotheses(result, study)
+    expected = {sequence: table_log_prob(table, sequence, special_ids["bos_id"])
+                for sequence in finished + cut_off}
+    assert {h[0] for h in found[:len(finished)]} == set(finished)
+    assert {h[0] for h in found[len(finished):]} == set(cut_off)
+    for sequence, log_prob, score in found:
+      assert log_prob == pytest.approx(expected[sequence], rel=1e-5, abs=1e-5)
+      assert score == pytest.approx(expected[sequence] / penalty(len(sequence), alpha), rel=1e-5, abs=1e-5)
+    for group in (found[:len(finished)], found[len(finished):]):
+      assert all(better[2] >= worse[2] for better, worse in itertools.pairwise(group))
+    empty = np.arange(128) >= len(found)
+    assert np.all(result.log_probs[study][empty] == NO_HYPOTHESIS)
+    assert np.all(result.ids[study][empty] == special_ids["pad_id"])
+
+
+@pytest.mark.parametrize("special_ids", [SHARED, APART])
+@pytest.mark.parametrize("alpha, min_length", [(0.0, 0), (0.8, 3), (-0.5, 0)])
+def test_equals_a_plain_beam_search_on_models_that_remember_everything(special_ids, alpha, min_length):
+  """The logits depend on each token written and its place, which only a rightly reordered cache knows."""
+  studies, beam_size, length, vocabulary, width = 40, 3, 6, 7, 5
+  random = np.random.RandomState(1)
+  embedding = random.standard_normal((length, vocabulary, width)).astype(np.float32)
+  context = random.standard_normal((studies, width)).astype(np.float32)
+  readout = 2.5 * random.standard_normal((width, vocabulary)).astype(np.float32)
+
+  def step(ids, cache):
+    position = cache["position"]
+    history = cache["history"].at[:, :, position].set(ids)                         # [B, K, T]
+    seen = jnp.arange(length) <= position
+    states = jnp.asarray(embedding)[jnp.arange(length), history]                   # [B, K, T, width]
+    states = jnp.where(seen[:, None], states, 0.0)
+    logits = jnp.tanh(states.sum(2) + context[:, None]) @ readout
+    return logits, {"position": position + 1, "history": history}
+
+  cache = {"position": jnp.int32(0), "history": jnp.zeros((studies, beam_size, length), jnp.int32)}
+  result = jax.jit(lambda cache: beam_search(
+      step, cache, batch_size=studies, beam_size=beam_size, max_length=length, min_length=min_length,
+      length_penalty=alpha, **special_ids))(cache)
+  result = jax.device_get(result)
+
+  for study in range(studies):
+    def next_log_probs(sequence):
+      read = (special_ids["bos_id"],) + sequence
+      state = sum(embedding[place, token] for place, token in enumerate(read)) + context[study]
+      return log_softmax(np.tanh(state) @ readout)
+    expected = python_beam_search(
+        next_log_probs, beam_size=beam_size, max_length=length, words=words_of(vocabulary, special_ids),
+        eos_id=special_ids["eos_id"], min_length=min_length, alpha=alpha)
+    assert_equal_hypotheses(hypotheses(result, study), expected)
+
+
+@pytest.mark.parametrize("special_ids", [SHARED, APART])
+def test_early_stopping_changes_nothing(special_ids):
+  for seed, scale in enumerate([0.3, 1.0, 3.0]):
+    tables = random_tables(seed, 64, 8, 6, scale)
+    for alpha in (-1.5, -0.4, 0.0, 0.6, 1.0, 2.5):
+      for min_length in (0, 3):
+        early, late = (search_tables(tables, min_length, alpha, beam_size=3, early_stop=stop, **special_ids)
+                       for stop in (True, False))
+        assert_same(early, late)
+
+
+def test_early_stopping_stops_early():
+  tables = np.zeros((2, 50, 4, 4), np.float32)
+  tables[:, :, :, 0] = 20.0                                   # eos, nearly certain at every step
+
+  def steps_taken(early_stop):
+    steps = []
+    def step(ids, position):
+      jax.debug.callback(lambda: steps.append(1))
+      return table_step(tables)(ids, position)
+    jax.jit(lambda: beam_search(step, jnp.int32(0), batch_size=2, beam_size=2, max_length=50,
+                                early_stop=early_stop, **SHARED))()
+    jax.effects_barrier()
+    return len(steps)
+
+  assert steps_taken(False) == 50
+  assert steps_taken(True) <= 3
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_beam_of_one_is_greedy_search(alpha):
+  tables = random_tables(4, 50, 7, 6)
+  greedy = greedy_tables(tables, **APART)
+  result = search_tables(tables, 0, alpha, beam_size=1, **APART)
+  np.testing.assert_array_equal(result.ids[:, 0], greedy.ids)
+  np.testing.assert_array_equal(result.log_probs[:, 0], greedy.log_probs)
+  for study in range(50):
+    (sequence, log_prob, score), = hypotheses(result, study)
+    assert sequence[-1] == APART["eos_id"] or len(sequence) == 7
+    np.testing.assert_allclose(score, log_prob / penalty(len(sequence), alpha), rtol=1e-5)
+
+
+def test_a_study_does_not_depend_on_its_neighbours():
+  tables = random_tables(5, 12, 7, 6)
+  together = search_tables(tables, beam_size=3, **APART)
+  order = np.random.RandomState(0).permutation(12)
+  shuffled = search_tables(tables[order], beam_size=3, **APART)
+  assert_same(shuffled, jax.tree.map(lambda leaf: leaf[order], together))
+  for study in (0, 7):
+    alone = search_tables(tables[study:study + 1], beam_size=3, **APART)
+    assert_same(alone, jax.tree.map(lambda leaf: leaf[study:study + 1], together))
+
+
+@pytest.mark.parametrize("special_ids", [SHARED, APART])
+@pytest.mark.parametrize("min_length", [0, 4])
+def test_log_probs_belong_to_the_ids(special_ids, min_length):
+  """Also: no place repeats, eos only ever stands last and not too early, bos and pad are never written."""
+  tables = random_tables(6, 30, 7, 6)
+  tables[..., 0] += 1.0                                       # tempting: pad, or eos where shared
+  result = search_tables(tables, min_length, 0.5, beam_size=4, **special_ids)
+  words = words_of(6, special_ids)
+  for study, table in enumerate(tables):
+    found = hypotheses(result, study)
+    assert len(found) == 4 == len({sequence for sequence, _, _ in found})
+    for sequence, log_prob, _ in found:
+      np.testing.assert_allclose(log_prob, table_log_prob(table, sequence, special_ids["bos_id"]), rtol=1e-5,
+                                 atol=1e-5)
+      assert set(sequence[:-1]) <= set(words)
+      assert sequence[-1] == special_ids["eos_id"] and len(sequence) > min_length or len(sequence) == 7
+  after = np.arange(7) >= result.lengths[:, :, None]
+  assert np.all(result.ids[after] == special_ids["pad_id"])
+
+
+@pytest.mark.parametrize("eos_logit", [-1e4, -np.inf])
+def test_without_eos_the_live_beams_are_the_answer(eos_logit):
+  tables = random_tables(7, 5, 5, 6)
+  tables[..., 2] = eos_logit
+  result = search_tables(tables, 5, 0.7, beam_size=3, **APART)
+  assert np.all(result.lengths == 5) and not np.any(result.ids == 2)
+  assert all(np.all(np.isfinite(leaf)) for leaf in result)
+  assert np.all(np.diff(result.scores, axis=1) <= 0)
+  for study, table in enumerate(tables):
+    expected = python_beam_search(
+        lambda sequence: log_softmax(table[len(sequence), ((1,) + sequence)[-1]]), beam_size=3, max_length=5,
+        words=[3, 4, 5], eos_id=2, min_length=5, alpha=0.7)
+    assert_equal_hypotheses(hypotheses(result, study), expected)
+
+
+def test_a_finished_report_stands_before_a_likelier_one_that_was_cut_off():
+  probabilities = np.full((2, 2, 2), [.01, .99])              # eos, and the only word
+  result = search_tables(np.log(probabilities)[None].astype(np.float32), beam_size=3, **SHARED)
+  assert result.ids[0].tolist() == [[0, 0], [1, 0], [1, 1]]
+  np.testing.assert_allclose(np.exp(result.log_probs[0]), [.01, .0099, .9801], rtol=1e-4)
+
+
+def test_bfloat16_logits_are_normalised_in_float32():
+  tables = random_tables(8, 4, 5, 300).astype(jnp.bfloat16)
+  result = search_tables(tables, beam_size=3, **APART)
+  for study, table in enumerate(np.asarray(tables, np.float64)):
+    for sequence, log_prob, _ in hypotheses(result, study):
+      np.testing.assert_allclose(log_prob, table_log_prob(table, sequence, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_take_beams_leaves_shared_leaves_alone():
+  cache = {"position": jnp.int32(4), "steps": jnp.arange(3), "keys": jnp.arange(24).reshape(2, 3, 4)}
+  taken = take_beams(cache, jnp.array([[2, 2, 0], [1, 0, 1]]))
+  assert taken["position"] == 4 and taken["steps"].tolist() == [0, 1, 2]
+  np.testing.assert_array_equal(taken["keys"][:, :, 0], [[8, 8, 0], [16, 12, 16]])

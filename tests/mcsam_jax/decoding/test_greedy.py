@@ -1,0 +1,51 @@
+"""Greedy search against a loop in Python over the same tables of logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcsam_jax.decoding.greedy import greedy_search, next_token_log_probs
+
+APART = dict(bos_id=1, eos_id=2, pad_id=0)
+
+
+def python_greedy(table, *, bos_id, eos_id, pad_id, min_length):
+  """One study: tokens and summed log-probability under `table` [T, V, V]."""
+  ids, last, total = [], bos_id, 0.0
+  for position, logits in enumerate(table.astype(np.float64)):
+    log_probs = logits[last] - np.log(np.exp(logits[last]).sum())
+    banned = {bos_id, pad_id} - {eos_id} | ({eos_id} if position < min_length else set())
+    last = max(set(range(len(log_probs))) - banned, key=lambda token: log_probs[token])
+    ids.append(last)
+    total += log_probs[last]
+    if last == eos_id:
+      break
+  return ids + [pad_id] * (len(table) - len(ids)), total
+
+
+@pytest.mark.parametrize("special_ids", [dict(bos_id=0, eos_id=0, pad_id=0), APART])
+@pytest.mark.parametrize("min_length", [0, 3, 8])
+def test_equals_a_loop_in_python(special_ids, min_length):
+  studies, length, vocabulary = 30, 8, 6
+  tables = np.random.RandomState(0).standard_normal((studies, length, vocabulary, vocabulary))
+  tables[..., special_ids["eos_id"]] += 0.5                    # so that reports end at different lengths
+
+  def step(ids, position):
+    now = jnp.asarray(tables, jnp.float32)[:, position]        # [B, V, V]
+    return jax.vmap(lambda table, last: table[last])(now, ids), position + 1
+
+  result = jax.jit(lambda: greedy_search(step, jnp.int32(0), batch_size=studies, max_length=length,
+                                         min_length=min_length, **special_ids))()
+  for study, table in enumerate(tables):
+    ids, log_prob = python_greedy(table, min_length=min_length, **special_ids)
+    assert result.ids[study].tolist() == ids
+    np.testing.assert_allclose(result.log_probs[study], log_prob, rtol=1e-5, atol=1e-5)
+
+
+def test_forbidden_tokens_keep_their_share_of_probability():
+  """What is left is the model's own probability, not scaled up to 1."""
+  logits = jnp.log(jnp.array([.1, .2, .3, .4]))
+  for num_written, expected in [(0, [0, 0, 0, .4]), (1, [0, 0, .3, .4])]:
+    log_probs = next_token_log_probs(logits, num_written, min_length=1, **APART)
+    np.testing.assert_allclose(jnp.exp(log_probs), expected, rtol=1e-5)
