@@ -1,0 +1,23 @@
+"""Sources of records: a TFDS builder for each value of `config.data.name`."""
+
+import importlib
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from mcsam_jax.errors import UserError
+
+NAMES = ("phantom", "r2gen_json")      # each a module here, with make_builder(config)
+
+
+def make_builder(config: ConfigDict):
+  """Returns the TFDS builder of the data that a config names; nothing is built or read from images yet."""
+  name = config.data.name
+  if name not in NAMES:
+    raise UserError(f"data.name={name}: no such data set, there are {', '.join(NAMES)}")
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)      # TFDS warns of builder configs that depend on the user's files
+  try:
+    return importlib.import_module(f"input_pipeline.datasets.{name}").make_builder(config)
+  finally:
+    logging.set_verbosity(verbosity)

@@ -1,0 +1,158 @@
+"""Records from R2Gen's annotation.json, which its users have for IU X-Ray and MIMIC-CXR.
+
+The file is {"train": [...], "val": [...], "test": [...]}; an entry has `id`,
+`report`, `image_path` (a list) and `split`, and in the MIMIC-CXR one also
+`study_id` and `subject_id`. It stands in `data.source_dir`, images in `images/`
+beside it or beside it directly. Reports are kept as they are, in `findings`.
+
+The file doesn't say what a view is. Of two images the first is taken for the
+frontal and the second for the lateral one, which is how R2Gen lists IU X-Ray
+(where a study has no lateral image, the second is a frontal one all the same).
+An image alone (MIMIC-CXR) and a third one are `other`.
+
+All faults of the annotation are found before the first image is read.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import re
+
+from etils import epath
+from ml_collections import ConfigDict
+import tensorflow_datasets as tfds
+
+from input_pipeline import images
+from input_pipeline.datasets import records
+from input_pipeline.prefetch import ordered_map
+from mcsam_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class R2GenJson(tfds.core.GeneratorBasedBuilder):
+  """Builds the records; `make_builder` makes it."""
+  name = "r2gen_json"
+  VERSION = tfds.core.Version("1.0.0")
+  source_dir: epath.Path
+  short_side: int
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, features=records.features(), disable_shuffling=True,
+                                 description="Chest X-rays and reports by R2Gen's annotation.json.")
+
+  def _split_generators(self, dl_manager):
+    del dl_manager                                  # nothing is downloaded
+    annotation = read_annotation(self.source_dir / "annotation.json")
+    return {split: self._generate_examples(annotation[split]) for split in SPLITS}
+
+  def _generate_examples(self, entries: list[dict]):
+    """Yields the records of a split in the order of the annotation."""
+    yield from enumerate(ordered_map(self._record, entries, threads=os.cpu_count()))
+
+  def _record(self, entry: dict) -> dict:
+    paths = entry["image_path"]
+    return {
+        **records.empty_record(),
+        "id": str(entry["id"]),
+        "study_id": _study(entry),
+        "subject_id": str(entry.get("subject_id", entry["id"])),
+        "images": [images.load_jpeg(self._find(path), self.short_side, str(entry["id"])) for path in paths],
+        "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
+        "views": ["other"] if len(paths) == 1 else (["frontal", "lateral"] + ["other"] * len(paths))[:len(paths)],
+        "source_views": [""] * len(paths),
+        "findings": entry["report"],
+    }
+
+  def _find(self, path: str) -> epath.Path:
+    in_images = self.source_dir / "images" / path
+    beside = self.source_dir / path
+    return beside if not in_images.exists() and beside.exists() else in_images
+
+
+def make_builder(config: ConfigDict) -> R2GenJson:
+  """Returns the builder of `config.data.source_dir`, under a name that tells one source from another.
+
+  The name holds a digest of annotation.json. Where that file isn't at hand (a
+  host that has the records but not the source), the name is looked for among
+  the records below data_dir.
+  """
+  path = epath.Path(config.data.source_dir) / "annotation.json"
+  stem = re.sub(r"\W+", "_", path.parent.name) or "source"
+  prefix = f"{stem}-{config.data.short_side or 'original'}-"
+  if path.exists():
+    name = prefix + hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+  else:
+    prepared = sorted((epath.Path(config.data.data_dir) / R2GenJson.name).glob(f"{prefix}*"))
+    if len(prepared) != 1:
+      raise UserError(f"{path} not found; set --config.data.source_dir to the folder that holds annotation.json "
+                      "and images/" + (f" ({len(prepared)} sets of records could be meant)" if prepared else ""))
+    name = prepared[0].name
+  builder = R2GenJson(data_dir=config.data.data_dir,
+                      config=tfds.core.BuilderConfig(name=name, version=R2GenJson.VERSION))
+  builder.source_dir, builder.short_side = path.parent, config.data.short_side
+  return builder
+
+
+def read_annotation(path: epath.Path) -> dict[str, list[dict]]:
+  """Returns the entries of each split.
+
+  Raises:
+    UserError: the file cannot be read, or entries are at fault; the first one is named and the others counted.
+  """
+  try:
+    annotation = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise UserError(f"{path} not found; set --config.data.source_dir to the folder that holds it") from error
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error})") from error
+  faults = list(_faults(annotation))
+  if faults:
+    more = f" (and {len(faults) - 1} more faults in this file)" if len(faults) > 1 else ""
+    raise UserError(f"{path}: {faults[0]}{more}")
+  return {split: annotation[split] for split in SPLITS}
+
+
+def _faults(annotation):
+  """Yields a line for all that is wrong with the parsed file."""
+  if not isinstance(annotation, dict):
+    yield f"expected an object with the splits {', '.join(SPLITS)}, found a {type(annotation).__name__}"
+    return
+  ids, splits_of = collections.Counter(), collections.defaultdict(dict)
+  for split in SPLITS:
+    if not isinstance(annotation.get(split), list) or not annotation[split]:
+      yield f"no split {split!r}, or it is no list with entries; found {', '.join(map(repr, annotation)) or 'none'}"
+      continue
+    for position, entry in enumerate(annotation[split]):
+      if not isinstance(entry, dict) or str(entry.get("id", "")) == "":
+        yield f"entry {position} of split {split} has no id"
+        continue
+      yield from _faults_of_entry(entry, split)
+      ids[str(entry["id"])] += 1
+      splits_of["study", _study(entry)][split] = None
+      if "subject_id" in entry:
+        splits_of["subject", str(entry["subject_id"])][split] = None
+  for (kind, name), splits in splits_of.items():
+    if len(splits) > 1:
+      yield f"{kind} {name} is in the splits {' and '.join(splits)}; keep it in one"
+  for name, count in ids.items():
+    if count > 1:
+      yield f"record {name} is listed {count} times; ids must differ"
+
+
+def _faults_of_entry(entry: dict, split: str):
+  name = f"record {entry['id']}"
+  if "split" not in entry:
+    yield f"{name} has no field 'split'; give it train, val or test"
+  elif entry["split"] != split:
+    yield f"{name} stands under {split} but its field 'split' says {entry['split']!r}"
+  report, paths = entry.get("report"), entry.get("image_path")
+  if not isinstance(report, str) or not report.strip():
+    yield f"{name} has an empty report; give it a text or take the record out"
+  if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
+    yield f"{name} has no images: image_path must be a list of file names"
+
+
+def _study(entry: dict) -> str:
+  return str(entry.get("study_id", entry["id"]))
