@@ -38,14 +38,14 @@ def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[st
     hypotheses: reports as they were generated.
     tokenizer: the model's, an `input_pipeline.tokenizer.Tokenizer`; only r2gen uses it.
     cleaning: one of `text.RULES`.
-    max_length: tokens of a report, eos included.
+    max_length: tokens of a report, eos included; hypotheses are cut to as many words.
 
   Raises:
     JavaUnavailable: raw, and there is no Java.
   """
   if name == "r2gen":
     return ([as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references],
-            [cut(clean_hypothesis(report, cleaning), tokenizer, max_length) for report in hypotheses])
+            [cut(clean_hypothesis(report, cleaning), max_length) for report in hypotheses])
   if name == "clean":
     return ([one_blank(text.clean(report, cleaning)) for report in references],
             [clean_hypothesis(report, cleaning) for report in hypotheses])
@@ -61,24 +61,19 @@ def as_r2gen_reference(report: str, tokenizer, cleaning: str, max_length: int) -
 
 
 def clean_hypothesis(report: str, cleaning: str) -> str:
-  """Returns a generated report cleaned as references are; an empty one stays empty, `<unk>` stays a word."""
+  """Returns a generated report cleaned as references are; an empty one stays empty, `<unk>` keeps its brackets."""
   if not report.strip():
     return ""
-  bare = UNKNOWN.strip("<>")                # what cleaning makes of it
-  words = text.clean(report, cleaning).split()
-  return " ".join(UNKNOWN if word == bare else word for word in words) if UNKNOWN in report else " ".join(words)
+  guarded = text.clean(report.replace(UNKNOWN, "\0"), cleaning)       # a character that cleaning doesn't know
+  return one_blank(guarded.replace("\0", UNKNOWN))
 
 
-def cut(report: str, tokenizer, max_length: int) -> str:
-  """Returns the longest run of first words that a model of `max_length` tokens could have written.
+def cut(report: str, max_length: int) -> str:
+  """Returns the first `max_length - 1` words: what a model of words could have written before its eos.
 
-  References end there too. It also takes back the stop that cleaning adds to a report
-  that was cut off in the middle of a sentence.
+  It also takes back the stop that cleaning adds to a report that ended in the middle of a sentence.
   """
-  words = report.split()[:max_length - 1]   # no word is less than a token
-  while words and len(tokenizer.encode(" ".join(words))) > max_length - 1:
-    words.pop()
-  return " ".join(words)
+  return " ".join(report.split()[:max_length - 1])
 
 
 def one_blank(report: str) -> str:

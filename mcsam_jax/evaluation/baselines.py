@@ -1,0 +1,121 @@
+"""Reports that no model wrote: what a score must be compared with before it means anything.
+
+  constant  one train report said of every study: the one that is best on val,
+            looked for once for each metric.
+  nearest   the report of the train image that looks most alike.
+  medoid    of the 30 train images that look most alike, the report that has most in common with the others'.
+
+All three depend on the data (and the features of the encoder as it was before
+training) alone, so that they are computed once and stored.
+"""
+
+import collections
+from typing import Sequence
+
+import numpy as np
+
+from mcsam_jax.evaluation.constants import constant_scores, word_f1
+from mcsam_jax.evaluation.java import Meteor
+from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
+from mcsam_jax.evaluation.protocols import apply_protocol
+
+NUM_NEIGHBOURS = 30
+MAX_CANDIDATES = 3000         # distinct train reports that are tried as constants; IU X-Ray has 1,700
+MAX_REFERENCES = 500          # val reports that they are tried on; IU X-Ray has 296
+METEOR_SHORTLIST = 20         # candidates that METEOR is computed for
+
+
+def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], tokenizer, cleaning: str,
+                      max_length: int, meteor: Meteor | None = None) -> dict[str, dict | None]:
+  """Returns for each metric the train report that scores best as the only answer on val, under r2gen.
+
+  The result can be stored as JSON: {metric: {"report", "val_score"}}, None for METEOR without Java. It
+  holds text of train reports.
+
+  The search is exact but for three limits. Of more than MAX_CANDIDATES distinct
+  reports, half are the most frequent ones and half those whose words agree best
+  with all val reports. Of more than MAX_REFERENCES val reports, every so many-th in
+  alphabetical order is taken. METEOR is computed for the METEOR_SHORTLIST candidates
+  with the best mean rank in the other metrics.
+  """
+  references, reports = apply_protocol("r2gen", val_reports, train_reports, tokenizer, cleaning, max_length)
+  references = sorted(references)
+  if len(references) > MAX_REFERENCES:
+    references = [references[i] for i in np.linspace(0, len(references) - 1, MAX_REFERENCES).round().astype(int)]
+  candidates = _candidates(reports, references)
+  scores = constant_scores(candidates, references)                          # metric -> [C]
+  best = {metric: {"report": candidates[values.argmax()], "val_score": float(values.max())}
+          for metric, values in scores.items()}
+  best["METEOR"] = _best_by_meteor(candidates, scores, references, meteor)
+  return {metric: best[metric] for metric in METRICS}
+
+
+def _candidates(reports: list[str], references: list[str]) -> list[str]:
+  """Returns distinct reports in alphabetical order, at most MAX_CANDIDATES."""
+  counts = collections.Counter(reports)
+  distinct = sorted(counts)
+  if len(distinct) <= MAX_CANDIDATES:
+    return distinct
+  frequent = sorted(distinct, key=lambda report: -counts[report])[:MAX_CANDIDATES // 2]
+  overlap = dict(zip(distinct, word_f1(distinct, references)))
+  chosen = set(frequent)
+  typical = sorted((report for report in distinct if report not in chosen), key=lambda report: -overlap[report])
+  return sorted(frequent + typical[:MAX_CANDIDATES - len(frequent)])
+
+
+def _best_by_meteor(candidates, scores, references, meteor) -> dict | None:
+  ranks = np.mean([(-values).argsort(kind="stable").argsort() for values in scores.values()], axis=0)      # [C]
+  best = None
+  for i in sorted(ranks.argsort(kind="stable")[:METEOR_SHORTLIST]):
+    value = nlg_scores(references, [candidates[i]] * len(references), meteor, ["METEOR"]).corpus["METEOR"]
+    if value is None:
+      return None
+    if best is None or value > best["val_score"]:
+      best = {"report": candidates[i], "val_score": value}
+  return best
+
+
+def nearest(features: np.ndarray, train_features: np.ndarray, count: int) -> np.ndarray:
+  """Returns int [m, k]: the `count` train images nearest to each image, nearest first, by cosine.
+
+  Args:
+    features: [m, C], pooled features of the images that are asked for.
+    train_features: [n, C].
+    count: k; fewer where n is less.
+  """
+  count = min(count, len(train_features))
+  train = _unit(train_features)
+  rows = []
+  for begin in range(0, len(features), 256):                                # 256 x 270,790 similarities are 277 MB
+    similarity = _unit(features[begin:begin + 256]) @ train.T               # [256, n]
+    among = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
+    order = np.argsort(-np.take_along_axis(similarity, among, 1), axis=1, kind="stable")
+    rows.append(np.take_along_axis(among, order, 1))
+  return np.concatenate(rows)
+
+
+def medoid(reports: Sequence[str]) -> int:
+  """Returns the index of the report with the highest mean word F1 (of multisets) with the others."""
+  counts = [collections.Counter(report.split()) for report in reports]
+  totals = [sum(words.values()) for words in counts]
+  overlap = np.zeros((len(reports), len(reports)))
+  for i, words in enumerate(counts):
+    for j in range(i):
+      shared = sum(min(count, counts[j][word]) for word, count in words.items())
+      overlap[i, j] = overlap[j, i] = 2 * shared / max(1, totals[i] + totals[j])
+  return int(overlap.sum(1).argmax())
+
+
+def neighbour_reports(features: np.ndarray, train_features: np.ndarray,
+                      train_reports: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns the `nearest` and the `medoid` report for each of m images, from pooled features [m, C] and [n, C]."""
+  if len(train_features) != len(train_reports):
+    raise ValueError(f"features of {len(train_features)} train images, but {len(train_reports)} train reports")
+  indices = nearest(features, train_features, NUM_NEIGHBOURS)
+  chosen = [row[medoid([train_reports[i] for i in row])] for row in indices]
+  return [train_reports[row[0]] for row in indices], [train_reports[i] for i in chosen]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+  vectors = np.asarray(vectors, np.float32)
+  return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
