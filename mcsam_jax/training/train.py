@@ -1,0 +1,145 @@
+"""Trains MCSAM; reads top to bottom in the order in which things happen.
+
+Everything that decides a run is in its config: with the same config, the state
+after step k is the same whether the run was interrupted or not.
+"""
+
+import functools
+import time
+
+from clu import metric_writers
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from input_pipeline.pipeline import eval_batches, make_batch, train_batches
+from mcsam_jax.evaluation.generate import ReportWriter
+from mcsam_jax.evaluation.nlg import nlg_scores
+from mcsam_jax.evaluation.protocols import apply_protocol
+from mcsam_jax.training.checkpoint import Checkpoints, abstract
+from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
+from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_term_norms, make_train_step
+from mcsam_jax.training.workdir import create_workdir
+
+
+def train(config: ConfigDict, workdir: str, show=print) -> None:
+  """Trains a model in `workdir`, from its latest checkpoint where there is one.
+
+  Raises:
+    UserError: anything the user can put right, before any training.
+  """
+  # Devices, data, memory, pretrained encoder.
+  mesh = make_mesh(config)
+  show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), mesh {dict(mesh.shape)}")
+  work = create_workdir(workdir, config, show)
+  train_split, val_split = work.split("train"), work.split("val")
+  tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
+  show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
+  train_features, val_features = work.features(train_split, show), work.features(val_split, show)
+
+  # Model and state, initialised under jit straight into their sharding.
+  model = make_model(config, tokenizer.vocab_size, work.grid)
+  sample = make_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
+                      train_features)
+  start = functools.partial(init_state, model, config, sample)
+  shardings = state_sharding(mesh, jax.eval_shape(start))
+  state = jax.jit(start, out_shardings=shardings)()
+  state = jax.device_put(with_pretrained(state, work), shardings)
+  show(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
+
+  # Go on where the last run stopped.
+  checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
+  if checkpoints.latest() is not None:
+    state = checkpoints.restore(checkpoints.latest(), abstract(jax.eval_shape(start), shardings))
+    show(f"resumed at step {int(state.step)}")
+  first_step = int(state.step)
+
+  # Steps, compiled at their first call.
+  train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
+                       out_shardings=(shardings, replicated(mesh)))
+  term_norms = jax.jit(make_term_norms(model, config, eos_id), out_shardings=replicated(mesh))
+  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features)
+  writer = metric_writers.create_default_writer(
+      work.path / "logs", just_logging=jax.process_index() > 0, asynchronous=False)
+  progress = Progress(config, first_step, show)
+
+  batches = train_batches(train_split, tokenizer, config, first_step, config.train.num_steps - first_step,
+                          train_features, host_rows(config.train.batch_size))
+  for step, batch in enumerate(batches, first_step + 1):
+    batch = to_global(mesh, batch)
+    logged = step % config.train.log_every == 0 or step == config.train.num_steps
+    norms = term_norms(state, batch) if logged else {}
+    state, metrics = train_step(state, batch)
+
+    if logged:
+      metrics = {name: float(value) for name, value in (metrics | norms).items()}
+      writer.write_scalars(step, {f"train/{name}": value for name, value in metrics.items()})
+      writer.write_scalars(step, progress.line(step, metrics))
+    if step % config.train.eval_every == 0 or step == config.train.num_steps:
+      scores = look_at_val(state.variables)
+      writer.write_scalars(step, {f"val/{name}": value for name, value in scores.items()})
+      show("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+      checkpoints.save(step, state, scores)
+      progress.restart_clock(step)
+  writer.close()
+  checkpoints.close()
+  show(f"trained {config.train.num_steps} steps; next: mcsam evaluate --workdir {workdir} --split test")
+
+
+def with_pretrained(state, work):
+  """Returns the state with the memory's slots and the encoder's weights that the workdir holds."""
+  params, batch_stats = dict(state.params), state.batch_stats
+  if work.bank is not None:
+    params["memory_bank"] = params["memory_bank"] | {"slots": work.bank.slots}
+  if work.encoder_variables and not work.config.encoder.frozen:
+    params["visual_encoder"] = work.encoder_variables["params"]
+    batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
+  return state.replace(params=params, batch_stats=batch_stats)
+
+
+class Validation:
+  """Val loss over the whole split, and scores of the reports written for its first studies."""
+
+  def __init__(self, model, config, tokenizer, mesh, split, features):
+    self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
+    self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
+    self.write = ReportWriter(model, config, tokenizer, mesh)
+
+  def batches(self, limit: int = 0):
+    return eval_batches(self.split, self.tokenizer, self.config, self.config.decode.batch_size, self.features, limit)
+
+  def __call__(self, variables: dict) -> dict[str, float]:
+    """Returns the token loss and the scores (protocol r2gen) of the variables."""
+    rows = host_rows(self.config.decode.batch_size)
+    sums = [self.eval_step(variables, to_global(self.mesh, {name: array[rows] for name, array in batch.items()}))
+            for batch in self.batches()]
+    loss, tokens = np.sum(jax.device_get(sums), axis=0)
+    written = self.write(variables, self.batches(self.config.train.eval_studies))
+    reports = self.split.reports
+    references, hypotheses = apply_protocol(
+        "r2gen", [reports[report.record] for report in written], [report.text for report in written],
+        self.tokenizer, self.config.data.cleaning, self.config.tokenizer.max_length)
+    scores = nlg_scores(references, hypotheses, metrics=("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")).corpus
+    return {"token_loss": float(loss / tokens), **scores, "distinct_reports": len(set(hypotheses))}
+
+
+class Progress:
+  """Step time, throughput and time left, by the clock of this host."""
+
+  def __init__(self, config: ConfigDict, step: int, show):
+    self.config, self.show = config, show
+    self.restart_clock(step)
+
+  def restart_clock(self, step: int) -> None:
+    self.since, self.clock = step, time.monotonic()
+
+  def line(self, step: int, metrics: dict) -> dict[str, float]:
+    """Shows a line and returns its figures; the clock starts again."""
+    seconds = (time.monotonic() - self.clock) / (step - self.since)
+    left = seconds * (self.config.train.num_steps - step)
+    rate = self.config.train.batch_size / seconds
+    self.show(f"step {step}/{self.config.train.num_steps}  loss {metrics['loss']:.3f}  token {metrics['token_loss']:.3f}"
+              + (f"  align {metrics['align_loss']:.3f}" if "align_loss" in metrics else "")
+              + f"  {1000 * seconds:.0f} ms/step  {rate:.0f} examples/s  {left / 60:.1f} min left")
+    self.restart_clock(step)
+    return {"seconds_per_step": seconds, "examples_per_second": rate}
