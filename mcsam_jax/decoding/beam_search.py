@@ -2,7 +2,7 @@
 
 Each step extends the K live beams of a study by one token and looks at the 2K likeliest candidates: those
 that end with eos compete for the K finished places, the K best of the others live on. A beam has one way to
-end, so at least K of the 2K go on, and a finished report never costs a live one its place (the scheme of t5x).
+end, so at least K of the 2K go on, and a finished report never takes a live one's place (t5x does the same).
 
 Reports are ranked by  log_prob / ((5 + length) / 6) ** length_penalty  (Wu et al. 2016), length with eos.
 
