@@ -77,14 +77,15 @@ class ResNet(nn.Module):
   widths: tuple[int, ...]
   strides: tuple[int, ...]          # of the first block of each stage
   stem_width: int = 64
-  stem_kernel: int = 7              # its stride is 2, and so is that of the pool behind it
+  stem_stride: int = 2              # 2: a max pool halves again; 4: no pool, whose gradient is slow on a CPU
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv(self.stem_width, self.stem_kernel, 2, self.dtype, "conv1")(images)      # [M, H/2, W/2, C]
+    x = conv(self.stem_width, 7, self.stem_stride, self.dtype, "conv1")(images)
     x = nn.relu(batch_norm(train, self.dtype, "bn1")(x))
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))                     # [M, H/4, W/4, C]
+    if self.stem_stride == 2:
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))                  # [M, H/4, W/4, C]
     for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
       for i in range(depth):
         x = self.block(width, stride if i == 0 else 1, self.dtype, name=f"layer{stage}_{i}")(x, train)

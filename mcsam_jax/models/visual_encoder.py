@@ -40,7 +40,7 @@ def make_encoder(name: str, dtype: Any = jnp.float32, **kwargs) -> nn.Module:
   if name == "efficientnet_lite0":
     return EfficientNetLite(dtype=dtype, **kwargs)
   if name == "resnet_tiny":
-    return ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 128), (1, 2, 2, 1), stem_width=16, stem_kernel=3,
+    return ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 128), (1, 2, 2, 1), stem_width=16, stem_stride=4,
                   dtype=dtype, **kwargs)
   depths = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
   return ResNet(Bottleneck, depths, (64, 128, 256, 512), (1, 2, 2, 2), dtype=dtype, **kwargs)
