@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Runs the tests.
+#   bash launch/test.sh [pytest arguments]     e.g. -m slow, or tests/input_pipeline
+# Makes .venv, installs with what tests need, runs pytest. METEOR's tests need Java and say so without it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/install.sh
+install test
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+exec python -m pytest "$@"
