@@ -36,17 +36,22 @@ def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], 
   reports, half are the most frequent ones and half those whose words agree best
   with all val reports. Of more than MAX_REFERENCES val reports, every so many-th in
   alphabetical order is taken. METEOR is computed for the METEOR_SHORTLIST candidates
-  with the best mean rank in the other metrics.
+  whose words agree best, as METEOR is at heart an F measure of words.
   """
   references, reports = apply_protocol("r2gen", val_reports, train_reports, tokenizer, cleaning, max_length)
   references = sorted(references)
   if len(references) > MAX_REFERENCES:
-    references = [references[i] for i in np.linspace(0, len(references) - 1, MAX_REFERENCES).round().astype(int)]
+    kept = np.linspace(0, len(references) - 1, MAX_REFERENCES).round().astype(int)
+    references = [references[i] for i in kept]
   candidates = _candidates(reports, references)
   scores = constant_scores(candidates, references)                          # metric -> [C]
   best = {metric: {"report": candidates[values.argmax()], "val_score": float(values.max())}
           for metric, values in scores.items()}
-  best["METEOR"] = _best_by_meteor(candidates, scores, references, meteor)
+  if meteor is None:
+    with Meteor() as own:
+      best["METEOR"] = _best_by_meteor(candidates, references, own)
+  else:
+    best["METEOR"] = _best_by_meteor(candidates, references, meteor)
   return {metric: best[metric] for metric in METRICS}
 
 
@@ -58,15 +63,15 @@ def _candidates(reports: list[str], references: list[str]) -> list[str]:
     return distinct
   frequent = sorted(distinct, key=lambda report: -counts[report])[:MAX_CANDIDATES // 2]
   overlap = dict(zip(distinct, word_f1(distinct, references)))
-  chosen = set(frequent)
-  typical = sorted((report for report in distinct if report not in chosen), key=lambda report: -overlap[report])
+  rest = sorted(set(distinct) - set(frequent))
+  typical = sorted(rest, key=lambda report: -overlap[report])
   return sorted(frequent + typical[:MAX_CANDIDATES - len(frequent)])
 
 
-def _best_by_meteor(candidates, scores, references, meteor) -> dict | None:
-  ranks = np.mean([(-values).argsort(kind="stable").argsort() for values in scores.values()], axis=0)      # [C]
+def _best_by_meteor(candidates: list[str], references: list[str], meteor: Meteor) -> dict | None:
+  """Returns the candidate with the best METEOR and that score, or None where METEOR can't be computed."""
   best = None
-  for i in sorted(ranks.argsort(kind="stable")[:METEOR_SHORTLIST]):
+  for i in (-word_f1(candidates, references)).argsort(kind="stable")[:METEOR_SHORTLIST]:
     value = nlg_scores(references, [candidates[i]] * len(references), meteor, ["METEOR"]).corpus["METEOR"]
     if value is None:
       return None
@@ -86,8 +91,8 @@ def nearest(features: np.ndarray, train_features: np.ndarray, count: int) -> np.
   count = min(count, len(train_features))
   train = _unit(train_features)
   rows = []
-  for begin in range(0, len(features), 256):                                # 256 x 270,790 similarities are 277 MB
-    similarity = _unit(features[begin:begin + 256]) @ train.T               # [256, n]
+  for begin in range(0, len(features), 256):                      # 256 x 270,790 similarities are 277 MB
+    similarity = _unit(features[begin:begin + 256]) @ train.T     # [256, n]
     among = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
     order = np.argsort(-np.take_along_axis(similarity, among, 1), axis=1, kind="stable")
     rows.append(np.take_along_axis(among, order, 1))
@@ -108,9 +113,9 @@ def medoid(reports: Sequence[str]) -> int:
 
 def neighbour_reports(features: np.ndarray, train_features: np.ndarray,
                       train_reports: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns the `nearest` and the `medoid` report for each of m images, from pooled features [m, C] and [n, C]."""
+  """Returns the `nearest` and the `medoid` report of m images, from features [m, C] and [n, C]."""
   if len(train_features) != len(train_reports):
-    raise ValueError(f"features of {len(train_features)} train images, but {len(train_reports)} train reports")
+    raise ValueError(f"features of {len(train_features)} train images for {len(train_reports)} reports")
   indices = nearest(features, train_features, NUM_NEIGHBOURS)
   chosen = [row[medoid([train_reports[i] for i in row])] for row in indices]
   return [train_reports[row[0]] for row in indices], [train_reports[i] for i in chosen]

@@ -21,10 +21,10 @@ _BETA = 1.2                   # of ROUGE-L's F measure
 
 
 def constant_scores(candidates: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-  """Returns for each metric but METEOR an array [C]: the corpus score of each candidate said of all references."""
+  """Returns for each metric but METEOR an array [C]: the corpus score of each candidate, said of all."""
   bleu, cider = _Bleu(references), _Cider(references)
-  rows = [(*bleu.score(report), _rouge_l(report, padded), cider.score(report))
-          for padded in [_pad(references)] for report in candidates]
+  padded = _pad(references)
+  rows = [(*bleu.score(report), _rouge_l(report, padded), cider.score(report)) for report in candidates]
   names = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "ROUGE_L", "CIDEr")
   return dict(zip(names, np.array(rows, np.float64).reshape(len(candidates), len(names)).T))
 
@@ -41,7 +41,7 @@ def word_f1(candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
 
 
 def _things(report: str, orders: int = _ORDERS) -> list[list[tuple]]:
-  """Returns for n = 1..orders the (n-gram, k) of a report: its n-grams, the k-th occurrence of each told apart."""
+  """Returns for n = 1..orders the (n-gram, k) of a report: k counts the occurrences of that n-gram."""
   words = report.split()
   result = []
   for n in range(1, orders + 1):

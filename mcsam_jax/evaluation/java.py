@@ -15,7 +15,8 @@ import time
 from pycocoevalcap.meteor import meteor as pycoco_meteor
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-_NO_TEXT = ("emptyreference", "emptyhypothesis")   # METEOR's lines can't hold an empty text; these never match
+# What stands for an empty text, which METEOR's lines can't hold: words that match no other.
+_NO_REFERENCE, _NO_HYPOTHESIS = "emptyreference", "emptyhypothesis"
 
 
 class JavaUnavailable(Exception):
@@ -56,8 +57,8 @@ class Meteor:
     late.start()
     try:
       return self._process.compute_score(
-          {i: [_one_line(text, _NO_TEXT[0])] for i, text in enumerate(references)},
-          {i: [_one_line(text, _NO_TEXT[1])] for i, text in enumerate(hypotheses)})
+          {i: [_one_line(text, _NO_REFERENCE)] for i, text in enumerate(references)},
+          {i: [_one_line(text, _NO_HYPOTHESIS)] for i, text in enumerate(hypotheses)})
     except (OSError, ValueError) as error:                  # a closed pipe, or an answer that is no number
       self._close()
       hung = time.monotonic() - began >= seconds
@@ -81,7 +82,7 @@ class Meteor:
     if self._process is None:
       return
     owner, self._process = self._process, None
-    if owner.lock.locked():                                 # a failed call leaves it so, and then __del__ waits forever
+    if owner.lock.locked():                       # a failed call leaves it so, and __del__ would wait forever
       owner.lock.release()
     process = owner.meteor_p
     process.kill()

@@ -22,7 +22,7 @@ from mcsam_jax.evaluation.java import ptb_tokenize
 PROTOCOLS = ("r2gen", "clean", "raw")
 UNKNOWN = "<unk>"
 DESCRIPTIONS = {
-    "r2gen": "cleaned, cut to the maximum length, decoded from the ids of the tokenizer (rare words are <unk>)",
+    "r2gen": "cleaned, cut to the maximum length, decoded from the tokenizer's ids (rare words are <unk>)",
     "clean": "cleaned",
     "raw": "as written, lower-cased, PTB tokens without punctuation",
 }
@@ -61,7 +61,7 @@ def as_r2gen_reference(report: str, tokenizer, cleaning: str, max_length: int) -
 
 
 def clean_hypothesis(report: str, cleaning: str) -> str:
-  """Returns a generated report cleaned as references are; an empty one stays empty, `<unk>` keeps its brackets."""
+  """Returns a generated report cleaned as references are; an empty one stays empty, `<unk>` itself."""
   if not report.strip():
     return ""
   guarded = text.clean(report.replace(UNKNOWN, "\0"), cleaning)       # a character that cleaning doesn't know
