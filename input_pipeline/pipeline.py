@@ -30,11 +30,13 @@ from input_pipeline.splits import Split, open_split
 from input_pipeline.tokenizer import Tokenizer
 
 __all__ = ["Split", "eval_batches", "make_batch", "open_split", "record_order", "train_batches"]
+Batch = dict[str, np.ndarray]
 WHOLE = slice(None)
 
 
-def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer: Tokenizer, config: ConfigDict,
-               features: np.ndarray | None = None, valid: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer: Tokenizer,
+               config: ConfigDict, features: np.ndarray | None = None,
+               valid: np.ndarray | None = None) -> Batch:
   """Returns the batch of some records.
 
   Args:
@@ -67,14 +69,14 @@ def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer:
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, batch_slice: slice = WHOLE) -> Iterator[dict[str, np.ndarray]]:
+                  features: np.ndarray | None = None, batch_slice: slice = WHOLE) -> Iterator[Batch]:
   """Yields the batches of global steps start_step, ..., start_step + num_steps - 1.
 
   Args:
     features: see `make_batch`.
     batch_slice: the rows of the global batch that this host feeds.
   """
-  def batch_of(step: int) -> dict[str, np.ndarray]:
+  def batch_of(step: int) -> Batch:
     indices, epochs = record_order(config.seed, step, config.train.batch_size, len(split))
     return make_batch(split, indices[batch_slice], epochs[batch_slice], tokenizer, config, features)
 
@@ -83,7 +85,7 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
                  features: np.ndarray | None = None, limit: int = 0,
-                 batch_slice: slice = WHOLE) -> Iterator[dict[str, np.ndarray]]:
+                 batch_slice: slice = WHOLE) -> Iterator[Batch]:
   """Yields each record of a split once, in order; the last batch is filled up with record 0, not valid.
 
   Args:
@@ -94,10 +96,11 @@ def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
   """
   num_records = min(limit or len(split), len(split))
 
-  def batch_from(start: int) -> dict[str, np.ndarray]:
+  def batch_from(start: int) -> Batch:
     indices = np.arange(start, start + batch_size)[batch_slice]
     valid = indices < num_records
-    return make_batch(split, np.where(valid, indices, 0), np.zeros_like(indices), tokenizer, config, features, valid)
+    filled = np.where(valid, indices, 0)
+    return make_batch(split, filled, np.zeros_like(filled), tokenizer, config, features, valid)
 
   return ordered_map(batch_from, range(0, num_records, batch_size), config.train.host_threads)
 

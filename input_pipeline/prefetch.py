@@ -1,4 +1,4 @@
-"""A map over threads that keeps order and looks only a little ahead, for work on more data than fits in memory."""
+"""A map over threads that keeps order and looks only a little ahead: for more data than fits in memory."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,8 @@ def ordered_map(function: Callable, items: Iterable, threads: int) -> Iterator:
   items = iter(items)
   with futures.ThreadPoolExecutor(threads) as pool:
     try:
-      pending = collections.deque(pool.submit(function, item) for item in itertools.islice(items, 2 * threads))
+      first = itertools.islice(items, 2 * threads)
+      pending = collections.deque(pool.submit(function, item) for item in first)
       while pending:
         result = pending.popleft().result()
         pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))

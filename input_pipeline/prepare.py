@@ -6,7 +6,6 @@ folder gets its name only when it is whole, so an interrupted run leaves nothing
 that could be taken for finished.
 """
 
-import collections
 from collections.abc import Callable
 import contextlib
 import errno
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
-from input_pipeline.splits import open_split
+from input_pipeline.splits import Split, is_prepared, open_split
 from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
 
@@ -37,14 +36,14 @@ def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str
   """
   started = time.monotonic()
   builder = datasets.make_builder(config)
-  if builder.is_prepared():
+  if is_prepared(builder):
     show(f"Records are in {builder.data_dir}")
   else:
     show(f"Writing records to {builder.data_dir}")
     _build(builder)
-  summary, tokenizer = {}, load_or_build_tokenizer(config)
-  for split in builder.info.splits:
-    summary[split] = _summary(open_split(config, split), tokenizer)
+  splits = {name: open_split(config, name) for name in builder.info.splits}     # counts the records
+  tokenizer = load_or_build_tokenizer(config)
+  summary = _load_or_make_summary(tokenizer_dir(config) / "summary.json", splits, tokenizer)
   show(_table(summary))
   show(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
   show(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
@@ -73,7 +72,7 @@ def load_or_build_tokenizer(config: ConfigDict) -> Tokenizer:
     return load_tokenizer(directory)
   tokenizer = build_tokenizer(config, open_split(config, "train").reports)
   unfinished = directory.parent / f"incomplete.{directory.name}.{os.getpid()}"
-  with _no_space_is_a_user_error(directory):
+  with _writing(directory):
     try:
       unfinished.mkdir(parents=True, exist_ok=True)
       tokenizer.save(unfinished)
@@ -86,30 +85,44 @@ def load_or_build_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
-  with _no_space_is_a_user_error(builder.data_dir), contextlib.redirect_stdout(io.StringIO()):
+  with _writing(builder.data_dir), contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(file_format="array_record",
                                  download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
 
 @contextlib.contextmanager
-def _no_space_is_a_user_error(path):
+def _writing(path):
+  """Turns a full or a closed disk into a line for the user."""
   try:
     yield
   except Exception as error:      # ArrayRecord's own writer raises no OSError
-    full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
-    if not full:
-      raise
-    raise UserError(f"no space left for {path}; nothing unfinished was kept: free some, or set "
-                    "--config.data.data_dir to another disk") from error
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+      raise UserError(f"no space left for {path}; nothing unfinished was kept: free some, or set "
+                      "--config.data.data_dir to another disk") from error
+    if isinstance(error, OSError):
+      raise UserError(f"{path} cannot be written ({error.strerror or error}); set --config.data.data_dir "
+                      "to a folder that can") from error
+    raise
 
 
-def _summary(split, tokenizer: Tokenizer) -> dict:
+def _load_or_make_summary(path: epath.Path, splits: dict[str, Split],
+                          tokenizer: Tokenizer) -> dict[str, dict]:
+  """Returns the summary of each split; it is kept, as it takes a pass over all records."""
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    return json.loads(path.read_text())
+  summary = {name: _summary(split, tokenizer) for name, split in splits.items()}
+  with _writing(path):
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+  return summary
+
+
+def _summary(split: Split, tokenizer: Tokenizer) -> dict:
   cleaned = [tokenizer.clean(report) for report in split.reports]
   return {
       "studies": len(split),
       "images": sum(len(record["views"]) for record in split.without_images),
       "mean_words": sum(len(report.split()) for report in cleaned) / len(cleaned),
-      "distinct_reports": len(collections.Counter(cleaned)),
+      "distinct_reports": len(set(cleaned)),
   }
 
 

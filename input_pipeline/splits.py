@@ -44,9 +44,10 @@ class Split:
       raise IndexError(index)
     try:
       return _readable(self._source[int(index)])
-    except Exception as error:        # ArrayRecord and TFDS raise what their parsers happen to meet
-      raise UserError(f"record {index} of split {self.name} in {self._source.dataset_info.data_dir} is damaged "
-                      f"({type(error).__name__}); delete that folder and run `mcsam prepare`") from error
+    except RuntimeError as error:     # ArrayRecord: a checksum is wrong
+      directory = self._source.dataset_info.data_dir
+      raise UserError(f"record {index} of split {self.name} in {directory} is damaged ({error}); delete that "
+                      "folder and run `mcsam prepare`") from error
 
   @functools.cached_property
   def without_images(self) -> list[dict]:
@@ -81,7 +82,7 @@ def open_split(config: ConfigDict, split: str) -> Split:
     UserError: not prepared, no such split, files missing or cut, or no such section.
   """
   builder = datasets.make_builder(config)
-  if not builder.is_prepared():
+  if not is_prepared(builder):
     raise UserError(f"no records in {builder.data_dir}: run `mcsam prepare` with this config first")
   if split not in builder.info.splits:
     raise UserError(f"no split {split} in {builder.data_dir}, there are {', '.join(builder.info.splits)}")
@@ -90,6 +91,10 @@ def open_split(config: ConfigDict, split: str) -> Split:
   verify_files(builder, split)
   source = builder.as_data_source(split, decoders={"images": _KeepEncoded()})
   return Split(source, split, config.data.target)
+
+
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+  return (builder.data_path / "dataset_info.json").exists()
 
 
 def verify_files(builder: tfds.core.DatasetBuilder, split: str) -> None:

@@ -19,13 +19,15 @@ once more, with one exception: `<unk>` loses its brackets.
 import re
 
 # Replacements in their order, repeated as often as R2Gen repeats them: what is left of a longer run stays.
-_ITEM_NUMBERS = (("1. ", ""), *((f". {n}. ", ". ") for n in range(2, 6)), *((f" {n}. ", ". ") for n in range(2, 6)))
+_ITEM_NUMBERS = (("1. ", ""),
+                 *((f". {n}. ", ". ") for n in range(2, 6)),
+                 *((f" {n}. ", ". ") for n in range(2, 6)))
 _REPLACEMENTS = {
     "iu_xray": (*[("..", ".")] * 3, *_ITEM_NUMBERS),
     "mimic_cxr": (("\n", " "), *[("__", "_")] * 7, *[("  ", " ")] * 6, *[("..", ".")] * 8, *_ITEM_NUMBERS),
 }
 RULES = tuple(_REPLACEMENTS)
-_QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")     # go before the ends are stripped, punctuation after it
+_QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")     # go before the ends are stripped, the rest after it
 _PUNCTUATION = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")
 
 

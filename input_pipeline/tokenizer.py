@@ -30,7 +30,7 @@ from mcsam_jax.errors import UserError
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
 _MODEL_FILE = "sentencepiece.model"
-# All that cleaning leaves of printable ASCII: no report in it becomes unknown, whatever the training reports lack.
+# All that cleaning leaves of printable ASCII: none of it is ever unknown, whatever the training reports lack.
 _REQUIRED_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.-#$`|~"
 
 
@@ -111,7 +111,8 @@ class WordTokenizer(Tokenizer):
     self.unk_id = self._ids[UNK]
 
   @classmethod
-  def train(cls, reports: Iterable[str], cleaning: str, threshold: int, shared_special_ids: bool) -> "WordTokenizer":
+  def train(cls, reports: Iterable[str], cleaning: str, threshold: int,
+            shared_special_ids: bool) -> "WordTokenizer":
     """Returns the tokenizer of all words that `reports` hold at least `threshold` times.
 
     No word can be taken for a special token: cleaning leaves no "<".
@@ -185,12 +186,13 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def build_tokenizer(config: ConfigDict, reports: Iterable[str]) -> Tokenizer:
-  """Returns the tokenizer that `config.tokenizer` and `config.data.cleaning` ask for, trained on `reports`."""
+  """Returns a tokenizer as `config.tokenizer` and `config.data.cleaning` ask for, trained on `reports`."""
   kind, cleaning = config.tokenizer.kind, config.data.cleaning
   if cleaning not in text.RULES:
     raise UserError(f"data.cleaning={cleaning}: expected one of {', '.join(text.RULES)}")
   if kind == "word":
-    return WordTokenizer.train(reports, cleaning, config.tokenizer.threshold, config.tokenizer.shared_special_ids)
+    return WordTokenizer.train(reports, cleaning, config.tokenizer.threshold,
+                               config.tokenizer.shared_special_ids)
   if kind != "sentencepiece":
     raise UserError(f"tokenizer.kind={kind}: expected word or sentencepiece")
   if config.tokenizer.shared_special_ids:
@@ -212,13 +214,14 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
     path, description = path.parent / _MODEL_FILE, stored
     model = path.read_bytes()
   except FileNotFoundError as error:
-    raise UserError(f"{path} not found: run `mcsam prepare` and train in a new workdir, or restore it") from error
+    raise UserError(f"{path} not found: restore it, or run `mcsam prepare` and train in a new workdir"
+                    ) from error
   except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it or delete its folder and "
-                    "run `mcsam prepare`") from error
+    raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it or delete its folder "
+                    "and run `mcsam prepare`") from error
   if hashlib.sha256(model).hexdigest() != description.get("model_sha256"):
-    raise UserError(f"{path} is damaged (it is not the model that {_FILE} describes): restore it or delete its "
-                    "folder and run `mcsam prepare`")
+    raise UserError(f"{path} is damaged (it is not the model that {_FILE} describes): restore it or delete "
+                    "its folder and run `mcsam prepare`")
   return SentencePieceTokenizer(model, description["cleaning"])
 
 

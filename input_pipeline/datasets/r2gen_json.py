@@ -60,7 +60,7 @@ class R2GenJson(tfds.core.GeneratorBasedBuilder):
         "subject_id": str(entry.get("subject_id", entry["id"])),
         "images": [images.load_jpeg(self._find(path), self.short_side, str(entry["id"])) for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
-        "views": ["other"] if len(paths) == 1 else (["frontal", "lateral"] + ["other"] * len(paths))[:len(paths)],
+        "views": ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * (len(paths) - 2)],
         "source_views": [""] * len(paths),
         "findings": entry["report"],
     }
@@ -84,11 +84,12 @@ def make_builder(config: ConfigDict) -> R2GenJson:
   if path.exists():
     name = prefix + hashlib.sha256(path.read_bytes()).hexdigest()[:10]
   else:
-    prepared = sorted((epath.Path(config.data.data_dir) / R2GenJson.name).glob(f"{prefix}*"))
+    below = epath.Path(config.data.data_dir) / R2GenJson.name
+    prepared = list(below.glob(f"{prefix}*/{R2GenJson.VERSION}"))
     if len(prepared) != 1:
-      raise UserError(f"{path} not found; set --config.data.source_dir to the folder that holds annotation.json "
-                      "and images/" + (f" ({len(prepared)} sets of records could be meant)" if prepared else ""))
-    name = prepared[0].name
+      raise UserError(f"{path} not found; set --config.data.source_dir to the folder that holds it"
+                      + (f" ({len(prepared)} sets of records in {below} could be meant)" if prepared else ""))
+    name = prepared[0].parent.name
   builder = R2GenJson(data_dir=config.data.data_dir,
                       config=tfds.core.BuilderConfig(name=name, version=R2GenJson.VERSION))
   builder.source_dir, builder.short_side = path.parent, config.data.short_side
@@ -99,7 +100,7 @@ def read_annotation(path: epath.Path) -> dict[str, list[dict]]:
   """Returns the entries of each split.
 
   Raises:
-    UserError: the file cannot be read, or entries are at fault; the first one is named and the others counted.
+    UserError: the file cannot be read, or entries are at fault; the first is named, the others counted.
   """
   try:
     annotation = json.loads(path.read_text())
@@ -122,7 +123,8 @@ def _faults(annotation):
   ids, splits_of = collections.Counter(), collections.defaultdict(dict)
   for split in SPLITS:
     if not isinstance(annotation.get(split), list) or not annotation[split]:
-      yield f"no split {split!r}, or it is no list with entries; found {', '.join(map(repr, annotation)) or 'none'}"
+      found = ", ".join(map(repr, annotation)) or "none"
+      yield f"no split {split!r}, or it is no list with entries; found {found}"
       continue
     for position, entry in enumerate(annotation[split]):
       if not isinstance(entry, dict) or str(entry.get("id", "")) == "":

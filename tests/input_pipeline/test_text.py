@@ -21,8 +21,8 @@ def test_equals_r2gen(rules):
 @pytest.mark.parametrize("rules", text.RULES)
 def test_twice_is_once_up_to_whitespace(rules):
   rng = random.Random(0)
-  pieces = ["1. ", " 2. ", ". 3. ", "..", ". ", ".", " ", "  ", "\n", "_", "__", "'", '"', "/", "-", "<", "@", "[",
-            "A", "b", "T1", "5", "%", "(", ":", ";", ", "]
+  pieces = ["1. ", " 2. ", ". 3. ", "..", ". ", ".", " ", "  ", "\n", "_", "__", "'", '"', "/", "-", "<", "@",
+            "[", "A", "b", "T1", "5", "%", "(", ":", ";", ", "]
   for _ in range(3000):
     once = text.clean("".join(rng.choices(pieces, k=rng.randrange(12))), rules)
     assert text.clean(once, rules).split() == once.split(), once

@@ -1,0 +1,109 @@
+"""R2Gen's annotation: its faults, each a line before any image is read, and what a record takes from it."""
+
+import json
+
+import pytest
+
+from input_pipeline import datasets, splits
+from input_pipeline.datasets import r2gen_json
+from input_pipeline.prepare import prepare
+from mcsam_jax.errors import UserError
+
+
+def rewrite(folder, change):
+  path = folder / "annotation.json"
+  annotation = json.loads(path.read_text())
+  change(annotation)
+  path.write_text(json.dumps(annotation))
+
+
+def move_to_val(annotation):
+  annotation["val"].append({**annotation["train"][1], "split": "val"})
+
+
+def share_subject(annotation):
+  annotation["train"][1]["subject_id"] = annotation["test"][1]["subject_id"] = 77
+
+
+def two_faults(annotation):
+  annotation["train"][1]["report"] = annotation["train"][2]["report"] = " "
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda a: a["train"][1].pop("split"), "record train1 has no field 'split'"),
+    (lambda a: a["train"][1].update(split="test"), "record train1 stands under train but .* 'test'"),
+    (lambda a: a.pop("val"), "no split 'val'.* found 'train', 'test'"),
+    (lambda a: a.update(val=[]), "no split 'val'"),
+    (move_to_val, r"study train1 is in the splits train and val.* \(and 1 more fault"),
+    (share_subject, "subject 77 is in the splits train and test"),
+    (lambda a: a["train"].append(a["train"][3]), "record train3 is listed 2 times"),
+    (lambda a: a["test"][2].update(report=""), "record test2 has an empty report"),
+    (two_faults, r"record train1 has an empty report.*\(and 1 more fault"),
+    (lambda a: a["test"][2].update(image_path=[]), "record test2 has no images"),
+    (lambda a: a["test"][2].update(image_path="x.jpg"), "record test2 has no images"),
+    (lambda a: a["test"][2].pop("id"), "entry 2 of split test has no id"),
+])
+def test_faults_come_before_images(source, change, message, monkeypatch):
+  folder, config = source
+  rewrite(folder, change)
+  monkeypatch.setattr("input_pipeline.images.load_jpeg", lambda *_: pytest.fail("an image was read"))
+  with pytest.raises(UserError, match=message) as error:
+    prepare(config, show=lambda line: None)
+  assert "\n" not in str(error.value) and "annotation.json" in str(error.value)
+
+
+@pytest.mark.parametrize("content,message", [(None, "annotation.json not found"), ("{", "is not JSON"),
+                                             ("[]", "expected an object with the splits")])
+def test_unreadable_annotation(source, content, message):
+  folder, config = source
+  (folder / "annotation.json").unlink()
+  if content is not None:
+    (folder / "annotation.json").write_text(content)
+  with pytest.raises(UserError, match=message):
+    prepare(config, show=lambda line: None)
+
+
+@pytest.mark.parametrize("content,message", [(None, "test3: image .*test3_1.jpg cannot be read"),
+                                             (b"text", "test3: .*test3_1.jpg is no image")])
+def test_image_faults_name_the_record_and_leave_nothing(source, content, message):
+  folder, config = source
+  path = folder / "images" / "test3_1.jpg"
+  whole = path.read_bytes()
+  path.unlink()
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    prepare(config, show=lambda line: None)
+  builder = datasets.make_builder(config)
+  assert not builder.is_prepared() and not list(builder.data_path.parent.glob("*"))
+  path.write_bytes(whole)
+  prepare(config, show=lambda line: None)
+
+
+def test_a_record_of_mimic_cxr(source):
+  folder, config = source
+  def like_mimic(annotation):
+    annotation["val"][1].update(study_id=50, subject_id=7, image_path=["val1_0.jpg"])
+    annotation["val"][2].update(study_id=50, subject_id=7,
+                                image_path=["val2_0.jpg", "val2_1.jpg", "val1_1.jpg"])
+  rewrite(folder, like_mimic)
+  (folder / "images" / "val1_0.jpg").rename(folder / "val1_0.jpg")         # beside the annotation
+  prepare(config, show=lambda line: None)
+  _, single, triple = splits.open_split(config, "val")
+  assert (single["id"], single["study_id"], single["subject_id"]) == ("val1", "50", "7")
+  assert single["views"] == ["other"] and single["dicom_ids"] == ["val1_0"]
+  assert triple["views"] == ["frontal", "lateral", "other"] and triple["source_views"] == [""] * 3
+
+
+def test_records_are_found_without_their_source(source):
+  folder, config = source
+  prepare(config, show=lambda line: None)
+  (folder / "annotation.json").rename(folder / "elsewhere.json")
+  assert len(splits.open_split(config, "train")) == 11
+
+
+def test_another_annotation_is_another_set(source):
+  folder, config = source
+  first = r2gen_json.make_builder(config).data_dir
+  rewrite(folder, lambda annotation: annotation["train"][0].update(report="Something else."))
+  assert r2gen_json.make_builder(config).data_dir != first

@@ -1,0 +1,92 @@
+"""Stored images keep their bytes where they can, their shape always, and faults name record and file."""
+
+import io
+
+from etils import epath
+import numpy as np
+import PIL.Image
+import pydicom
+import pytest
+
+from input_pipeline import images
+from mcsam_jax.errors import UserError
+
+
+def encoded(pixels, kind, **options):
+  data = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(data, kind, **options)
+  return data.getvalue()
+
+
+def size_of(jpeg):
+  image = PIL.Image.open(io.BytesIO(jpeg))
+  assert image.format == "JPEG" and image.mode == "L"
+  return image.size
+
+
+GRADIENT = np.tile(np.arange(120, dtype=np.uint8) * 2, (80, 1))     # 80 rows, 120 columns
+NOISE = np.random.default_rng(0).integers(0, 256, (80, 120), np.uint8)
+
+
+def test_small_gray_jpeg_is_kept_byte_for_byte():
+  data = encoded(GRADIENT, "JPEG", quality=80)
+  for short_side in (0, 80, 256):
+    assert images.to_jpeg(data, short_side) == data
+  assert images.to_jpeg(data, 79) != data
+
+
+def test_shorter_side_and_grayscale():
+  for pixels in (GRADIENT, np.stack([GRADIENT] * 3, -1)):
+    data = encoded(pixels, "PNG")
+    assert size_of(images.to_jpeg(data, 40)) == (60, 40)
+    assert size_of(images.to_jpeg(data, 256)) == size_of(images.to_jpeg(data, 0)) == (120, 80)
+    assert np.abs(images.decode(images.to_jpeg(data, 0), 80)[40, :, 0] - np.linspace(0, 238, 80)).max() < 4
+
+
+def test_sixteen_bits_are_stretched():
+  deep = encoded(GRADIENT.astype(np.uint16) * 10 + 500, "PNG")
+  image = images.decode(images.to_jpeg(deep, 0), 80)
+  assert image.min() < 5 and image.max() > 250 and np.all(np.diff(image[40, :, 0].astype(int)) >= -2)
+
+
+def test_turned_photographs_are_put_upright():
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6                                  # turned by 90 degrees
+  assert size_of(images.to_jpeg(encoded(GRADIENT, "JPEG", exif=exif), 0)) == (80, 120)
+
+
+@pytest.mark.parametrize("photometric,brighter", [("MONOCHROME2", "right"), ("MONOCHROME1", "left")])
+def test_dicom_as_a_viewer_shows_it(photometric, brighter):
+  dicom = pydicom.Dataset()
+  dicom.SOPClassUID, dicom.SOPInstanceUID = pydicom.uid.DigitalXRayImageStorageForPresentation, "1.2.3"
+  dicom.Rows, dicom.Columns, dicom.SamplesPerPixel, dicom.PixelRepresentation = 80, 120, 1, 0
+  dicom.BitsAllocated, dicom.BitsStored, dicom.HighBit = 16, 12, 11
+  dicom.PhotometricInterpretation = photometric
+  dicom.WindowCenter, dicom.WindowWidth = 1200, 400                # clips both ends of 0 .. 2380
+  dicom.PixelData = (GRADIENT.astype("<u2") * 10).tobytes()
+  dicom.file_meta = pydicom.dataset.FileMetaDataset()
+  dicom.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  data = io.BytesIO()
+  dicom.save_as(data, enforce_file_format=True)
+  row = images.decode(images.to_jpeg(data.getvalue(), 40), 40)[20, :, 0].astype(int)
+  row = row if brighter == "right" else row[::-1]
+  assert row[:14].max() < 12 and row[-14:].min() > 243 and 100 < row[20] < 155
+  with pytest.raises(ValueError):
+    images.to_jpeg(data.getvalue()[:2000], 40)
+
+
+def test_decode_squeezes_the_whole_image():
+  image = images.decode(encoded(GRADIENT, "JPEG", quality=95), 40)
+  assert image.shape == (40, 40, 1) and image.dtype == np.uint8
+  assert image[20, 0, 0] < 10 and image[20, -1, 0] > 228          # both ends are still there
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", encoded(NOISE, "JPEG")[:3000],
+                                     encoded(NOISE, "PNG")[:3000]],
+                         ids=["missing", "empty", "text", "jpeg", "png"])
+def test_faults_name_record_and_file(content, tmp_path):
+  if content is not None:
+    (tmp_path / "x.jpg").write_bytes(content)
+  with pytest.raises(UserError, match="record CXR7: .*x.jpg") as error:
+    images.load_jpeg(epath.Path(tmp_path / "x.jpg"), 256, "CXR7")
+  assert "\n" not in str(error.value)

@@ -1,0 +1,82 @@
+"""Batches: what stands in them, that they resume, and that evaluation counts each record once."""
+
+import numpy as np
+import pytest
+
+from input_pipeline import images, order, pipeline
+from input_pipeline.prepare import load_or_build_tokenizer
+
+NUM_TRAIN = 11
+
+
+@pytest.fixture(scope="module")
+def train(prepared):
+  return pipeline.open_split(prepared, "train")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(prepared):
+  return load_or_build_tokenizer(prepared)
+
+
+def assert_equal(batch, other):
+  assert batch.keys() == other.keys()
+  for name in batch:
+    np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+def test_a_batch_by_hand(prepared, train, tokenizer):
+  batch = pipeline.make_batch(train, np.array([0, 3]), np.array([1, 2]), tokenizer, prepared)
+  shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+  assert shapes == {"images": ((2, 2, 16, 16, 1), "uint8"), "view_mask": ((2, 2), "bool"),
+                    "view_ids": ((2, 2), "int32"), "tokens": ((2, 8), "int32"), "labels": ((2, 14), "int8"),
+                    "record": ((2,), "int32"), "epoch": ((2,), "int32"), "valid": ((2,), "bool")}
+  assert batch["view_mask"].tolist() == [[True, False], [True, True]]           # record 0 has one view
+  assert batch["view_ids"].tolist() == [[2, 0], [0, 1]]                         # other; frontal, lateral
+  assert not batch["images"][0, 1].any()
+  np.testing.assert_array_equal(batch["images"][1, 1], images.decode(train[3]["images"][1], 16))
+  assert tokenizer.decode(batch["tokens"][1]) == "the lungs are clear . size"   # 7 tokens with eos
+  assert batch["record"].tolist() == [0, 3] and batch["epoch"].tolist() == [1, 2] and batch["valid"].all()
+
+
+def test_fewer_views_than_stored(prepared, train, tokenizer):
+  config = prepared.copy_and_resolve_references()
+  config.data.num_views = 1
+  batch = pipeline.make_batch(train, np.array([3]), np.array([0]), tokenizer, config)
+  assert batch["images"].shape == (1, 1, 16, 16, 1) and batch["view_mask"].tolist() == [[True]]
+
+
+def test_training_follows_the_order_and_resumes(prepared, train, tokenizer):
+  whole = list(pipeline.train_batches(train, tokenizer, prepared, 0, 7))
+  for step, batch in enumerate(whole):
+    indices, epochs = order.record_order(prepared.seed, step, 4, NUM_TRAIN)
+    assert_equal(batch, pipeline.make_batch(train, indices, epochs, tokenizer, prepared))
+  for batch, resumed in zip(whole[5:], pipeline.train_batches(train, tokenizer, prepared, 5, 2), strict=True):
+    assert_equal(batch, resumed)
+
+
+def test_hosts_together_feed_the_global_batch(prepared, train, tokenizer):
+  whole, *parts = [list(pipeline.train_batches(train, tokenizer, prepared, 2, 3, batch_slice=rows))
+                   for rows in (slice(None), slice(0, 2), slice(2, 4))]
+  for batch, *halves in zip(whole, *parts, strict=True):
+    assert_equal(batch, {name: np.concatenate([half[name] for half in halves]) for name in batch})
+
+
+def test_features_stand_in_for_images(prepared, train, tokenizer):
+  features = np.random.default_rng(0).random((NUM_TRAIN, 2, 5, 3), np.float32)
+  batches = pipeline.train_batches(train, tokenizer, prepared, 0, 3, features=features)
+  batches_with_images = pipeline.train_batches(train, tokenizer, prepared, 0, 3)
+  for batch, with_images in zip(batches, batches_with_images, strict=True):
+    np.testing.assert_array_equal(batch.pop("features"), features[batch["record"]])
+    del with_images["images"]
+    assert_equal(batch, with_images)
+
+
+@pytest.mark.parametrize("batch_size,limit,seen",
+                         [(4, 0, 11), (11, 0, 11), (64, 0, 11), (4, 6, 6), (4, 99, 11)])
+def test_evaluation_covers_each_record_once(prepared, train, tokenizer, batch_size, limit, seen):
+  batches = list(pipeline.eval_batches(train, tokenizer, prepared, batch_size, limit=limit))
+  records = np.concatenate([batch["record"][batch["valid"]] for batch in batches])
+  assert records.tolist() == list(range(seen)) and len(batches) == -(-seen // batch_size)
+  assert all(batch["images"].shape[0] == batch_size for batch in batches)
+  assert not np.concatenate([batch["record"][~batch["valid"]] for batch in batches]).any()

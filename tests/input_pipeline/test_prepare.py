@@ -1,0 +1,136 @@
+"""Preparing makes records and tokenizer once; what is missing, cut or too much is said in a line."""
+
+import errno
+import pathlib
+
+import pytest
+
+from input_pipeline import datasets, prepare as preparing, splits
+from mcsam_jax.errors import UserError
+
+
+def files_of(config, split):
+  return list(preparing.dataset_dir(config).glob(f"*-{split}.array_record*"))
+
+
+def test_summary_and_records(source):
+  folder, config = source
+  lines = []
+  summary = preparing.prepare(config, show=lines.append)
+  assert {name: row["studies"] for name, row in summary.items()} == {"train": 11, "val": 3, "test": 5}
+  assert summary["train"]["images"] == 1 + 2 * 10 and summary["train"]["distinct_reports"] == 11
+  assert summary["train"]["mean_words"] == 9           # the lungs are clear . size is N .
+  assert "mcsam train" in lines[-1]
+  val = splits.open_split(config, "val")
+  assert val.ids == ["val0", "val1", "val2"] and val.reports[1] == "The lungs are clear. Size is 1."
+  assert [record["images"] for record in val][2] == [
+      (folder / "images" / f"val2_{view}.jpg").read_bytes() for view in (0, 1)]
+  assert val[2]["labels"]["Edema"] == "absent" and val[2]["dicom_ids"] == ["val2_0", "val2_1"]
+  assert all(isinstance(val[2][field], str) for field in ("id", "findings", "impression", "study_datetime"))
+
+
+def test_second_time_changes_nothing(source):
+  _, config = source
+  summary = preparing.prepare(config, show=lambda line: None)
+  folder = pathlib.Path(preparing.dataset_dir(config))
+  stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+  assert preparing.prepare(config, show=lambda line: None) == summary
+  assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
+
+
+def test_a_cut_summary_is_made_again(source):
+  _, config = source
+  summary = preparing.prepare(config, show=lambda line: None)
+  path = preparing.tokenizer_dir(config) / "summary.json"
+  path.write_text(path.read_text()[:-9])
+  assert preparing.prepare(config, show=lambda line: None) == summary
+
+
+def test_other_settings_live_side_by_side(source):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  folder, tokenizer = preparing.dataset_dir(config), preparing.tokenizer_dir(config)
+  config.tokenizer.max_length += 1
+  assert preparing.tokenizer_dir(config) == tokenizer
+  config.tokenizer.threshold = 2
+  assert preparing.tokenizer_dir(config) != tokenizer
+  assert preparing.load_or_build_tokenizer(config).vocab_size < 15      # without the numbers
+  config.data.short_side = 20
+  assert preparing.dataset_dir(config) != folder
+
+
+def test_before_prepare(source):
+  _, config = source
+  with pytest.raises(UserError, match="run `mcsam prepare`"):
+    splits.open_split(config, "train")
+  with pytest.raises(UserError, match="run `mcsam prepare`"):
+    preparing.load_or_build_tokenizer(config)
+
+
+def test_unknown_names(prepared):
+  with pytest.raises(UserError, match="no split dev .* train, val, test"):
+    splits.open_split(prepared, "dev")
+  config = prepared.copy_and_resolve_references()
+  config.data.target = "history"
+  with pytest.raises(UserError, match="data.target=history"):
+    splits.open_split(config, "test")
+  config.data.name = "chexpert"
+  with pytest.raises(UserError, match="data.name=chexpert.*phantom, r2gen_json"):
+    datasets.make_builder(config)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b""),
+                                  lambda path: path.write_bytes(path.read_bytes()[:-100])])
+def test_missing_and_cut_files_are_named(source, harm):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  harm(files_of(config, "test")[0])
+  with pytest.raises(UserError, match="test.array_record.* holds 0 records instead of 5"):
+    preparing.prepare(config, show=lambda line: None)
+  splits.open_split(config, "train")                # the others are as good as before
+
+
+def test_a_damaged_record_is_named(source):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  path = files_of(config, "test")[0]
+  data = path.read_bytes()
+  path.write_bytes(data[:5000] + bytes(100) + data[5100:])
+  with pytest.raises(UserError, match="record 2 of split test in .* is damaged"):
+    list(splits.open_split(config, "test"))
+
+
+def test_damaged_metadata_are_named(source):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  path = preparing.dataset_dir(config) / "dataset_info.json"
+  path.write_text(path.read_text()[:-30])
+  with pytest.raises(UserError, match="dataset_info.json below .* is damaged"):
+    splits.open_split(config, "test")
+
+
+def test_no_space_leaves_nothing_behind(source, monkeypatch):
+  _, config = source
+  builder_class = type(datasets.make_builder(config))
+  def full(self, entries):
+    raise OSError(errno.ENOSPC, "No space left on device")
+    yield
+  with monkeypatch.context() as patched:
+    patched.setattr(builder_class, "_generate_examples", full)
+    with pytest.raises(UserError, match="no space left for .*data_dir"):
+      preparing.prepare(config, show=lambda line: None)
+  assert not list(preparing.dataset_dir(config).parent.glob("*"))
+  preparing.prepare(config, show=lambda line: None)
+
+
+def test_no_space_for_the_tokenizer(source, monkeypatch):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  config.tokenizer.threshold = 5
+  def full(self, directory):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  monkeypatch.setattr("input_pipeline.tokenizer.WordTokenizer.save", full)
+  with pytest.raises(UserError, match="no space left"):
+    preparing.load_or_build_tokenizer(config)
+  assert not preparing.tokenizer_dir(config).exists()
+  assert not list(preparing.dataset_dir(config).glob("incomplete*"))
