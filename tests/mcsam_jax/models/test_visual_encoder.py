@@ -1,0 +1,99 @@
+"""Encoders against torchvision and lukemelas' EfficientNet, through the same name maps that users import with."""
+
+import json
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcsam_jax.models.efficientnet import shifted_sum
+from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
+from mcsam_jax.pretrained.importing import convert, packaged_file
+from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.errors import UserError
+
+PARITY = pathlib.Path(__file__).parents[2] / "parity"
+
+
+def drawn_by_name(name, shape):
+  """The tensor that the parity files' rule gives a torchvision name."""
+  rs = np.random.RandomState(zlib.crc32(name.encode()) & 0xffffffff)
+  leaf = name.rpartition(".")[2]
+  if leaf == "num_batches_tracked":
+    return np.zeros(shape)
+  if leaf == "running_var":
+    return 0.5 + rs.random_sample(shape)
+  noise = rs.standard_normal(shape)
+  if len(shape) >= 2:
+    return noise / np.sqrt(np.prod(shape[1:]))
+  value = 1 + 0.1 * noise if leaf == "weight" else 0.1 * noise
+  return value * (0.3 if name.endswith("bn3.weight") else 1)
+
+
+def relative_error(found, reference):
+  return np.abs(found - reference).max() / np.abs(reference).max()
+
+
+def features_of(name, tensors, seed):
+  variables, report = convert(tensors, name)
+  assert report.fits
+  images = (np.random.RandomState(seed).random_sample((2, 3, 224, 224)) * 2 - 1).astype(np.float32)
+  return np.asarray(jax.jit(make_encoder(name).apply)(variables, images.transpose(0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
+def test_resnet_agrees_with_torchvision(name):
+  shapes = json.loads((PARITY / f"{name}_keys.json").read_text())
+  features = features_of(name, {key: drawn_by_name(key, shape) for key, shape in shapes.items()}, seed=3)
+  reference = np.load(PARITY / f"{name}.npz")
+  assert features.shape == (2, 7, 7, ENCODERS[name].channels)
+  assert relative_error(features[..., ::16], reference["features"].transpose(0, 2, 3, 1)) < 1e-4
+  assert relative_error(features.mean((1, 2)), reference["features_mean"]) < 1e-4
+
+
+def test_efficientnet_agrees_with_its_imagenet_weights():
+  try:
+    path = packaged_file("efficientnet-lite0")
+  except UserError as error:
+    pytest.skip(str(error))
+  features = features_of("efficientnet_lite0", read_state_dict(path), seed=5)
+  reference = np.load(PARITY / "efficientnet_lite0.npz")
+  assert features.shape == (2, 7, 7, ENCODERS["efficientnet_lite0"].channels)
+  assert relative_error(features[..., ::8], reference["features"].transpose(0, 2, 3, 1)) < 1e-3
+  assert relative_error(features.mean((1, 2)), reference["features_mean"]) < 1e-3
+
+
+@pytest.mark.parametrize("size, kernel, stride", [(8, 3, 1), (9, 3, 2), (8, 5, 2), (7, 5, 1), (8, 3, 2)])
+def test_shifted_sum_is_the_depthwise_convolution(size, kernel, stride):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, size, size + 1, 4)).astype(np.float32)
+  weight = rng.standard_normal((kernel, kernel, 1, 4)).astype(np.float32)
+  expected = jax.lax.conv_general_dilated(x, weight, (stride, stride), "SAME", feature_group_count=4,
+                                          dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  np.testing.assert_allclose(shifted_sum(x, weight, stride), expected, atol=1e-5)
+
+
+def test_tiny_trains_statistics_only_when_asked():
+  encoder = make_encoder("resnet_tiny")
+  images = jax.random.normal(jax.random.key(0), (4, 128, 128, 3)) + 2
+  variables = jax.jit(encoder.init)(jax.random.key(1), images)
+  features, updated = jax.jit(lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"]))(
+      variables, images)
+  assert features.shape == (4, 8, 8, ENCODERS["resnet_tiny"].channels)
+  before, after = variables["batch_stats"]["bn1"]["mean"], updated["batch_stats"]["bn1"]["mean"]
+  stem = jax.lax.conv_general_dilated(images, variables["params"]["conv1"]["kernel"], (4, 4), [(3, 3)] * 2,
+                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  np.testing.assert_allclose(after, 0.9 * before + 0.1 * stem.mean((0, 1, 2)), atol=1e-4)
+  # By its statistics, an image's features don't depend on its neighbours in the batch.
+  apply = jax.jit(encoder.apply)
+  np.testing.assert_allclose(apply(variables, images)[:1], apply(variables, images[:1]), atol=1e-4)
+
+
+def test_bfloat16_features_keep_float32_parameters():
+  encoder = make_encoder("resnet_tiny", jnp.bfloat16)
+  features, variables = jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.ones((1, 64, 64, 3)))
+  assert features.dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
