@@ -11,7 +11,7 @@ import pytest
 
 from mcsam_jax.models.efficientnet import shifted_sum
 from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
-from mcsam_jax.pretrained.importing import convert, packaged_file
+from mcsam_jax.pretrained.import_weights import convert, packaged_file
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.errors import UserError
 

