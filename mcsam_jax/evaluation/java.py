@@ -95,8 +95,8 @@ class Meteor:
 def ptb_tokenize(texts: list[str], seconds: float = 300.0) -> list[str]:
   """Returns the texts lower-cased, in Penn Treebank tokens, without punctuation, as pycocoevalcap does.
 
-  pycocoevalcap's own call writes the reports into its package folder; here they
-  pass through a pipe and touch no disk.
+  Its list of punctuation has brackets as -LRB-, the tokens -lrb-: so they stay, in the literature as here.
+  pycocoevalcap's own call writes the reports into its package folder; here they pass through a pipe.
 
   Raises:
     JavaUnavailable: there is no Java, or it failed or hung.

@@ -1,0 +1,101 @@
+"""Constants are what a search with pycocoevalcap would find; neighbours are found where they were planted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.tokenizer import WordTokenizer
+from mcsam_jax.evaluation import baselines
+from mcsam_jax.evaluation.baselines import constant_baseline, medoid, nearest, neighbour_reports
+from mcsam_jax.evaluation.constants import constant_scores, word_f1
+from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
+
+WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
+
+
+def sentences(seed, count):
+  """Draws reports of words that repeat themselves, of 0 to 30 words."""
+  rng = np.random.default_rng(seed)
+  words = np.array("the heart lungs are is clear normal . no effusion seen".split())
+  return [" ".join(rng.choice(words, rng.integers(0, 30))) for _ in range(count)]
+
+
+def test_constants_score_what_pycocoevalcap_gives():
+  references = sentences(0, 25)
+  candidates = [*sentences(1, 12), "", ".", "words of another vocabulary", "the the the the ."]
+  found = constant_scores(candidates, references)
+  for i, report in enumerate(candidates):
+    expected = nlg_scores(references, [report] * len(references), metrics=WITHOUT_JAVA).corpus
+    fast = {metric: found[metric][i] for metric in WITHOUT_JAVA}
+    assert fast == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_word_f1_by_hand():
+  # "a a b" shares a, a with the first and b with the second: 3 of 2 * 3 words said and 4 + 1 words meant.
+  assert word_f1(["a a b", "z"], ["a a a c", "b"]) == pytest.approx([2 * 3 / (5 + 6), 0])
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path):
+  monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def test_the_constant_of_each_metric_is_the_best_on_val(no_java):
+  train, val = sentences(2, 40), sentences(3, 20)
+  tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
+  chosen = constant_baseline(train, val, tokenizer, "iu_xray", 60)
+  assert json.loads(json.dumps(chosen)) == chosen
+  assert list(chosen) == list(METRICS) and chosen["METEOR"] is None
+  every = {report: nlg_scores([tokenizer.decode(tokenizer.encode(text)) for text in val], [report] * len(val),
+                              metrics=WITHOUT_JAVA).corpus
+           for report in {tokenizer.decode(tokenizer.encode(text)) for text in train if text}}
+  for metric in WITHOUT_JAVA:
+    assert chosen[metric]["val_score"] == pytest.approx(max(scores[metric] for scores in every.values()))
+    assert every[chosen[metric]["report"]][metric] == pytest.approx(chosen[metric]["val_score"])
+
+
+def test_the_constant_does_not_hang_on_the_order_of_the_data(no_java):
+  train, val = sentences(2, 40), sentences(3, 20)
+  tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
+  assert (constant_baseline(train[::-1], val[::-1], tokenizer, "iu_xray", 60)
+          == constant_baseline(train, val, tokenizer, "iu_xray", 60))
+
+
+def test_a_large_set_tries_its_frequent_and_its_typical_reports(no_java, monkeypatch):
+  monkeypatch.setattr(baselines, "MAX_CANDIDATES", 4)
+  monkeypatch.setattr(baselines, "MAX_REFERENCES", 3)
+  common, typical = "rare words only .", "the heart is normal ."
+  train = [common] * 5 + [typical] + sentences(4, 50)
+  tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
+  chosen = constant_baseline(train, [typical] * 30, tokenizer, "iu_xray", 60)
+  assert chosen["BLEU_4"]["report"] == typical
+  assert chosen["BLEU_4"]["val_score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_planted_neighbours_are_found_nearest_first():
+  rng = np.random.default_rng(0)
+  train = rng.standard_normal((700, 16))
+  features = train[[5, 400, 699]] * [[3.0], [0.5], [10.0]]         # cosine does not see the length
+  train[17] = train[5] + 0.05 * train[6]
+  found = nearest(features, train, 4)
+  assert found[:, 0].tolist() == [5, 400, 699]
+  assert found[0, 1] == 17
+  assert nearest(features, train[:2], 30).shape == (3, 2)
+
+
+def test_medoid_is_the_report_that_shares_most():
+  assert medoid(["a b", "a b c d", "c d e", "x"]) == 1
+  assert medoid(["a a a", "a", "a a a"]) == 0                      # of equals the nearest
+
+
+def test_neighbour_reports_of_clusters():
+  # Two clusters of images; in each, one report is odd and belongs to the very nearest image.
+  directions = np.eye(2).repeat(31, 0)
+  train = directions + 0.01 * np.arange(62)[:, None]
+  reports = ["odd one"] + ["clear lungs ."] * 30 + ["strange one"] + ["big heart ."] * 30
+  near, typical = neighbour_reports(train[[0, 31]], train, reports)
+  assert near == ["odd one", "strange one"]
+  assert typical == ["clear lungs .", "big heart ."]
+  with pytest.raises(ValueError, match="62 train images for 3 reports"):
+    neighbour_reports(train[:2], train, reports[:3])
