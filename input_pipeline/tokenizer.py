@@ -139,7 +139,11 @@ class WordTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-  """A unigram model (Kudo, ACL 2018) of the training reports."""
+  """Byte-pair encoding (Sennrich et al., ACL 2016) of the training reports.
+
+  Not SentencePiece's unigram model: at 1,000 pieces it takes 55 tokens for a mean
+  report of IU X-Ray, as it splits even "is", and this takes 41.
+  """
   kind = "sentencepiece"
 
   def __init__(self, model: bytes, cleaning: str):
@@ -158,11 +162,12 @@ class SentencePieceTokenizer(Tokenizer):
     try:
       sentencepiece.SentencePieceTrainer.train(
           sentence_iterator=(" ".join(text.clean(report, cleaning).split()) for report in reports),
-          model_writer=model, model_type="unigram", vocab_size=vocab_size, hard_vocab_limit=False,
+          model_writer=model, model_type="bpe", vocab_size=vocab_size, hard_vocab_limit=False,
           pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece=PAD, bos_piece=BOS, eos_piece=EOS, unk_piece=UNK,
           unk_surface=UNK, normalization_rule_name="identity", required_chars=_REQUIRED_CHARACTERS,
-          character_coverage=1.0, max_sentence_length=1 << 20,     # bytes; longer reports would be left out
-          num_threads=16,              # sums of floats depend on it, hence not the number of cores
+          character_coverage=1.0,
+          max_sentencepiece_length=32,     # characters; 16, the default, splits "cardiomediastinal"
+          max_sentence_length=1 << 20,     # bytes; longer reports would be left out
           minloglevel=2)
     except RuntimeError as error:
       raise UserError(f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot be trained on these reports "
