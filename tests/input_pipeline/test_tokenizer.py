@@ -1,6 +1,7 @@
 """The word tokenizer is R2Gen's; both kinds round-trip, cut as documented, and survive storage."""
 
 import json
+import os
 import pathlib
 
 from etils import epath
@@ -32,6 +33,16 @@ def test_ids_are_those_of_r2gen():
   assert words.words()[1:] == PARITY["vocab"] and words.vocab_size == 761
   for row in PARITY["rows"]:
     assert [0, *words.encode(row["raw"]), 0] == row["iu_ids"]
+
+
+def test_vocabulary_of_iu_xray_is_that_of_r2gen():
+  shared = pathlib.Path(os.environ.get("MCSAM_SHARED", pathlib.Path(__file__).parents[2] / ".." / "shared"))
+  path = shared / "iu_xray" / "annotation.json"
+  if not path.exists():
+    pytest.skip(f"{path} is absent; set MCSAM_SHARED to the folder that holds iu_xray/")
+  reports = [entry["report"] for entry in json.loads(path.read_text())["train"]]
+  words = build("word", reports, threshold=PARITY["threshold"], shared_special_ids=True)
+  assert words.words()[1:] == PARITY["vocab"] and len(PARITY["vocab"]) == 760
 
 
 def test_vocabulary_by_hand():
