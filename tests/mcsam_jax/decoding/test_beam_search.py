@@ -185,7 +185,7 @@ def test_equals_a_plain_beam_search_on_models_that_remember_everything(special_i
 @pytest.mark.parametrize("special_ids", [SHARED, APART])
 def test_early_stopping_changes_nothing(special_ids):
   @functools.partial(jax.jit, static_argnames="early_stop")
-  @functools.partial(jax.vmap, in_axes=(0, None, None, None))   # each study stops by itself, none waits for others
+  @functools.partial(jax.vmap, in_axes=(0, None, None, None))   # each study stops without its neighbours
   def search(table, min_length, alpha, early_stop):
     return compiled_search(table[None], min_length, alpha, beam_size=3, early_stop=early_stop, **special_ids)
 
