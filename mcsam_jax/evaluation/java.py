@@ -111,7 +111,7 @@ def ptb_tokenize(texts: list[str], seconds: float = 300.0) -> list[str]:
                           capture_output=True, encoding="utf-8", timeout=seconds, check=True)
   except subprocess.TimeoutExpired as error:
     raise JavaUnavailable(f"PTB tokens need Java, which took more than {seconds:.0f} s") from error
-  except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
+  except (OSError, subprocess.CalledProcessError, UnicodeError) as error:
     raise JavaUnavailable(f"PTB tokens need Java, which failed ({type(error).__name__})") from error
   lines = done.stdout.split("\n")[:-1]
   if len(lines) != len(texts):

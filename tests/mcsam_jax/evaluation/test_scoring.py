@@ -77,6 +77,12 @@ def test_baselines_and_control(arguments):
   assert 0 < control["CIDEr_difference"]["low"] < control["CIDEr_difference"]["mean"]
 
 
+def test_a_report_is_copied_also_where_train_has_an_unknown_word(arguments):
+  arguments["train_reports"] = [*TRAIN, "There is an oddity."]          # as the model saw it: there is an <unk> .
+  arguments["pooled"]["train"] = np.concatenate([arguments["pooled"]["train"], [[1, 1, 1]]])
+  assert score_reports(**arguments)[0]["copied_from_train"] == 1
+
+
 def test_order_of_studies_does_not_matter(arguments):
   order = [3, 1, 5, 0, 2, 4]
   turned = {**arguments, **{name: [arguments[name][i] for i in order]
