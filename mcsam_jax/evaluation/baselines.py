@@ -34,7 +34,7 @@ def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], 
 
   The search is exact but for three limits. Of more than MAX_CANDIDATES distinct
   reports, half are the most frequent ones and half those whose words agree best
-  with all val reports. Of more than MAX_REFERENCES val reports, every so many-th in
+  with those of val. Of more than MAX_REFERENCES val reports, every so many-th in
   alphabetical order is taken. METEOR is computed for the METEOR_SHORTLIST candidates
   whose words agree best, as METEOR is at heart an F measure of words.
   """

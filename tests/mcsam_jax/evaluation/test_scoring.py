@@ -78,7 +78,7 @@ def test_baselines_and_control(arguments):
 
 
 def test_a_report_is_copied_also_where_train_has_an_unknown_word(arguments):
-  arguments["train_reports"] = [*TRAIN, "There is an oddity."]          # as the model saw it: there is an <unk> .
+  arguments["train_reports"] = [*TRAIN, "There is an oddity."]   # as the model saw it: there is an <unk> .
   arguments["pooled"]["train"] = np.concatenate([arguments["pooled"]["train"], [[1, 1, 1]]])
   assert score_reports(**arguments)[0]["copied_from_train"] == 1
 
