@@ -1,0 +1,114 @@
+"""`mcsam evaluate`: a checkpoint writes the reports of a split, and they are scored beside baselines and controls.
+
+Writes below the workdir:
+  eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
+  eval/SPLIT-STEP.jsonl   a line a study: id, reference, generated report, its scores
+  eval/constant.json      the constant report that is best on val for each metric, found once
+"""
+
+import functools
+import json
+
+from etils import epath
+import jax
+import numpy as np
+
+from input_pipeline.pipeline import eval_batches, make_batch
+from mcsam_jax.errors import UserError
+from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.generate import ReportWriter
+from mcsam_jax.evaluation.scoring import format_table, score_reports
+from mcsam_jax.training.checkpoint import Checkpoints, abstract
+from mcsam_jax.training.sharding import make_mesh, state_sharding
+from mcsam_jax.training.step import init_state, make_model
+from mcsam_jax.training.workdir import Workdir, open_workdir
+
+
+def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
+             show=print) -> dict:
+  """Writes and scores the reports of a split; returns the scores.
+
+  Args:
+    step: of the checkpoint; None: the best on val.
+    overrides: `--config.field=value`, for fields that don't change the model (decode, eval, mesh, data_dir).
+
+  Raises:
+    UserError: the workdir holds no training, or no such step; a damaged checkpoint.
+  """
+  work = open_workdir(workdir, overrides)
+  config, tokenizer = work.config, work.tokenizer
+  checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
+  step = checkpoints.best() if step is None else step
+  if step is None:
+    raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --workdir {workdir}` first")
+  split, train = work.split(split_name), work.split("train")
+
+  # The model at that step.
+  mesh = make_mesh(config)
+  model = make_model(config, tokenizer.vocab_size, work.grid)
+  features = work.features(split, show)
+  sample = make_batch(split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config, features)
+  empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
+  state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)))
+
+  # Its reports, and those that it gives for the images of another study.
+  show(f"writing {len(split)} reports with the checkpoint of step {step}, beam {config.decode.beam_size}")
+  written = ReportWriter(model, config, tokenizer, mesh)(
+      state.variables, eval_batches(split, tokenizer, config, config.decode.batch_size, features))
+  hypotheses = [report.text for report in written]
+  other = another_study(len(split), config.eval.seed)
+
+  # Scores.
+  read_labels, reference_labels = None, None
+  if config.eval.labeler == "phantom":
+    from input_pipeline.datasets.phantom_reports import read_labels
+    reference_labels = [record["labels"] for record in split.without_images]
+  scores, rows = score_reports(
+      ids=split.ids, references=split.reports, hypotheses=hypotheses,
+      shuffled_hypotheses=[hypotheses[index] for index in other], train_reports=train.reports,
+      pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
+      constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
+      max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
+      restricted=config.data.restricted, seed=config.eval.seed)
+  scores = {"split": split_name, "step": step, "pretraining_data": work.pretraining_data,
+            "beam_size": config.decode.beam_size, **scores}
+
+  # Files: written whole or not at all.
+  target = work.path / "eval" / f"{split_name}-{step}"
+  write_whole(target.with_suffix(".json"), json.dumps(scores, indent=2) + "\n")
+  lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
+           for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]
+  write_whole(target.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+  show(format_table(scores))
+  show(f"scores: {target}.json, a line a study: {target}.jsonl")
+  return scores
+
+
+def another_study(count: int, seed: int) -> np.ndarray:
+  """Returns for each of `count` studies the number of another one, each used once (a single random cycle).
+
+  The generated report is a function of the images alone, so what a model writes for
+  study i when the images are permuted is what it wrote for the study they come from.
+  """
+  order = np.random.default_rng(seed).permutation(count)
+  other = np.empty(count, np.int64)
+  other[order] = np.roll(order, 1)
+  return other
+
+
+def constant_reports(work: Workdir, show=print) -> dict:
+  """Returns the constant baselines, found on val the first time and then read from the workdir."""
+  path = work.path / "eval" / "constant.json"
+  if not path.exists():
+    show("looking for the constant report that is best on val, for each metric (once)")
+    found = constant_baseline(work.split("train").reports, work.split("val").reports, work.tokenizer,
+                              work.config.data.cleaning, work.config.tokenizer.max_length)
+    write_whole(path, json.dumps(found, indent=2) + "\n")
+  return json.loads(path.read_text())
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.parent / f".{path.name}.unfinished"
+  unfinished.write_text(text)
+  unfinished.replace(path)
