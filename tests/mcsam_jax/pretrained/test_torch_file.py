@@ -1,0 +1,171 @@
+"""Checkpoints in both of PyTorch's formats, written here by their specification, read without PyTorch."""
+
+import collections
+import io
+import pickle
+import struct
+import sys
+import types
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mcsam_jax.errors import UserError
+from mcsam_jax.pretrained.torch_file import LEGACY_MAGIC, read_state_dict
+
+STORAGES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
+            "LongStorage": np.int64, "BoolStorage": np.bool_}
+
+
+@pytest.fixture
+def torch(monkeypatch):
+  """Modules under PyTorch's names, so that a pickler writes the references that PyTorch would."""
+  torch, inner = types.ModuleType("torch"), types.ModuleType("torch._utils")
+  for name in (*STORAGES, "device"):
+    setattr(torch, name, type(name, (), {"__module__": "torch"}))
+  for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+    exec(f"def {name}(): pass", {"__name__": "torch._utils"}, inner.__dict__)
+  monkeypatch.setitem(sys.modules, "torch", torch)
+  monkeypatch.setitem(sys.modules, "torch._utils", inner)
+  torch._utils = inner
+  return torch
+
+
+class Tensor:
+  """A view of a storage: a flat array under a key."""
+
+  def __init__(self, storage, key, offset, shape, strides, parameter=False):
+    self.storage, self.key, self.view, self.parameter = storage, key, (offset, shape, strides), parameter
+
+  def __reduce__(self):
+    inner = sys.modules["torch._utils"]
+    if self.parameter:
+      return inner._rebuild_parameter, (Tensor(self.storage, self.key, *self.view), True, collections.OrderedDict())
+    return inner._rebuild_tensor_v2, (Storage(self), *self.view, False, collections.OrderedDict())
+
+
+class Storage:
+  def __init__(self, tensor):
+    self.array, self.key = tensor.storage, tensor.key
+
+
+class Pickler(pickle.Pickler):
+  def __init__(self, file, legacy):
+    super().__init__(file, protocol=2)
+    self.legacy, self.storages = legacy, {}
+
+  def persistent_id(self, obj):
+    if not isinstance(obj, Storage):
+      return None
+    self.storages[obj.key] = obj.array
+    name = next(name for name, dtype in STORAGES.items() if obj.array.dtype == dtype)
+    view = (None,) if self.legacy else ()
+    return ("storage", getattr(sys.modules["torch"], name), obj.key, "cpu", obj.array.size, *view)
+
+
+def legacy_file(content):
+  file = io.BytesIO()
+  for header in (LEGACY_MAGIC, 1001, {"protocol_version": 1001, "little_endian": True}):
+    pickle.dump(header, file, protocol=2)
+  pickler = Pickler(file, legacy=True)
+  pickler.dump(content)
+  pickle.dump(list(pickler.storages), file, protocol=2)
+  for array in pickler.storages.values():
+    file.write(struct.pack("<q", array.size) + array.tobytes())
+  return file.getvalue()
+
+
+def zip_file(content):
+  pickled, file = io.BytesIO(), io.BytesIO()
+  pickler = Pickler(pickled, legacy=False)
+  pickler.dump(content)
+  with zipfile.ZipFile(file, "w") as archive:
+    archive.writestr("model/data.pkl", pickled.getvalue())
+    archive.writestr("model/byteorder", "little")
+    for key, array in pickler.storages.items():
+      archive.writestr(f"model/data/{key}", array.tobytes())
+  return file.getvalue()
+
+
+FORMATS = pytest.mark.parametrize("write", [legacy_file, zip_file])
+
+
+def written(tmp_path, data):
+  path = tmp_path / "model.pth"
+  path.write_bytes(data)
+  return str(path)
+
+
+@FORMATS
+def test_types_strides_and_shared_storages(tmp_path, torch, write):
+  base = np.arange(24, dtype=np.float32)
+  state = collections.OrderedDict(
+      whole=Tensor(base, "0", 0, (4, 6), (6, 1)),
+      transposed=Tensor(base, "0", 0, (6, 4), (1, 6)),
+      part=Tensor(base, "0", 7, (2, 3), (6, 2), parameter=True),
+      half=Tensor(np.array([0.5, -2], np.float16), "1", 0, (2,), (1,)),
+      brain=Tensor(np.array([1.5, 3], ml_dtypes.bfloat16), "2", 0, (2,), (1,)),
+      count=Tensor(np.array([2**40]), "3", 0, (), ()),
+      flags=Tensor(np.array([True, False]), "4", 0, (2,), (1,)),
+      empty=Tensor(np.zeros(0, np.float32), "5", 0, (0, 3), (3, 1)))
+  state._metadata = {"": {"version": 1}}           # PyTorch hangs this on its state dicts
+  found = read_state_dict(written(tmp_path, write(state)))
+  assert list(found) == list(state)
+  np.testing.assert_array_equal(found["whole"], base.reshape(4, 6))
+  np.testing.assert_array_equal(found["transposed"], base.reshape(4, 6).T)
+  np.testing.assert_array_equal(found["part"], [[7, 9, 11], [13, 15, 17]])
+  assert found["half"].dtype == np.float16 and found["half"].tolist() == [0.5, -2]
+  assert found["brain"].astype(np.float32).tolist() == [1.5, 3]
+  assert found["count"].shape == () and found["count"] == 2**40
+  assert found["flags"].tolist() == [True, False] and found["empty"].shape == (0, 3)
+
+
+@FORMATS
+@pytest.mark.parametrize("nest", ["state_dict", "model"])
+def test_nested_and_wrapped_state_dicts(tmp_path, torch, write, nest):
+  tensor = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,))
+  found = read_state_dict(written(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))
+  assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
+
+
+@FORMATS
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.95, 0.999])
+def test_a_cut_file_is_refused(tmp_path, torch, write, kept):
+  data = write({"weight": Tensor(np.arange(400, dtype=np.float32), "0", 0, (20, 20), (20, 1))})
+  with pytest.raises(UserError, match="model.pth"):
+    read_state_dict(written(tmp_path, data[:int(len(data) * kept)]))
+
+
+@FORMATS
+def test_code_is_named_and_never_runs(tmp_path, torch, write):
+  marker = tmp_path / "ran"
+
+  class Attack:
+    def __reduce__(self):
+      return exec, (f"open({str(marker)!r}, 'w')",)
+
+  with pytest.raises(UserError, match=r"wants to run (__builtin__|builtins)\.exec"):
+    read_state_dict(written(tmp_path, write({"weight": Attack()})))
+  assert not marker.exists()
+
+
+@FORMATS
+def test_a_tensor_never_reaches_outside_its_storage(tmp_path, torch, write):
+  for view in ((0, (5,), (1,)), (3, (2,), (1,)), (0, (2, 2), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-9,))):
+    with pytest.raises(UserError, match="outside its storage"):
+      read_state_dict(written(tmp_path, write({"weight": Tensor(np.ones(4, np.float32), "0", *view)})))
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"<html>404</html>", "no PyTorch checkpoint"), (b"", "no PyTorch checkpoint"),
+    (pickle.dumps({"a": 1}), "magic number"), (legacy_file({"epoch": 3}), "no named tensors")])
+def test_other_files_are_refused(tmp_path, data, message):
+  with pytest.raises(UserError, match=message):
+    read_state_dict(written(tmp_path, data))
+
+
+def test_a_missing_file_is_named(tmp_path):
+  with pytest.raises(UserError, match="nowhere.pth"):
+    read_state_dict(str(tmp_path / "nowhere.pth"))
