@@ -224,7 +224,7 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
       clear = clear * (1 - np.clip(findings["Edema"].extent * haze, 0, 0.9) * (lung.u >= 0))
       for t in np.arange(0.66, 0.98, 0.06) + edema_rng.uniform(-0.02, 0.02):
         _, y = lung.point(0, float(t))       # Kerley's lines, at right angles to the chest wall
-        pen.stroke([lung.point(0.97, float(t)), (lung.point(0.8, 0)[0], y - 2)], 1.2, 0.5)
+        pen.stroke([lung.point(0.97, float(t)), (lung.point(0.8, 0)[0], y - 2)], 1.2, 0.4)
   if "Consolidation" in findings:
     finding = findings["Consolidation"]
     lung = by_side[finding.side]
@@ -232,28 +232,28 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
     radius = finding.extent * lung.width
     distance = np.sqrt(((X - x) / radius) ** 2 + ((Y - y) / (0.85 * radius)) ** 2)
     puffs = ramp(1.15 - distance + 0.35 * cloud(consolidation_rng, 22), 0.8)
-    clear = clear * (1 - np.float32(0.8) * puffs * (lung.u >= 0))
+    clear = clear * (1 - np.float32(0.75) * puffs * (lung.u >= 0))
   if "Lung Lesion" in findings:
     finding = findings["Lung Lesion"]
     lung = by_side[finding.side]
     x, y = lung.place(finding, heart[finding.side])
     radius = finding.extent / 2 * MILLIMETRE * lung.width
-    clear = clear * (1 - np.float32(0.72) * blob(x, y, radius, radius, 0.3))
+    clear = clear * (1 - np.float32(0.9) * blob(x, y, radius, radius, 0.25))
   if "Atelectasis" in findings:
     for side in findings["Atelectasis"].sides:
       lung, start = by_side[side], max(0.4, heart[side] if side == "left" else 0)
-      for t in (0.93, 0.84, 0.76)[:atelectasis_rng.integers(2, 4)]:
+      for t in (0.93, 0.83, 0.74):
         t, tilt = t + atelectasis_rng.uniform(-0.02, 0.02), atelectasis_rng.uniform(-0.05, 0.1)
         begin = lung.point(min(start, 0.55) + atelectasis_rng.uniform(0, 0.08), t)
         end = lung.point(0.9 - atelectasis_rng.uniform(0, 0.08), t - tilt)
-        pen.stroke([begin, end], atelectasis_rng.uniform(2.6, 3.8), 0.95)
-  lines = pen.sheet() * np.float32(0.2)
+        pen.stroke([begin, end], atelectasis_rng.uniform(3.8, 5), 0.95)
+  lines = pen.sheet() * np.float32(0.27)
   for lung in lungs:
     if lung.collapse:
       edge = np.abs(lung.pleura - lung.u) * lung.width
       line = ramp(1.1 - edge, 1) * ramp(Y - lung.pleura_top, 2) * (lung.u > 0.45)
       cap = ramp(1.1 - np.abs(Y - lung.pleura_top), 1) * ramp(0.08 - np.abs(lung.u - 0.45), 0.03)
-      lines = lines + 0.2 * np.maximum(line, cap) * lung.shape
+      lines = lines + 0.24 * np.maximum(line, cap) * lung.shape
   return 1 - clear, lines
 
 
@@ -272,12 +272,11 @@ def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: 
   if device.kind == "catheter":              # from below the clavicle to the superior vena cava
     start, tip = lungs[device.side].point(1.0, 0.1), right.point(0.14, 0.42)
     bend = right.point(0.14, 0.14) if device.side == "right" else (x - 4, right.point(0, 0.17)[1])
-    pen.stroke(arc(start, bend, -5 * SIGN[device.side]) + [bend, right.point(0.15, 0.28), tip], 2, 0.85)
+    pen.stroke(arc(start, bend, -5 * SIGN[device.side]) + [bend, right.point(0.15, 0.28), tip], 3, 0.95)
   elif device.kind == "tube":
-    end = right.point(0, 0.24)[1]
-    pen.stroke([(x - 1, 0), (x + 1, end)], 1.3, 0.9)
-    pen.stroke([(x + 5, 0), (x + 6, end - 3)], 1.3, 0.9)
-    pen.stroke([(x + 3, 0), (x + 3, end - 4)], 1, 0.6)
+    end = right.point(0, 0.28)[1]
+    pen.stroke([(x - 3, 0), (x - 2, end)], 2.5, 0.97)
+    pen.stroke([(x + 4, 0), (x + 5, end - 4)], 2.5, 0.97)
   elif device.kind == "pacemaker":
     lung = lungs[device.side]
     box_x, box_y = lung.point(0.72, rng.uniform(0.16, 0.24))
@@ -286,7 +285,7 @@ def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: 
               for c, s in zip(np.cos(turns).tolist(), np.sin(turns).tolist())], 0.9)
     bend, atrium, ventricle = right.point(0.1, 0.2), right.point(0.16, 0.72), lungs["left"].point(0.3, 0.92)
     for end in (atrium, ventricle):
-      pen.stroke(arc((box_x, box_y - 9), bend, 6 * -lung.sign) + arc(bend, end, 6), 1.5, 0.85)
+      pen.stroke(arc((box_x, box_y - 9), bend, 6 * -lung.sign) + arc(bend, end, 6), 2.2, 0.95)
   else:                                      # wires around the breastbone
     for t in np.arange(0.18, 0.9, 0.14).tolist():
-      pen.ring(x + rng.uniform(-1, 1), right.point(0, t)[1], 4.5, 1.3, 0.9)
+      pen.ring(x + rng.uniform(-1, 1), right.point(0, t)[1], 6, 2, 1)

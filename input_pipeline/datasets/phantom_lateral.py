@@ -131,11 +131,11 @@ def _lung_findings(findings: dict, chest: Chest, rng: np.random.Generator) -> tu
     finding = findings["Lung Lesion"]
     x, y = chest.point(finding.depth, finding.height)
     radius = finding.extent / 2 * MILLIMETRE * chest.width
-    clear = clear * (1 - np.float32(0.6) * blob(x, y, radius, radius, 0.3))
+    clear = clear * (1 - np.float32(0.75) * blob(x, y, radius, radius, 0.3))
   if "Atelectasis" in findings:
     for t in (0.92, 0.84):
       t = t + atelectasis_rng.uniform(-0.02, 0.02)
-      pen.stroke([chest.point(0.35, t), chest.point(0.75, t + atelectasis_rng.uniform(-0.03, 0.08))], 3, 0.8)
+      pen.stroke([chest.point(0.35, t), chest.point(0.75, t + atelectasis_rng.uniform(-0.03, 0.08))], 4, 0.9)
   if "Pneumothorax" in findings:             # a line below the apex; little else is seen from the side
     t = 0.9 * findings["Pneumothorax"].extent * 0.6
     pen.stroke(arc(chest.point(0.12, t + 0.14), chest.point(0.85, t + 0.1), -10), 1.6, 1)
@@ -146,18 +146,18 @@ def _devices(findings: dict, chest: Chest, rng: np.random.Generator) -> np.ndarr
   """Returns metal and plastic, [SIZE, SIZE] in 0..1."""
   pen, kind = Pen(), findings["Support Devices"].kind if "Support Devices" in findings else ""
   if kind == "catheter":
-    pen.stroke(arc(chest.point(0.2, 0.05), chest.point(0.46, 0.18), -6) + [chest.point(0.45, 0.42)], 1.8, 0.7)
+    pen.stroke(arc(chest.point(0.2, 0.05), chest.point(0.46, 0.18), -6) + [chest.point(0.45, 0.42)], 2.6, 0.9)
   elif kind == "tube":
     x, y = chest.point(0.5, 0.24)
     for shift in (-3, 3):
-      pen.stroke([(x + shift - 6, 0), (x + shift, y)], 1.3, 0.85)
+      pen.stroke([(x + shift - 6, 0), (x + shift, y)], 2.2, 0.95)
   elif kind == "pacemaker":
     box = chest.point(0.02, rng.uniform(0.14, 0.22))
     pen.stroke([(box[0] - 3, box[1] - 9), (box[0] + 1, box[1] + 10)], 7, 0.9)
     for end in (chest.point(0.45, 0.7), chest.point(0.16, 0.9)):
-      pen.stroke(arc(box, chest.point(0.45, 0.2), -8) + arc(chest.point(0.45, 0.2), end, 8), 1.5, 0.8)
+      pen.stroke(arc(box, chest.point(0.45, 0.2), -8) + arc(chest.point(0.45, 0.2), end, 8), 2.2, 0.9)
   elif kind == "wires":
     for t in np.arange(0.2, 0.86, 0.13).tolist():
       x, y = chest.point(0, t)
-      pen.ring(x - 3, y, 3.2, 1.2, 0.85)
+      pen.ring(x - 3, y, 4, 1.8, 1)
   return pen.sheet()

@@ -25,14 +25,15 @@ COUNT_SHARES = (0.33, 0.27, 0.25, 0.15)      # of studies with 0, 1, 2, 3 findin
 SIDES = ("right", "left")
 ZONES = ("upper", "mid", "lower")
 ZONE_HEIGHTS = {"upper": (0.2, 0.34), "mid": (0.42, 0.58), "lower": (0.66, 0.8)}   # apex 0, dome 1
-NODULE_SIZES = (16, 20, 24, 30)              # mm
+NODULE_SIZES = (20, 26, 32, 40)              # mm
 DEVICES = ("catheter", "tube", "pacemaker", "wires")
 
-# Severity in words -> range of `extent`, whose unit is the finding's own. Gaps keep neighbouring words apart.
+# Severity in words -> range of `extent`. Gaps keep neighbouring words apart.
 CARDIOTHORACIC_RATIO = {"mild": (0.555, 0.585), "moderate": (0.6, 0.635), "marked": (0.65, 0.69)}
-EFFUSION_HEIGHT = {"small": (0.13, 0.2), "moderate": (0.28, 0.38), "large": (0.48, 0.62)}  # of the lung's height
-PNEUMOTHORAX_RIM = {"small": (0.13, 0.18), "moderate": (0.23, 0.3), "large": (0.38, 0.48)}  # of half its width
-EDEMA_HAZE = {"mild": (0.3, 0.36), "moderate": (0.42, 0.5), "severe": (0.58, 0.68)}        # of the air replaced
+# Units: the lung's height; the thorax's half width; the share of air that is replaced.
+EFFUSION_HEIGHT = {"small": (0.17, 0.24), "moderate": (0.31, 0.4), "large": (0.5, 0.64)}
+PNEUMOTHORAX_RIM = {"small": (0.13, 0.18), "moderate": (0.23, 0.3), "large": (0.38, 0.48)}
+EDEMA_HAZE = {"mild": (0.26, 0.32), "moderate": (0.38, 0.46), "severe": (0.56, 0.66)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,12 @@ def sample_patient(rng: np.random.Generator) -> Patient:
       center=rng.uniform(118, 138), half_width=rng.uniform(78, 103), half_depth=rng.uniform(66, 84),
       apex=rng.uniform(24, 50), dome=dome, dome_gap=rng.uniform(-1, 11), dome_drop=rng.uniform(18, 36),
       heart_ratio=rng.uniform(0.38, 0.5), heart_share=rng.uniform(0.6, 0.76),
-      heart_height=rng.uniform(0.55, 0.78), knob=rng.uniform(0.05, 0.13), wall=rng.uniform(10, 24), breast=max(0.0, rng.uniform(-0.14, 0.14)),
-      rib_spacing=rng.uniform(17, 22), rib_tilt=rng.uniform(0.25, 0.5), rib_phase=rng.uniform(0, 1),
-      rib_opacity=rng.uniform(0.6, 1.1), arms=rng.uniform(6, 60), bubble=rng.uniform(0, 20),
-      vessels=rng.uniform(0.75, 1.15), exposure=rng.uniform(0.86, 1.12), gamma=rng.uniform(0.8, 1.25),
-      slope=rng.uniform(-0.08, 0.08), noise=rng.uniform(0.008, 0.02), angle=rng.uniform(-4, 4),
-      shear=rng.uniform(-0.05, 0.05))
+      heart_height=rng.uniform(0.55, 0.78), knob=rng.uniform(0.05, 0.13), wall=rng.uniform(10, 24),
+      breast=max(0.0, rng.uniform(-0.14, 0.14)), rib_spacing=rng.uniform(17, 22),
+      rib_tilt=rng.uniform(0.25, 0.5), rib_phase=rng.uniform(0, 1), rib_opacity=rng.uniform(0.6, 1.1),
+      arms=rng.uniform(6, 60), bubble=rng.uniform(0, 20), vessels=rng.uniform(0.75, 1.15),
+      exposure=rng.uniform(0.86, 1.12), gamma=rng.uniform(0.72, 1.08), slope=rng.uniform(-0.08, 0.08),
+      noise=rng.uniform(0.008, 0.02), angle=rng.uniform(-4, 4), shear=rng.uniform(-0.05, 0.05))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,6 @@ def _graded(rng, name: str, grades: dict, side: str = "") -> Finding:
 def _placed(rng, name: str, taken: set) -> Finding:
   free = [(side, zone) for side in SIDES for zone in ZONES if (side, zone) not in taken]
   side, zone = free[rng.integers(len(free))]
-  extent = rng.choice(NODULE_SIZES) if name == "Lung Lesion" else rng.uniform(0.24, 0.32)
+  extent = rng.choice(NODULE_SIZES) if name == "Lung Lesion" else rng.uniform(0.22, 0.3)
   return Finding(name, side, zone, extent=float(extent), height=float(rng.uniform(*ZONE_HEIGHTS[zone])),
                  lateral=float(rng.uniform(0.35, 0.65)), depth=float(rng.uniform(0.3, 0.7)))
