@@ -253,7 +253,7 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
       edge = np.abs(lung.pleura - lung.u) * lung.width
       line = ramp(1.1 - edge, 1) * ramp(Y - lung.pleura_top, 2) * (lung.u > 0.45)
       cap = ramp(1.1 - np.abs(Y - lung.pleura_top), 1) * ramp(0.08 - np.abs(lung.u - 0.45), 0.03)
-      lines = lines + 0.24 * np.maximum(line, cap) * lung.shape
+      lines = lines + 0.24 * np.maximum(line, cap) * lung.shape * clear
   return 1 - clear, lines
 
 
@@ -272,20 +272,20 @@ def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: 
   if device.kind == "catheter":              # from below the clavicle to the superior vena cava
     start, tip = lungs[device.side].point(1.0, 0.1), right.point(0.14, 0.42)
     bend = right.point(0.14, 0.14) if device.side == "right" else (x - 4, right.point(0, 0.17)[1])
-    pen.stroke(arc(start, bend, -5 * SIGN[device.side]) + [bend, right.point(0.15, 0.28), tip], 3, 0.95)
+    pen.stroke(arc(start, bend, -5 * SIGN[device.side]) + [bend, right.point(0.15, 0.28), tip], 2.4, 0.85)
   elif device.kind == "tube":
     end = right.point(0, 0.28)[1]
-    pen.stroke([(x - 3, 0), (x - 2, end)], 2.5, 0.97)
-    pen.stroke([(x + 4, 0), (x + 5, end - 4)], 2.5, 0.97)
+    pen.stroke([(x - 3, 0), (x - 2, end)], 1.6, 0.85)
+    pen.stroke([(x + 4, 0), (x + 5, end - 4)], 1.6, 0.85)
   elif device.kind == "pacemaker":
     lung = lungs[device.side]
     box_x, box_y = lung.point(0.72, rng.uniform(0.16, 0.24))
     turns = np.linspace(0, 2 * np.pi, 24)
     pen.fill([(box_x + 13 * np.sign(c) * abs(c) ** 0.6, box_y + 11 * np.sign(s) * abs(s) ** 0.6)
-              for c, s in zip(np.cos(turns).tolist(), np.sin(turns).tolist())], 0.9)
+              for c, s in zip(np.cos(turns).tolist(), np.sin(turns).tolist())], 0.85)
     bend, atrium, ventricle = right.point(0.1, 0.2), right.point(0.16, 0.72), lungs["left"].point(0.3, 0.92)
     for end in (atrium, ventricle):
-      pen.stroke(arc((box_x, box_y - 9), bend, 6 * -lung.sign) + arc(bend, end, 6), 2.2, 0.95)
+      pen.stroke(arc((box_x, box_y - 9), bend, 6 * -lung.sign) + arc(bend, end, 6), 1.8, 0.85)
   else:                                      # wires around the breastbone
     for t in np.arange(0.18, 0.9, 0.14).tolist():
-      pen.ring(x + rng.uniform(-1, 1), right.point(0, t)[1], 6, 2, 1)
+      pen.ring(x + rng.uniform(-1, 1), right.point(0, t)[1], 5.5, 1.5, 0.9)

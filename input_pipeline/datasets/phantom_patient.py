@@ -31,7 +31,7 @@ DEVICES = ("catheter", "tube", "pacemaker", "wires")
 # Severity in words -> range of `extent`. Gaps keep neighbouring words apart.
 CARDIOTHORACIC_RATIO = {"mild": (0.555, 0.585), "moderate": (0.6, 0.635), "marked": (0.65, 0.69)}
 # Units: the lung's height; the thorax's half width; the share of air that is replaced.
-EFFUSION_HEIGHT = {"small": (0.17, 0.24), "moderate": (0.31, 0.4), "large": (0.5, 0.64)}
+EFFUSION_HEIGHT = {"small": (0.15, 0.22), "moderate": (0.31, 0.4), "large": (0.5, 0.64)}
 PNEUMOTHORAX_RIM = {"small": (0.13, 0.18), "moderate": (0.23, 0.3), "large": (0.38, 0.48)}
 EDEMA_HAZE = {"mild": (0.26, 0.32), "moderate": (0.38, 0.46), "severe": (0.56, 0.66)}
 
@@ -68,13 +68,13 @@ class Patient:
 
 
 def sample_patient(rng: np.random.Generator) -> Patient:
-  dome = rng.uniform(176, 206)
+  dome = rng.uniform(172, 206)
   return Patient(
-      center=rng.uniform(118, 138), half_width=rng.uniform(78, 103), half_depth=rng.uniform(66, 84),
-      apex=rng.uniform(24, 50), dome=dome, dome_gap=rng.uniform(-1, 11), dome_drop=rng.uniform(18, 36),
+      center=rng.uniform(116, 140), half_width=rng.uniform(78, 103), half_depth=rng.uniform(66, 84),
+      apex=rng.uniform(24, 50), dome=dome, dome_gap=rng.uniform(-12, 16), dome_drop=rng.uniform(14, 38),
       heart_ratio=rng.uniform(0.38, 0.5), heart_share=rng.uniform(0.6, 0.76),
       heart_height=rng.uniform(0.55, 0.78), knob=rng.uniform(0.05, 0.13), wall=rng.uniform(10, 24),
-      breast=max(0.0, rng.uniform(-0.14, 0.14)), rib_spacing=rng.uniform(17, 22),
+      breast=max(0.0, rng.uniform(-0.17, 0.17)), rib_spacing=rng.uniform(17, 22),
       rib_tilt=rng.uniform(0.25, 0.5), rib_phase=rng.uniform(0, 1), rib_opacity=rng.uniform(0.6, 1.1),
       arms=rng.uniform(6, 60), bubble=rng.uniform(0, 20), vessels=rng.uniform(0.75, 1.15),
       exposure=rng.uniform(0.86, 1.12), gamma=rng.uniform(0.72, 1.08), slope=rng.uniform(-0.08, 0.08),
@@ -117,9 +117,10 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     taken.update((s, z) for s in effusion.sides for z in ("lower", "mid")
                  if z == "lower" or effusion.severity == "large")
   if "Atelectasis" in names:
-    taken_bases = {side for side, zone in taken if zone == "lower"} & (
-        set(found["Pleural Effusion"].sides) if "Pleural Effusion" in names else set())
-    free = [side for side in SIDES if side not in taken_bases]
+    under_fluid = found["Pleural Effusion"].sides if "Pleural Effusion" in found else ()
+    # An enlarged heart covers the left base: the right one, unless that is under fluid.
+    free = [side for side in SIDES if (side, "lower") not in taken] or [
+        side for side in SIDES if side not in under_fluid]
     side = "bilateral" if len(free) == 2 and rng.random() < 0.3 else str(rng.choice(free))
     found["Atelectasis"] = Finding("Atelectasis", side, "lower")
     taken.update((s, "lower") for s in found["Atelectasis"].sides)
