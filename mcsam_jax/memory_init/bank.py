@@ -61,14 +61,17 @@ def make_memory_bank(reports: list[str], config: ConfigDict, seed: int,
   _check(config)
   rng = np.random.default_rng(seed)
   words = word_vectors(reports, fields.word_vectors, width)
-  masses = word_masses(reports, words.words)
+  if len(words.words) < NUM_NEAREST and fields.kind != "random":
+    raise UserError(f"memory_init: the {len(reports)} training reports leave {len(words.words)} content "
+                    "words with vectors, too few for topics; add some or set --config.memory_init.kind=random")
   show(f"memory: {fields.kind} of {len(reports)} reports, {len(words.words)} content words, "
        f"{num_slots} slots of width {width}")
   if fields.kind == "topics":
-    topics = learn_topics(words, masses, fields.num_topics, fields.epsilon, fields.steps, fields.batch_size,
-                          fields.learning_rate, rng, show)
+    topics = learn_topics(words, word_masses(reports, words.words), fields.num_topics, fields.epsilon,
+                          fields.steps, fields.batch_size, fields.learning_rate, rng, show)
   elif fields.kind == "kmeans":
-    topics = kmeans_topics(words.vectors, masses.total(len(words.words)), fields.num_topics, rng)
+    masses = word_masses(reports, words.words).total(len(words.words))
+    topics = kmeans_topics(words.vectors, masses, fields.num_topics, rng)
   else:
     topics = random_topics(num_slots, width, rng)         # noise has no topics to share: each slot is its own
   topic_of_slot = (np.arange(num_slots) % len(topics)).astype(np.int32)
@@ -133,7 +136,8 @@ def _readable(bank: MemoryBank) -> str:
   copies = np.bincount(bank.topic_of_slot, minlength=len(bank.npmi))
   lines = []
   for topic in np.argsort(-bank.npmi, kind="stable"):
-    words = {word: round(float(cosine), 3) for word, cosine in zip(bank.topic_words[topic], bank.topic_cosines[topic])}
+    nearest = zip(bank.topic_words[topic], bank.topic_cosines[topic])
+    words = {word: round(float(cosine), 3) for word, cosine in nearest}
     lines.append(json.dumps({"topic": int(topic), "npmi": round(float(bank.npmi[topic]), 3),
                              "slots": int(copies[topic]), "words": words}))
   topics = ",\n    ".join(lines)
@@ -151,5 +155,5 @@ def _check(config: ConfigDict) -> None:
   if fields.jitter < 0:
     raise UserError(f"memory_init.jitter is {fields.jitter}, expected 0 or more")
   if fields.kind != "random" and fields.num_topics > num_slots:
-    raise UserError(f"memory_init.num_topics is {fields.num_topics}, more than memory.num_slots, {num_slots}: every "
-                    f"topic needs a slot")
+    raise UserError(f"memory_init.num_topics is {fields.num_topics}, more than memory.num_slots, "
+                    f"{num_slots}: every topic needs a slot")

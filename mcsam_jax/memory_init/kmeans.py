@@ -34,7 +34,8 @@ def random_topics(num_topics: int, width: int, rng: np.random.Generator) -> np.n
   return topics / np.linalg.norm(topics, axis=1, keepdims=True)
 
 
-def spread_words(vectors: np.ndarray, weights: np.ndarray, num_topics: int, rng: np.random.Generator) -> np.ndarray:
+def spread_words(vectors: np.ndarray, weights: np.ndarray, num_topics: int,
+                 rng: np.random.Generator) -> np.ndarray:
   """Returns the vectors [K, D] of words drawn by weight times distance from those drawn already.
 
   This is the start of k-means++ (Arthur & Vassilvitskii, SODA 2007).
@@ -42,6 +43,6 @@ def spread_words(vectors: np.ndarray, weights: np.ndarray, num_topics: int, rng:
   centres = vectors[[rng.choice(len(vectors), p=weights / weights.sum())]]
   while len(centres) < num_topics:
     distances = np.maximum(1 - (vectors @ centres.T).max(1), 0) * weights
-    share = distances if distances.sum() > 1e-9 else weights               # every word is a centre: draw again
+    share = distances if distances.sum() > 1e-9 else weights       # every word is a centre: draw again
     centres = np.concatenate([centres, vectors[[rng.choice(len(vectors), p=share / share.sum())]]])
   return centres

@@ -32,6 +32,8 @@ from mcsam_jax.memory_init.kmeans import spread_words
 from mcsam_jax.memory_init.word_vectors import WordMasses, WordVectors
 
 HIDDEN_WIDTH = 128          # of the network that reads a report's mixture off its words
+TYPICAL_WORDS = 10          # of a report
+SMALLEST_SHARE = 1e-3       # of a report, spread over all topics
 TEMPERATURE = 0.2           # of a topic's softmax over words; lower ones let topics settle on rare words
 MAX_ITERATIONS = 50         # of Sinkhorn; it stops earlier where the marginals hold
 MARGINAL_ERROR = 1e-2       # mass that may still be in the wrong place
@@ -45,19 +47,21 @@ class Mixtures(nn.Module):
 
   @nn.compact
   def __call__(self, reports: jax.Array) -> jax.Array:
-    """Returns the topic shares [B, K] of tf-idf distributions [B, W]."""
-    hidden = nn.relu(nn.Dense(HIDDEN_WIDTH)(reports * HIDDEN_WIDTH))     # masses are near 1/U: bring them near one
-    return nn.softmax(nn.Dense(self.num_topics)(hidden))
+    """Returns the topic shares [B, K], all above 0, of tf-idf distributions [B, W]."""
+    hidden = nn.relu(nn.Dense(HIDDEN_WIDTH)(reports * TYPICAL_WORDS))         # masses near one
+    shares = nn.softmax(nn.Dense(self.num_topics)(hidden))
+    return (1 - SMALLEST_SHARE) * shares + SMALLEST_SHARE / self.num_topics   # log(0) has no gradient
 
 
-def transport(cost: jax.Array, masses: jax.Array, mixture: jax.Array, epsilon: float) -> sinkhorn.SinkhornOutput:
+def transport(cost: jax.Array, masses: jax.Array, mixture: jax.Array,
+              epsilon: float) -> sinkhorn.SinkhornOutput:
   """Returns the entropic transport of `masses` [U] to `mixture` [K] at `cost` [U, K].
 
   Its `reg_ot_cost` is differentiable in all three: by the envelope theorem the
   iterations themselves need no derivative.
   """
   return linear.solve(geometry.Geometry(cost, epsilon=epsilon), masses, mixture,
-                      inner_iterations=10, max_iterations=MAX_ITERATIONS, threshold=MARGINAL_ERROR)
+                      max_iterations=MAX_ITERATIONS, threshold=MARGINAL_ERROR)
 
 
 def topic_loss(params, network: Mixtures, vectors: jax.Array, indices: jax.Array, masses: jax.Array,
@@ -76,7 +80,7 @@ def topic_loss(params, network: Mixtures, vectors: jax.Array, indices: jax.Array
   mixtures = network.apply(params["network"], reports)                          # [B, K]
   solve = functools.partial(transport, epsilon=epsilon)
   transported = jax.vmap(solve)(1 - cosines[indices], masses, mixtures).reg_ot_cost       # [B]
-  words = mixtures @ jax.nn.softmax(cosines.T / TEMPERATURE, axis=1)            # [B, W], given back by the topics
+  words = mixtures @ jax.nn.softmax(cosines.T / TEMPERATURE, axis=1)            # [B, W], as the topics say
   log_words = jnp.log(jnp.take_along_axis(words, indices, axis=1) + 1e-9)       # [B, U]
   word_loss = -(masses * log_words).sum(1)
   return (transported + word_loss).mean(), transported.mean()
@@ -99,7 +103,7 @@ def learn_topics(words: WordVectors, reports: WordMasses, num_topics: int, epsil
   first = spread_words(words.vectors, reports.total(len(vectors)), num_topics, rng)
   noise = rng.standard_normal(first.shape) / np.sqrt(first.shape[1])
   params = {
-      "topics": jnp.asarray(first + FIRST_NOISE * noise, jnp.float32),      # more topics than words must differ
+      "topics": jnp.asarray(first + FIRST_NOISE * noise, jnp.float32),    # more topics than words must differ
       "network": network.init(jax.random.key(rng.integers(2**31)), jnp.zeros((1, len(vectors)))),
   }
   optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
@@ -107,7 +111,8 @@ def learn_topics(words: WordVectors, reports: WordMasses, num_topics: int, epsil
 
   @jax.jit
   def step(params, state, indices, masses):
-    gradients, cost = jax.grad(topic_loss, has_aux=True)(params, network, vectors, indices, masses, epsilon)
+    gradients, cost = jax.grad(topic_loss, has_aux=True)(
+        params, network, vectors, indices, masses, epsilon)
     updates, state = optimizer.update(gradients, state)
     return optax.apply_updates(params, updates), state, cost
 
@@ -116,7 +121,7 @@ def learn_topics(words: WordVectors, reports: WordMasses, num_topics: int, epsil
     batch = rng.integers(len(reports.masses), size=batch_size)
     params, state, cost = step(params, state, reports.indices[batch], reports.masses[batch])
     if number % SHOW_EVERY == 0 or number == steps:
-      cost = float(cost)                                       # waits for the device, so that the clock is right
+      cost = float(cost)             # waits for the device: the clock is right
       left = (time.monotonic() - started) / number * (steps - number)
       show(f"topics: step {number}/{steps}, transport cost {cost:.3f}, {left:.0f} s left")
   topics = np.asarray(params["topics"])

@@ -12,33 +12,35 @@ Shapes: R reports, W content words, D vector width, U words of one report (padde
 import collections
 import dataclasses
 import io
+import itertools
 import re
 import zipfile
 import zlib
 
 from etils import epath
 import numpy as np
+from scipy import linalg
 from scipy import sparse
-from scipy.sparse import linalg
 
 from mcsam_jax.errors import UserError
 
 # Words of grammar, and those by which a report speaks of itself rather than of the chest.
 FUNCTION_WORDS = frozenset("""
-    a about above again all also although am an and any are as at be because been before being below between both
-    but by can cannot could did do does doing down due during each either few for from further had has have having
-    he her here his how however i if in into is it its itself just may might more most must my nor no not of off on
-    once only onto or other our out over own per same she should since so some such than that the their them then
-    there therefore these they this those through thus to too toward towards under until up upon very via was we were
-    what when where whether which while who will with within without would yet you your
+    a about above again all also although am an and any are as at be because been before being below between
+    both but by can cannot could did do does doing down due during each either few for from further had has
+    have having he her here his how however i if in into is it its itself just may might more most must my nor
+    no not of off on once only onto or other our out over own per same she should since so some such than that
+    the their them then there therefore these they this those through thus to too toward towards under until
+    up upon very via was we were what when where whether which while who will with within without would yet
+    you your
 """.split())
 _WORD = re.compile(r"[a-z][a-z'-]*[a-z]")
-_DEIDENTIFIED = re.compile(r"x{2,}.*")       # IU X-Ray's "xxxx", also with an ending left on it; MIMIC-CXR's "_" is no word
+_DEIDENTIFIED = re.compile(r"x{2,}.*")          # IU X-Ray's "xxxx", also with an ending; "_" is no word
 
 MIN_REPORTS = 5             # a word of fewer reports has no co-occurrences to speak of
-MAX_SHARE = 0.5             # a word of more than half of the reports is boilerplate: it tells few of them apart
+MAX_SHARE = 0.5             # a word of more than half of the reports is boilerplate: it tells few apart
 MAX_WORDS = 40              # of one report, the heaviest; 99 in 100 reports of IU X-Ray have fewer
-WINDOW = 5                  # words to each side that count as context
+WINDOW = 10                 # content words to each side that count as context
 CONTEXT_POWER = 0.75        # smoothing of context counts (Levy, Goldberg & Dagan, TACL 2015)
 SINGULAR_POWER = 0.5        # exponent of the singular values, the better choice in the same study
 
@@ -66,9 +68,10 @@ class WordMasses:
 
 def content_words(reports: list[str]) -> tuple[str, ...]:
   """Returns the words that topics are made of, the most frequent first, ties in alphabetical order."""
+  fewest = min(MIN_REPORTS, max(2, len(reports) // 20))            # less is asked of a handful of reports
   counts = collections.Counter(word for report in reports for word in set(report.split()))
   kept = [word for word, count in counts.items()
-          if MIN_REPORTS <= count <= MAX_SHARE * len(reports) and word not in FUNCTION_WORDS
+          if fewest <= count <= MAX_SHARE * len(reports) and word not in FUNCTION_WORDS
           and _WORD.fullmatch(word) and not _DEIDENTIFIED.fullmatch(word)]
   return tuple(sorted(kept, key=lambda word: (-counts[word], word)))
 
@@ -76,14 +79,15 @@ def content_words(reports: list[str]) -> tuple[str, ...]:
 def occurrences(reports: list[str], words: tuple[str, ...]) -> sparse.csr_array:
   """Returns how often each word stands in each report, [R, W]."""
   index = {word: i for i, word in enumerate(words)}
-  places = [(row, index[word]) for row, report in enumerate(reports) for word in report.split() if word in index]
-  rows, columns = np.array(places, np.int64).reshape(-1, 2).T
+  ids = [[index[word] for word in report.split() if word in index] for report in reports]
+  rows = np.repeat(np.arange(len(reports)), [len(row) for row in ids])
+  columns = np.fromiter(itertools.chain.from_iterable(ids), np.int64)
   counts = sparse.coo_array((np.ones(len(rows)), (rows, columns)), (len(reports), len(words)))
   return counts.tocsr()                                 # the entries of one place are summed
 
 
 def word_masses(reports: list[str], words: tuple[str, ...]) -> WordMasses:
-  """Returns the tf-idf distribution of each report over its content words; reports without any are left out."""
+  """Returns the tf-idf distribution of each report over its words; reports without any are left out."""
   counts = occurrences(reports, words)
   rarity = np.log(len(reports) / np.maximum((counts > 0).sum(0), 1))                    # [W], idf
   width = min(MAX_WORDS, int(np.diff(counts.indptr).max()))
@@ -100,25 +104,23 @@ def word_masses(reports: list[str], words: tuple[str, ...]) -> WordMasses:
 
 
 def word_vectors(reports: list[str], path: str, width: int) -> WordVectors:
-  """Returns unit vectors of the content words, from the file at `path`, or of the reports where it is "".
+  """Returns the content words with their unit vectors, of the file at `path`, or made from the reports.
+
+  Content words without a vector are left out.
 
   Raises:
-    UserError: too few content words, no such file, a file without these words or of another width.
+    UserError: no such file, one that holds no vectors, or vectors of another width.
   """
   words = content_words(reports)
-  if path:
-    words, vectors = _read_vectors(epath.Path(path), words, width)
-  elif len(words) > 2:
-    vectors = _ppmi_vectors(reports, words, width)
-  if len(words) < 3:
-    raise UserError(f"only {len(words)} words of the {len(reports)} training reports stand in {MIN_REPORTS} reports "
-                    f"or more and carry content: too few for topics; set memory_init.kind=random or add reports")
-  lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-  return WordVectors(words, (vectors / np.maximum(lengths, 1e-9)).astype(np.float32))
+  vectors = _read_vectors(epath.Path(path), words, width) if path else _ppmi_vectors(reports, words, width)
+  lengths = np.linalg.norm(vectors, axis=1)
+  known = np.flatnonzero(lengths > 1e-6)
+  unit = vectors[known] / lengths[known, None]
+  return WordVectors(tuple(words[i] for i in known), unit.astype(np.float32))
 
 
-def _read_vectors(path: epath.Path, words: tuple[str, ...], width: int) -> tuple[tuple[str, ...], np.ndarray]:
-  """Returns those of `words` that the file knows, and their vectors [W, width]."""
+def _read_vectors(path: epath.Path, words: tuple[str, ...], width: int) -> np.ndarray:
+  """Returns the vectors [W, width] of `words`, zeros for those that the file doesn't know."""
   try:
     with np.load(io.BytesIO(path.read_bytes())) as file:
       known, vectors = file["words"].tolist(), file["vectors"].astype(np.float32)
@@ -131,14 +133,10 @@ def _read_vectors(path: epath.Path, words: tuple[str, ...], width: int) -> tuple
     raise UserError(f"memory_init.word_vectors: {path} holds {len(known)} words but vectors of shape "
                     f"{vectors.shape}; expected a row a word")
   if vectors.shape[1] != width:
-    raise UserError(f"memory_init.word_vectors: the vectors of {path} are {vectors.shape[1]} wide, memory.slot_width "
-                    f"is {width}; set --config.memory.slot_width={vectors.shape[1]}")
-  index = {word: i for i, word in enumerate(known)}
-  found = tuple(word for word in words if word in index and np.any(vectors[index[word]]))
-  if len(found) < 3:
-    raise UserError(f"memory_init.word_vectors: {path} knows {len(found)} of the {len(words)} content words of the "
-                    f"training reports; are its words lower-case and whole?")
-  return found, vectors[[index[word] for word in found]]
+    raise UserError(f"memory_init.word_vectors: the vectors of {path} are {vectors.shape[1]} wide, "
+                    f"memory.slot_width is {width}; set --config.memory.slot_width={vectors.shape[1]}")
+  vector_of = dict(zip(known, vectors))
+  return np.array([vector_of.get(word, np.zeros(width)) for word in words]).reshape(-1, width)
 
 
 def _ppmi_vectors(reports: list[str], words: tuple[str, ...], width: int) -> np.ndarray:
@@ -153,7 +151,10 @@ def _ppmi_vectors(reports: list[str], words: tuple[str, ...], width: int) -> np.
     ids = [index[word] for word in report.split() if word in index]
     for offset in range(1, WINDOW + 1):
       pairs.update(zip(ids, ids[offset:]))
-  (rows, columns), counts = np.array(list(pairs), np.int64).T, np.array(list(pairs.values()), np.float64)
+  rank = min(width, len(words))
+  if not pairs:
+    return np.zeros((len(words), width))
+  (rows, columns), counts = np.array(list(pairs)).T, np.array(list(pairs.values()), np.float64)
   counts = sparse.coo_array((counts, (rows, columns)), (len(words),) * 2)
   counts = (counts + counts.T).tocoo()
   word_share = counts.sum(1) / counts.sum()
@@ -161,8 +162,8 @@ def _ppmi_vectors(reports: list[str], words: tuple[str, ...], width: int) -> np.
   rows, columns = counts.coords
   pmi = np.log(counts.data / counts.data.sum() / (word_share[rows] * context_share[columns]))
   ppmi = sparse.csr_array((np.maximum(pmi, 0), (rows, columns)), counts.shape)
-  rank = min(width, len(words) - 1)
-  left, singular, _ = linalg.svds(ppmi, rank, v0=np.ones(len(words)))       # the start makes it repeatable
-  order = np.argsort(-singular)
-  vectors = left[:, order] * singular[order] ** SINGULAR_POWER
-  return np.pad(vectors, ((0, 0), (0, width - rank)))    # a small vocabulary has no more directions than words
+  # The left half of the SVD by way of the square: dense and direct, so that equal reports give equal vectors,
+  # which the iterations of a sparse solver do not promise where singular values repeat.
+  squares, left = linalg.eigh((ppmi @ ppmi.T).toarray(), subset_by_index=(len(words) - rank, len(words) - 1))
+  vectors = left[:, ::-1] * np.maximum(squares[::-1], 0) ** (SINGULAR_POWER / 2)
+  return np.pad(vectors, ((0, 0), (0, width - rank)))  # a small vocabulary has no more directions than words
