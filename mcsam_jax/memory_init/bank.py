@@ -63,7 +63,7 @@ def make_memory_bank(reports: list[str], config: ConfigDict, seed: int,
   words = word_vectors(reports, fields.word_vectors, width)
   if len(words.words) < NUM_NEAREST and fields.kind != "random":
     raise UserError(f"memory_init: the {len(reports)} training reports leave {len(words.words)} content "
-                    "words with vectors, too few for topics; add some or set --config.memory_init.kind=random")
+                    "words with vectors, too few; add some or set --config.memory_init.kind=random")
   show(f"memory: {fields.kind} of {len(reports)} reports, {len(words.words)} content words, "
        f"{num_slots} slots of width {width}")
   if fields.kind == "topics":

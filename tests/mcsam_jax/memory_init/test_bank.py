@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -8,7 +9,8 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.bank import load_bank, make_memory_bank, save_bank
 
 THEMES = ("pacemaker lead tip ventricle", "granuloma calcified nodule benign",
-          "effusion costophrenic blunting small", "scoliosis spine degenerative curvature", "sternotomy wires cabg clips")
+          "effusion costophrenic blunting small", "scoliosis spine degenerative curvature",
+          "sternotomy wires cabg clips")
 
 
 def _reports():
@@ -24,6 +26,7 @@ def _config(**fields):
   return config
 
 
+@functools.cache
 def _make(seed=0, **fields):
   return make_memory_bank(_reports(), _config(**fields), seed, show=lambda line: None)
 
@@ -53,9 +56,10 @@ def test_without_jitter_the_copies_of_a_topic_are_equal():
   assert 0.1 < length < 0.4
 
 
-@pytest.mark.parametrize("kind", ["topics", "kmeans", "random"])
+@pytest.mark.parametrize("kind", ["kmeans", "random"])
 def test_the_seed_decides(kind):
-  assert (_make(3, kind=kind).slots == _make(3, kind=kind).slots).all()
+  again = _make.__wrapped__(3, kind=kind)
+  assert (_make(3, kind=kind).slots == again.slots).all()
   assert (_make(3, kind=kind).slots != _make(4, kind=kind).slots).any()
 
 
