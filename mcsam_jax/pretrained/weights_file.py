@@ -17,7 +17,7 @@ import numpy as np
 from mcsam_jax.errors import UserError
 
 
-def save_weights(path: str, variables: dict, meta: dict) -> None:
+def save_weights(path: epath.PathLike, variables: dict, meta: dict) -> None:
   """Writes variables and their origin; the file appears whole or not at all."""
   flat = traverse_util.flatten_dict(variables, sep="/")
   buffer = io.BytesIO()
@@ -33,7 +33,7 @@ def save_weights(path: str, variables: dict, meta: dict) -> None:
     raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def load_weights(path: str, expected_variables: dict) -> tuple[dict, dict]:
+def load_weights(path: epath.PathLike, expected_variables: dict) -> tuple[dict, dict]:
   """Returns (variables, meta) of a file.
 
   Args:
@@ -50,7 +50,8 @@ def load_weights(path: str, expected_variables: dict) -> tuple[dict, dict]:
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: write it with `mcsam import-weights SRC {path}`") from error
   except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f"{path} is damaged or not of `mcsam import-weights` ({error}); write it again") from error
+    raise UserError(f"{path} is damaged or not of `mcsam import-weights` ({error}); write it again"
+                    ) from error
   expected = traverse_util.flatten_dict(expected_variables, sep="/")
   problems = [f"missing {name}" for name in expected if name not in flat]
   problems += [f"unexpected {name}" for name in flat if name not in expected]

@@ -66,16 +66,19 @@ def cached_features(config: ConfigDict, split_name: str, split: Sequence[dict], 
   except OSError as error:
     if error.errno == errno.ENOSPC:
       _unfinished(path).unlink(missing_ok=True)
-      raise UserError(f"no space for the features of {split_name} in {path.parent}: they take up to "
-                      f"{2 * math.prod(shape) / 1e9:.2f} GB; free some, or set --config.data.data_dir") from error
+      size = f"{2 * math.prod(shape) / 1e9:.2f} GB"
+      raise UserError(f"no space for the features of {split_name} in {path.parent}: they take up to {size}; "
+                      "free some, or set --config.data.data_dir") from error
     raise UserError(f"{path}: features can't be kept there ({error.strerror or error}); "
                     "set --config.data.data_dir") from error
 
 
 def pooled(features: np.ndarray) -> np.ndarray:
   """Returns float32 [n, C]: the mean over the patches of the first view of features [n, V, P, C]."""
-  parts = [features[start:start + 256, 0].astype(np.float32).mean(1) for start in range(0, len(features), 256)]
-  return np.concatenate(parts) if parts else np.zeros((0, features.shape[-1]), np.float32)
+  result = np.zeros((len(features), features.shape[-1]), np.float32)
+  for start in range(0, len(features), 256):           # a memory map may be larger than the memory
+    result[start:start + 256] = features[start:start + 256, 0].astype(np.float32).mean(1)
+  return result
 
 
 def pooled_features(config: ConfigDict, split: Sequence[dict], encoder: nn.Module, variables: dict,
@@ -95,7 +98,7 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
   with open(os.open(_unfinished(path), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
     # Of runs that start together, or hosts that share a disk, one computes and the others wait here.
     fcntl.flock(file, fcntl.LOCK_EX)
-    if not _unfinished(path).exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(_unfinished(path))):
+    if not _unfinished(path).exists() or not os.path.samefile(file.fileno(), _unfinished(path)):
       return                                        # another has finished or given up meanwhile
     if file.read(len(header)) != header:
       file.truncate(0)
@@ -127,9 +130,9 @@ def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, s
   batch = _blank(config, BATCH * devices.size)
 
   def decoded(first: int) -> list[tuple[int, np.ndarray]]:
-    return [(study * num_views + view, images.decode(jpeg, config.data.image_size))
-            for study in studies[first:first + STUDIES_A_THREAD]
-            for view, jpeg in enumerate(split[study]["images"][:num_views]) if study * num_views + view >= start]
+    jpegs = [(study * num_views + view, jpeg) for study in studies[first:first + STUDIES_A_THREAD]
+             for view, jpeg in enumerate(split[study]["images"][:num_views])]
+    return [(slot, images.decode(jpeg, config.data.image_size)) for slot, jpeg in jpegs if slot >= start]
 
   studies = range(start // num_views, len(split))
   blocks = ordered_map(decoded, range(0, len(studies), STUDIES_A_THREAD), config.train.host_threads)
@@ -170,8 +173,8 @@ def _folder(config: ConfigDict, split: Sequence[dict], variables: dict) -> pathl
   for study in np.linspace(0, len(split) - 1, min(len(split), 32)).astype(int):
     digest.update(b"".join(split[int(study)]["images"]))
   # A memory map needs a file system, which a bucket isn't.
-  root = pathlib.Path(tempfile.gettempdir()) / "mcsam" if "://" in data.data_dir else pathlib.Path(data.data_dir)
-  return root / "features" / digest.hexdigest()[:16]
+  root = f"{tempfile.gettempdir()}/mcsam" if "://" in data.data_dir else data.data_dir
+  return pathlib.Path(root) / "features" / digest.hexdigest()[:16]
 
 
 def _unfinished(path: pathlib.Path) -> pathlib.Path:

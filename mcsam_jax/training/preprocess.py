@@ -51,7 +51,7 @@ def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -
 
 
 def crop_and_turn(key: jax.Array, image: jax.Array) -> jax.Array:
-  """Returns a random square of an image [S, S], turned a little, resampled to [S, S] in one bilinear look-up."""
+  """Returns a random, slightly turned square of an image [S, S], by one bilinear look-up a pixel."""
   size = image.shape[0]
   scale, angle, *shift = jax.random.uniform(key, (4,), minval=-1)
   scale = (1 + MIN_CROP) / 2 + scale * (1 - MIN_CROP) / 2

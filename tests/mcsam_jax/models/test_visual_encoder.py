@@ -1,4 +1,4 @@
-"""Encoders against torchvision and lukemelas' EfficientNet, through the same name maps that users import with."""
+"""Encoders against their PyTorch originals, through the same name maps that users import with."""
 
 import json
 import pathlib
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcsam_jax.errors import UserError
 from mcsam_jax.models.efficientnet import shifted_sum
 from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
 from mcsam_jax.pretrained.import_weights import convert, packaged_file
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.errors import UserError
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 

@@ -90,8 +90,9 @@ def test_load_names_each_difference(tmp_path):
   expected = {"params": {"a": {"kernel": np.zeros((3, 2))}, "c": {"bias": np.zeros(4)}}}
   with pytest.raises(UserError) as error:
     load_weights(path, expected)
-  for part in ("missing params/c/bias", "unexpected params/b/bias", "params/a/kernel is [2, 3], expected [3, 2]"):
-    assert part in str(error.value)
+  for difference in ("missing params/c/bias", "unexpected params/b/bias",
+                     "params/a/kernel is [2, 3], expected [3, 2]"):
+    assert difference in str(error.value)
 
 
 @pytest.mark.parametrize("kept", [0, 0.2, 0.6, 0.99])

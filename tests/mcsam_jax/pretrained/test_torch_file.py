@@ -42,7 +42,8 @@ class Tensor:
   def __reduce__(self):
     inner = sys.modules["torch._utils"]
     if self.parameter:
-      return inner._rebuild_parameter, (Tensor(self.storage, self.key, *self.view), True, collections.OrderedDict())
+      plain = Tensor(self.storage, self.key, *self.view)
+      return inner._rebuild_parameter, (plain, True, collections.OrderedDict())
     return inner._rebuild_tensor_v2, (Storage(self), *self.view, False, collections.OrderedDict())
 
 

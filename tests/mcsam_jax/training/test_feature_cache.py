@@ -1,4 +1,4 @@
-"""The cache equals the encoder, is computed once, survives damage and interruption, and leaves absent views zero."""
+"""The cache equals the encoder, is computed once, survives damage and interruption."""
 
 import errno
 import io
@@ -63,8 +63,8 @@ def expected(encoder):
   return features
 
 
-def cached(config, split, encoder, lines=None):
-  return feature_cache.cached_features(config, "val", split, *encoder, show=(lines if lines is not None else []).append)
+def cached(config, split, encoder, show=lambda line: None):
+  return feature_cache.cached_features(config, "val", split, *encoder, show=show)
 
 
 def cache_files(config):
@@ -73,18 +73,19 @@ def cache_files(config):
 
 def test_equals_the_encoder_and_is_computed_once(config, encoder, expected):
   split, lines = Studies(), []
-  features = cached(config, split, encoder, lines)
+  features = cached(config, split, encoder, lines.append)
   assert features.dtype == np.float16
   np.testing.assert_allclose(features, expected, atol=2e-3, rtol=2e-3)
   assert not features[3].any() and not features[0, 1].any() and features[0, 0].any()
   assert "23/23 studies" in lines[-1] and "images/s" in lines[-1]
   assert [path.name for path in cache_files(config)] == ["val.npy"]
   lines.clear()
-  np.testing.assert_array_equal(cached(config, split, encoder, lines), features)
+  np.testing.assert_array_equal(cached(config, split, encoder, lines.append), features)
   assert not lines
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"\0" * 10 + data[10:], lambda data: b""])
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-1], lambda data: b"\0" * 10 + data[10:], lambda data: b""])
 def test_a_damaged_file_is_computed_anew(config, encoder, expected, damage):
   cached(config, Studies(), encoder)
   path, = cache_files(config)

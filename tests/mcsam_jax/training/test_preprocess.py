@@ -21,8 +21,8 @@ def test_normalisation_of_the_encoders():
   images = jnp.array([0, 127, 255], jnp.uint8).reshape(3, 1, 1, 1, 1)
   lite = preprocess(images, "efficientnet_lite0")
   np.testing.assert_allclose(lite[:, 0, 0, 0], [[-127 / 128] * 3, [0] * 3, [1] * 3], atol=1e-6)
-  imagenet = preprocess(images, "resnet50")
-  np.testing.assert_allclose(imagenet[2, 0, 0, 0], [2.2489, 2.4286, 2.64], atol=1e-4)   # torchvision's ToTensor, Normalize
+  imagenet = preprocess(images, "resnet50")            # as torchvision's ToTensor and Normalize
+  np.testing.assert_allclose(imagenet[2, 0, 0, 0], [2.2489, 2.4286, 2.64], atol=1e-4)
   assert imagenet.dtype == jnp.float32
 
 
