@@ -50,7 +50,6 @@ class PhantomConfig(tfds.core.BuilderConfig):
 class Phantom(tfds.core.GeneratorBasedBuilder):
   """Synthetic chest radiographs with reports and exact labels."""
   VERSION = tfds.core.Version("1.0.0")
-  BUILDER_CONFIGS = [PhantomConfig(description="the default sizes")]
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
