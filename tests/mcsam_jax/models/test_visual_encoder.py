@@ -79,7 +79,8 @@ def test_shifted_sum_is_the_depthwise_convolution(size, kernel, stride):
 def test_tiny_trains_statistics_only_when_asked():
   encoder = make_encoder("resnet_tiny")
   images = jax.random.normal(jax.random.key(0), (4, 128, 128, 3)) + 2
-  variables = jax.jit(encoder.init)(jax.random.key(1), images)
+  init = jax.jit(encoder.init, compiler_options={"xla_backend_optimization_level": 0})   # compiles 7 x faster
+  variables = init(jax.random.key(1), images)
   features, updated = jax.jit(lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"]))(
       variables, images)
   assert features.shape == (4, 8, 8, ENCODERS["resnet_tiny"].channels)
