@@ -70,7 +70,7 @@ def test_images_are_made_smaller_never_larger():
 def test_sets_of_other_sizes_or_seeds_stand_side_by_side(tmp_path):
   default = phantom_tree.get_config()
   default.data.data_dir = str(tmp_path)
-  configs = [default, tiny_config(tmp_path), tiny_config(tmp_path, num_train=7), tiny_config(tmp_path, seed=1)]
+  configs = [default] + [tiny_config(tmp_path, **changed) for changed in ({}, {"num_train": 7}, {"seed": 1})]
   assert len({str(phantom.make_builder(config).data_path) for config in configs}) == 4
 
 

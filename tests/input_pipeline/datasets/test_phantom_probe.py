@@ -1,4 +1,4 @@
-"""The phantoms are not trivial: most findings can't be told from the pixels of a thumbnail by a linear model."""
+"""Phantoms are not trivial: a linear model of a thumbnail's pixels can't tell most findings."""
 
 import numpy as np
 import pytest
