@@ -89,7 +89,7 @@ def refuse(overrides: list[str]) -> None:
 def quiet() -> None:
   """Keeps the chatter of libraries out of the output; errors still show."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")   # TensorFlow only reads records here
   for name in ("absl", "jax", "orbax", "tensorflow"):
     logging.getLogger(name).setLevel(logging.ERROR)
   warnings.filterwarnings("ignore", category=FutureWarning)

@@ -108,7 +108,10 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
     load_weights(epath.Path(config.encoder.weights), jax.eval_shape(lambda: random_encoder(config)))
     epath.Path(config.encoder.weights).copy(path / "encoder.npz")
   if not (path / "tokenizer").exists():
-    load_or_build_tokenizer(config).save(path / "tokenizer")
+    unfinished = path / "tokenizer.unfinished"
+    unfinished.mkdir(exist_ok=True)
+    load_or_build_tokenizer(config).save(unfinished)
+    unfinished.rename(path / "tokenizer")
   if learned_memory(config) and not (path / "memory_bank").exists():
     init_memory(path, config, show)
   configs.save_config(config, path / "config.json")   # last: what has a config is whole
