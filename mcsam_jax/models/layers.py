@@ -58,7 +58,7 @@ class Attention(nn.Module):
   def setup(self):
     self.query, self.key, self.value, self.output = (
         nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype) for _ in range(4))
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = nn.Dropout(self.dropout, broadcast_dims=(-3,))   # heads share what is dropped
 
   def keys_values(self, x: jax.Array, mask: jax.Array | None = None) -> KeysValues:
     """Projects x [..., L, D], with a mask that broadcasts to [..., H, Q, L] (True: may be seen)."""
