@@ -19,13 +19,13 @@ def get_config() -> ConfigDict:
       "target": "findings",               # the section to write: findings | impression
       "num_views": 2,                     # images of a study that the model sees; absent ones are masked
       "short_side": 256,                  # pixels of the stored images' shorter side; 0: as they are
-      "image_size": 128,                  # pixels of the square that the encoder sees
-      "augment": True,                    # random crop, small rotation, brightness and contrast; training only
+      "image_size": 192,                  # pixels of the square that the encoder sees
+      "augment": False,                   # random crop, small rotation, brightness and contrast; training only
       "phantom": {                        # the synthetic set
           "seed": 0,
-          "num_train": 2000,              # studies
-          "num_val": 200,
-          "num_test": 400,
+          "num_train": 1600,              # studies
+          "num_val": 100,
+          "num_test": 300,
       },
   })
 
@@ -38,16 +38,16 @@ def get_config() -> ConfigDict:
   })
 
   config.encoder = ConfigDict({
-      "name": "resnet_tiny",              # resnet50 | resnet101 | efficientnet_lite0 | resnet_tiny (phantoms, from scratch)
-      "weights": "",                      # file written by `mcsam import-weights`; "": random
-      "frozen": False,                    # True: no gradient, no augmentation, features are computed once and cached
-      "train_batch_norm": True,           # False: statistics stay as they were pretrained
+      "name": "efficientnet_lite0",       # resnet50 | resnet101 | efficientnet_lite0 | resnet_tiny (from scratch)
+      "weights": "data/efficientnet_lite0.npz",   # file written by `mcsam import-weights`; "": random
+      "frozen": True,                     # True: no gradient, no augmentation, features are computed once and cached
+      "train_batch_norm": False,          # False: statistics stay as they were pretrained
   })
 
   config.memory = ConfigDict({
-      "num_slots": 512,                   # S (R2GenCMN: 2,048)
+      "num_slots": 128,                   # S (R2GenCMN: 2,048)
       "slot_width": 128,                  # D_M, width of a slot; with memory_init topics or kmeans that of the word vectors
-      "num_heads": 8,
+      "num_heads": 4,
       "top_k": 32,                        # slots that answer a query, per head (R2GenCMN: 32)
       "consolidation": "residual",        # residual | gate
       "query": "word",                    # text queries: word_position | word
@@ -55,19 +55,19 @@ def get_config() -> ConfigDict:
 
   config.memory_init = ConfigDict({
       "kind": "topics",                   # topics (optimal transport) | kmeans | random
-      "num_topics": 64,
+      "num_topics": 32,
       "word_vectors": "",                 # .npz of words and vectors; "": PPMI + SVD of the train reports
       "jitter": 0.1,                      # noise on the copies of a topic, as a share of its norm
       "epsilon": 0.05,                    # entropic regularisation of the transport (cost 1 - cosine)
-      "steps": 500,                       # of learning topics and mixtures
-      "batch_size": 256,                  # reports a step
-      "learning_rate": 0.02,
+      "steps": 150,                       # of learning topics and mixtures
+      "batch_size": 128,                  # reports a step
+      "learning_rate": 0.005,
   })
 
   config.model = ConfigDict({
-      "width": 192,                       # d
-      "num_heads": 8,
-      "feedforward_width": 512,
+      "width": 128,                       # d
+      "num_heads": 4,
+      "feedforward_width": 384,
       "encoder_layers": 1,                # transformer layers over the consolidated patches; 0 allowed
       "decoder_layers": 2,
       "dropout": 0.1,
@@ -87,9 +87,9 @@ def get_config() -> ConfigDict:
   })
 
   config.optimizer = ConfigDict({
-      "learning_rate": 1e-3,              # peak, of everything but the encoder
+      "learning_rate": 2e-3,              # peak, of everything but the encoder
       "encoder_learning_rate": 1e-3,      # peak, of the image encoder
-      "warmup_steps": 100,
+      "warmup_steps": 50,
       "schedule": "cosine",               # after warm-up: cosine | linear | constant
       "final_fraction": 0.05,             # of the peak, at the last step
       "weight_decay": 0.02,               # AdamW, on matrices only
@@ -101,11 +101,11 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict({
       "batch_size": 32,                   # studies a step, over all devices
-      "num_steps": 1000,
+      "num_steps": 500,
       "compute_dtype": "float32",         # float32 | bfloat16; parameters stay float32
       "log_every": 20,                    # steps
-      "eval_every": 250,                  # steps between looks at val; also the checkpoint interval
-      "eval_studies": 200,                # val studies that are written and scored at each look; 0: all
+      "eval_every": 100,                  # steps between looks at val; also the checkpoint interval
+      "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
       "keep_last": 2,                     # checkpoints
       "best_metric": "CIDEr",             # val metric that the kept best checkpoint has most of
       "host_threads": 2,                  # that decode images

@@ -12,6 +12,7 @@ from configs import phantom
 from mcsam_jax.errors import UserError
 
 CONFIGS = epath.Path(configs.__path__[0])
+PATHS = (("data", "source_dir"), ("data", "data_dir"), ("encoder", "weights"), ("memory_init", "word_vectors"))
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
@@ -57,10 +58,15 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
       config.update_from_flattened_dict({field: _PARSERS[type(known[field])](text)})
     except (ValueError, KeyError) as error:
       raise UserError(f"--config.{field}={text}: expected {type(known[field]).__name__}") from error
-  for field in ("data_dir", "source_dir"):
-    if config.data[field] and "://" not in config.data[field]:
-      config.data[field] = str(epath.Path(config.data[field]).expanduser().resolve())
+  for section, field in PATHS:
+    if config[section][field]:
+      config[section][field] = str(absolute(config[section][field]))
   return config.lock()
+
+
+def absolute(path: str) -> epath.Path:
+  """Returns a path that means the same from every folder; those of buckets (gs://...) already do."""
+  return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 
 
 def check_tree(config: ConfigDict, reference: ConfigDict, source: str) -> None:

@@ -167,6 +167,13 @@ class MCSAM(nn.Module):
       recalled = responses if model.align_on == "response" else self.memory_bank.consolidate(states, responses)
     return self.report_head(recalled, mask)
 
+  def codes(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, tokens: jax.Array,
+            token_mask: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    """Returns both codes [B, D] alone, without writing (arguments as in `__call__`)."""
+    memory = self.project_memory()
+    encoded = self.encode(images, view_mask, view_ids, memory, train)
+    return encoded.image_code, self.recall_report(tokens[:, 1:], token_mask, memory, train)
+
   def align(self, image_code: jax.Array, report_code: jax.Array, targets: jax.Array, valid: jax.Array):
     """Returns the `Alignment` of codes [B, D] (see SemanticAlignment)."""
     return self.alignment(image_code, report_code, targets, valid)

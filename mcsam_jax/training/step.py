@@ -15,7 +15,7 @@ import optax
 
 from input_pipeline.datasets.findings import LABEL_VALUES
 from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.models.semantic_alignment import alignment_targets
+from mcsam_jax.models.semantic_alignment import Alignment, alignment_targets
 from mcsam_jax.training.optimizer import make_optimizer
 from mcsam_jax.training.preprocess import augment, preprocess
 
@@ -101,13 +101,17 @@ def losses(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, b
   metrics = {"token_loss": jnp.where(mask, plain, 0).sum() / count, "tokens": mask.sum()}
   align_loss = jnp.zeros(())
   if config.model.use_alignment:
-    positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
-    own = alignment_targets(config.model.align_targets, jnp.where(inputs[-1], targets, -1), positive)
-    aligned = model.apply({"params": params}, outputs.image_code, outputs.report_code, own, batch["valid"],
-                          method="align")
+    aligned = align(model, config, params, outputs.image_code, outputs.report_code, batch, inputs[-1])
     align_loss = aligned.loss
     metrics |= {"align_loss": aligned.loss, "align_accuracy": aligned.accuracy, "temperature": aligned.temperature}
   return token_loss, align_loss, (metrics, updated.get("batch_stats", {}))
+
+
+def align(model: MCSAM, config: ConfigDict, params, image_code, report_code, batch: dict, mask) -> Alignment:
+  """Returns the alignment of the codes [B, D] of a batch, whose report tokens are where mask [B, T]."""
+  positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
+  targets = alignment_targets(config.model.align_targets, jnp.where(mask, batch["tokens"][:, 1:], -1), positive)
+  return model.apply({"params": params}, image_code, report_code, targets, batch["valid"], method="align")
 
 
 def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int):
@@ -115,30 +119,43 @@ def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int):
   optimizer = make_optimizer(config)
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    rng = dropout_key(config, state.step)
+    rng = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)   # the same after a restart
 
     def total(params):
       token_loss, align_loss, extra = losses(model, config, eos_id, params, state.batch_stats, batch, rng)
       return token_loss + config.model.align_weight * align_loss, extra
 
     (loss, (metrics, batch_stats)), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
+    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    if config.model.use_alignment:
+      logged = ((state.step + 1) % config.train.log_every == 0) | (state.step + 1 == config.train.num_steps)
+      metrics |= term_norms(model, config, eos_id, state, batch, rng, gradient, logged)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
   return train_step
 
 
-def make_term_norms(model: MCSAM, config: ConfigDict, eos_id: int):
-  """Returns term_norms(state, batch) -> norm of the gradient that each term of the loss sends, weights included."""
-  def term_norms(state: TrainState, batch: dict) -> dict:
-    def term(params, index):
-      return losses(model, config, eos_id, params, state.batch_stats, batch, dropout_key(config, state.step))[index]
-    weights = {"token": 1.0, "align": config.model.align_weight}
-    return {f"gradient_norm_{name}": weight * optax.global_norm(jax.grad(term)(state.params, index))
-            for index, (name, weight) in enumerate(weights.items())}
-  return term_norms
+def term_norms(model: MCSAM, config: ConfigDict, eos_id: int, state: TrainState, batch: dict, rng, gradient,
+               logged: jax.Array) -> dict:
+  """Returns the norm of the gradient that each term of the loss sends, weights included; zeros unless `logged`.
+
+  Only the alignment's gradient is taken again; the tokens' is what is left of the whole.
+  """
+  def alignment_loss(params):
+    inputs = model_inputs(config, batch, eos_id, augmented=True)
+    codes, _ = model.apply({"params": params, "batch_stats": state.batch_stats}, *inputs, True, method="codes",
+                           rngs={"dropout": rng}, mutable=["batch_stats"])
+    return config.model.align_weight * align(model, config, params, *codes, batch, inputs[-1]).loss
+
+  def norms():
+    of_alignment = jax.grad(alignment_loss)(state.params)
+    of_tokens = jax.tree.map(jnp.subtract, gradient, of_alignment)
+    return {"gradient_norm_align": optax.tree.norm(of_alignment), "gradient_norm_token": optax.tree.norm(of_tokens)}
+
+  zeros = {"gradient_norm_align": jnp.zeros(()), "gradient_norm_token": jnp.zeros(())}
+  return jax.lax.cond(logged, norms, lambda: zeros)
 
 
 def make_eval_step(model: MCSAM, config: ConfigDict, eos_id: int):
@@ -147,8 +164,3 @@ def make_eval_step(model: MCSAM, config: ConfigDict, eos_id: int):
     _, _, (metrics, _) = losses(model, config, eos_id, variables["params"], variables["batch_stats"], batch)
     return metrics["token_loss"] * metrics["tokens"], metrics["tokens"]
   return eval_step
-
-
-def dropout_key(config: ConfigDict, step: jax.Array) -> jax.Array:
-  """Returns the key of a step: the same after a restart as without one."""
-  return jax.random.fold_in(jax.random.key(config.seed + 1), step)

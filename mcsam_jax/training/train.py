@@ -18,7 +18,7 @@ from mcsam_jax.evaluation.nlg import nlg_scores
 from mcsam_jax.evaluation.protocols import apply_protocol
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
-from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_term_norms, make_train_step
+from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_train_step
 from mcsam_jax.training.workdir import create_workdir
 
 
@@ -54,10 +54,13 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     show(f"resumed at step {int(state.step)}")
   first_step = int(state.step)
 
+  if first_step >= config.train.num_steps:
+    show(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {workdir}")
+    return checkpoints.close()
+
   # Steps, compiled at their first call.
   train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
                        out_shardings=(shardings, replicated(mesh)))
-  term_norms = jax.jit(make_term_norms(model, config, eos_id), out_shardings=replicated(mesh))
   look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features)
   writer = metric_writers.create_default_writer(
       work.path / "logs", just_logging=jax.process_index() > 0, asynchronous=False)
@@ -66,13 +69,9 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
   batches = train_batches(train_split, tokenizer, config, first_step, config.train.num_steps - first_step,
                           train_features, host_rows(config.train.batch_size))
   for step, batch in enumerate(batches, first_step + 1):
-    batch = to_global(mesh, batch)
-    logged = step % config.train.log_every == 0 or step == config.train.num_steps
-    norms = term_norms(state, batch) if logged else {}
-    state, metrics = train_step(state, batch)
-
-    if logged:
-      metrics = {name: float(value) for name, value in (metrics | norms).items()}
+    state, metrics = train_step(state, to_global(mesh, batch))
+    if step % config.train.log_every == 0 or step == config.train.num_steps:
+      metrics = {name: float(value) for name, value in metrics.items()}
       writer.write_scalars(step, {f"train/{name}": value for name, value in metrics.items()})
       writer.write_scalars(step, progress.line(step, metrics))
     if step % config.train.eval_every == 0 or step == config.train.num_steps:

@@ -28,7 +28,7 @@ from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
 
 MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "data.source_dir", "data.data_dir",
-              "mesh.data", "mesh.fsdp", "decode.batch_size")   # without making it another run
+              "encoder.weights", "mesh.data", "mesh.fsdp", "decode.batch_size")   # without making it another run
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   Raises:
     UserError: it is none, or a file of it is missing or damaged.
   """
-  path = epath.Path(path)
+  path = configs.absolute(path)
   config = configs.override(configs.read_config(path / "config.json"), overrides)
   bank = load_bank(path / "memory_bank") if learned_memory(config) else None
   variables, meta = None, {}
@@ -94,7 +94,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   Raises:
     UserError: it holds another config; a weights file is missing or doesn't fit.
   """
-  path = epath.Path(path)
+  path = configs.absolute(path)
   if (path / "config.json").exists():
     found = configs.read_config(path / "config.json")
     others = [line for line in configs.differences(config, found) if line.partition(":")[0] not in MAY_CHANGE]

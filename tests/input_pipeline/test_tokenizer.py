@@ -1,8 +1,6 @@
 """The word tokenizer is R2Gen's; both kinds round-trip, cut as documented, and survive storage."""
 
 import json
-import os
-import pathlib
 
 from etils import epath
 import pytest
@@ -11,7 +9,6 @@ from configs import phantom
 from input_pipeline import tokenizer as tokenizers
 from mcsam_jax.errors import UserError
 
-PARITY = json.loads((pathlib.Path(__file__).parents[1] / "parity" / "r2gen_text.json").read_text())
 REPORTS = [f"The {side} lung is clear. No {finding}, or effusion.\n\nHeart  size is {size}."
            for side in ("left", "right") for finding in ("nodule", "pneumothorax", "mass-like opacity")
            for size in ("normal", "enlarged", "upper normal")]
@@ -28,21 +25,19 @@ def cleaned(tokenizer, report):
   return " ".join(tokenizer.clean(report).split())
 
 
-def test_ids_are_those_of_r2gen():
-  words = tokenizers.WordTokenizer(PARITY["vocab"], "iu_xray", shared_special_ids=True)
-  assert words.words()[1:] == PARITY["vocab"] and words.vocab_size == 761
-  for row in PARITY["rows"]:
+def test_ids_are_those_of_r2gen(shared):
+  parity = json.loads(shared("parity/r2gen_text.json").read_text())
+  words = tokenizers.WordTokenizer(parity["vocab"], "iu_xray", shared_special_ids=True)
+  assert words.words()[1:] == parity["vocab"] and words.vocab_size == 761
+  for row in parity["rows"]:
     assert [0, *words.encode(row["raw"]), 0] == row["iu_ids"]
 
 
-def test_vocabulary_of_iu_xray_is_that_of_r2gen():
-  shared = pathlib.Path(os.environ.get("MCSAM_SHARED", pathlib.Path(__file__).parents[2] / ".." / "shared"))
-  path = shared / "iu_xray" / "annotation.json"
-  if not path.exists():
-    pytest.skip(f"{path} is absent; set MCSAM_SHARED to the folder that holds iu_xray/")
-  reports = [entry["report"] for entry in json.loads(path.read_text())["train"]]
-  words = build("word", reports, threshold=PARITY["threshold"], shared_special_ids=True)
-  assert words.words()[1:] == PARITY["vocab"] and len(PARITY["vocab"]) == 760
+def test_vocabulary_of_iu_xray_is_that_of_r2gen(shared):
+  parity = json.loads(shared("parity/r2gen_text.json").read_text())
+  reports = [entry["report"] for entry in json.loads(shared("iu_xray/annotation.json").read_text())["train"]]
+  words = build("word", reports, threshold=parity["threshold"], shared_special_ids=True)
+  assert words.words()[1:] == parity["vocab"] and len(parity["vocab"]) == 760
 
 
 def test_vocabulary_by_hand():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import time
 
@@ -13,7 +12,6 @@ from mcsam_jax.evaluation.java import JavaUnavailable, Meteor, ptb_tokenize
 from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
-SHARED = pathlib.Path(os.environ.get("MCSAM_SHARED", pathlib.Path(__file__).parents[4] / "shared"))
 REFERENCES = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]
 HYPOTHESES = ["the heart is normal .", "small left effusion .", "lungs are clear . heart is big ."]
 
@@ -26,11 +24,9 @@ def meteor():
     yield process
 
 
-def reference_numbers():
-  path = SHARED / "parity" / "nlg_scores.json"
-  if not path.exists():
-    pytest.skip(f"{path} not found: set MCSAM_SHARED to the folder with parity/")
-  return json.loads(path.read_text())
+@pytest.fixture(scope="module")
+def expected(shared):
+  return json.loads(shared("parity/nlg_scores.json").read_text())
 
 
 def fake_java(folder, script, monkeypatch):
@@ -41,8 +37,7 @@ def fake_java(folder, script, monkeypatch):
   monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def test_agrees_with_reference_numbers():
-  expected = reference_numbers()
+def test_agrees_with_reference_numbers(expected):
   scores = nlg_scores([pair["reference"] for pair in expected["pairs"]],
                       [pair["hypothesis"] for pair in expected["pairs"]], metrics=WITHOUT_JAVA)
   for metric in WITHOUT_JAVA:
@@ -52,8 +47,7 @@ def test_agrees_with_reference_numbers():
 
 
 @needs_java
-def test_meteor_agrees_with_reference_numbers(meteor):
-  expected = reference_numbers()
+def test_meteor_agrees_with_reference_numbers(meteor, expected):
   scores = nlg_scores([pair["reference"] for pair in expected["pairs"]],
                       [pair["hypothesis"] for pair in expected["pairs"]], meteor, ["METEOR"])
   assert scores.corpus["METEOR"] == pytest.approx(expected["corpus"]["METEOR"], abs=1e-6)

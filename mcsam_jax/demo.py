@@ -1,0 +1,82 @@
+"""`mcsam demo`: phantoms are drawn, a memory is made, MCSAM learns to write, and is scored on phantoms it never saw."""
+
+import json
+import textwrap
+import time
+
+from etils import epath
+import matplotlib.figure
+
+from input_pipeline.images import decode
+from input_pipeline.prepare import prepare
+from input_pipeline.splits import open_split
+from mcsam_jax import config as configs
+from mcsam_jax.evaluation.evaluate import evaluate
+from mcsam_jax.evaluation.scoring import format_table
+from mcsam_jax.pretrained.import_weights import import_weights
+from mcsam_jax.training.train import train
+
+NUM_SHOWN = 3
+
+
+def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
+  """Runs every verb on the phantoms; what an earlier call finished is not done again.
+
+  Args:
+    workdir: of the run; its examples are written to `workdir`/demo.png.
+    overrides: `--config.field=value`, e.g. model.use_memory=false.
+  """
+  started = time.monotonic()
+  config = configs.load_config("phantom", overrides)
+
+  show("== weights: mcsam import-weights efficientnet-lite0")
+  weights = epath.Path(config.encoder.weights)
+  if config.encoder.weights and not weights.exists():
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    import_weights("efficientnet-lite0", str(weights), show=lambda line: None)
+
+  show("== data: mcsam prepare")
+  prepare(config, show)
+
+  show("\n== memory and training: mcsam train")
+  train(config, workdir, show)
+
+  show("\n== scores: mcsam evaluate --split test")
+  path = configs.absolute(workdir) / "eval"
+  finished = sorted(path.glob("test-*.json"))
+  scores = json.loads(finished[-1].read_text()) if finished else evaluate(workdir, "test", show=show)
+  if finished:
+    show(format_table(scores))
+
+  split = open_split(config, "test")
+  lines = (path / f"test-{scores['step']}.jsonl").read_text().splitlines()
+  studies = pick([json.loads(line) for line in lines], split)
+  for study in studies:
+    show(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
+  picture = configs.absolute(workdir) / "demo.png"
+  draw(studies, split, picture)
+  show(f"\nthese studies with their images: {picture}")
+  show(f"demo done in {(time.monotonic() - started) / 60:.1f} min; "
+       "next: your own data, see 'Train on your own files' in README.md")
+
+
+def pick(studies: list[dict], split) -> list[dict]:
+  """Returns the studies with most findings among the first 100, with their records."""
+  for number, study in enumerate(studies):
+    study["record"] = number
+  def num_findings(study):
+    return sum(value == "positive" for value in split.without_images[study["record"]]["labels"].values())
+  return sorted(studies[:100], key=num_findings, reverse=True)[:NUM_SHOWN]
+
+
+def draw(studies: list[dict], split, path: epath.Path) -> None:
+  """Writes a picture: the frontal image of each study beside its reference and generated report."""
+  figure = matplotlib.figure.Figure(figsize=(10, 3.2 * len(studies)))
+  for row, study in enumerate(studies):
+    image, words = figure.add_subplot(len(studies), 2, 2 * row + 1), figure.add_subplot(len(studies), 2, 2 * row + 2)
+    image.imshow(decode(split[study["record"]]["images"][0], 256)[..., 0], cmap="gray", vmin=0, vmax=255)
+    image.axis("off")
+    words.axis("off")
+    reports = [f"{name}\n" + "\n".join(textwrap.wrap(study[name], 60)) for name in ("reference", "generated")]
+    words.text(0, 1, "\n\n".join(reports), va="top", fontsize=9)
+  figure.savefig(path, dpi=90, bbox_inches="tight")

@@ -1,0 +1,145 @@
+"""Whole runs in miniature: training, resuming, evaluating, and what a user can get wrong on the way."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from input_pipeline.prepare import prepare
+from mcsam_jax import cli
+from mcsam_jax import config as configs
+from mcsam_jax.training.checkpoint import Checkpoints
+from mcsam_jax.training.train import train
+
+TINY = {
+    "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
+    "data.augment": True, "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False,
+    "encoder.train_batch_norm": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
+    "model.encoder_layers": 0, "model.decoder_layers": 1, "model.num_prompts": 2, "memory.num_heads": 2,
+    "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
+    "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
+    "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.host_threads": 1,
+    "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom",
+}
+FIRST_HALF = 30
+
+
+def arguments(data_dir, **changes):
+  fields = TINY | {"data.data_dir": data_dir} | {name.replace("__", "."): value for name, value in changes.items()}
+  return [f"--config.{field}={value}" for field, value in fields.items()]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("data")
+  prepare(configs.load_config("phantom", arguments(directory)), show=lambda line: None)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+  """A workdir of 60 steps without interruption."""
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), show=lambda line: None)
+  return workdir
+
+
+def run(capsys, *argv):
+  """Returns status and stderr of `mcsam`."""
+  status = cli.main(list(map(str, argv)))
+  return status, capsys.readouterr().err.strip()
+
+
+def parameters(workdir):
+  manager = Checkpoints(workdir, read_only=True).manager
+  return jax.tree.map(np.asarray, manager.restore(manager.latest_step())["params"])
+
+
+def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, monkeypatch):
+  config = configs.load_config("phantom", arguments(data_dir))
+  workdir = str(tmp_path / "interrupted")
+
+  class Interruption(Exception):
+    pass
+
+  save = Checkpoints.save
+
+  def save_and_die(self, step, state, metrics):
+    save(self, step, state, metrics)
+    self.close()
+    raise Interruption
+
+  monkeypatch.setattr(Checkpoints, "save", save_and_die)
+  with pytest.raises(Interruption):
+    train(config, workdir, show=lambda line: None)
+  monkeypatch.undo()
+  assert Checkpoints(workdir, read_only=True).latest() == FIRST_HALF
+  lines = []
+  train(config, workdir, show=lines.append)
+  assert f"resumed at step {FIRST_HALF}" in lines
+  jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(trained))
+
+
+def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test")
+  assert status == 0, err
+  scores = json.loads((trained / "eval" / "test-60.json").read_text())
+  lines = [json.loads(line) for line in (trained / "eval" / "test-60.jsonl").read_text().splitlines()]
+  assert scores["num_studies"] == len(lines) == len({line["id"] for line in lines}) == 6
+  assert set(scores["baselines"]) == {"constant", "nearest", "medoid"}
+  assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
+  assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
+  assert scores["pretraining_data"] == "none"
+
+
+def test_the_size_of_the_last_batch_changes_no_report(trained, capsys):
+  reports = []
+  for size in (4, 6):                                      # 6 studies: a padded last batch, or one full batch
+    status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", f"--config.decode.batch_size={size}")
+    assert status == 0, err
+    lines = (trained / "eval" / "test-60.jsonl").read_text().splitlines()
+    reports.append([json.loads(line)["generated"] for line in lines])
+  assert reports[0] == reports[1]
+
+
+def test_a_workdir_of_another_config_is_refused_by_field(data_dir, trained, capsys):
+  status, err = run(capsys, "train", "--config", "phantom", "--workdir", trained, *arguments(data_dir, model__dropout=0.3))
+  assert status == 2 and "model.dropout: 0.3, 0.1" in err and len(err.splitlines()) == 1
+
+
+def test_evaluate_before_train(tmp_path, capsys):
+  status, err = run(capsys, "evaluate", "--workdir", tmp_path, "--split", "test")
+  assert status == 2 and "config.json not found" in err and "mcsam train" in err
+
+
+def test_a_checkpoint_that_does_not_exist_is_named(trained, capsys):
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--step", "7")
+  assert status == 2 and "no checkpoint of step 7; there are [30, 60]" in err
+
+
+def test_a_checkpoint_cut_in_half_is_named_and_nothing_else_is_lost(data_dir, trained, tmp_path, capsys):
+  import shutil
+  workdir = tmp_path / "cut"
+  shutil.copytree(trained, workdir)
+  largest = max((workdir / "checkpoints" / "60").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+  largest.write_bytes(largest.read_bytes()[:largest.stat().st_size // 2])
+  for verb in (["evaluate", "--workdir", workdir, "--step", "60"],
+               ["train", "--config", "phantom", "--workdir", workdir, *arguments(data_dir), ]):
+    if verb[0] == "train":
+      (workdir / "config.json").write_text((trained / "config.json").read_text())
+    status, err = run(capsys, *verb)
+    assert status == 2 and "checkpoints/60 can't be restored" in err and "delete the folder to go on from step 30" in err
+  shutil.rmtree(workdir / "checkpoints" / "60")
+  status, err = run(capsys, "evaluate", "--workdir", workdir, "--split", "test")
+  assert status == 0, err
+
+
+def test_training_before_prepare(tmp_path, capsys):
+  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path / "w", *arguments(tmp_path / "nothing"))
+  assert status == 2 and "mcsam prepare" in err
+
+
+def test_an_unknown_field_stops_before_any_work(tmp_path, capsys):
+  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path / "w", "--config.train.batchsize=3")
+  assert status == 2 and "did you mean train.batch_size" in err and not (tmp_path / "w").exists()
