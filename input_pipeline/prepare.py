@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import time
 
 from etils import epath
@@ -85,6 +86,8 @@ def load_or_build_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()           # bars fill a log file with fragments
   with _writing(builder.data_dir), contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(file_format="array_record",
                                  download_config=tfds.download.DownloadConfig(try_download_gcs=False))

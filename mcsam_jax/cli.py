@@ -1,10 +1,11 @@
 """The verbs of `mcsam`. Each imports what it needs when it is called, so that `mcsam --help` is instant."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
+
+from absl import logging
 
 from mcsam_jax.errors import UserError
 
@@ -90,6 +91,5 @@ def quiet() -> None:
   """Keeps the chatter of libraries out of the output; errors still show."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")   # TensorFlow only reads records here
-  for name in ("absl", "jax", "orbax", "tensorflow"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+  logging.set_verbosity(logging.ERROR)
   warnings.filterwarnings("ignore", category=FutureWarning)

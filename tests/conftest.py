@@ -16,3 +16,11 @@ def shared():
       pytest.skip(f"{SHARED / name} is absent: set MCSAM_SHARED to the folder that holds it")
     return SHARED / name
   return find
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+  """Programs that several tests compile alike are compiled once a session."""
+  import jax
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -17,6 +17,7 @@ from input_pipeline.pipeline import eval_batches, make_batch
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.generate import ReportWriter
+from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.scoring import format_table, score_reports
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.sharding import make_mesh, state_sharding
@@ -71,7 +72,11 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
       restricted=config.data.restricted, seed=config.eval.seed)
   scores = {"split": split_name, "step": step, "pretraining_data": work.pretraining_data,
-            "beam_size": config.decode.beam_size, **scores}
+            "decode": config.decode.to_dict(), **scores}
+  if config.model.use_memory:
+    scores["slots_answering"] = slots_answering(
+        model, config, tokenizer.eos_id, state.variables,
+        eval_batches(split, tokenizer, config, config.decode.batch_size, features))
 
   # Files: written whole or not at all.
   target = work.path / "eval" / f"{split_name}-{step}"

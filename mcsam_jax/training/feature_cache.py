@@ -168,7 +168,7 @@ def _folder(config: ConfigDict, split: Sequence[dict], variables: dict) -> pathl
   data = config.data
   digest = hashlib.sha256(json.dumps([
       VERSION, config.encoder.name, weights_digest(variables), data.image_size, data.num_views, data.name,
-      data.source_dir, data.short_side, data.phantom.to_dict()]).encode())
+      data.source_dir, data.short_side, data.phantom.to_dict() if data.name == "phantom" else {}]).encode())
   # Data prepared anew below the same name: a few dozen records tell.
   for study in np.linspace(0, len(split) - 1, min(len(split), 32)).astype(int):
     digest.update(b"".join(split[int(study)]["images"]))

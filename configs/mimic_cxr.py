@@ -1,0 +1,34 @@
+"""MIMIC-CXR at published size, from R2Gen's annotation.json and MIMIC-CXR-JPG: one image a record, ResNet-50 trained along.
+
+data.source_dir holds annotation.json and images/ (p10/p10000032/..., the tree of MIMIC-CXR-JPG).
+MIMIC-CXR is credentialed, so it is `restricted`: no report text or id goes to a log or to TensorBoard.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import phantom
+
+
+def get_config() -> ConfigDict:
+  config = phantom.get_config()
+  config.data.update({
+      "name": "r2gen_json",
+      "source_dir": "mimic_cxr",
+      "restricted": True,
+      "cleaning": "mimic_cxr",
+      "num_views": 1,
+      "short_side": 256,
+      "image_size": 224,
+      "augment": True,
+  })
+  config.tokenizer.update({"threshold": 10, "max_length": 100})                        # R2Gen's
+  config.encoder.update({"name": "resnet50", "weights": "data/resnet50.npz", "frozen": False})
+  config.memory.update({"num_slots": 2048, "slot_width": 512, "num_heads": 8, "query": "word_position"})   # R2GenCMN's sizes
+  config.memory_init.update({"num_topics": 128, "steps": 2000})
+  config.model.update({"width": 512, "num_heads": 8, "feedforward_width": 512, "encoder_layers": 3,
+                       "decoder_layers": 3})
+  config.optimizer.update({"learning_rate": 4e-4, "encoder_learning_rate": 1e-4, "warmup_steps": 2000})
+  config.train.update({"batch_size": 256, "num_steps": 30000, "compute_dtype": "bfloat16", "log_every": 100,
+                       "eval_every": 2000, "eval_studies": 512, "host_threads": 16})
+  config.eval.labeler = "none"
+  return config
