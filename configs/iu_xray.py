@@ -13,14 +13,13 @@ def get_config() -> ConfigDict:
       "cleaning": "iu_xray",
       "image_size": 224,
       "short_side": 256,
-      "augment": False,
   })
-  config.tokenizer.update({"threshold": 3, "max_length": 60})
-  config.encoder.update({
-      "name": "efficientnet_lite0",
-      "weights": "efficientnet_lite0.npz",
-      "frozen": True,
-      "train_batch_norm": False,
-  })
+  config.tokenizer.update({"threshold": 3, "max_length": 60})             # R2Gen's
+  config.memory.num_slots = 256
+  config.memory_init.update({"num_topics": 64, "steps": 250})
+  config.model.align_weight = 0.3
+  config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "label_smoothing": 0.0})
+  config.train.update({"batch_size": 16, "num_steps": 2080, "log_every": 130, "eval_every": 520, "eval_studies": 0})
+  config.decode.search = "consensus"
   config.eval.labeler = "none"
   return config

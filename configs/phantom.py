@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   })
 
   config.tokenizer = ConfigDict({
-      "kind": "word",                     # word (R2Gen's rules) | sentencepiece (trained on the train reports)
+      "kind": "word",                     # word (R2Gen's rules) | sentencepiece (byte pairs of the train reports)
       "threshold": 3,                     # word: rarer words become <unk> (R2Gen: 3 for IU X-Ray, 10 for MIMIC-CXR)
       "vocab_size": 1000,                 # sentencepiece: number of pieces, specials included
       "shared_special_ids": False,        # word: True makes pad, bos and eos all 0, as R2Gen does
@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
       "warmup_steps": 50,
       "schedule": "cosine",               # after warm-up: cosine | linear | constant
       "final_fraction": 0.05,             # of the peak, at the last step
-      "weight_decay": 0.02,               # AdamW, on matrices only
+      "weight_decay": 0.02,               # AdamW, on kernels only
       "b1": 0.9,
       "b2": 0.98,
       "clip_norm": 1.0,                   # of the global gradient; 0: no clipping
@@ -117,9 +117,12 @@ def get_config() -> ConfigDict:
   })
 
   config.decode = ConfigDict({
+      "search": "beam",                   # beam | consensus (of samples)
       "beam_size": 3,                     # 1: greedy
       "min_length": 0,                    # tokens before eos is allowed
       "length_penalty": 0.0,              # alpha of ((5 + length) / 6) ** alpha (Wu et al. 2016), by which the score is divided
+      "num_samples": 32,                  # consensus: reports drawn for a study, of which the most agreed-on is kept
+      "temperature": 0.8,                 # consensus: of the draws; 1: as the model says
       "batch_size": 32,                   # studies decoded together
   })
 

@@ -24,7 +24,10 @@ def prepare(args, overrides):
 def init_memory(args, overrides):
   from mcsam_jax.config import load_config
   from mcsam_jax.training.workdir import init_memory
-  init_memory(args.workdir, load_config(args.config, overrides))
+  config = load_config(args.config, overrides)
+  if config.memory_init.kind == "random":
+    raise UserError("memory_init.kind=random needs no memory bank: `mcsam train` draws the slots")
+  init_memory(args.workdir, config)
   print(f"next: mcsam train --config {args.config} --workdir {args.workdir}")
 
 
@@ -76,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     args.run(args, overrides)
   except UserError as error:
     print(f"mcsam {args.verb}: {error}", file=sys.stderr)
+    return 2
+  except OSError as error:
+    print(f"mcsam {args.verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     return 130

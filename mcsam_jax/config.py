@@ -10,9 +10,40 @@ from ml_collections import ConfigDict
 import configs
 from configs import phantom
 from mcsam_jax.errors import UserError
+from mcsam_jax.models.visual_encoder import ENCODERS
 
 CONFIGS = epath.Path(configs.__path__[0])
 PATHS = (("data", "source_dir"), ("data", "data_dir"), ("encoder", "weights"), ("memory_init", "word_vectors"))
+OPTIONS = {   # fields that take one of a few words
+    "data.cleaning": ("iu_xray", "mimic_cxr"),
+    "data.target": ("findings", "impression"),
+    "tokenizer.kind": ("word", "sentencepiece"),
+    "encoder.name": tuple(ENCODERS),
+    "memory.consolidation": ("residual", "gate"),
+    "memory.query": ("word_position", "word"),
+    "memory_init.kind": ("topics", "kmeans", "random"),
+    "model.patch_activation": ("none", "relu"),
+    "model.patch_positions": ("learned", "sinusoidal"),
+    "model.word_positions": ("learned", "sinusoidal"),
+    "model.norm": ("layernorm", "r2gencmn"),
+    "model.align_on": ("response", "consolidated"),
+    "model.align_targets": ("identity", "same_text", "label_similarity"),
+    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "train.compute_dtype": ("float32", "bfloat16"),
+    "train.best_metric": ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
+    "decode.search": ("beam", "consensus"),
+    "eval.labeler": ("phantom", "none"),
+}
+POSITIVE = (
+    "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
+    "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
+    "model.feedforward_width", "model.decoder_layers", "model.num_prompts", "train.batch_size", "train.num_steps",
+    "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
+    "decode.batch_size", "decode.num_samples")
+NOT_NEGATIVE = (
+    "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
+    "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies",
+    "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
@@ -38,8 +69,10 @@ def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
   try:
     spec.loader.exec_module(module)
     config = module.get_config()
-  except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+  except Exception as error:   # it is the user's own code
     raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{path}: get_config() returned {type(config).__name__}, expected the ConfigDict of configs/phantom.py")
   check_tree(config, phantom.get_config(), str(path))
   return override(config, overrides)
 
@@ -47,7 +80,7 @@ def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
 def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
   """Returns a locked copy of `config` with `--config.field=value` arguments applied, paths made absolute."""
   config = config.copy_and_resolve_references()
-  known = _leaves(config)
+  known = _leaves(phantom.get_config())      # its types: a file may have set a float to 1
   for argument in overrides:
     field, equals, text = argument.removeprefix("--config.").partition("=")
     if not argument.startswith("--config.") or not equals:
@@ -61,7 +94,43 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
   for section, field in PATHS:
     if config[section][field]:
       config[section][field] = str(absolute(config[section][field]))
+  check_values(config)
   return config.lock()
+
+
+def check_values(config: ConfigDict) -> None:
+  """Raises UserError for a value that would silently mean something else, or fail only when much is done."""
+  values = _leaves(config)
+  for field, options in OPTIONS.items():
+    if values[field] not in options:
+      raise UserError(f"{field}={values[field]}: one of {', '.join(options)}")
+  for field in POSITIVE:
+    if values[field] < 1:
+      raise UserError(f"{field}={values[field]}: must be at least 1")
+  for field in NOT_NEGATIVE:
+    if values[field] < 0:
+      raise UserError(f"{field}={values[field]}: must not be negative")
+  for field in ("model.dropout", "optimizer.label_smoothing"):
+    if not 0 <= values[field] < 1:
+      raise UserError(f"{field}={values[field]}: must be at least 0 and below 1")
+  for field in ("decode.temperature", "model.align_temperature"):
+    if values[field] <= 0:
+      raise UserError(f"{field}={values[field]}: must be above 0")
+  if values["optimizer.warmup_steps"] >= values["train.num_steps"]:
+    raise UserError(f"optimizer.warmup_steps={values['optimizer.warmup_steps']} must be below "
+                    f"train.num_steps={values['train.num_steps']}")
+  if values["data.name"] != "phantom":
+    if values["eval.labeler"] == "phantom":
+      raise UserError(f"eval.labeler=phantom reads the phantom's wording; set none for data.name={values['data.name']}")
+    if values["model.align_targets"] == "label_similarity":
+      raise UserError(f"model.align_targets=label_similarity needs labels, which data.name={values['data.name']} hasn't")
+  for field, divisor in (("model.width", "model.num_heads"), ("model.width", "memory.num_heads"),
+                         ("data.image_size", "encoder.name")):
+    size = ENCODERS[values[divisor]].stride if divisor == "encoder.name" else values[divisor]
+    if values[field] % size:
+      raise UserError(f"{field}={values[field]} must be a multiple of {size}, as {divisor}={values[divisor]} asks")
+  if values["memory.top_k"] > values["memory.num_slots"]:
+    raise UserError(f"memory.top_k={values['memory.top_k']}: there are only memory.num_slots={values['memory.num_slots']}")
 
 
 def absolute(path: str) -> epath.Path:
@@ -85,7 +154,10 @@ def check_tree(config: ConfigDict, reference: ConfigDict, source: str) -> None:
 
 
 def save_config(config: ConfigDict, path: epath.Path) -> None:
-  path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  """Writes a config whole or not at all."""
+  unfinished = path.parent / f".{path.name}.unfinished"
+  unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  unfinished.replace(path)
 
 
 def read_config(path: epath.Path) -> ConfigDict:

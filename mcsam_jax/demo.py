@@ -11,6 +11,7 @@ from input_pipeline.images import decode
 from input_pipeline.prepare import prepare
 from input_pipeline.splits import open_split
 from mcsam_jax import config as configs
+from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.evaluation.scoring import format_table
 from mcsam_jax.pretrained.import_weights import import_weights
@@ -28,6 +29,8 @@ def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
   """
   started = time.monotonic()
   config = configs.load_config("phantom", overrides)
+  if config.data.name != "phantom":
+    raise UserError(f"the demo is about phantoms; for data.name={config.data.name} use the other verbs")
 
   show("== weights: mcsam import-weights efficientnet-lite0")
   weights = epath.Path(config.encoder.weights)
@@ -43,8 +46,8 @@ def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
 
   show("\n== scores: mcsam evaluate --split test")
   path = configs.absolute(workdir) / "eval"
-  finished = sorted(path.glob("test-*.json"))
-  scores = json.loads(finished[-1].read_text()) if finished else evaluate(workdir, "test", show=show)
+  finished = list(path.glob("test-*.json"))
+  scores = json.loads(finished[0].read_text()) if finished else evaluate(workdir, "test", show=show)
   if finished:
     show(format_table(scores))
 

@@ -215,7 +215,7 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
       # The level climbs the chest wall: a meniscus.
       height = effusion.extent * (lung.dome - lung.top) * effusion_rng.uniform(0.92, 1.08)
       angle = lung.dome + 0.75 * lung.drop
-      level = angle - height * (0.35 + 0.65 * np.clip((lung.u - 0.15) / 0.85, 0, 1) ** 2.5)
+      level = angle - height * (0.35 + 0.65 * np.clip((lung.u - 0.15) / 0.85, 0, 1) ** 1.6)
       clear = clear * (1 - np.float32(0.93) * ramp(Y - level, 5) * (lung.u >= 0))
     if "Edema" in findings:
       x, y = lung.point(0.36, 0.5)

@@ -31,7 +31,7 @@ DEVICES = ("catheter", "tube", "pacemaker", "wires")
 # Severity in words -> range of `extent`. Gaps keep neighbouring words apart.
 CARDIOTHORACIC_RATIO = {"mild": (0.555, 0.585), "moderate": (0.6, 0.635), "marked": (0.65, 0.69)}
 # Units: the lung's height; the thorax's half width; the share of air that is replaced.
-EFFUSION_HEIGHT = {"small": (0.15, 0.22), "moderate": (0.31, 0.4), "large": (0.5, 0.64)}
+EFFUSION_HEIGHT = {"small": (0.22, 0.3), "moderate": (0.38, 0.48), "large": (0.58, 0.7)}
 PNEUMOTHORAX_RIM = {"small": (0.13, 0.18), "moderate": (0.23, 0.3), "large": (0.38, 0.48)}
 EDEMA_HAZE = {"mild": (0.26, 0.32), "moderate": (0.38, 0.46), "severe": (0.56, 0.66)}
 

@@ -6,7 +6,7 @@
   medoid    of the 30 train images that look most alike, the report that has most in common with the others'.
 
 All three depend on the data (and the features of the encoder as it was before
-training) alone, so that they are computed once and stored.
+training) alone.
 """
 
 import collections

@@ -8,11 +8,13 @@ Writes below the workdir:
 
 import functools
 import json
+import shutil
 
 from etils import epath
 import jax
 import numpy as np
 
+from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import eval_batches, make_batch
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
@@ -53,23 +55,26 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)))
 
   # Its reports, and those that it gives for the images of another study.
-  show(f"writing {len(split)} reports with the checkpoint of step {step}, beam {config.decode.beam_size}")
-  written = ReportWriter(model, config, tokenizer, mesh)(
+  show(f"writing {len(split)} reports with the checkpoint of step {step}, {config.decode.search}")
+  written = ReportWriter(model, config, tokenizer, mesh, train.reports)(
       state.variables, eval_batches(split, tokenizer, config, config.decode.batch_size, features))
   hypotheses = [report.text for report in written]
   other = another_study(len(split), config.eval.seed)
 
   # Scores.
-  read_labels, reference_labels = None, None
+  read_labels, reference_labels, findings = None, None, FINDINGS
   if config.eval.labeler == "phantom":
+    from input_pipeline.datasets.phantom_patient import PHANTOM_FINDINGS as findings
     from input_pipeline.datasets.phantom_reports import read_labels
-    reference_labels = [record["labels"] for record in split.without_images]
+    if config.data.target == "findings":                 # what was drawn; an impression doesn't tell all of it
+      reference_labels = [record["labels"] for record in split.without_images]
   scores, rows = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[hypotheses[index] for index in other], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
       constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
+      findings=findings,
       restricted=config.data.restricted, seed=config.eval.seed)
   scores = {"split": split_name, "step": step, "pretraining_data": work.pretraining_data,
             "decode": config.decode.to_dict(), **scores}
@@ -80,10 +85,10 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
   # Files: written whole or not at all.
   target = work.path / "eval" / f"{split_name}-{step}"
-  write_whole(target.with_suffix(".json"), json.dumps(scores, indent=2) + "\n")
   lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
            for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]
   write_whole(target.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+  write_whole(target.with_suffix(".json"), json.dumps(scores, indent=2) + "\n")   # last: with scores all is there
   show(format_table(scores))
   show(f"scores: {target}.json, a line a study: {target}.jsonl")
   return scores
@@ -104,12 +109,13 @@ def another_study(count: int, seed: int) -> np.ndarray:
 def constant_reports(work: Workdir, show=print) -> dict:
   """Returns the constant baselines, found on val the first time and then read from the workdir."""
   path = work.path / "eval" / "constant.json"
-  if not path.exists():
+  found = json.loads(path.read_text()) if path.exists() else None
+  if not found or (found["METEOR"] is None and shutil.which("java")):      # Java has come since
     show("looking for the constant report that is best on val, for each metric (once)")
     found = constant_baseline(work.split("train").reports, work.split("val").reports, work.tokenizer,
                               work.config.data.cleaning, work.config.tokenizer.max_length)
     write_whole(path, json.dumps(found, indent=2) + "\n")
-  return json.loads(path.read_text())
+  return found
 
 
 def write_whole(path: epath.Path, text: str) -> None:

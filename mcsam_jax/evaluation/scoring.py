@@ -10,6 +10,7 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
+from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import neighbour_reports
 from mcsam_jax.evaluation.java import JavaUnavailable, Meteor
@@ -24,7 +25,7 @@ def score_reports(
     shuffled_hypotheses: Sequence[str], train_reports: Sequence[str], pooled: Mapping[str, np.ndarray],
     constant: Mapping[str, dict | None], tokenizer, cleaning: str, max_length: int,
     read_labels: Callable[[str], Mapping[str, str]] | None = None,
-    reference_labels: Sequence[Mapping[str, str]] | None = None,
+    reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
     restricted: bool = False, seed: int = 0,
 ) -> tuple[dict, list[dict]]:
   """Scores the reports of m studies.
@@ -42,6 +43,7 @@ def score_reports(
     max_length: tokens of a report, eos included.
     read_labels: reads {finding: label} from a report; None where the data has no labeler.
     reference_labels: the labels of the studies where they are known better than from their reports.
+    findings: those of the labels that count.
     restricted: True leaves out every text of a report.
     seed: of the bootstrap.
 
@@ -57,7 +59,7 @@ def score_reports(
     reference_labels = [read_labels(report) for report in references]
 
   def labels(reports):
-    return label_scores(reference_labels, list(map(read_labels, reports))) if read_labels else None
+    return label_scores(reference_labels, list(map(read_labels, reports)), findings) if read_labels else None
 
   with Meteor() as meteor:
     def nlg(reports):

@@ -88,7 +88,7 @@ def scatter(topics: np.ndarray, jitter: float, rng: np.random.Generator) -> np.n
   """Returns `topics` [S, D], moved by noise of `jitter` times their length, as slots [S, D].
 
   Every slot gets a root mean square of 1, as if drawn from a standard normal
-  distribution: the scale at which memories without topics start (R2GenCMN).
+  distribution, which is how slots without topics start.
   """
   moved = topics + jitter * rng.standard_normal(topics.shape) / np.sqrt(topics.shape[1])
   return (moved / np.sqrt(np.mean(moved**2, axis=1, keepdims=True))).astype(np.float32)

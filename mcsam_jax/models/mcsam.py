@@ -8,8 +8,9 @@
 
 Memory-based Cross-modal Semantic Alignment Network for Radiology Report
 Generation (Tao, Ma, Yu, Zhang; arXiv 2404.00588). Sizes that the paper leaves
-open are config fields. Without alignment, prompts and gate this is R2GenCMN
-(Chen et al., ACL 2021).
+open are config fields. Without alignment and prompts, and with its norm, ReLU,
+sinusoidal positions and position-aware queries, this is R2GenCMN (Chen et al.,
+ACL 2021).
 
 Shapes: B studies, V views, P patches a view, N = V * P patches, C channels,
 T words, K beams, S slots, D width.
@@ -166,13 +167,6 @@ class MCSAM(nn.Module):
       responses = self.memory_bank(states, memory, train)
       recalled = responses if model.align_on == "response" else self.memory_bank.consolidate(states, responses)
     return self.report_head(recalled, mask)
-
-  def codes(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, tokens: jax.Array,
-            token_mask: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Returns both codes [B, D] alone, without writing (arguments as in `__call__`)."""
-    memory = self.project_memory()
-    encoded = self.encode(images, view_mask, view_ids, memory, train)
-    return encoded.image_code, self.recall_report(tokens[:, 1:], token_mask, memory, train)
 
   def align(self, image_code: jax.Array, report_code: jax.Array, targets: jax.Array, valid: jax.Array):
     """Returns the `Alignment` of codes [B, D] (see SemanticAlignment)."""

@@ -23,7 +23,7 @@ class MemoryBank(nn.Module):
   num_heads: int
   top_k: int                      # slots that may answer one query, per head
   consolidation: str = "residual"   # residual | gate
-  dropout: float = 0.0            # of the weights of the slots, as in R2GenCMN
+  dropout: float = 0.0            # of the weights of the slots
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import images
+from input_pipeline.prepare import dataset_dir
 from input_pipeline.prefetch import ordered_map
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoder import ENCODERS
@@ -167,8 +168,8 @@ def _folder(config: ConfigDict, split: Sequence[dict], variables: dict) -> pathl
   """Returns the folder whose name changes with everything that the features depend on."""
   data = config.data
   digest = hashlib.sha256(json.dumps([
-      VERSION, config.encoder.name, weights_digest(variables), data.image_size, data.num_views, data.name,
-      data.source_dir, data.short_side, data.phantom.to_dict() if data.name == "phantom" else {}]).encode())
+      VERSION, config.encoder.name, weights_digest(variables), data.image_size, data.num_views,
+      str(dataset_dir(config)).removeprefix(str(data.data_dir))]).encode())    # its name holds all settings
   # Data prepared anew below the same name: a few dozen records tell.
   for study in np.linspace(0, len(split) - 1, min(len(split), 32)).astype(int):
     digest.update(b"".join(split[int(study)]["images"]))

@@ -4,26 +4,16 @@ import jax
 from ml_collections import ConfigDict
 import optax
 
-from mcsam_jax.errors import UserError
-
 
 def learning_rate(config: ConfigDict, peak: float) -> optax.Schedule:
-  """Returns the schedule step -> rate: linear from 0 to `peak` over the warm-up, then down to its final fraction.
-
-  Raises:
-    UserError: an unknown schedule, or a warm-up that is as long as the training.
-  """
+  """Returns the schedule step -> rate: linear from 0 to `peak` over the warm-up, then down to its final fraction."""
   fields, steps = config.optimizer, config.train.num_steps
-  if fields.warmup_steps >= steps:
-    raise UserError(f"optimizer.warmup_steps={fields.warmup_steps} must be below train.num_steps={steps}")
   rest, end = steps - fields.warmup_steps, peak * fields.final_fraction
   after = {
       "cosine": optax.cosine_decay_schedule(peak, rest, fields.final_fraction),
       "linear": optax.linear_schedule(peak, end, rest),
       "constant": optax.constant_schedule(peak),
   }
-  if fields.schedule not in after:
-    raise UserError(f"optimizer.schedule={fields.schedule}: one of {', '.join(after)}")
   warmup = optax.linear_schedule(0.0, peak, fields.warmup_steps)
   return optax.join_schedules([warmup, after[fields.schedule]], [fields.warmup_steps])
 

@@ -19,7 +19,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
   sizes, devices = [config.mesh.data, config.mesh.fsdp], jax.device_count()
   if -1 in sizes:
     given = int(np.prod([size for size in sizes if size != -1]))
-    sizes[sizes.index(-1)] = max(devices // given, 1)
+    sizes[sizes.index(-1)] = devices // given if given else 0
   if np.prod(sizes) != devices or min(sizes) < 1:
     raise UserError(f"mesh.data={config.mesh.data}, mesh.fsdp={config.mesh.fsdp}: there are {devices} devices; "
                     "the product of both must be that, -1 takes what is left")

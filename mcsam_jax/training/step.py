@@ -144,10 +144,7 @@ def term_norms(model: MCSAM, config: ConfigDict, eos_id: int, state: TrainState,
   Only the alignment's gradient is taken again; the tokens' is what is left of the whole.
   """
   def alignment_loss(params):
-    inputs = model_inputs(config, batch, eos_id, augmented=True)
-    codes, _ = model.apply({"params": params, "batch_stats": state.batch_stats}, *inputs, True, method="codes",
-                           rngs={"dropout": rng}, mutable=["batch_stats"])
-    return config.model.align_weight * align(model, config, params, *codes, batch, inputs[-1]).loss
+    return config.model.align_weight * losses(model, config, eos_id, params, state.batch_stats, batch, rng)[1]
 
   def norms():
     of_alignment = jax.grad(alignment_loss)(state.params)

@@ -19,7 +19,7 @@ from mcsam_jax.evaluation.protocols import apply_protocol
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
 from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_train_step
-from mcsam_jax.training.workdir import create_workdir
+from mcsam_jax.training.workdir import claim, create_workdir
 
 
 def train(config: ConfigDict, workdir: str, show=print) -> None:
@@ -32,6 +32,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
   mesh = make_mesh(config)
   show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), mesh {dict(mesh.shape)}")
   work = create_workdir(workdir, config, show)
+  lock = claim(work.path) if jax.process_index() == 0 else None   # held until this function ends
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
@@ -61,7 +62,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
   # Steps, compiled at their first call.
   train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
                        out_shardings=(shardings, replicated(mesh)))
-  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features)
+  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_split.reports)
   writer = metric_writers.create_default_writer(
       work.path / "logs", just_logging=jax.process_index() > 0, asynchronous=False)
   progress = Progress(config, first_step, show)
@@ -82,6 +83,8 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
       progress.restart_clock(step)
   writer.close()
   checkpoints.close()
+  if lock:
+    lock.close()
   show(f"trained {config.train.num_steps} steps; next: mcsam evaluate --workdir {workdir} --split test")
 
 
@@ -99,10 +102,10 @@ def with_pretrained(state, work):
 class Validation:
   """Val loss over the whole split, and scores of the reports written for its first studies."""
 
-  def __init__(self, model, config, tokenizer, mesh, split, features):
+  def __init__(self, model, config, tokenizer, mesh, split, features, train_reports):
     self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
     self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
-    self.write = ReportWriter(model, config, tokenizer, mesh)
+    self.write = ReportWriter(model, config, tokenizer, mesh, train_reports)
 
   def batches(self, limit: int = 0):
     return eval_batches(self.split, self.tokenizer, self.config, self.config.decode.batch_size, self.features, limit)

@@ -10,6 +10,8 @@
 """
 
 import dataclasses
+import fcntl
+import json
 
 from etils import epath
 import jax
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import text
-from input_pipeline.prepare import load_or_build_tokenizer
+from input_pipeline.prepare import dataset_dir, load_or_build_tokenizer
 from input_pipeline.splits import Split, open_split
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from mcsam_jax import config as configs
@@ -75,14 +77,22 @@ def random_encoder(config: ConfigDict) -> dict:
 def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   """Opens the workdir of a run.
 
+  Args:
+    overrides: `--config.field=value` for fields that don't belong to the trained model.
+
   Raises:
-    UserError: it is none, or a file of it is missing or damaged.
+    UserError: it is no workdir, a file of it is missing or damaged, or a field belongs to the model.
   """
   path = configs.absolute(path)
-  config = configs.override(configs.read_config(path / "config.json"), overrides)
+  saved = configs.read_config(path / "config.json")
+  config = configs.override(saved, overrides)
+  for line in configs.differences(config, saved):
+    field = line.partition(":")[0]
+    if not field.startswith(("decode.", "eval.", "mesh.")) and field not in MAY_CHANGE:
+      raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
   bank = load_bank(path / "memory_bank") if learned_memory(config) else None
   variables, meta = None, {}
-  if config.encoder.weights:
+  if (path / "encoder.npz").exists():
     variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: random_encoder(config)))
   return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
                  meta.get("pretraining_data", "none"))
@@ -98,32 +108,75 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   if (path / "config.json").exists():
     found = configs.read_config(path / "config.json")
     others = [line for line in configs.differences(config, found) if line.partition(":")[0] not in MAY_CHANGE]
+    if bool(config.encoder.weights) != bool(found.encoder.weights):
+      others.append(f"encoder.weights: {config.encoder.weights!r}, {found.encoder.weights!r}")
     if others:
       raise UserError(f"{path} holds another config; use a new workdir, or the same values. "
                       f"Field: value now, value there. {'; '.join(others)}")
-  path.mkdir(parents=True, exist_ok=True)
+    return open_workdir(path, [f"--config.{field}={value}" for field, value in movable(config).items()])
   if config.encoder.frozen and not config.encoder.weights:
     raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
-  if config.encoder.weights and not (path / "encoder.npz").exists():
-    load_weights(epath.Path(config.encoder.weights), jax.eval_shape(lambda: random_encoder(config)))
-    epath.Path(config.encoder.weights).copy(path / "encoder.npz")
-  if not (path / "tokenizer").exists():
-    unfinished = path / "tokenizer.unfinished"
-    unfinished.mkdir(exist_ok=True)
-    load_or_build_tokenizer(config).save(unfinished)
-    unfinished.rename(path / "tokenizer")
-  if learned_memory(config) and not (path / "memory_bank").exists():
-    init_memory(path, config, show)
+  if config.encoder.weights:
+    load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
+  tokenizer = load_or_build_tokenizer(config)
+  path.mkdir(parents=True, exist_ok=True)
+  if config.encoder.weights:
+    epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
+  (path / "tokenizer").mkdir(exist_ok=True)
+  tokenizer.save(path / "tokenizer")
+  if learned_memory(config):
+    made = path / "memory_bank" / "made_from.json"
+    if not made.exists():
+      init_memory(path, config, show)
+    elif json.loads(made.read_text()) != memory_settings(config):
+      raise UserError(f"{path / 'memory_bank'} was made with other settings than this config's (see made_from.json "
+                      "there): run `mcsam init-memory` again with this config, or use a new workdir")
   configs.save_config(config, path / "config.json")   # last: what has a config is whole
   return open_workdir(path)
 
 
+def claim(path: epath.Path):
+  """Keeps other runs out of a workdir for as long as the returned file is open; on a bucket it can't.
+
+  Raises:
+    UserError: another run is in it.
+  """
+  if "://" in str(path):
+    return None
+  file = open(path / ".lock", "w")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
+  return file
+
+
+def movable(config: ConfigDict) -> dict:
+  """Returns the fields, and their values, that may differ between two starts of one run."""
+  return {field: config[section][name] for field in MAY_CHANGE for section, name in [field.split(".")]}
+
+
+def memory_settings(config: ConfigDict) -> dict:
+  """Returns what a memory bank is a function of, besides the code."""
+  return {"memory_init": config.memory_init.to_dict(), "num_slots": config.memory.num_slots,
+          "slot_width": config.memory.slot_width, "seed": config.seed, "cleaning": config.data.cleaning,
+          "target": config.data.target, "records": dataset_dir(config).parent.name}
+
+
 def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
-  """Makes the memory bank from the training reports, and writes it to the workdir."""
+  """Makes the memory bank from the training reports, and writes it to the workdir.
+
+  Raises:
+    UserError: the workdir has been trained in.
+  """
+  path = configs.absolute(path)
+  if (path / "config.json").exists():
+    raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
   show(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").reports]
   bank = make_memory_bank(reports, config, config.seed, show)
-  save_bank(epath.Path(path) / "memory_bank", bank)
+  save_bank(path / "memory_bank", bank)
+  (path / "memory_bank" / "made_from.json").write_text(json.dumps(memory_settings(config), indent=2) + "\n")
   return bank
 
 

@@ -13,9 +13,9 @@ def test_every_config_loads(name):
 
 def test_overrides_keep_the_type_of_their_field():
   config = configs.load_config("phantom", [
-      "--config.optimizer.learning_rate=1", "--config.model.use_memory=False", "--config.train.num_steps=7"])
+      "--config.optimizer.learning_rate=1", "--config.model.use_memory=False", "--config.train.num_steps=700"])
   assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
-  assert config.model.use_memory is False and config.train.num_steps == 7
+  assert config.model.use_memory is False and config.train.num_steps == 700
 
 
 @pytest.mark.parametrize("argument, message", [
@@ -24,6 +24,11 @@ def test_overrides_keep_the_type_of_their_field():
     ("--config.train.batch_size=eight", "expected int"),
     ("--config.model.use_memory=maybe", "expected bool"),
     ("--batch_size=8", "--config.field=value"),
+    ("--config.model.norm=batch", "layernorm, r2gencmn"),
+    ("--config.decode.beam_size=0", "at least 1"),
+    ("--config.model.width=130", "must be a multiple of 4"),
+    ("--config.data.image_size=200", "must be a multiple of 32"),
+    ("--config.memory.num_slots=8", "memory.num_slots=8"),
 ])
 def test_a_wrong_override_is_named(argument, message):
   with pytest.raises(UserError, match=message):

@@ -49,6 +49,7 @@ def encoder():
 def config(tmp_path, monkeypatch):
   monkeypatch.setattr(feature_cache, "BATCH", 8)        # so that batches and studies don't line up
   config = phantom.get_config()
+  config.encoder.name = "resnet_tiny"
   config.data.data_dir, config.data.image_size, config.data.num_views = str(tmp_path), SIZE, VIEWS
   return config
 

@@ -1,0 +1,53 @@
+"""Draws reports from the model: at every step a word with the probability that the model gives it, sharpened.
+
+A study's draws depend on its own key alone, never on its place in a batch.
+`step` and the layout of the cache are described in `greedy.py`.
+
+Shapes: B studies, K draws a study, T tokens.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcsam_jax.decoding.greedy import Cache, Step, next_token_log_probs
+
+
+class SampleResult(NamedTuple):
+  """`ids` hold the tokens after bos, with eos where it was reached and pad behind it."""
+  ids: jax.Array        # int32 [B, K, T]
+  log_probs: jax.Array  # float32 [B, K], by the model itself (temperature 1), summed over the tokens, eos included
+
+
+def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int, max_length: int, bos_id: int,
+                  eos_id: int, pad_id: int, temperature: float = 1.0, min_length: int = 0) -> SampleResult:
+  """Draws `num_samples` (K) reports a study, each of at most `max_length` tokens (T), eos included.
+
+  Args:
+    keys: one random key a study [B].
+    temperature: log-probabilities are divided by it before a draw; below 1 sharpens.
+  """
+  batch_size = keys.shape[0]
+
+  def unfinished(state):
+    num_written, _, _, _, ended, _ = state
+    return (num_written < max_length) & ~jnp.all(ended)
+
+  def write_one(state):
+    num_written, last, ids, log_probs, ended, cache = state
+    logits, cache = step(last, cache)
+    options = next_token_log_probs(logits, num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
+                                   min_length=min_length)                              # [B, K, vocabulary]
+    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, num_written), row / temperature))
+    chosen = draw(keys, options).astype(jnp.int32)                                     # [B, K]
+    gained = jnp.take_along_axis(options, chosen[..., None], -1)[..., 0]
+    log_probs += jnp.where(ended, 0.0, gained)
+    ids = ids.at[:, :, num_written].set(jnp.where(ended, pad_id, chosen))
+    return num_written + 1, chosen, ids, log_probs, ended | (chosen == eos_id), cache
+
+  start = (jnp.int32(0), jnp.full([batch_size, num_samples], bos_id, jnp.int32),
+           jnp.full([batch_size, num_samples, max_length], pad_id, jnp.int32),
+           jnp.zeros([batch_size, num_samples], jnp.float32), jnp.zeros([batch_size, num_samples], bool), cache)
+  _, _, ids, log_probs, _, _ = jax.lax.while_loop(unfinished, write_one, start)
+  return SampleResult(ids, log_probs)

@@ -1,0 +1,75 @@
+"""What counts in the loss: tokens up to eos of studies that are valid, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcsam_jax import config as configs
+from mcsam_jax.training.sharding import make_mesh, to_global
+from mcsam_jax.training.step import init_state, losses, make_model, token_losses, token_mask
+
+B, T, VOCABULARY, EOS = 4, 6, 20, 2
+
+
+def small():
+  fields = {"encoder.frozen": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
+            "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
+            "tokenizer.max_length": T, "model.encoder_layers": 0, "model.decoder_layers": 1}
+  return configs.load_config("phantom", [f"--config.{field}={value}" for field, value in fields.items()])
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(4, VOCABULARY, (B, T + 1)).astype(np.int32)
+  tokens[:, 0] = 1
+  for row, end in enumerate((3, 5, 6, 4)):
+    tokens[row, end], tokens[row, end + 1:] = EOS, 0
+  return {"features": rng.normal(size=(B, 2, 4, 8)).astype(np.float16), "view_mask": np.ones((B, 2), bool),
+          "view_ids": np.tile(np.int32([[0, 1]]), (B, 1)), "tokens": tokens, "labels": np.zeros((B, 14), np.int8),
+          "record": np.arange(B, dtype=np.int32), "epoch": np.zeros(B, np.int32), "valid": np.ones(B, bool)}
+
+
+@pytest.fixture(scope="module")
+def loss():
+  config = small()
+  model = make_model(config, VOCABULARY, 2)
+  state = jax.jit(lambda: init_state(model, config, batch()))()
+  compiled = jax.jit(lambda batch: losses(model, config, EOS, state.params, {}, batch)[:2])
+  return lambda batch: np.array(compiled(batch))
+
+
+def test_mask_ends_with_the_first_eos_also_where_ids_are_shared():
+  np.testing.assert_array_equal(token_mask(jnp.array([[1, 5, 2, 0, 0], [1, 5, 6, 7, 2]]), 2),
+                                [[1, 1, 0, 0], [1, 1, 1, 1]])
+  np.testing.assert_array_equal(token_mask(jnp.array([[0, 5, 0, 0, 0], [0, 5, 6, 7, 8]]), 0),
+                                [[1, 1, 0, 0], [1, 1, 1, 1]])
+
+
+def test_smoothing_by_hand():
+  logits = jnp.log(jnp.array([[[0.7, 0.2, 0.1]]]))
+  plain = token_losses(logits, jnp.array([[0]]), 0.0)
+  smoothed = token_losses(logits, jnp.array([[0]]), 0.3)
+  np.testing.assert_allclose(plain, -np.log(0.7), rtol=1e-5)
+  np.testing.assert_allclose(smoothed, -0.7 * np.log(0.7) - 0.1 * np.log([0.7, 0.2, 0.1]).sum(), rtol=1e-5)
+
+
+def test_what_stands_after_eos_changes_nothing(loss):
+  changed = batch()
+  after = np.cumsum(changed["tokens"] == EOS, axis=1) - (changed["tokens"] == EOS) > 0
+  changed["tokens"] = np.where(after, 9, changed["tokens"])
+  np.testing.assert_allclose(loss(changed), loss(batch()), rtol=1e-6)
+
+
+def test_studies_that_fill_up_a_batch_change_nothing(loss):
+  padded = batch()
+  padded["valid"] = np.array([True, True, False, False])
+  other = {name: array.copy() for name, array in padded.items()}
+  other["tokens"][2:] = 7
+  other["features"][2:] = 3
+  np.testing.assert_allclose(loss(other), loss(padded), rtol=1e-6)
+  assert not np.allclose(loss(padded), loss(batch()))
+
+
+def test_the_mesh_of_one_device_takes_a_batch(loss):
+  np.testing.assert_allclose(loss(to_global(make_mesh(small()), batch())), loss(batch()), rtol=1e-6)
