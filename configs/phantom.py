@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
       "num_steps": 500,
       "compute_dtype": "float32",         # float32 | bfloat16; parameters stay float32
       "log_every": 20,                    # steps
-      "eval_every": 100,                  # steps between looks at val; also the checkpoint interval
+      "eval_every": 130,                  # steps between looks at val; also the checkpoint interval
       "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
       "keep_last": 2,                     # checkpoints
       "best_metric": "CIDEr",             # val metric that the kept best checkpoint has most of
