@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict({
       "batch_size": 32,                   # studies a step, over all devices
-      "num_steps": 500,
+      "num_steps": 650,
       "compute_dtype": "float32",         # float32 | bfloat16; parameters stay float32
       "log_every": 20,                    # steps
       "eval_every": 130,                  # steps between looks at val; also the checkpoint interval
