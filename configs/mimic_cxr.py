@@ -1,4 +1,4 @@
-"""MIMIC-CXR at published size, from R2Gen's annotation.json and MIMIC-CXR-JPG: one image a record, ResNet-50 trained along.
+"""MIMIC-CXR at published size: R2Gen's annotation.json over MIMIC-CXR-JPG, one image a record, ResNet-50 trained along.
 
 data.source_dir holds annotation.json and images/ (p10/p10000032/..., the tree of MIMIC-CXR-JPG).
 MIMIC-CXR is credentialed, so it is `restricted`: no report text or id goes to a log or to TensorBoard.
@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
   })
   config.tokenizer.update({"threshold": 10, "max_length": 100})                        # R2Gen's
   config.encoder.update({"name": "resnet50", "weights": "data/resnet50.npz", "frozen": False})
-  config.memory.update({"num_slots": 2048, "slot_width": 512, "num_heads": 8, "query": "word_position"})   # R2GenCMN's sizes
+  config.memory.update({"num_slots": 2048, "slot_width": 512, "num_heads": 8,
+                        "query": "word_position"})                                     # R2GenCMN's sizes
   config.memory_init.update({"num_topics": 128, "steps": 2000})
   config.model.update({"width": 512, "num_heads": 8, "feedforward_width": 512, "encoder_layers": 3,
                        "decoder_layers": 3})

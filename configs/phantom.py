@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
 
   config.memory = ConfigDict({
       "num_slots": 128,                   # S (R2GenCMN: 2,048)
-      "slot_width": 128,                  # D_M, width of a slot; with memory_init topics or kmeans that of the word vectors
+      "slot_width": 128,                  # D_M; with memory_init topics or kmeans the width of the word vectors
       "num_heads": 4,
       "top_k": 32,                        # slots that answer a query, per head (R2GenCMN: 32)
       "consolidation": "residual",        # residual | gate
@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
       "search": "beam",                   # beam | consensus (of samples)
       "beam_size": 3,                     # 1: greedy
       "min_length": 0,                    # tokens before eos is allowed
-      "length_penalty": 0.0,              # alpha of ((5 + length) / 6) ** alpha (Wu et al. 2016), by which the score is divided
+      "length_penalty": 0.0,              # alpha: scores are divided by ((5 + length) / 6) ** alpha (Wu et al. 2016)
       "num_samples": 32,                  # consensus: reports drawn for a study, of which the most agreed-on is kept
       "temperature": 0.8,                 # consensus: of the draws; 1: as the model says
       "batch_size": 32,                   # studies decoded together

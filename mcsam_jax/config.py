@@ -72,7 +72,7 @@ def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
   except Exception as error:   # it is the user's own code
     raise UserError(f"{path}: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):
-    raise UserError(f"{path}: get_config() returned {type(config).__name__}, expected the ConfigDict of configs/phantom.py")
+    raise UserError(f"{path}: get_config() returned {type(config).__name__}, not the tree of configs/phantom.py")
   check_tree(config, phantom.get_config(), str(path))
   return override(config, overrides)
 
@@ -123,14 +123,15 @@ def check_values(config: ConfigDict) -> None:
     if values["eval.labeler"] == "phantom":
       raise UserError(f"eval.labeler=phantom reads the phantom's wording; set none for data.name={values['data.name']}")
     if values["model.align_targets"] == "label_similarity":
-      raise UserError(f"model.align_targets=label_similarity needs labels, which data.name={values['data.name']} hasn't")
+      raise UserError(f"model.align_targets=label_similarity: data.name={values['data.name']} has no labels")
   for field, divisor in (("model.width", "model.num_heads"), ("model.width", "memory.num_heads"),
                          ("data.image_size", "encoder.name")):
     size = ENCODERS[values[divisor]].stride if divisor == "encoder.name" else values[divisor]
     if values[field] % size:
       raise UserError(f"{field}={values[field]} must be a multiple of {size}, as {divisor}={values[divisor]} asks")
   if values["memory.top_k"] > values["memory.num_slots"]:
-    raise UserError(f"memory.top_k={values['memory.top_k']}: there are only memory.num_slots={values['memory.num_slots']}")
+    raise UserError(f"memory.top_k={values['memory.top_k']} must not be above "
+                    f"memory.num_slots={values['memory.num_slots']}")
 
 
 def absolute(path: str) -> epath.Path:

@@ -157,7 +157,7 @@ class MCSAM(nn.Module):
 
   def recall_report(self, words: jax.Array, mask: jax.Array, memory: layers.KeysValues | None,
                     train: bool) -> jax.Array | None:
-    """Returns what reports (words and mask [B, T]) recall, s_t [B, D]; it sees them whole, and only the loss sees it."""
+    """Returns what whole reports (words and mask [B, T]) recall, s_t [B, D]; only the loss sees it."""
     model = self.config.model
     if not model.use_alignment:
       return None

@@ -4,6 +4,7 @@ Everything that decides a run is in its config: with the same config, the state
 after step k is the same whether the run was interrupted or not.
 """
 
+import contextlib
 import functools
 import time
 
@@ -19,7 +20,7 @@ from mcsam_jax.evaluation.protocols import apply_protocol
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
 from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_train_step
-from mcsam_jax.training.workdir import claim, create_workdir
+from mcsam_jax.training.workdir import Workdir, claim, create_workdir
 
 
 def train(config: ConfigDict, workdir: str, show=print) -> None:
@@ -28,11 +29,18 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
   Raises:
     UserError: anything the user can put right, before any training.
   """
-  # Devices, data, memory, pretrained encoder.
   mesh = make_mesh(config)
-  show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), mesh {dict(mesh.shape)}")
+  show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
+       f"mesh {dict(mesh.shape)}")
   work = create_workdir(workdir, config, show)
-  lock = claim(work.path) if jax.process_index() == 0 else None   # held until this function ends
+  with claim(work.path) if jax.process_index() == 0 else contextlib.nullcontext():
+    run(work, mesh, show)
+
+
+def run(work: Workdir, mesh: jax.sharding.Mesh, show) -> None:
+  """Trains in an open workdir that no other run has claimed."""
+  # Data, memory, pretrained encoder.
+  config = work.config
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
@@ -56,7 +64,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
   first_step = int(state.step)
 
   if first_step >= config.train.num_steps:
-    show(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {workdir}")
+    show(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
     return checkpoints.close()
 
   # Steps, compiled at their first call.
@@ -83,9 +91,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
       progress.restart_clock(step)
   writer.close()
   checkpoints.close()
-  if lock:
-    lock.close()
-  show(f"trained {config.train.num_steps} steps; next: mcsam evaluate --workdir {workdir} --split test")
+  show(f"trained {config.train.num_steps} steps; next: mcsam evaluate --workdir {work.path} --split test")
 
 
 def with_pretrained(state, work):
@@ -140,8 +146,9 @@ class Progress:
     seconds = (time.monotonic() - self.clock) / (step - self.since)
     left = seconds * (self.config.train.num_steps - step)
     rate = self.config.train.batch_size / seconds
-    self.show(f"step {step}/{self.config.train.num_steps}  loss {metrics['loss']:.3f}  token {metrics['token_loss']:.3f}"
-              + (f"  align {metrics['align_loss']:.3f}" if "align_loss" in metrics else "")
-              + f"  {1000 * seconds:.0f} ms/step  {rate:.0f} examples/s  {left / 60:.1f} min left")
+    align = f"  align {metrics['align_loss']:.3f}" if "align_loss" in metrics else ""
+    self.show(f"step {step}/{self.config.train.num_steps}  loss {metrics['loss']:.3f}  "
+              f"token {metrics['token_loss']:.3f}{align}"
+              f"  {1000 * seconds:.0f} ms/step  {rate:.0f} examples/s  {left / 60:.1f} min left")
     self.restart_clock(step)
     return {"seconds_per_step": seconds, "examples_per_second": rate}

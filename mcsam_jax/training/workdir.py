@@ -9,6 +9,7 @@
     logs/           TensorBoard
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -135,14 +136,14 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   return open_workdir(path)
 
 
-def claim(path: epath.Path):
-  """Keeps other runs out of a workdir for as long as the returned file is open; on a bucket it can't.
+def claim(path: epath.Path) -> contextlib.AbstractContextManager:
+  """Keeps other runs out of a workdir inside the returned context; on a bucket it can't.
 
   Raises:
     UserError: another run is in it.
   """
   if "://" in str(path):
-    return None
+    return contextlib.nullcontext()
   file = open(path / ".lock", "w")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """Whole runs in miniature: training, resuming, evaluating, and what a user can get wrong on the way."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.training.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
+from mcsam_jax.training.workdir import claim
 
 TINY = {
     "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
@@ -108,6 +110,26 @@ def test_a_workdir_of_another_config_is_refused_by_field(data_dir, trained, caps
   assert status == 2 and "model.dropout: 0.3, 0.1" in err and len(err.splitlines()) == 1
 
 
+def test_two_runs_in_one_workdir_are_kept_apart(data_dir, trained, capsys):
+  with claim(trained):
+    status, err = run(capsys, "train", "--config", "phantom", "--workdir", trained, *arguments(data_dir))
+  assert status == 2 and "another run is training" in err
+
+
+def test_evaluate_changes_no_field_of_the_model(trained, capsys):
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--config.memory.top_k=1")
+  assert status == 2 and "memory.top_k belongs to the trained model" in err
+
+
+def test_a_memory_bank_made_with_other_settings_is_refused(data_dir, tmp_path, capsys):
+  few = {"memory_init__kind": "kmeans", "memory_init__num_topics": 4}
+  status, err = run(capsys, "init-memory", "--config", "phantom", "--workdir", tmp_path, *arguments(data_dir, **few))
+  assert status == 0, err
+  few["memory_init__num_topics"] = 3
+  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path, *arguments(data_dir, **few))
+  assert status == 2 and "made with other settings" in err and "mcsam init-memory" in err
+
+
 def test_evaluate_before_train(tmp_path, capsys):
   status, err = run(capsys, "evaluate", "--workdir", tmp_path, "--split", "test")
   assert status == 2 and "config.json not found" in err and "mcsam train" in err
@@ -119,15 +141,12 @@ def test_a_checkpoint_that_does_not_exist_is_named(trained, capsys):
 
 
 def test_a_checkpoint_cut_in_half_is_named_and_nothing_else_is_lost(data_dir, trained, tmp_path, capsys):
-  import shutil
   workdir = tmp_path / "cut"
   shutil.copytree(trained, workdir)
   largest = max((workdir / "checkpoints" / "60").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
   largest.write_bytes(largest.read_bytes()[:largest.stat().st_size // 2])
   for verb in (["evaluate", "--workdir", workdir, "--step", "60"],
-               ["train", "--config", "phantom", "--workdir", workdir, *arguments(data_dir), ]):
-    if verb[0] == "train":
-      (workdir / "config.json").write_text((trained / "config.json").read_text())
+               ["train", "--config", "phantom", "--workdir", workdir, *arguments(data_dir, train__num_steps=60)]):
     status, err = run(capsys, *verb)
     assert status == 2 and "checkpoints/60 can't be restored" in err and "delete the folder to go on from step 30" in err
   shutil.rmtree(workdir / "checkpoints" / "60")
