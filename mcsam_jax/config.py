@@ -11,6 +11,7 @@ import configs
 from configs import phantom
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoder import ENCODERS
+from mcsam_jax.whole_file import write_whole
 
 CONFIGS = epath.Path(configs.__path__[0])
 PATHS = (("data", "source_dir"), ("data", "data_dir"), ("encoder", "weights"), ("memory_init", "word_vectors"))
@@ -156,9 +157,7 @@ def check_tree(config: ConfigDict, reference: ConfigDict, source: str) -> None:
 
 def save_config(config: ConfigDict, path: epath.Path) -> None:
   """Writes a config whole or not at all."""
-  unfinished = path.parent / f".{path.name}.unfinished"
-  unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  unfinished.replace(path)
+  write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read_config(path: epath.Path) -> ConfigDict:

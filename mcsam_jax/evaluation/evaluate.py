@@ -10,7 +10,6 @@ import functools
 import json
 import shutil
 
-from etils import epath
 import jax
 import numpy as np
 
@@ -25,6 +24,7 @@ from mcsam_jax.training.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.sharding import make_mesh, state_sharding
 from mcsam_jax.training.step import init_state, make_model
 from mcsam_jax.training.workdir import Workdir, open_workdir
+from mcsam_jax.whole_file import write_whole
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
@@ -116,10 +116,3 @@ def constant_reports(work: Workdir, show=print) -> dict:
                               work.config.data.cleaning, work.config.tokenizer.max_length)
     write_whole(path, json.dumps(found, indent=2) + "\n")
   return found
-
-
-def write_whole(path: epath.Path, text: str) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.parent / f".{path.name}.unfinished"
-  unfinished.write_text(text)
-  unfinished.replace(path)

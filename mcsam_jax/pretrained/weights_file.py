@@ -15,6 +15,7 @@ from flax import traverse_util
 import numpy as np
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.whole_file import write_whole
 
 
 def save_weights(path: epath.PathLike, variables: dict, meta: dict) -> None:
@@ -22,14 +23,9 @@ def save_weights(path: epath.PathLike, variables: dict, meta: dict) -> None:
   flat = traverse_util.flatten_dict(variables, sep="/")
   buffer = io.BytesIO()
   np.savez(buffer, meta=json.dumps(meta), **{name: np.asarray(value) for name, value in flat.items()})
-  path = epath.Path(path)
-  unfinished = path.parent / f".{path.name}.unfinished"
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_bytes(buffer.getvalue())
-    unfinished.replace(path)
+    write_whole(path, buffer.getvalue())
   except OSError as error:
-    unfinished.unlink(missing_ok=True)
     raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 

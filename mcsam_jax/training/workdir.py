@@ -29,6 +29,7 @@ from mcsam_jax.memory_init.bank import MemoryBank, load_bank, make_memory_bank, 
 from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
 from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
+from mcsam_jax.whole_file import write_whole
 
 MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "data.source_dir", "data.data_dir",
               "encoder.weights", "mesh.data", "mesh.fsdp", "decode.batch_size")   # without making it another run
@@ -177,7 +178,7 @@ def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").reports]
   bank = make_memory_bank(reports, config, config.seed, show)
   save_bank(path / "memory_bank", bank)
-  (path / "memory_bank" / "made_from.json").write_text(json.dumps(memory_settings(config), indent=2) + "\n")
+  write_whole(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")
   return bank
 
 
