@@ -17,9 +17,11 @@ def get_config() -> ConfigDict:
   config.tokenizer.update({"threshold": 3, "max_length": 60})             # R2Gen's
   config.memory.num_slots = 256
   config.memory_init.update({"num_topics": 64, "steps": 250})
-  config.model.align_weight = 0.3
-  config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "label_smoothing": 0.0})
-  config.train.update({"batch_size": 16, "num_steps": 2080, "log_every": 130, "eval_every": 520, "eval_studies": 0})
-  config.decode.search = "consensus"
+  config.model.update({"align_weight": 0.3, "dropout": 0.2})
+  config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.2, "label_smoothing": 0.0,
+                           "average_decay": 0.998})
+  config.train.update({"batch_size": 16, "num_steps": 2500, "log_every": 125, "eval_every": 250, "eval_studies": 0,
+                       "best_metric": "token_loss"})       # of 296 studies; their CIDEr varies by .1 with the draw
+  config.decode.update({"search": "consensus", "num_samples": 128, "temperature": 1.0})
   config.eval.labeler = "none"
   return config

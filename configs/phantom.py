@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
       "b2": 0.98,
       "clip_norm": 1.0,                   # of the global gradient; 0: no clipping
       "label_smoothing": 0.1,             # of the token loss
+      "average_decay": 0.0,               # of an exponential moving average of the parameters, which then writes; 0: none
   })
 
   config.train = ConfigDict({
@@ -106,8 +107,9 @@ def get_config() -> ConfigDict:
       "log_every": 20,                    # steps
       "eval_every": 130,                  # steps between looks at val; also the checkpoint interval
       "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
+      "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
       "keep_last": 2,                     # checkpoints
-      "best_metric": "CIDEr",             # val metric that the kept best checkpoint has most of
+      "best_metric": "CIDEr",             # val metric of the kept best checkpoint: token_loss | BLEU_1 | BLEU_4 | ROUGE_L | CIDEr
       "host_threads": 2,                  # that decode images
   })
 
@@ -128,6 +130,7 @@ def get_config() -> ConfigDict:
 
   config.eval = ConfigDict({
       "labeler": "phantom",               # reads findings from reports: phantom (exact) | none
-      "seed": 0,                          # of the permutation in the shuffled-images control
+      "num_permutations": 10,             # of the images between studies, whose mean is the shuffled-images control
+      "seed": 0,                          # of the permutations and of the interval's resampling
   })
   return config

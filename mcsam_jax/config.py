@@ -31,16 +31,18 @@ OPTIONS = {   # fields that take one of a few words
     "model.align_targets": ("identity", "same_text", "label_similarity"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "train.compute_dtype": ("float32", "bfloat16"),
-    "train.best_metric": ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
+    "train.best_metric": ("token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
+    "train.eval_search": ("beam", "consensus"),
     "decode.search": ("beam", "consensus"),
     "eval.labeler": ("phantom", "none"),
 }
+NOT_OF_THE_MODEL = ("decode", "eval", "mesh")     # sections that may differ from what a workdir was trained with
 POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
     "model.feedforward_width", "model.decoder_layers", "model.num_prompts", "train.batch_size", "train.num_steps",
     "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
-    "decode.batch_size", "decode.num_samples")
+    "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
     "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies",
@@ -111,7 +113,7 @@ def check_values(config: ConfigDict) -> None:
   for field in NOT_NEGATIVE:
     if values[field] < 0:
       raise UserError(f"{field}={values[field]}: must not be negative")
-  for field in ("model.dropout", "optimizer.label_smoothing"):
+  for field in ("model.dropout", "optimizer.label_smoothing", "optimizer.average_decay"):
     if not 0 <= values[field] < 1:
       raise UserError(f"{field}={values[field]}: must be at least 0 and below 1")
   for field in ("decode.temperature", "model.align_temperature"):
@@ -163,6 +165,8 @@ def save_config(config: ConfigDict, path: epath.Path) -> None:
 def read_config(path: epath.Path) -> ConfigDict:
   """Returns the config that `save_config` wrote.
 
+  Fields of `NOT_OF_THE_MODEL` that it doesn't have yet take their default: a workdir outlives new ways to use it.
+
   Raises:
     UserError: the file is missing, cut off, or of another version's tree.
   """
@@ -172,7 +176,12 @@ def read_config(path: epath.Path) -> ConfigDict:
     raise UserError(f"{path} not found: is this a workdir of `mcsam train`?") from error
   except json.JSONDecodeError as error:
     raise UserError(f"{path} is damaged ({error}); restore it or train in a new workdir") from error
-  check_tree(config, phantom.get_config(), str(path))
+  defaults = phantom.get_config()
+  for field, value in _leaves(defaults).items():
+    section, _, name = field.partition(".")
+    if section in NOT_OF_THE_MODEL and section in config and name not in config[section]:
+      config[section][name] = value
+  check_tree(config, defaults, str(path))
   return config
 
 

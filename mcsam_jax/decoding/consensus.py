@@ -36,12 +36,14 @@ class Consensus:
     for order in ORDERS:
       counts = [collections.Counter(ngrams(report, order)) for report in candidates]
       column = {gram: number for number, gram in enumerate(dict.fromkeys(gram for row in counts for gram in row))}
-      weights = np.zeros((len(candidates), len(column)))               # [K, n-grams]
-      for row, found in zip(weights, counts):
-        for gram, times in found.items():
-          row[column[gram]] = times * (self.log_count - math.log(max(1, self.frequency[gram])))
-      shared = (np.minimum(weights[:, None], weights[None]) * weights[None]).sum(-1)
-      norms = np.linalg.norm(weights, axis=1)
+      times = np.zeros((len(candidates), len(column)))     # [K, n-grams]
+      for row, found in zip(times, counts):
+        row[[column[gram] for gram in found]] = list(found.values())
+      rareness = np.array([self.log_count - math.log(max(1, self.frequency[gram])) for gram in column])
+      # min(a, b) is the number of thresholds t = 1, 2, ... that both a and b reach: a few products of matrices.
+      shared = sum(((times >= t) * rareness ** 2) @ ((times >= t) * times).T
+                   for t in range(1, int(times.max(initial=0)) + 1))
+      norms = np.linalg.norm(times * rareness, axis=1)
       total += shared / np.maximum(norms[:, None] * norms[None], 1e-9)
     lengths = np.array([len(report) for report in candidates])
     return total / len(ORDERS) * np.exp(-(lengths[:, None] - lengths[None]) ** 2 / (2 * SIGMA ** 2))

@@ -54,12 +54,12 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
   state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)))
 
-  # Its reports, and those that it gives for the images of another study.
+  # Its reports, and those that it gives for the images of other studies.
   show(f"writing {len(split)} reports with the checkpoint of step {step}, {config.decode.search}")
-  written = ReportWriter(model, config, tokenizer, mesh, train.reports)(
+  written = ReportWriter(model, config, tokenizer, mesh, config.decode.search, train.reports)(
       state.variables, eval_batches(split, tokenizer, config, config.decode.batch_size, features))
   hypotheses = [report.text for report in written]
-  other = another_study(len(split), config.eval.seed)
+  others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)
 
   # Scores.
   read_labels, reference_labels, findings = None, None, FINDINGS
@@ -70,7 +70,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       reference_labels = [record["labels"] for record in split.without_images]
   scores, rows = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
-      shuffled_hypotheses=[hypotheses[index] for index in other], train_reports=train.reports,
+      shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
       constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
@@ -94,16 +94,18 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   return scores
 
 
-def another_study(count: int, seed: int) -> np.ndarray:
-  """Returns for each of `count` studies the number of another one, each used once (a single random cycle).
+def other_studies(count: int, num_permutations: int, seed: int) -> np.ndarray:
+  """Returns permutations [R, count] that give each study the images of another one; no two agree anywhere.
 
-  The generated report is a function of the images alone, so what a model writes for
-  study i when the images are permuted is what it wrote for the study they come from.
+  They are the turns of a single random cycle, so there are at most count - 1 of them, R <= `num_permutations`. The
+  generated report is a function of the images alone: what a model writes for study i when the images are permuted
+  is what it wrote for the study that they come from.
   """
   order = np.random.default_rng(seed).permutation(count)
-  other = np.empty(count, np.int64)
-  other[order] = np.roll(order, 1)
-  return other
+  turns = np.arange(1, min(num_permutations, count - 1) + 1)
+  others = np.empty((len(turns), count), np.int64)
+  others[:, order] = [np.roll(order, turn) for turn in turns]
+  return others
 
 
 def constant_reports(work: Workdir, show=print) -> dict:

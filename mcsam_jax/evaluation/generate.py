@@ -27,11 +27,11 @@ class ReportWriter:
   """Turns studies into reports; compiled once for one batch shape."""
 
   def __init__(self, model: MCSAM, config: ConfigDict, tokenizer, mesh: jax.sharding.Mesh,
-               train_reports: Sequence[str] = ()):
-    """`train_reports`: for the consensus, which has to know what is rare; beam search needs none."""
+               search: str, train_reports: Sequence[str] = ()):
+    """`search`: beam | consensus. `train_reports`: for the consensus, which has to know what is rare."""
     self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
     self._consensus = None
-    if config.decode.search == "consensus":
+    if search == "consensus":
       self._consensus = Consensus(tokenizer.clean(report).split() for report in train_reports)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     decode, max_length = config.decode, config.tokenizer.max_length

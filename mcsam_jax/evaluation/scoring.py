@@ -22,7 +22,7 @@ from mcsam_jax.evaluation.protocols import (
 
 def score_reports(
     *, ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[str],
-    shuffled_hypotheses: Sequence[str], train_reports: Sequence[str], pooled: Mapping[str, np.ndarray],
+    shuffled_hypotheses: Sequence[Sequence[str]], train_reports: Sequence[str], pooled: Mapping[str, np.ndarray],
     constant: Mapping[str, dict | None], tokenizer, cleaning: str, max_length: int,
     read_labels: Callable[[str], Mapping[str, str]] | None = None,
     reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
@@ -34,7 +34,8 @@ def score_reports(
     ids: one a study, all different.
     references: the reports as they were written.
     hypotheses: the generated reports; an empty one is allowed and scores zero.
-    shuffled_hypotheses: what the model wrote for study i from the images of another study.
+    shuffled_hypotheses: R lists, in each what the model wrote for study i from the images of another study; the
+      control is their mean.
     train_reports: n reports as they were written, one a train record.
     pooled: "train" [n, C] and "split" [m, C], features of the frozen initial encoder.
     constant: what `baselines.constant_baseline` found on val.
@@ -58,14 +59,17 @@ def score_reports(
   if read_labels and reference_labels is None:
     reference_labels = [read_labels(report) for report in references]
 
-  def labels(reports):
-    return label_scores(reference_labels, list(map(read_labels, reports)), findings) if read_labels else None
+  def labels(reports):                            # one report a study, or several times that, counted together
+    if not read_labels:
+      return None
+    times = len(reports) // len(ids)
+    return label_scores(list(reference_labels) * times, list(map(read_labels, reports)), findings)
 
   with Meteor() as meteor:
     def nlg(reports):
       return {name: _nlg(name, references, reports, *preparation, meteor) for name in PROTOCOLS}
 
-    own, shuffled = nlg(hypotheses), nlg(shuffled_hypotheses)
+    own, shuffled = nlg(hypotheses), _means([nlg(reports) for reports in shuffled_hypotheses])
     r2gen_references, train = apply_protocol("r2gen", references, train_reports, *preparation)
 
     def baseline(reports):
@@ -86,7 +90,9 @@ def score_reports(
       "labels": labels(hypotheses),
       "baselines": baselines,
       "controls": {"shuffled_images": {
-          "nlg": _corpus(shuffled), "labels": labels(shuffled_hypotheses), "CIDEr_difference": difference}},
+          "num_permutations": len(shuffled_hypotheses), "nlg": _corpus(shuffled),
+          "labels": labels([report for reports in shuffled_hypotheses for report in reports]),
+          "CIDEr_difference": difference}},
       **_variety([clean_hypothesis(report, cleaning) for report in hypotheses], seen, restricted),
       "references": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length},
       "notes": {key: note for result in own.values() for key, note in result.notes.items()},
@@ -131,8 +137,8 @@ def format_table(scores: Mapping) -> str:
     lines.append(_line(name, ["-" if value is None else f"{value:.3f}" for value in values]))
   difference = control["CIDEr_difference"]
   lines += [
-      f"CIDEr with its own images minus with shuffled ones, a study: {difference['mean']:.3f} "
-      f"(95 % interval {difference['low']:.3f} to {difference['high']:.3f})",
+      f"CIDEr with its own images minus with shuffled ones ({control['num_permutations']} permutations), a study: "
+      f"{difference['mean']:.3f} (95 % interval {difference['low']:.3f} to {difference['high']:.3f})",
       f"{scores['distinct_reports']} distinct reports, the commonest for {scores['most_common_share']:.1%}; "
       f"{scores['copied_from_train']:.1%} stand word for word in train; "
       f"{scores['mean_length']:.1f} words a report, {scores['unk_share']['words']:.1%} of them {UNKNOWN}",
@@ -152,7 +158,7 @@ def _check(ids, references, hypotheses, shuffled_hypotheses) -> None:
     raise UserError(f"{twice} of {len(ids)} reports belong to a study that stands there already; "
                     "each study is scored once")
   for name, reports in (("references", references), ("hypotheses", hypotheses),
-                        ("hypotheses for shuffled images", shuffled_hypotheses)):
+                        *(("hypotheses for shuffled images", reports) for reports in shuffled_hypotheses)):
     if len(reports) != len(ids):
       raise UserError(f"{len(reports)} {name} for {len(ids)} studies: give one a study")
 
@@ -164,6 +170,22 @@ def _nlg(protocol, references, hypotheses, tokenizer, cleaning, max_length, mete
   except JavaUnavailable as reason:
     return NlgScores(None, None, {protocol: str(reason)})
   return nlg_scores(*pairs, meteor)
+
+
+def _means(results: Sequence[Mapping[str, NlgScores]]) -> dict[str, NlgScores]:
+  """Returns the means over several lists of reports for the same studies, of corpus and study scores alike."""
+  def mean(values):
+    return None if any(value is None for value in values) else np.mean(values, axis=0)
+
+  def all_metrics(scores):
+    return None if scores[0] is None else {metric: mean([row[metric] for row in scores]) for metric in scores[0]}
+
+  means = {}
+  for protocol, first in results[0].items():
+    corpus, per_study = (all_metrics([getattr(result[protocol], field) for result in results])
+                         for field in ("corpus", "per_study"))
+    means[protocol] = NlgScores(corpus, per_study, first.notes)
+  return means
 
 
 def _corpus(results: Mapping[str, NlgScores]) -> dict:

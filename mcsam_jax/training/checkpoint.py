@@ -9,6 +9,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from mcsam_jax.errors import UserError
 
+LOWER_IS_BETTER = ("token_loss",)
+
 
 class Checkpoints:
   """Saves and restores training states below `workdir`/checkpoints."""
@@ -18,7 +20,7 @@ class Checkpoints:
 
     Args:
       keep_last: how many of the newest stay.
-      best_metric: the val metric that the one best checkpoint, which stays too, has most of.
+      best_metric: the val metric by which the one best checkpoint, which stays too, is best.
       read_only: for evaluation; nothing is created or deleted.
     """
     self.directory = epath.Path(workdir) / "checkpoints"
@@ -34,7 +36,8 @@ class Checkpoints:
             read_only=read_only, cleanup_tmp_directories=not read_only))
 
   def _score(self, metrics: Mapping | None) -> float:
-    return float((metrics or {}).get(self.best_metric, float("-inf")))
+    sign = -1 if self.best_metric in LOWER_IS_BETTER else 1
+    return float(sign * metrics[self.best_metric] if self.best_metric in (metrics or {}) else float("-inf"))
 
   def save(self, step: int, state, metrics: Mapping[str, float]) -> None:
     """Writes the state of `step` with its val metrics, in the background; a step already there is left alone."""

@@ -1,6 +1,7 @@
 """AdamW with a learning rate of its own for the image encoder, warm-up, decay and clipping."""
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
@@ -29,6 +30,14 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   parts = optax.multi_transform(
       {"encoder": adamw(fields.encoder_learning_rate), "rest": adamw(fields.learning_rate)}, part_of)
   return optax.chain(optax.clip_by_global_norm(fields.clip_norm), parts) if fields.clip_norm else parts
+
+
+def average_decay(config: ConfigDict, step: jax.Array) -> jax.Array:
+  """Returns how much of the averaged parameters is kept after step `step` (from 0); little at first.
+
+  (1 + step) / (10 + step), as TensorFlow's ExponentialMovingAverage has it, up to `optimizer.average_decay`.
+  """
+  return jnp.minimum(config.optimizer.average_decay, (1 + step) / (10 + step))
 
 
 def part_of(params: dict) -> dict:

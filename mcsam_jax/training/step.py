@@ -16,7 +16,7 @@ import optax
 from input_pipeline.datasets.findings import LABEL_VALUES
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.models.semantic_alignment import Alignment, alignment_targets
-from mcsam_jax.training.optimizer import make_optimizer
+from mcsam_jax.training.optimizer import average_decay, make_optimizer
 from mcsam_jax.training.preprocess import augment, preprocess
 
 
@@ -27,10 +27,12 @@ class TrainState:
   params: Any
   batch_stats: Any         # of the visual encoder; {} where its features are cached
   opt_state: Any
+  average: Any             # moving average of params; None where optimizer.average_decay is 0
 
   @property
   def variables(self) -> dict:
-    return {"params": self.params, "batch_stats": self.batch_stats}
+    """What writes reports: the averaged parameters where there are such."""
+    return {"params": self.params if self.average is None else self.average, "batch_stats": self.batch_stats}
 
 
 def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
@@ -47,7 +49,8 @@ def init_state(model: MCSAM, config: ConfigDict, batch: dict) -> TrainState:
   variables = model.init(jax.random.key(config.seed), method=whole)
   params = variables["params"]
   return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}),
-                    make_optimizer(config).init(params))
+                    make_optimizer(config).init(params),
+                    jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None)
 
 
 def model_inputs(config: ConfigDict, batch: dict, eos_id: int, augmented: bool = False) -> tuple:
@@ -132,7 +135,10 @@ def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int):
       metrics |= term_norms(model, config, eos_id, state, batch, rng, gradient, logged)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    average = state.average
+    if average is not None:
+      average = optax.incremental_update(params, average, 1 - average_decay(config, state.step))
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
   return train_step
 

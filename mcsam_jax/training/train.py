@@ -102,7 +102,8 @@ def with_pretrained(state, work):
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
-  return state.replace(params=params, batch_stats=batch_stats)
+  average = None if state.average is None else jax.tree.map(np.array, params)
+  return state.replace(params=params, batch_stats=batch_stats, average=average)
 
 
 class Validation:
@@ -111,7 +112,7 @@ class Validation:
   def __init__(self, model, config, tokenizer, mesh, split, features, train_reports):
     self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
     self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
-    self.write = ReportWriter(model, config, tokenizer, mesh, train_reports)
+    self.write = ReportWriter(model, config, tokenizer, mesh, config.train.eval_search, train_reports)
 
   def batches(self, limit: int = 0):
     return eval_batches(self.split, self.tokenizer, self.config, self.config.decode.batch_size, self.features, limit)

@@ -90,7 +90,7 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   config = configs.override(saved, overrides)
   for line in configs.differences(config, saved):
     field = line.partition(":")[0]
-    if not field.startswith(("decode.", "eval.", "mesh.")) and field not in MAY_CHANGE:
+    if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in MAY_CHANGE:
       raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
   bank = load_bank(path / "memory_bank") if learned_memory(config) else None
   variables, meta = None, {}

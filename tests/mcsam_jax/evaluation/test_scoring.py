@@ -11,6 +11,7 @@ from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.evaluate import other_studies
 from mcsam_jax.evaluation.nlg import METRICS
 from mcsam_jax.evaluation.scoring import format_table, paired_difference, score_reports
 
@@ -39,7 +40,7 @@ def arguments():
   directions = {HEART: [1, 0, 0], FLUID: [0, 1, 0], NORMAL: [0, 0, 1]}
   return dict(
       ids=[f"study-{i}" for i in range(6)], references=SPLIT, hypotheses=WRITTEN,
-      shuffled_hypotheses=WRITTEN[1:] + WRITTEN[:1], train_reports=TRAIN,
+      shuffled_hypotheses=[WRITTEN[1:] + WRITTEN[:1], WRITTEN[3:] + WRITTEN[:3]], train_reports=TRAIN,
       pooled={"train": np.array([directions[report] for report in TRAIN]),
               "split": np.array([directions[report] for report in SPLIT])},
       constant=constant_baseline(TRAIN, SPLIT, tokenizer, "iu_xray", 60),
@@ -77,6 +78,27 @@ def test_baselines_and_control(arguments):
   assert 0 < control["CIDEr_difference"]["low"] < control["CIDEr_difference"]["mean"]
 
 
+def test_the_control_is_the_mean_over_its_permutations(arguments):
+  lists = arguments["shuffled_hypotheses"]
+  both, *single = (score_reports(**{**arguments, "shuffled_hypotheses": some})[0]["controls"]["shuffled_images"]
+                   for some in (lists, lists[:1], lists[1:]))
+  assert [control["num_permutations"] for control in (both, *single)] == [2, 1, 1]
+  for metric in ("BLEU_4", "ROUGE_L", "CIDEr"):
+    assert both["nlg"]["r2gen"][metric] == pytest.approx(
+        np.mean([control["nlg"]["r2gen"][metric] for control in single]))
+  assert both["CIDEr_difference"]["mean"] == pytest.approx(
+      np.mean([control["CIDEr_difference"]["mean"] for control in single]))
+  assert len({control["CIDEr_difference"]["mean"] for control in single}) == 2
+
+
+def test_every_permutation_shows_each_study_another_one():
+  others = other_studies(7, 4, seed=1)
+  assert others.shape == (4, 7)
+  assert all(sorted(row) == list(range(7)) for row in others)
+  assert all(len(set(column)) == 4 and study not in column for study, column in enumerate(others.T.tolist()))
+  assert other_studies(3, 10, seed=0).shape == (2, 3)              # there are no more
+
+
 def test_a_report_is_copied_also_where_train_has_an_unknown_word(arguments):
   arguments["train_reports"] = [*TRAIN, "There is an oddity."]   # as the model saw it: there is an <unk> .
   arguments["pooled"]["train"] = np.concatenate([arguments["pooled"]["train"], [[1, 1, 1]]])
@@ -86,7 +108,8 @@ def test_a_report_is_copied_also_where_train_has_an_unknown_word(arguments):
 def test_order_of_studies_does_not_matter(arguments):
   order = [3, 1, 5, 0, 2, 4]
   turned = {**arguments, **{name: [arguments[name][i] for i in order]
-                            for name in ("ids", "references", "hypotheses", "shuffled_hypotheses")},
+                            for name in ("ids", "references", "hypotheses")},
+            "shuffled_hypotheses": [[reports[i] for i in order] for reports in arguments["shuffled_hypotheses"]],
             "pooled": {**arguments["pooled"], "split": arguments["pooled"]["split"][order]}}
   (there, rows), (back, turned_rows) = score_reports(**arguments), score_reports(**turned)
   for scores in (there, back):

@@ -7,15 +7,16 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.training.sharding import make_mesh, to_global
-from mcsam_jax.training.step import init_state, losses, make_model, token_losses, token_mask
+from mcsam_jax.training.step import init_state, losses, make_model, make_train_step, token_losses, token_mask
 
 B, T, VOCABULARY, EOS = 4, 6, 20, 2
 
 
-def small():
+def small(**more):
   fields = {"encoder.frozen": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
             "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
             "tokenizer.max_length": T, "model.encoder_layers": 0, "model.decoder_layers": 1}
+  fields |= {name.replace("__", "."): value for name, value in more.items()}
   return configs.load_config("phantom", [f"--config.{field}={value}" for field, value in fields.items()])
 
 
@@ -73,3 +74,23 @@ def test_studies_that_fill_up_a_batch_change_nothing(loss):
 
 def test_the_mesh_of_one_device_takes_a_batch(loss):
   np.testing.assert_allclose(loss(to_global(make_mesh(small()), batch())), loss(batch()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay, kept", [(0.15, (0.1, 0.15, 0.15)), (0.9, (1 / 10, 2 / 11, 3 / 12))])
+def test_the_moving_average_writes_and_does_not_train(decay, kept):
+  runs = {}
+  for name, value in (("averaged", decay), ("plain", 0.0)):
+    config = small(optimizer__average_decay=value)
+    model = make_model(config, VOCABULARY, 2)
+    state = jax.jit(lambda: init_state(model, config, batch()))()
+    runs[name] = [state]
+    step = jax.jit(make_train_step(model, config, EOS))
+    for _ in kept:
+      runs[name].append(step(runs[name][-1], batch())[0])
+  expected = runs["plain"][0].params
+  for old, plain, share in zip(runs["averaged"][1:], runs["plain"][1:], kept):
+    jax.tree.map(np.testing.assert_array_equal, old.params, plain.params)
+    expected = jax.tree.map(lambda average, new: share * average + (1 - share) * new, expected, plain.params)
+    jax.tree.map(lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6),
+                 old.variables["params"], expected)
+    assert plain.average is None and plain.variables["params"] is plain.params

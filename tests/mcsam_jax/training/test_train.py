@@ -22,7 +22,7 @@ TINY = {
     "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
     "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
     "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.host_threads": 1,
-    "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom",
+    "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom",
 }
 FIRST_HALF = 30
 
@@ -54,8 +54,10 @@ def run(capsys, *argv):
 
 
 def parameters(workdir):
+  """Returns the last parameters and their moving average."""
   manager = Checkpoints(workdir, read_only=True).manager
-  return jax.tree.map(np.asarray, manager.restore(manager.latest_step())["params"])
+  state = manager.restore(manager.latest_step())
+  return jax.tree.map(np.asarray, (state["params"], state["average"]))
 
 
 def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, monkeypatch):
