@@ -123,8 +123,12 @@ def get_config() -> ConfigDict:
       "beam_size": 3,                     # 1: greedy
       "min_length": 0,                    # tokens before eos is allowed
       "length_penalty": 0.0,              # alpha: scores are divided by ((5 + length) / 6) ** alpha (Wu et al. 2016)
+      "finished": "refill",               # beam: a report that ends is set apart (refill) | keeps its place (occupy, R2GenCMN)
+      "block_ngrams": 0,                  # no run of so many tokens stands twice in a report; 0: anything may
       "num_samples": 32,                  # consensus: reports drawn for a study, of which the most agreed-on is kept
       "temperature": 0.8,                 # consensus: of the draws; 1: as the model says
+      "top_k": 0,                         # consensus: only the k likeliest words are drawn; 0: all
+      "top_p": 1.0,                       # consensus: only the likeliest words that together have this probability
       "batch_size": 32,                   # studies decoded together
   })
 

@@ -34,6 +34,7 @@ OPTIONS = {   # fields that take one of a few words
     "train.best_metric": ("token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
     "train.eval_search": ("beam", "consensus"),
     "decode.search": ("beam", "consensus"),
+    "decode.finished": ("refill", "occupy"),
     "eval.labeler": ("phantom", "none"),
 }
 NOT_OF_THE_MODEL = ("decode", "eval", "mesh")     # sections that may differ from what a workdir was trained with
@@ -44,7 +45,7 @@ POSITIVE = (
     "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
-    "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
+    "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length", "decode.block_ngrams", "decode.top_k",
     "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies",
     "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
@@ -116,6 +117,8 @@ def check_values(config: ConfigDict) -> None:
   for field in ("model.dropout", "optimizer.label_smoothing", "optimizer.average_decay"):
     if not 0 <= values[field] < 1:
       raise UserError(f"{field}={values[field]}: must be at least 0 and below 1")
+  if not 0 < values["decode.top_p"] <= 1:
+    raise UserError(f"decode.top_p={values['decode.top_p']}: must be above 0 and at most 1")
   for field in ("decode.temperature", "model.align_temperature"):
     if values[field] <= 0:
       raise UserError(f"{field}={values[field]}: must be above 0")

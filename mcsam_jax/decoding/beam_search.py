@@ -1,8 +1,13 @@
 """Beam search that keeps finished reports apart from live ones, as one compiled loop.
 
-Each step extends the K live beams of a study by one token and looks at the 2K likeliest candidates: those
-that end with eos compete for the K finished places, the K best of the others live on. A beam has one way to
-end, so at least K of the 2K go on, and a finished report never takes a live one's place (t5x does the same).
+Each step extends the K live beams of a study by one token. What becomes of the candidates:
+
+  refill   Of the 2K likeliest, those that end with eos compete for the K finished places, and the K best of the
+           others live on. A beam has one way to end, so at least K of the 2K go on, and a finished report never
+           takes a live one's place (t5x does the same).
+  occupy   Only the K likeliest stay. One that ends is noted as finished and keeps its place for that step; then it
+           goes on with OCCUPIED off its log-probability, so that live beams take the place if they can (R2GenCMN
+           does the same). A beam that `max_length` cuts off counts as finished.
 
 Reports are ranked by  log_prob / ((5 + length) / 6) ** length_penalty  (Wu et al. 2016), length with eos.
 
@@ -16,10 +21,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.decoding.greedy import Cache, Step, greedy_search, next_token_log_probs
+from mcsam_jax.decoding.greedy import Cache, Step, greedy_search, next_token_log_probs, without_repeats
 
 # Log-probability and score of a place for which no report exists: finite, as JSON knows no -inf.
 NO_HYPOTHESIS = -1e9
+OCCUPIED = 1000.0           # R2GenCMN's
 
 
 class BeamResult(NamedTuple):
@@ -60,12 +66,20 @@ def take_beams(tree, beams: jax.Array):
 
 def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, max_length: int, bos_id: int,
                 eos_id: int, pad_id: int, min_length: int = 0, length_penalty: float = 0.0,
-                early_stop: bool = True) -> BeamResult:
+                block_ngrams: int = 0, finished: str = "refill", early_stop: bool = True) -> BeamResult:
   """Returns the `beam_size` (K) best reports a study, each of at most `max_length` (T) tokens, eos included.
 
-  `min_length` tokens are written before eos may be. `early_stop` ends the loop once no live beam of any study
-  can still displace a finished report: the result is the same, sooner. A beam of one is greedy search.
+  Args:
+    min_length: tokens that are written before eos may be.
+    length_penalty: exponent of the formula above; 0: none.
+    block_ngrams: no run of so many tokens stands twice in a report; 0: anything may.
+    finished: refill | occupy, see above.
+    early_stop: ends the loop once no live beam of any study can still displace a finished report: the result is
+      the same, sooner.
+
+  A beam of one is greedy search.
   """
+  occupy = {"refill": False, "occupy": True}[finished]
   # Entry l belongs to a report of l tokens.
   penalties = ((5.0 + jnp.arange(max_length + 1, dtype=jnp.float32)) / 6.0) ** length_penalty       # [T + 1]
   # The kindest penalty of this length or any later one, whichever way `length_penalty` pulls.
@@ -74,7 +88,7 @@ def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, ma
   if beam_size == 1:
     # The scheme above would also finish a report whose eos is merely runner-up: a wider search than greedy.
     ids, log_probs = greedy_search(step, cache, batch_size=batch_size, max_length=max_length, bos_id=bos_id,
-                                   eos_id=eos_id, pad_id=pad_id, min_length=min_length)
+                                   eos_id=eos_id, pad_id=pad_id, min_length=min_length, block_ngrams=block_ngrams)
     is_eos = ids == eos_id
     lengths = jnp.where(is_eos.any(-1), jnp.argmax(is_eos, -1) + 1, max_length).astype(jnp.int32)
     only = BeamResult(ids, log_probs, log_probs / penalties[lengths], lengths)
@@ -93,21 +107,24 @@ def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, ma
     logits, cache = step(search.last, search.cache)
     options = next_token_log_probs(logits, search.num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                         # [B, K, vocabulary]
+    options = without_repeats(options, search.live_ids, search.num_written, block_ngrams)
     vocabulary = options.shape[-1]
     totals = (search.live_log_probs[:, :, None] + options).reshape(batch_size, -1)  # [B, K * vocabulary]
-    log_probs, flat = jax.lax.top_k(totals, 2 * beam_size)                        # both [B, 2K]
+    log_probs, flat = jax.lax.top_k(totals, beam_size if occupy else 2 * beam_size)   # both [B, C], C = K or 2K
     parents, tokens = flat // vocabulary, flat % vocabulary
-    ids = take_beams(search.live_ids, parents).at[:, :, search.num_written].set(tokens)  # [B, 2K, T]
-    ends = tokens == eos_id
+    ids = take_beams(search.live_ids, parents).at[:, :, search.num_written].set(tokens)  # [B, C, T]
     length = search.num_written + 1
+    ends = tokens == eos_id
+    counts = ends | (length == max_length) if occupy else ends
 
-    ended = BeamResult(ids, log_probs, jnp.where(ends, log_probs / penalties[length], -jnp.inf),
+    ended = BeamResult(ids, log_probs, jnp.where(counts, log_probs / penalties[length], -jnp.inf),
                        jnp.full_like(tokens, length))
-    finished = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), search.finished, ended)
-    _, best = jax.lax.top_k(finished.scores, beam_size)                           # [B, K] of 3K
-    live_log_probs, on = jax.lax.top_k(jnp.where(ends, -jnp.inf, log_probs), beam_size)  # [B, K] of 2K
+    contest = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), search.finished, ended)
+    _, best = jax.lax.top_k(contest.scores, beam_size)                           # [B, K] of K + C
+    live = log_probs - jnp.where(ends, OCCUPIED if occupy else jnp.inf, 0.0)
+    live_log_probs, on = jax.lax.top_k(live, beam_size)                           # [B, K] of C
     return _Search(length, take_beams(ids, on), live_log_probs, take_beams(tokens, on),
-                   take_beams(finished, best), take_beams(cache, take_beams(parents, on)))
+                   take_beams(contest, best), take_beams(cache, take_beams(parents, on)))
 
   places = (batch_size, beam_size)
   no_ids = jnp.full(places + (max_length,), pad_id, jnp.int32)

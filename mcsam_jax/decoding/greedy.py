@@ -43,9 +43,39 @@ def next_token_log_probs(logits, num_written, *, bos_id, eos_id, pad_id, min_len
   return jnp.where(forbidden, -jnp.inf, log_probs)
 
 
+def without_repeats(log_probs: jax.Array, ids: jax.Array, num_written: jax.Array, size: int) -> jax.Array:
+  """Returns the log-probabilities [..., vocabulary] with -inf for each token that would repeat an n-gram.
+
+  Blocked is what would complete a run of `size` tokens that already stands in the report (Paulus et al., ICLR 2018);
+  0 blocks nothing.
+
+  Args:
+    ids: int32 [..., T], of which the first `num_written` tokens are written.
+  """
+  length = ids.shape[-1]
+  if not 0 < size <= length:
+    return log_probs
+  num_starts = length - size + 1
+  written = num_written - size + 1                                    # the last size - 1 tokens begin here
+  repeats = jnp.broadcast_to(jnp.arange(num_starts) < written, ids.shape[:-1] + (num_starts,))   # whole ones only
+  for place in range(size - 1):
+    latest = jax.lax.dynamic_index_in_dim(ids, jnp.maximum(written, 0) + place, axis=-1)         # [..., 1]
+    repeats &= ids[..., place:place + num_starts] == latest
+  blocked = jnp.where(repeats, ids[..., size - 1:], log_probs.shape[-1])   # no token where nothing repeats
+
+  def block(row, tokens):
+    return row.at[tokens].set(-jnp.inf, mode="drop")
+  for _ in ids.shape[:-1]:
+    block = jax.vmap(block)
+  return block(log_probs, blocked)
+
+
 def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int, bos_id: int, eos_id: int,
-                  pad_id: int, min_length: int = 0) -> GreedyResult:
-  """Writes one report a study, of at most `max_length` tokens (T), eos included."""
+                  pad_id: int, min_length: int = 0, block_ngrams: int = 0) -> GreedyResult:
+  """Writes one report a study, of at most `max_length` tokens (T), eos included.
+
+  `block_ngrams`: no run of so many tokens stands twice in a report; 0: anything may.
+  """
 
   def unfinished(state):
     num_written, _, _, _, ended, _ = state
@@ -56,6 +86,7 @@ def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int,
     logits, cache = step(last[:, None], cache)
     options = next_token_log_probs(logits[:, 0], num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                            # [B, vocabulary]
+    options = without_repeats(options, ids, num_written, block_ngrams)
     chosen = jnp.argmax(options, axis=-1).astype(jnp.int32)
     log_probs += jnp.where(ended, 0.0, jnp.max(options, axis=-1))
     ids = ids.at[:, num_written].set(jnp.where(ended, pad_id, chosen))

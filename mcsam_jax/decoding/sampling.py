@@ -1,4 +1,4 @@
-"""Draws reports from the model: at every step a word with the probability that the model gives it, sharpened.
+"""Draws reports from the model: at every step a word with the probability that the model gives it, sharpened or cut.
 
 A study's draws depend on its own key alone, never on its place in a batch.
 `step` and the layout of the cache are described in `greedy.py`.
@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.decoding.greedy import Cache, Step, next_token_log_probs
+from mcsam_jax.decoding.greedy import Cache, Step, next_token_log_probs, without_repeats
+from mcsam_jax.models.memory_bank import keep_top_k
 
 
 class SampleResult(NamedTuple):
@@ -21,12 +22,17 @@ class SampleResult(NamedTuple):
 
 
 def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int, max_length: int, bos_id: int,
-                  eos_id: int, pad_id: int, temperature: float = 1.0, min_length: int = 0) -> SampleResult:
+                  eos_id: int, pad_id: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                  min_length: int = 0, block_ngrams: int = 0) -> SampleResult:
   """Draws `num_samples` (K) reports a study, each of at most `max_length` tokens (T), eos included.
 
   Args:
     keys: one random key a study [B].
     temperature: log-probabilities are divided by it before a draw; below 1 sharpens.
+    top_k: only so many of the likeliest words may be drawn; 0: all.
+    top_p: only the likeliest words may be drawn that together have this probability, after temperature and top_k
+      (nucleus sampling, Holtzman et al., ICLR 2020); 1: all.
+    block_ngrams: no run of so many tokens stands twice in a report; 0: anything may.
   """
   batch_size = keys.shape[0]
 
@@ -39,8 +45,9 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
     logits, cache = step(last, cache)
     options = next_token_log_probs(logits, num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                              # [B, K, vocabulary]
-    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, num_written), row / temperature))
-    chosen = draw(keys, options).astype(jnp.int32)                                     # [B, K]
+    options = without_repeats(options, ids, num_written, block_ngrams)
+    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, num_written), row))
+    chosen = draw(keys, drawable(options / temperature, top_k, top_p)).astype(jnp.int32)   # [B, K]
     gained = jnp.take_along_axis(options, chosen[..., None], -1)[..., 0]
     log_probs += jnp.where(ended, 0.0, gained)
     ids = ids.at[:, :, num_written].set(jnp.where(ended, pad_id, chosen))
@@ -51,3 +58,15 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
            jnp.zeros([batch_size, num_samples], jnp.float32), jnp.zeros([batch_size, num_samples], bool), cache)
   _, _, ids, log_probs, _, _ = jax.lax.while_loop(unfinished, write_one, start)
   return SampleResult(ids, log_probs)
+
+
+def drawable(log_probs: jax.Array, top_k: int, top_p: float) -> jax.Array:
+  """Returns log-probabilities [..., vocabulary], up to a constant, with -inf for the words that may not be drawn."""
+  if top_k:
+    log_probs = keep_top_k(log_probs, top_k)
+  if top_p < 1:
+    ranked = -jnp.sort(-jax.nn.softmax(log_probs), axis=-1)                            # likeliest first
+    likelier = jnp.cumsum(ranked, -1) - ranked                                         # probability of all before it
+    least = jnp.where(likelier < top_p, ranked, jnp.inf).min(-1, keepdims=True)
+    log_probs = jnp.where(jax.nn.softmax(log_probs) >= least, log_probs, -jnp.inf)
+  return log_probs

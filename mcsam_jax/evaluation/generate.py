@@ -35,6 +35,7 @@ class ReportWriter:
       self._consensus = Consensus(tokenizer.clean(report).split() for report in train_reports)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     decode, max_length = config.decode, config.tokenizer.max_length
+    rules = {**ids, "min_length": decode.min_length, "block_ngrams": decode.block_ngrams}
 
     def write(variables: dict, batch: dict):
       begun = model.apply(variables, *visual_inputs(config, batch), method="begin")
@@ -45,10 +46,10 @@ class ReportWriter:
       if self._consensus:
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
         result = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, max_length=max_length,
-                               temperature=decode.temperature, min_length=decode.min_length, **ids)
+                               temperature=decode.temperature, top_k=decode.top_k, top_p=decode.top_p, **rules)
         return result.ids, result.log_probs
       result = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size, max_length=max_length,
-                           min_length=decode.min_length, length_penalty=decode.length_penalty, **ids)
+                           length_penalty=decode.length_penalty, finished=decode.finished, **rules)
       return result.ids[:, :1], result.log_probs[:, :1]
 
     self._write = jax.jit(write, out_shardings=replicated(mesh))

@@ -23,6 +23,7 @@ from mcsam_jax.memory_init.coherence import npmi
 from mcsam_jax.memory_init.kmeans import kmeans_topics, random_topics
 from mcsam_jax.memory_init.topics import learn_topics
 from mcsam_jax.memory_init.word_vectors import WordVectors, word_masses, word_vectors
+from mcsam_jax.whole_file import write_whole
 
 KINDS = ("topics", "kmeans", "random")
 NUM_NEAREST = 10            # words that describe a slot or topic, and that coherence is measured on
@@ -103,14 +104,13 @@ def nearest_words(vectors: np.ndarray, words: WordVectors) -> tuple[list[list[st
 
 
 def save_bank(directory: epath.PathLike, bank: MemoryBank) -> None:
-  """Writes slots.npz and topics.json into `directory`."""
+  """Writes topics.json and slots.npz into `directory`, each whole or not at all."""
   directory = epath.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
   arrays = {field.name: np.asarray(getattr(bank, field.name)) for field in dataclasses.fields(bank)}
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
-  (directory / "slots.npz").write_bytes(buffer.getvalue())
-  (directory / "topics.json").write_text(_readable(bank))
+  write_whole(directory / "topics.json", _readable(bank))
+  write_whole(directory / "slots.npz", buffer.getvalue())         # last: with the slots all is there
 
 
 def load_bank(directory: epath.PathLike) -> MemoryBank:

@@ -26,7 +26,8 @@ def table_step(tables):
   return step
 
 
-@functools.partial(jax.jit, static_argnames=("beam_size", "early_stop", "bos_id", "eos_id", "pad_id"))
+@functools.partial(jax.jit, static_argnames=(
+    "beam_size", "early_stop", "bos_id", "eos_id", "pad_id", "finished", "block_ngrams"))
 def compiled_search(tables, min_length, length_penalty, **arguments):
   return beam_search(table_step(tables), jnp.int32(0), batch_size=tables.shape[0], max_length=tables.shape[1],
                      min_length=min_length, length_penalty=length_penalty, **arguments)
@@ -67,7 +68,14 @@ def words_of(vocabulary, special_ids):
   return [word for word in range(vocabulary) if word not in special_ids.values()]
 
 
-def python_beam_search(next_log_probs, *, beam_size, max_length, words, eos_id, min_length, alpha):
+def repeats_ngram(sequence, size):
+  """Whether the last `size` tokens stand in the sequence before."""
+  runs = [sequence[start:start + size] for start in range(len(sequence) - size + 1)]
+  return size > 0 and len(sequence) >= size and runs[-1] in runs[:-1]
+
+
+def python_beam_search(next_log_probs, *, beam_size, max_length, words, eos_id, min_length, alpha, block=0,
+                       occupy=False):
   """The same search in lists. `next_log_probs(sequence)` [V] is asked anew for every sequence.
 
   Returns (sequence, log-probability, score), best first, finished before cut off.
@@ -78,12 +86,17 @@ def python_beam_search(next_log_probs, *, beam_size, max_length, words, eos_id, 
     for sequence, log_prob in live:
       options = next_log_probs(sequence)
       allowed = words + ([eos_id] if length > min_length else [])
-      candidates += [(sequence + (token,), log_prob + options[token]) for token in allowed]
-    candidates = sorted(candidates, key=lambda candidate: -candidate[1])[:2 * beam_size]
+      candidates += [(sequence + (token,), log_prob + options[token]) for token in allowed
+                     if not repeats_ngram(sequence + (token,), block)]
+    candidates = sorted(candidates, key=lambda candidate: -candidate[1])[:beam_size if occupy else 2 * beam_size]
+    if occupy:
+      finished += [candidate for candidate in candidates if candidate[0][-1] == eos_id or length == max_length]
+      live = [(sequence, log_prob - 1000 * (sequence[-1] == eos_id)) for sequence, log_prob in candidates]
+      continue
     finished += [candidate for candidate in candidates if candidate[0][-1] == eos_id]
     live = [candidate for candidate in candidates if candidate[0][-1] != eos_id][:beam_size]
   ranked = []
-  for group in (finished, live):
+  for group in (finished, [] if occupy else live):
     scored = [(sequence, log_prob, log_prob / penalty(len(sequence), alpha)) for sequence, log_prob in group]
     ranked += sorted(scored, key=lambda hypothesis: -hypothesis[2])
   return ranked[:beam_size]
@@ -182,12 +195,49 @@ def test_equals_a_plain_beam_search_on_models_that_remember_everything(special_i
       assert_equal_hypotheses(hypotheses(result, study), expected)
 
 
+@pytest.mark.parametrize("finished", ["refill", "occupy"])
+def test_the_best_of_100_models_by_exhaustive_search(finished):
+  """Vocabulary 5, 5 tokens: 3 words, 364 reports in all, of which the beam holds every live one."""
+  tables = random_tables(9, 100, 5, 5)
+  result = search_tables(tables, beam_size=128, finished=finished, **APART)
+  words = words_of(5, APART)
+  reports = [start + (2,) for n in range(5) for start in itertools.product(words, repeat=n)]
+  if finished == "occupy":                                    # what is cut off counts as finished
+    reports += list(itertools.product(words, repeat=5))
+  for study, table in enumerate(tables):
+    scored = {report: table_log_prob(table, report, 1) for report in reports}
+    best = max(scored, key=scored.get)
+    sequence, log_prob, score = hypotheses(result, study)[0]
+    assert sequence == best
+    assert log_prob == score == pytest.approx(scored[best], abs=1e-4)
+
+
+@pytest.mark.parametrize("finished", ["refill", "occupy"])
 @pytest.mark.parametrize("special_ids", [SHARED, APART])
-def test_early_stopping_changes_nothing(special_ids):
+@pytest.mark.parametrize("alpha, block, min_length", [(0.0, 0, 0), (0.8, 0, 0), (0.0, 2, 0), (0.0, 1, 3), (-0.5, 2, 3)])
+def test_beam_3_equals_a_plain_beam_search_on_200_models(finished, special_ids, alpha, block, min_length):
+  tables = random_tables(10, 200, 7, 6)
+  result = search_tables(tables, min_length, alpha, beam_size=3, finished=finished, block_ngrams=block, **special_ids)
+  for study, table in enumerate(tables):
+    expected = python_beam_search(
+        lambda sequence: log_softmax(table[len(sequence), ((special_ids["bos_id"],) + sequence)[-1]]), beam_size=3,
+        max_length=7, words=words_of(6, special_ids), eos_id=special_ids["eos_id"], min_length=min_length, alpha=alpha,
+        block=block, occupy=finished == "occupy")
+    found = hypotheses(result, study)
+    if finished == "occupy":                                  # places behind the best may hold reports that ended twice
+      found, expected = ([h for h in some if h[1] > -500] for some in (found, expected))
+    assert_equal_hypotheses(found, expected)
+    assert not any(repeats_ngram(sequence[:n], block) for sequence, _, _ in found for n in range(len(sequence)))
+
+
+@pytest.mark.parametrize("finished", ["refill", "occupy"])
+@pytest.mark.parametrize("special_ids", [SHARED, APART])
+def test_early_stopping_changes_nothing(special_ids, finished):
   @functools.partial(jax.jit, static_argnames="early_stop")
   @functools.partial(jax.vmap, in_axes=(0, None, None, None))   # each study stops without its neighbours
   def search(table, min_length, alpha, early_stop):
-    return compiled_search(table[None], min_length, alpha, beam_size=3, early_stop=early_stop, **special_ids)
+    return compiled_search(table[None], min_length, alpha, beam_size=3, early_stop=early_stop, finished=finished,
+                           **special_ids)
 
   for seed, scale in enumerate([0.3, 1.0, 3.0]):
     tables = random_tables(seed, 64, 8, 6, scale)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.decoding.greedy import greedy_search, next_token_log_probs
+from mcsam_jax.decoding.greedy import greedy_search, next_token_log_probs, without_repeats
 
 APART = dict(bos_id=1, eos_id=2, pad_id=0)
 
@@ -50,3 +50,11 @@ def test_forbidden_tokens_keep_their_share_of_probability():
   for num_written, expected in [(0, [0, 0, 0, .4]), (1, [0, 0, .3, .4])]:
     log_probs = next_token_log_probs(logits, num_written, min_length=1, **APART)
     np.testing.assert_allclose(jnp.exp(log_probs), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size, blocked", [(0, []), (1, [3, 4, 5]), (2, [4]), (3, [4]), (4, []), (9, [])])
+def test_what_would_repeat_is_blocked(size, blocked):
+  """After 3 5 4 3 5: 4 would make 5 4 and 3 5 4 stand twice. What lies behind the written tokens doesn't count."""
+  ids = jnp.array([[3, 5, 4, 3, 5, 3, 3, 3]])
+  log_probs = without_repeats(jnp.zeros((1, 7)), ids, jnp.int32(5), size)
+  assert np.flatnonzero(np.isneginf(log_probs[0])).tolist() == blocked

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.decoding.greedy import greedy_search
-from mcsam_jax.decoding.sampling import sample_search
+from mcsam_jax.decoding.sampling import drawable, sample_search
 
 PAD, BOS, EOS = 0, 1, 2
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(7, 7)) * 2, jnp.float32)   # logits after each token
@@ -18,10 +18,10 @@ def step(words, cache):
   return TABLE[words], cache
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples", "max_length"))
-def draw(keys, num_samples=8, max_length=5, temperature=1.0, min_length=0):
+@functools.partial(jax.jit, static_argnames=("num_samples", "max_length", "top_k", "top_p", "block_ngrams"))
+def draw(keys, num_samples=8, max_length=5, temperature=1.0, min_length=0, **cuts):
   return sample_search(step, {}, keys=keys, num_samples=num_samples, max_length=max_length, bos_id=BOS, eos_id=EOS,
-                       pad_id=PAD, temperature=temperature, min_length=min_length)
+                       pad_id=PAD, temperature=temperature, min_length=min_length, **cuts)
 
 
 def keys(*studies):
@@ -35,6 +35,34 @@ def test_first_words_come_as_often_as_the_model_says(temperature):
   logits[[PAD, BOS]] = -np.inf                                   # never written
   expected = np.exp(logits / temperature)
   np.testing.assert_allclose(np.bincount(first, minlength=7) / 20000, expected / expected.sum(), atol=0.015)
+
+
+def test_top_k_and_top_p_by_hand():
+  log_probs = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
+  kept = lambda **cuts: np.isfinite(drawable(log_probs, **{"top_k": 0, "top_p": 1.0} | cuts)).tolist()
+  assert kept() == [True] * 4
+  assert kept(top_k=2) == [False, True, False, True]
+  assert kept(top_p=0.39) == kept(top_k=1) == [False, True, False, False]      # never nothing
+  assert kept(top_p=0.75) == [False, True, True, True]
+  assert kept(top_k=3, top_p=0.75) == [False, True, False, True]               # of .4 .3 .2 of .9: .44 .33
+  np.testing.assert_allclose(drawable(log_probs, 0, 0.75)[1:], log_probs[1:])
+
+
+def test_cut_draws_come_from_the_likeliest_alone():
+  logits = np.array(TABLE[BOS])
+  logits[[PAD, BOS]] = -np.inf
+  likeliest = np.argsort(-logits)[:2]
+  first = np.asarray(draw(keys(0), num_samples=5000, max_length=1, top_k=2).ids)[0, :, 0]
+  assert set(first.tolist()) == set(likeliest.tolist())
+  share = 1 / (1 + np.exp(logits[likeliest[1]] - logits[likeliest[0]]))
+  assert np.mean(first == likeliest[0]) == pytest.approx(share, abs=0.02)
+
+
+def test_no_word_is_drawn_twice_where_that_is_blocked():
+  ids = np.asarray(draw(keys(0, 1), num_samples=100, block_ngrams=1).ids).reshape(-1, 5)
+  assert all(len(set(row[row > EOS])) == (row > EOS).sum() for row in ids)
+  assert any(len(set(row[row > EOS])) < (row > EOS).sum()
+             for row in np.asarray(draw(keys(0, 1), num_samples=100).ids).reshape(-1, 5))
 
 
 def test_a_study_draws_the_same_whatever_stands_beside_it():
