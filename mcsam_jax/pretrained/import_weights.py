@@ -1,6 +1,6 @@
 """Weights of another framework -> a file of ours, with an account of every name on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 import importlib.util
@@ -10,7 +10,7 @@ from flax import traverse_util
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.pretrained import torch_names
+from mcsam_jax.pretrained import r2gencmn, torch_names
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.weights_file import save_weights
 
@@ -59,8 +59,10 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   """
   path = packaged_file(src) if src in PACKAGES else src
   tensors = read_state_dict(path)
+  if r2gencmn.is_r2gencmn(tensors):
+    raise UserError(f"{path}: a whole R2GenCMN; give --config r2gencmn, and a workdir instead of {dst}")
   architecture = torch_names.detect_architecture(tensors, path)
-  variables, report = convert(tensors, architecture)
+  variables, report = convert(tensors, architecture, torch_names.expected_shapes(architecture))
   for line in report.lines():
     show(line)
   if not report.fits:
@@ -75,26 +77,30 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   return report
 
 
-def convert(tensors: dict[str, np.ndarray], architecture: str) -> tuple[dict, ImportReport]:
-  """Returns (variables, report) of a state dict; the variables are whole if the report fits."""
-  expected = torch_names.expected_shapes(architecture)
+def convert(tensors: dict[str, np.ndarray], architecture: str, expected: Mapping[str, tuple[int, ...]],
+            names=torch_names) -> tuple[dict, ImportReport]:
+  """Returns (variables, report) of a state dict; the variables are whole if the report fits.
+
+  Args:
+    expected: the shape of each variable by flat name.
+    names: the module that knows the names of the source: `flax_name`, `is_left_behind`, `turned`.
+  """
   report = ImportReport(architecture, [], [], [], [], [])
   flat = {}
   for name, tensor in tensors.items():
-    variable = torch_names.flax_name(name, tensor.ndim)
-    if torch_names.is_left_behind(name):
+    variable = names.flax_name(name, tensor.ndim)
+    if names.is_left_behind(name):
       report.unused.append(name)
     elif variable not in expected:
       report.unexpected.append(name)
     else:
-      value = torch_names.flax_layout(tensor)
+      value = torch_names.flax_layout(tensor) if names.turned(name) else tensor
       flat[variable] = value.astype(np.float32)
       if value.shape == expected[variable]:
         report.used.append((name, variable))
       else:
         # Shapes are compared in Flax's order, but shown in the order of the source.
-        wanted = expected[variable]
-        wanted = (*wanted[:1:-1], *wanted[:2]) if len(wanted) == 4 else wanted[::-1]
+        wanted = torch_names.torch_shape(expected[variable]) if names.turned(name) else expected[variable]
         report.misshaped.append((name, tensor.shape, wanted))
   report.missing += [variable for variable in expected if variable not in flat]
   return traverse_util.unflatten_dict(flat, sep="/"), report

@@ -34,6 +34,16 @@ def flax_layout(tensor: np.ndarray) -> np.ndarray:
   return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape in a state dict of a variable whose shape is `shape`."""
+  return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
+
+
+def turned(torch_name: str) -> bool:
+  """Tells whether a tensor's axes are to be put in Flax's order."""
+  return True
+
+
 def is_left_behind(torch_name: str) -> bool:
   """Tells whether a tensor has no place in an encoder by design: a classifier, or a counter of batch norm."""
   return torch_name.startswith(CLASSIFIERS) or torch_name.endswith(".num_batches_tracked")

@@ -122,7 +122,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
     load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
   tokenizer = load_or_build_tokenizer(config)
   path.mkdir(parents=True, exist_ok=True)
-  if config.encoder.weights:
+  if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
     epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
   (path / "tokenizer").mkdir(exist_ok=True)
   tokenizer.save(path / "tokenizer")

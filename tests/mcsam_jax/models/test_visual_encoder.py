@@ -14,6 +14,7 @@ from mcsam_jax.models.efficientnet import shifted_sum
 from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
 from mcsam_jax.pretrained.import_weights import convert, packaged_file
 from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.torch_names import expected_shapes
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 
@@ -38,7 +39,7 @@ def relative_error(found, reference):
 
 
 def features_of(name, tensors, seed):
-  variables, report = convert(tensors, name)
+  variables, report = convert(tensors, name, expected_shapes(name))
   assert report.fits
   images = (np.random.RandomState(seed).random_sample((2, 3, 224, 224)) * 2 - 1).astype(np.float32)
   return np.asarray(jax.jit(make_encoder(name).apply)(variables, images.transpose(0, 2, 3, 1)))
