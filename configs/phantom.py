@@ -109,7 +109,8 @@ def get_config() -> ConfigDict:
       "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
       "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
       "keep_last": 2,                     # checkpoints
-      "best_metric": "CIDEr",             # val metric of the kept best checkpoint: token_loss | BLEU_1 | BLEU_4 | ROUGE_L | CIDEr
+      "best_metric": "CIDEr",             # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
+                                          # BLEU_4 | ROUGE_L | CIDEr; "": the last step is
       "host_threads": 2,                  # that decode images
   })
 
@@ -126,6 +127,7 @@ def get_config() -> ConfigDict:
       "finished": "refill",               # beam: a report that ends is set apart (refill) | keeps its place (occupy, R2GenCMN)
       "block_ngrams": 0,                  # no run of so many tokens stands twice in a report; 0: anything may
       "num_samples": 32,                  # consensus: reports drawn for a study, of which the most agreed-on is kept
+      "recall_share": 0.0,                # consensus: of the vote, for train reports, as likely as the alignment holds them
       "temperature": 0.8,                 # consensus: of the draws; 1: as the model says
       "top_k": 0,                         # consensus: only the k likeliest words are drawn; 0: all
       "top_p": 1.0,                       # consensus: only the likeliest words that together have this probability

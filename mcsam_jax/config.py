@@ -31,7 +31,7 @@ OPTIONS = {   # fields that take one of a few words
     "model.align_targets": ("identity", "same_text", "label_similarity"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "train.compute_dtype": ("float32", "bfloat16"),
-    "train.best_metric": ("token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
+    "train.best_metric": ("", "token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
     "train.eval_search": ("beam", "consensus"),
     "decode.search": ("beam", "consensus"),
     "decode.finished": ("refill", "occupy"),
@@ -117,6 +117,10 @@ def check_values(config: ConfigDict) -> None:
   for field in ("model.dropout", "optimizer.label_smoothing", "optimizer.average_decay"):
     if not 0 <= values[field] < 1:
       raise UserError(f"{field}={values[field]}: must be at least 0 and below 1")
+  if not 0 <= values["decode.recall_share"] <= 1:
+    raise UserError(f"decode.recall_share={values['decode.recall_share']}: must be from 0 to 1")
+  if values["decode.recall_share"] and not values["model.use_alignment"]:
+    raise UserError("decode.recall_share asks the alignment: set it to 0, or model.use_alignment=true")
   if not 0 < values["decode.top_p"] <= 1:
     raise UserError(f"decode.top_p={values['decode.top_p']}: must be above 0 and at most 1")
   for field in ("decode.temperature", "model.align_temperature"):

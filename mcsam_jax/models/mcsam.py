@@ -172,6 +172,10 @@ class MCSAM(nn.Module):
     """Returns the `Alignment` of codes [B, D] (see SemanticAlignment)."""
     return self.alignment(image_code, report_code, targets, valid)
 
+  def agree(self, image_code: jax.Array, report_code: jax.Array) -> jax.Array:
+    """Returns the logits [B, R] of reports (codes [R, D] by `recall_report`) given images (codes [B, D])."""
+    return self.alignment.logits(image_code, report_code)
+
   # Write.
 
   def word_responses(self, memory: layers.KeysValues | None, train: bool) -> jax.Array | None:

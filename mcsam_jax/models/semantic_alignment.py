@@ -39,7 +39,20 @@ class SemanticAlignment(nn.Module):
   """Symmetric InfoNCE between image codes and report codes, with a learned temperature."""
   initial_temperature: float = 0.07
 
-  @nn.compact
+  def setup(self):
+    self.log_scale = self.param("log_scale", nn.initializers.constant(-np.log(self.initial_temperature)), ())
+
+  def logits(self, image_code: jax.Array, report_code: jax.Array) -> jax.Array:
+    """Returns how well each image [B, D] and each report [R, D] agree [B, R]: cosines over the temperature.
+
+    Their softmax over reports is what the loss below fits to the share of each report given the image (van den Oord
+    et al., 2018): over the training reports it says which of them these images would have got.
+    """
+    return self.scale() * normalise(image_code) @ normalise(report_code).T
+
+  def scale(self) -> jax.Array:
+    return jnp.minimum(jnp.exp(self.log_scale), MAX_SCALE)
+
   def __call__(self, image_code: jax.Array, report_code: jax.Array, targets: jax.Array,
                valid: jax.Array) -> Alignment:
     """Aligns image and report codes [B, D].
@@ -48,9 +61,7 @@ class SemanticAlignment(nn.Module):
       targets: [B, B], symmetric; row i says how image i's mass is shared among reports.
       valid: bool [B]; rows that only pad a batch take no part.
     """
-    log_scale = self.param("log_scale", nn.initializers.constant(-np.log(self.initial_temperature)), ())
-    scale = jnp.minimum(jnp.exp(log_scale), MAX_SCALE)
-    logits = scale * normalise(image_code) @ normalise(report_code).T           # [B images, B reports]
+    logits = self.logits(image_code, report_code)                               # [B images, B reports]
     both = valid[:, None] & valid[None, :]
     logits = jnp.where(both, logits, -1e9)
     targets = jnp.where(both, targets, 0.0)
@@ -59,7 +70,7 @@ class SemanticAlignment(nn.Module):
     hits = best >= targets.max(-1)
     count = jnp.maximum(valid.sum(), 1)
     return Alignment(loss=jnp.where(valid, losses, 0).sum() / (2 * count),
-                     accuracy=(hits & valid).sum() / count, temperature=1 / scale)
+                     accuracy=(hits & valid).sum() / count, temperature=1 / self.scale())
 
 
 def alignment_targets(kind: str, tokens: jax.Array, labels: jax.Array) -> jax.Array:

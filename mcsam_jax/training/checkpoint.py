@@ -20,15 +20,15 @@ class Checkpoints:
 
     Args:
       keep_last: how many of the newest stay.
-      best_metric: the val metric by which the one best checkpoint, which stays too, is best.
+      best_metric: the val metric by which the one best checkpoint, which stays too, is best; "": the last is.
       read_only: for evaluation; nothing is created or deleted.
     """
     self.directory = epath.Path(workdir) / "checkpoints"
     self.best_metric = best_metric
-    policy = checkpoint_managers.AnyPreservationPolicy([
-        checkpoint_managers.LatestN(keep_last),
-        checkpoint_managers.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False),
-    ])
+    policies = [checkpoint_managers.LatestN(keep_last)]
+    if best_metric:
+      policies.append(checkpoint_managers.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
+    policy = checkpoint_managers.AnyPreservationPolicy(policies)
     self.manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
@@ -48,7 +48,9 @@ class Checkpoints:
     return self.manager.latest_step()
 
   def best(self) -> int | None:
-    """Returns the step with the best val metric, the latest where none was scored."""
+    """Returns the step with the best val metric, the latest where none was scored or none is to be best."""
+    if not self.best_metric:
+      return self.latest()
     return self.manager.best_step() if self.manager.all_steps() else None
 
   def restore(self, step: int, abstract_state):

@@ -9,7 +9,7 @@ SCORES = {10: {"token_loss": 1.9, "CIDEr": 0.2}, 20: {"token_loss": 1.5, "CIDEr"
           30: {"token_loss": 1.7, "CIDEr": 0.5}, 40: {"token_loss": 1.8, "CIDEr": 0.4}}
 
 
-@pytest.mark.parametrize("metric, best, kept", [("token_loss", 20, [20, 40]), ("CIDEr", 30, [30, 40])])
+@pytest.mark.parametrize("metric, best, kept", [("token_loss", 20, [20, 40]), ("CIDEr", 30, [30, 40]), ("", 40, [40])])
 def test_the_last_and_the_best_stay(tmp_path, metric, best, kept):
   checkpoints = Checkpoints(tmp_path, keep_last=1, best_metric=metric)
   for step, scores in SCORES.items():
