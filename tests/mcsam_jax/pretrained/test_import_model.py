@@ -1,0 +1,95 @@
+"""A published R2GenCMN becomes a workdir that decodes; one that doesn't fit changes nothing."""
+
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+import safetensors.numpy
+
+from input_pipeline.prepare import prepare
+from mcsam_jax import cli
+from mcsam_jax import config as configs
+from mcsam_jax.pretrained.r2gencmn import CHILDREN
+
+PARITY = pathlib.Path(__file__).parents[2] / "parity"
+REPORTS = ["the heart is normal .", "the lungs are clear .", "there is an effusion ."]
+WORDS = sorted({word for report in REPORTS for word in report.split()})             # "." among them; <unk> is one more
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+  """--config arguments of a small R2GenCMN, its data prepared."""
+  folder = tmp_path_factory.mktemp("source")
+  (folder / "images").mkdir()
+  annotation = {}
+  for split, count in (("train", 6), ("val", 2), ("test", 3)):
+    annotation[split] = []
+    for i in range(count):
+      names = [f"{split}{i}_{view}.png" for view in (0, 1)]
+      for name in names:
+        noise = np.random.default_rng(i).integers(0, 255, (64, 64), np.uint8)
+        Image.fromarray(noise).save(folder / "images" / name)
+      annotation[split].append({"id": f"{split}{i}", "report": REPORTS[i % 3], "image_path": names, "split": split})
+  (folder / "annotation.json").write_text(json.dumps(annotation))
+  values = {"data.source_dir": folder, "data.data_dir": folder / "data", "data.image_size": 64, "data.short_side": 64,
+            "encoder.name": "resnet50", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "model.width": 64,
+            "model.feedforward_width": 96, "model.encoder_layers": 2, "model.decoder_layers": 2, "memory.num_slots": 128,
+            "memory.slot_width": 64, "memory.top_k": 8, "decode.batch_size": 3}
+  arguments = [f"--config.{name}={value}" for name, value in values.items()]
+  prepare(configs.load_config("r2gencmn", arguments), show=lambda line: None)
+  return arguments
+
+
+def checkpoint(path, vocab_rows):
+  """Writes tensors under the names that R2GenCMN publishes."""
+  rng = np.random.default_rng(0)
+  facts = json.loads((PARITY / "r2gencmn_small.json").read_text())
+  tensors = {}
+  for name, shape in facts["keys"].items():
+    shape = [2048 if size == facts["d_vf"] and name.startswith("att_embed") else size for size in shape]
+    shape = [vocab_rows if size == facts["vocab_rows"] else size for size in shape]
+    tensors[f"encoder_decoder.{name}"] = rng.normal(size=shape, scale=0.3).astype(np.float32)
+  tensors["encoder_decoder.model.src_embed.0.0.pe"] = np.zeros((1, 8, 64), np.float32)
+  children = {name: child for child, name in CHILDREN.items()}
+  for name, shape in json.loads((PARITY / "resnet50_keys.json").read_text()).items():
+    first, _, rest = name.partition(".")
+    if first in children:
+      noise = np.asarray(0.05 * rng.normal(size=shape), np.float32)
+      tensors[f"visual_extractor.model.{children[first]}.{rest}"] = np.asarray(np.abs(noise) + 0.5) if "var" in rest else noise
+  safetensors.numpy.save_file(tensors, path)
+
+
+def test_a_checkpoint_decodes(fields, tmp_path, capsys):
+  source, workdir = tmp_path / "model.safetensors", tmp_path / "run"
+  checkpoint(source, len(WORDS) + 2)                                                # <unk>, and the shared 0
+  assert cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert "used        encoder_decoder.logit.weight -> params/decoder/logits/kernel" in lines
+  assert "unused      encoder_decoder.cmn.linears.0.weight" in lines
+  assert "used        visual_extractor.model.0.weight -> params/visual_encoder/conv1/kernel" in lines
+  status = cli.main(["evaluate", "--workdir", str(workdir), "--split", "test"])
+  assert status == 0, capsys.readouterr().err
+  scores = json.loads((workdir / "eval" / "test-0.json").read_text())
+  assert scores["num_studies"] == 3 and scores["decode"]["finished"] == "occupy"
+  status = cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields])
+  assert status == 2 and "holds a run already" in capsys.readouterr().err
+
+
+def test_another_vocabulary_changes_nothing(fields, tmp_path, capsys):
+  source, workdir = tmp_path / "model.safetensors", tmp_path / "run"
+  checkpoint(source, 40)
+  assert cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields]) == 2
+  said = capsys.readouterr()
+  rows = len(WORDS) + 2
+  assert f"misshaped   encoder_decoder.model.tgt_embed.0.lut.weight: [40, 64] in the source, [{rows}, 64] expected" in said.out
+  assert f"misshaped   encoder_decoder.logit.weight: [40, 64] in the source, [{rows}, 64] expected" in said.out
+  assert "nothing was written" in said.err and not workdir.exists()
+
+
+def test_a_whole_model_is_no_image_encoder(tmp_path, capsys):
+  source = tmp_path / "model.safetensors"
+  checkpoint(source, 10)
+  assert cli.main(["import-weights", str(source), str(tmp_path / "out.npz")]) == 2
+  assert "give --config r2gencmn" in capsys.readouterr().err
