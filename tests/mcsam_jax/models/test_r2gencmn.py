@@ -68,20 +68,23 @@ class Original:
         jax.random.key(0), self.images[:1], *(view[:1] for view in self.views), tokens, mask, train=False))
     shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(expected, sep="/").items()}
     self.variables, self.report = convert(tensors, "r2gencmn", shapes, r2gencmn)
-    self.log_probs = jax.jit(self._log_probs)
 
-  def _log_probs(self, tokens):
-    mask = jnp.ones(tokens[:, 1:].shape, bool)
-    outputs = self.model.apply(self.variables, self.images, *self.views, tokens, mask, train=False)
-    return jax.nn.log_softmax(outputs.logits)
+  def log_probs(self, tokens):
+    """Returns [B, T, vocabulary] after each of tokens [B, T + 1] but the last."""
+    @jax.jit
+    def read(variables, images, tokens):
+      mask = jnp.ones(tokens[:, 1:].shape, bool)
+      return jax.nn.log_softmax(self.model.apply(variables, images, *self.views, tokens, mask, train=False).logits)
+    return np.asarray(read(self.variables, self.images, tokens))
 
   def search(self, search, num_beams, **options):
-    def run():
-      begun = self.model.apply(self.variables, self.images, *self.views, method="begin")
-      cache = self.model.apply(self.variables, self.studies, num_beams, method="empty_cache")
-      return search(lambda words, cache: self.model.apply(self.variables, words, cache, begun, method="step"), cache,
+    @jax.jit
+    def run(variables, images):
+      begun = self.model.apply(variables, images, *self.views, method="begin")
+      cache = self.model.apply(variables, self.studies, num_beams, method="empty_cache")
+      return search(lambda words, cache: self.model.apply(variables, words, cache, begun, method="step"), cache,
                     batch_size=self.studies, max_length=self.length, bos_id=0, eos_id=0, pad_id=0, **options)
-    return jax.device_get(jax.jit(run)())
+    return jax.device_get(run(self.variables, self.images))
 
 
 @pytest.fixture(scope="module", params=["small", "full"])
@@ -96,7 +99,7 @@ def test_every_tensor_has_its_place(original):
 
 def test_log_probabilities(original):
   targets = original.said["targets"]
-  found = np.asarray(original.log_probs(jnp.asarray(targets)))
+  found = original.log_probs(targets)
   read = np.pad(targets[:, 1:-1] > 0, ((0, 0), (1, 0)), constant_values=True)   # the original doesn't see a 0 behind bos
   difference = np.abs(found - original.said["log_probs"]).max(-1)
   assert read.sum() > original.studies * 3
@@ -111,7 +114,7 @@ def test_greedy(original):
   """
   result = original.search(greedy_search, 1)
   np.testing.assert_array_equal(result.ids[:, 0], original.said["log_probs"][:, 0].argmax(-1))
-  log_probs = np.asarray(original.log_probs(jnp.asarray(np.pad(result.ids, ((0, 0), (1, 0))))))     # bos first
+  log_probs = original.log_probs(np.pad(result.ids, ((0, 0), (1, 0))))                              # bos first
   written = np.cumsum(result.ids == 0, axis=1) - (result.ids == 0) == 0                             # up to eos
   chosen = np.take_along_axis(log_probs, result.ids[..., None], -1)[..., 0]
   assert (log_probs.max(-1) - chosen)[written].max() <= TOLERANCE[original.size]
