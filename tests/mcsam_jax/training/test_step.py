@@ -76,10 +76,10 @@ def test_the_mesh_of_one_device_takes_a_batch(loss):
   np.testing.assert_allclose(loss(to_global(make_mesh(small()), batch())), loss(batch()), rtol=1e-6)
 
 
-@pytest.mark.parametrize("decay, kept", [(0.15, (0.1, 0.15, 0.15)), (0.9, (1 / 10, 2 / 11, 3 / 12))])
-def test_the_moving_average_writes_and_does_not_train(decay, kept):
-  runs = {}
-  for name, value in (("averaged", decay), ("plain", 0.0)):
+def test_the_moving_average_writes_and_does_not_train():
+  """Of the average are kept (1 + step) / (10 + step), 1/10, 2/11, 3/12, ... up to the decay."""
+  kept, runs = (1 / 10, 2 / 11, 0.2), {}
+  for name, value in (("averaged", 0.2), ("plain", 0.0)):
     config = small(optimizer__average_decay=value)
     model = make_model(config, VOCABULARY, 2)
     state = jax.jit(lambda: init_state(model, config, batch()))()

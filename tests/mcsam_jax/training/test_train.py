@@ -22,7 +22,7 @@ TINY = {
     "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
     "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
     "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.host_threads": 1,
-    "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom",
+    "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2,
 }
 FIRST_HALF = 30
 
