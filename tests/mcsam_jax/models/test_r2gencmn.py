@@ -109,8 +109,8 @@ def test_log_probabilities(original):
 def test_greedy(original):
   """Every token is the likeliest after those before it, by the log-probabilities that agree with the original's.
 
-  `greedy` of the files can't be held against it: with beam size 1 and its default sample method the original draws
-  its tokens at random, and so already their first ones are not the likeliest by `log_probs` of the same file.
+  `greedy` of the files can't be held against it: already its first tokens are not the likeliest by `log_probs` of the
+  same file. The original draws at random when it is called with beam size 1 and its default sample method.
   """
   result = original.search(greedy_search, 1)
   np.testing.assert_array_equal(result.ids[:, 0], original.said["log_probs"][:, 0].argmax(-1))
