@@ -45,9 +45,9 @@ POSITIVE = (
     "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
-    "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length", "decode.block_ngrams", "decode.top_k",
-    "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies",
-    "model.align_weight")
+    "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
+    "decode.block_ngrams", "decode.top_k", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
+    "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
 

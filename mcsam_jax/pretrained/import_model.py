@@ -19,8 +19,7 @@ from mcsam_jax.pretrained.import_weights import ImportReport, convert
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.weights_file import save_weights
 from mcsam_jax.training.checkpoint import Checkpoints
-from mcsam_jax.training.optimizer import make_optimizer
-from mcsam_jax.training.step import TrainState, init_state, make_model
+from mcsam_jax.training.step import first_state, init_state, make_model
 from mcsam_jax.training.workdir import create_workdir
 
 
@@ -67,10 +66,8 @@ def import_model(src: str, workdir: str, config: ConfigDict, show: Callable[[str
     del params["visual_encoder"]
   params = jax.tree.map(jnp.asarray, params)
   batch_stats = {} if config.encoder.frozen else {"visual_encoder": stats}
-  average = jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric)
-  checkpoints.save(0, TrainState(jnp.zeros((), jnp.int32), params, batch_stats, make_optimizer(config).init(params),
-                                 average), {})
+  checkpoints.save(0, first_state(config, params, batch_stats), {})
   checkpoints.close()
   show(f"made {workdir}; next: mcsam evaluate --workdir {workdir}, or mcsam train to go on")
   return report

@@ -47,10 +47,13 @@ def init_state(model: MCSAM, config: ConfigDict, batch: dict) -> TrainState:
       count = outputs.image_code.shape[0]
       module.align(outputs.image_code, outputs.report_code, jnp.eye(count), jnp.ones(count, bool))
   variables = model.init(jax.random.key(config.seed), method=whole)
-  params = variables["params"]
-  return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}),
-                    make_optimizer(config).init(params),
-                    jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None)
+  return first_state(config, variables["params"], variables.get("batch_stats", {}))
+
+
+def first_state(config: ConfigDict, params, batch_stats) -> TrainState:
+  """Returns the state of step 0 with these parameters and batch statistics."""
+  average = jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None
+  return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, make_optimizer(config).init(params), average)
 
 
 def model_inputs(config: ConfigDict, batch: dict, eos_id: int, augmented: bool = False) -> tuple:
