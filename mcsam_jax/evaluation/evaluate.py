@@ -4,60 +4,58 @@ Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
   eval/SPLIT-STEP.jsonl   a line a study: id, reference, generated report, its scores
   eval/constant.json      the constant report that is best on val for each metric, found once
+An ensemble of M models writes SPLIT-STEP-ensembleM.* into the first one's workdir.
 """
 
-import functools
+from collections.abc import Sequence
 import json
 import shutil
 
-import jax
 import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
-from input_pipeline.pipeline import eval_batches, make_batch
-from mcsam_jax.errors import UserError
+from input_pipeline.pipeline import eval_batches
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.generate import ReportWriter
+from mcsam_jax.evaluation.members import check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.scoring import format_table, score_reports
-from mcsam_jax.training.checkpoint import Checkpoints, abstract
-from mcsam_jax.training.sharding import make_mesh, state_sharding
-from mcsam_jax.training.step import init_state, make_model
+from mcsam_jax.training.sharding import make_mesh
 from mcsam_jax.training.workdir import Workdir, open_workdir
 from mcsam_jax.whole_file import write_whole
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
-             show=print) -> dict:
+             ensemble: Sequence[str] = (), show=print) -> dict:
   """Writes and scores the reports of a split; returns the scores.
 
   Args:
     step: of the checkpoint; None: the best on val.
     overrides: `--config.field=value`, for fields that don't change the model (decode, eval, mesh, data_dir).
+    ensemble: further workdirs, whose models write together with this one's.
 
   Raises:
-    UserError: the workdir holds no training, or no such step; a damaged checkpoint.
+    UserError: a workdir holds no training, or no such step; a damaged checkpoint; models of different vocabularies.
   """
-  work = open_workdir(workdir, overrides)
+  works = [open_workdir(path, overrides) for path in (workdir, *ensemble)]
+  check_one_language(works)
+  work = works[0]
   config, tokenizer = work.config, work.tokenizer
-  checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
-  step = checkpoints.best() if step is None else step
-  if step is None:
-    raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --workdir {workdir}` first")
   split, train = work.split(split_name), work.split("train")
 
-  # The model at that step.
+  # The model, or several.
   mesh = make_mesh(config)
-  model = make_model(config, tokenizer.vocab_size, work.grid)
+  members = [load_member(each, mesh, split, step) for each in works]
+  step = members[0].step
   features = work.features(split, show)
-  sample = make_batch(split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config, features)
-  empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
-  state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)))
 
   # Its reports, and those that it gives for the images of other studies.
-  show(f"writing {len(split)} reports with the checkpoint of step {step}, {config.decode.search}")
-  written = ReportWriter(model, config, tokenizer, mesh, config.decode.search, train.reports)(
-      state.variables, eval_batches(split, tokenizer, config, config.decode.batch_size, features))
+  of = "the checkpoint" if len(members) == 1 else f"{len(members)} models, the first"
+  show(f"writing {len(split)} reports with {of} of step {step}, {config.decode.search}")
+  write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
+                       train.reports)
+  written = write([member.variables for member in members],
+                  eval_batches(split, tokenizer, config, config.decode.batch_size, features))
   hypotheses = [report.text for report in written]
   others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)
 
@@ -76,15 +74,17 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
       findings=findings,
       restricted=config.data.restricted, seed=config.eval.seed)
-  scores = {"split": split_name, "step": step, "pretraining_data": work.pretraining_data,
-            "decode": config.decode.to_dict(), **scores}
+  scores = {"split": split_name, "step": step,
+            "models": [{"workdir": member.workdir, "step": member.step} for member in members],
+            "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
   if config.model.use_memory:
     scores["slots_answering"] = slots_answering(
-        model, config, tokenizer.eos_id, state.variables,
+        members[0].model, config, tokenizer.eos_id, members[0].variables,
         eval_batches(split, tokenizer, config, config.decode.batch_size, features))
 
   # Files: written whole or not at all.
-  target = work.path / "eval" / f"{split_name}-{step}"
+  together = f"-ensemble{len(members)}" if ensemble else ""
+  target = work.path / "eval" / f"{split_name}-{step}{together}"
   lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
            for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]
   write_whole(target.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))

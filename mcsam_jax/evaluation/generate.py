@@ -1,9 +1,15 @@
-"""Writes reports for batches of studies with a jitted search, on all devices of the mesh."""
+"""Writes reports for batches of studies with a jitted search, on all devices of the mesh.
+
+Several models write together as an ensemble: the next word has the mean of the probabilities that they give it.
+
+Shapes: B studies, K beams or draws, M models, R training reports, T words, D width.
+"""
 
 from collections.abc import Iterable, Sequence
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -26,10 +32,14 @@ class Written:
 class ReportWriter:
   """Turns studies into reports; compiled once for one batch shape."""
 
-  def __init__(self, model: MCSAM, config: ConfigDict, tokenizer, mesh: jax.sharding.Mesh,
+  def __init__(self, models: Sequence[MCSAM], config: ConfigDict, tokenizer, mesh: jax.sharding.Mesh,
                search: str, train_reports: Sequence[str] = ()):
-    """`search`: beam | consensus. `train_reports`: for the consensus, which has to know what is rare."""
-    self.model, self.config, self.tokenizer, self.mesh = model, config, tokenizer, mesh
+    """Args:
+      models: that write together; `config` says how.
+      search: beam | consensus.
+      train_reports: for the consensus, which has to know what is rare.
+    """
+    self.models, self.config, self.tokenizer, self.mesh = models, config, tokenizer, mesh
     self.train_reports, self._consensus = train_reports, None
     if search == "consensus":
       self._consensus = Consensus(tokenizer.clean(report).split() for report in train_reports)
@@ -37,30 +47,42 @@ class ReportWriter:
     decode, max_length = config.decode, config.tokenizer.max_length
     rules = {**ids, "min_length": decode.min_length, "block_ngrams": decode.block_ngrams}
 
-    def write(variables: dict, batch: dict, train_codes: jax.Array | None):
-      begun = model.apply(variables, *visual_inputs(config, batch), method="begin")
+    def write(variables: Sequence[dict], batch: dict, train_codes: Sequence[jax.Array] | None):
       batch_size = batch["valid"].shape[0]
       num_rows = decode.num_samples if self._consensus else decode.beam_size
-      cache = model.apply(variables, batch_size, num_rows, method="empty_cache")
-      step = lambda words, cache: model.apply(variables, words, cache, begun, method="step")
+      members = list(zip(models, variables))
+      begun = [model.apply(v, *visual_inputs(config, batch), method="begin") for model, v in members]
+      caches = [model.apply(v, batch_size, num_rows, method="empty_cache") for model, v in members]
+
+      def step(words, caches):
+        logits, caches = zip(*[model.apply(v, words, cache, study, method="step")
+                               for (model, v), cache, study in zip(members, caches, begun)])
+        return mean_probability(logits), list(caches)
+
       if self._consensus:
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
-        result = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, max_length=max_length,
+        result = sample_search(step, caches, keys=keys, num_samples=decode.num_samples, max_length=max_length,
                                temperature=decode.temperature, top_k=decode.top_k, top_p=decode.top_p, **rules)
         likelihood = None
         if train_codes is not None:
-          likelihood = jax.nn.softmax(model.apply(variables, begun[1], train_codes, method="agree"))   # [B, R]
+          agreements = [jax.nn.softmax(model.apply(v, study[1], codes, method="agree"))              # [B, R]
+                        for (model, v), study, codes in zip(members, begun, train_codes)]
+          likelihood = sum(agreements) / len(members)
         return result.ids, result.log_probs, likelihood
-      result = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size, max_length=max_length,
+      result = beam_search(step, caches, batch_size=batch_size, beam_size=decode.beam_size, max_length=max_length,
                            length_penalty=decode.length_penalty, finished=decode.finished, **rules)
       return result.ids[:, :1], result.log_probs[:, :1], None
 
     self._write = jax.jit(write, out_shardings=replicated(mesh))
 
-  def __call__(self, variables: dict, batches: Iterable[dict]) -> list[Written]:
-    """Returns the report of every valid study of `batches` (as `eval_batches` gives them), in order."""
-    written = []
-    codes = self._train_codes(variables) if self._consensus and self.config.decode.recall_share else None
+  def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
+    """Returns the report of every valid study of `batches` (as `eval_batches` gives them), in order.
+
+    `variables`: of each model.
+    """
+    written, codes = [], None
+    if self._consensus and self.config.decode.recall_share:
+      codes = [self._train_codes(*member) for member in zip(self.models, variables)]
     for batch in batches:
       rows = host_rows(len(batch["valid"]))
       shown = {name: array[rows] for name, array in batch.items() if name != "tokens"}   # a report is never shown
@@ -76,17 +98,25 @@ class ReportWriter:
           written.append(Written(int(record), texts[chosen], float(scores[chosen])))
     return written
 
-  def _train_codes(self, variables: dict) -> np.ndarray:
-    """Returns what each training report recalls, as the alignment sees it [R, D]."""
+  def _train_codes(self, model: MCSAM, variables: dict) -> np.ndarray:
+    """Returns what each training report recalls, as the alignment of a model sees it [R, D]."""
     length, size = self.config.tokenizer.max_length, self.config.decode.batch_size
 
     @jax.jit
     def recall(variables, tokens):
-      memory = self.model.apply(variables, method="project_memory")
-      return self.model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), memory, False,
-                              method="recall_report")
+      memory = model.apply(variables, method="project_memory")
+      return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), memory, False,
+                         method="recall_report")
 
     tokens = np.stack([self.tokenizer.encode_for_training(report, length) for report in self.train_reports])
     filled = np.pad(tokens, ((0, -len(tokens) % size), (0, 0)), mode="edge")
     codes = [np.asarray(recall(variables, filled[start:start + size])) for start in range(0, len(filled), size)]
     return np.concatenate(codes)[:len(tokens)]
+
+
+def mean_probability(logits: Sequence[jax.Array]) -> jax.Array:
+  """Returns the logits [..., vocabulary] of the mean of the distributions that M `logits` stand for."""
+  if len(logits) == 1:
+    return logits[0]
+  log_probs = jax.nn.log_softmax(jnp.stack(logits).astype(jnp.float32))          # [M, ..., vocabulary]
+  return jax.nn.logsumexp(log_probs, axis=0) - np.log(len(logits))

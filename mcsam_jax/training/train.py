@@ -112,7 +112,7 @@ class Validation:
   def __init__(self, model, config, tokenizer, mesh, split, features, train_reports):
     self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
     self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
-    self.write = ReportWriter(model, config, tokenizer, mesh, config.train.eval_search, train_reports)
+    self.write = ReportWriter([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
 
   def batches(self, limit: int = 0):
     return eval_batches(self.split, self.tokenizer, self.config, self.config.decode.batch_size, self.features, limit)
@@ -123,7 +123,7 @@ class Validation:
     sums = [self.eval_step(variables, to_global(self.mesh, {name: array[rows] for name, array in batch.items()}))
             for batch in self.batches()]
     loss, tokens = np.sum(jax.device_get(sums), axis=0)
-    written = self.write(variables, self.batches(self.config.train.eval_studies))
+    written = self.write([variables], self.batches(self.config.train.eval_studies))
     reports = self.split.reports
     references, hypotheses = apply_protocol(
         "r2gen", [reports[report.record] for report in written], [report.text for report in written],

@@ -107,6 +107,34 @@ def test_the_size_of_the_last_batch_changes_no_report(trained, capsys):
   assert reports[0] == reports[1]
 
 
+def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, capsys):
+  twin = tmp_path / "twin"
+  shutil.copytree(trained, twin)
+  for others in ([], ["--ensemble", twin]):
+    status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", *others)
+    assert status == 0, err
+  alone, together = ([json.loads(line) for line in (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()]
+                     for name in ("", "-ensemble2"))
+  assert [line["generated"] for line in alone] == [line["generated"] for line in together]
+  np.testing.assert_allclose([line["log_prob"] for line in alone], [line["log_prob"] for line in together], atol=1e-4)
+  scores = json.loads((trained / "eval" / "test-60-ensemble2.json").read_text())
+  assert scores["models"] == [{"workdir": str(trained), "step": 60}, {"workdir": str(twin), "step": 60}]
+
+
+def test_models_that_speak_differently_write_no_report_together(trained, tmp_path, capsys):
+  other = tmp_path / "other"
+  shutil.copytree(trained, other)
+  for file, old, new, problem in (
+      ("config.json", '"max_length": 12', '"max_length": 13', "tokenizer.max_length: 12, 13"),
+      ("tokenizer/tokenizer.json", '"heart"', '"hearts"', "their vocabularies differ")):
+    text = (other / file).read_text()
+    assert old in text
+    (other / file).write_text(text.replace(old, new))
+    status, err = run(capsys, "evaluate", "--workdir", trained, "--ensemble", other)
+    assert status == 2 and problem in err and str(other) in err and len(err.splitlines()) == 1
+    (other / file).write_text(text)
+
+
 def test_a_workdir_of_another_config_is_refused_by_field(data_dir, trained, capsys):
   status, err = run(capsys, "train", "--config", "phantom", "--workdir", trained, *arguments(data_dir, model__dropout=0.3))
   assert status == 2 and "model.dropout: 0.3, 0.1" in err and len(err.splitlines()) == 1
