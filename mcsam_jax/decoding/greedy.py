@@ -4,8 +4,16 @@ A search knows the model only as a function that reads one token and remembers t
 
     step(ids int32 [B, K], cache) -> (logits [B, K, vocabulary], cache)
 
-Every leaf of the cache with two or more axes begins with [B, K]; smaller ones (the position) belong to all
-beams together. What never changes during a search (the keys of the patches) is closed over by `step`.
+The cache is a dict. When beams of a study change places, each takes along its part of what stands under "beams",
+whose leaves are [B, K, ...]; all the rest (the position, and what is found through what the beams carry) stays as
+it is. What never changes during a search (the keys of the patches) is closed over by `step`.
+
+A cache with room for T tokens is read whole at every step, however few are written. With
+
+    grow(cache, room) -> cache
+
+a search starts with a small one and widens it a few times (`in_stages`); without, the cache has all room from the
+start.
 K is 1 here. `next_token_log_probs` is where every search, this one or another, asks what may come next.
 
 Shapes: B studies, K beams, T tokens.
@@ -17,14 +25,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Cache = Any
+Cache = dict[str, Any]
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+Grow = Callable[[Cache, int], Cache]
+
+STAGE = 32      # tokens at most that a cache grows by; each stage is compiled, so they should be few
 
 
 class GreedyResult(NamedTuple):
   """`ids` hold the tokens after bos, with eos where it was reached and pad behind it."""
   ids: jax.Array        # int32 [B, T]
   log_probs: jax.Array  # float32 [B], summed over the tokens, eos included
+
+
+class _Search(NamedTuple):
+  """What goes round the loop."""
+  num_written: jax.Array   # int32 []
+  last: jax.Array          # int32 [B], the token that the next step reads
+  ids: jax.Array           # int32 [B, T]
+  log_probs: jax.Array     # float32 [B]
+  ended: jax.Array         # bool [B]
+  cache: Cache
+
+
+def in_stages(unfinished, body, search, max_length: int, grow: Grow | None):
+  """Returns the last state of `while unfinished(search): search = body(search)`, the cache growing on the way.
+
+  Args:
+    search: a named tuple with `num_written` and `cache`; `body` raises `num_written` by one, to `max_length` at most.
+  """
+  num_stages = -(-max_length // STAGE) if grow else 1
+  for stage in range(1, num_stages + 1):
+    room = -(-max_length * stage // num_stages)
+    if grow:
+      search = search._replace(cache=grow(search.cache, room))
+    search = jax.lax.while_loop(lambda search: unfinished(search) & (search.num_written < room), body, search)
+  return search
 
 
 def next_token_log_probs(logits, num_written, *, bos_id, eos_id, pad_id, min_length) -> jax.Array:
@@ -71,29 +107,26 @@ def without_repeats(log_probs: jax.Array, ids: jax.Array, num_written: jax.Array
 
 
 def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int, bos_id: int, eos_id: int,
-                  pad_id: int, min_length: int = 0, block_ngrams: int = 0) -> GreedyResult:
+                  pad_id: int, min_length: int = 0, block_ngrams: int = 0, grow: Grow | None = None) -> GreedyResult:
   """Writes one report a study, of at most `max_length` tokens (T), eos included.
 
   `block_ngrams`: no run of so many tokens stands twice in a report; 0: anything may.
   """
+  def unfinished(search):
+    return ~jnp.all(search.ended)
 
-  def unfinished(state):
-    num_written, _, _, _, ended, _ = state
-    return (num_written < max_length) & ~jnp.all(ended)
-
-  def write_one(state):
-    num_written, last, ids, log_probs, ended, cache = state
-    logits, cache = step(last[:, None], cache)
-    options = next_token_log_probs(logits[:, 0], num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
+  def write_one(search):
+    logits, cache = step(search.last[:, None], search.cache)
+    options = next_token_log_probs(logits[:, 0], search.num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                            # [B, vocabulary]
-    options = without_repeats(options, ids, num_written, block_ngrams)
+    options = without_repeats(options, search.ids, search.num_written, block_ngrams)
     chosen = jnp.argmax(options, axis=-1).astype(jnp.int32)
-    log_probs += jnp.where(ended, 0.0, jnp.max(options, axis=-1))
-    ids = ids.at[:, num_written].set(jnp.where(ended, pad_id, chosen))
-    return num_written + 1, chosen, ids, log_probs, ended | (chosen == eos_id), cache
+    log_probs = search.log_probs + jnp.where(search.ended, 0.0, jnp.max(options, axis=-1))
+    ids = search.ids.at[:, search.num_written].set(jnp.where(search.ended, pad_id, chosen))
+    return _Search(search.num_written + 1, chosen, ids, log_probs, search.ended | (chosen == eos_id), cache)
 
-  start = (jnp.int32(0), jnp.full([batch_size], bos_id, jnp.int32),
-           jnp.full([batch_size, max_length], pad_id, jnp.int32),
-           jnp.zeros([batch_size], jnp.float32), jnp.zeros([batch_size], bool), cache)
-  _, _, ids, log_probs, _, _ = jax.lax.while_loop(unfinished, write_one, start)
-  return GreedyResult(ids, log_probs)
+  start = _Search(jnp.int32(0), jnp.full([batch_size], bos_id, jnp.int32),
+                  jnp.full([batch_size, max_length], pad_id, jnp.int32),
+                  jnp.zeros([batch_size], jnp.float32), jnp.zeros([batch_size], bool), cache)
+  search = in_stages(unfinished, write_one, start, max_length, grow)
+  return GreedyResult(search.ids, search.log_probs)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.decoding.greedy import Cache, Step, next_token_log_probs, without_repeats
+from mcsam_jax.decoding.greedy import Cache, Grow, Step, in_stages, next_token_log_probs, without_repeats
 from mcsam_jax.models.memory_bank import keep_top_k
 
 
@@ -21,9 +21,19 @@ class SampleResult(NamedTuple):
   log_probs: jax.Array  # float32 [B, K], by the model itself (temperature 1), summed over the tokens, eos included
 
 
+class _Search(NamedTuple):
+  """What goes round the loop."""
+  num_written: jax.Array   # int32 []
+  last: jax.Array          # int32 [B, K], the token that the next step reads
+  ids: jax.Array           # int32 [B, K, T]
+  log_probs: jax.Array     # float32 [B, K]
+  ended: jax.Array         # bool [B, K]
+  cache: Cache
+
+
 def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int, max_length: int, bos_id: int,
                   eos_id: int, pad_id: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                  min_length: int = 0, block_ngrams: int = 0) -> SampleResult:
+                  min_length: int = 0, block_ngrams: int = 0, grow: Grow | None = None) -> SampleResult:
   """Draws `num_samples` (K) reports a study, each of at most `max_length` tokens (T), eos included.
 
   Args:
@@ -36,28 +46,26 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
   """
   batch_size = keys.shape[0]
 
-  def unfinished(state):
-    num_written, _, _, _, ended, _ = state
-    return (num_written < max_length) & ~jnp.all(ended)
+  def unfinished(search):
+    return ~jnp.all(search.ended)
 
-  def write_one(state):
-    num_written, last, ids, log_probs, ended, cache = state
-    logits, cache = step(last, cache)
-    options = next_token_log_probs(logits, num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
+  def write_one(search):
+    logits, cache = step(search.last, search.cache)
+    options = next_token_log_probs(logits, search.num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                              # [B, K, vocabulary]
-    options = without_repeats(options, ids, num_written, block_ngrams)
-    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, num_written), row))
+    options = without_repeats(options, search.ids, search.num_written, block_ngrams)
+    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, search.num_written), row))
     chosen = draw(keys, drawable(options / temperature, top_k, top_p)).astype(jnp.int32)   # [B, K]
     gained = jnp.take_along_axis(options, chosen[..., None], -1)[..., 0]
-    log_probs += jnp.where(ended, 0.0, gained)
-    ids = ids.at[:, :, num_written].set(jnp.where(ended, pad_id, chosen))
-    return num_written + 1, chosen, ids, log_probs, ended | (chosen == eos_id), cache
+    log_probs = search.log_probs + jnp.where(search.ended, 0.0, gained)
+    ids = search.ids.at[:, :, search.num_written].set(jnp.where(search.ended, pad_id, chosen))
+    return _Search(search.num_written + 1, chosen, ids, log_probs, search.ended | (chosen == eos_id), cache)
 
-  start = (jnp.int32(0), jnp.full([batch_size, num_samples], bos_id, jnp.int32),
-           jnp.full([batch_size, num_samples, max_length], pad_id, jnp.int32),
-           jnp.zeros([batch_size, num_samples], jnp.float32), jnp.zeros([batch_size, num_samples], bool), cache)
-  _, _, ids, log_probs, _, _ = jax.lax.while_loop(unfinished, write_one, start)
-  return SampleResult(ids, log_probs)
+  start = _Search(jnp.int32(0), jnp.full([batch_size, num_samples], bos_id, jnp.int32),
+                  jnp.full([batch_size, num_samples, max_length], pad_id, jnp.int32),
+                  jnp.zeros([batch_size, num_samples], jnp.float32), jnp.zeros([batch_size, num_samples], bool), cache)
+  search = in_stages(unfinished, write_one, start, max_length, grow)
+  return SampleResult(search.ids, search.log_probs)
 
 
 def drawable(log_probs: jax.Array, top_k: int, top_p: float) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from mcsam_jax.decoding.beam_search import beam_search
 from mcsam_jax.decoding.consensus import Consensus
 from mcsam_jax.decoding.sampling import sample_search
-from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.models.mcsam import Knowledge, MCSAM
 from mcsam_jax.training.sharding import host_rows, replicated, to_global
 from mcsam_jax.training.step import token_mask, visual_inputs
 
@@ -44,36 +44,46 @@ class ReportWriter:
     if search == "consensus":
       self._consensus = Consensus(tokenizer.clean(report).split() for report in train_reports)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    decode, max_length = config.decode, config.tokenizer.max_length
-    rules = {**ids, "min_length": decode.min_length, "block_ngrams": decode.block_ngrams}
+    decode = config.decode
+    rules = {**ids, "max_length": config.tokenizer.max_length, "min_length": decode.min_length, "block_ngrams": decode.block_ngrams}
 
-    def write(variables: Sequence[dict], batch: dict, train_codes: Sequence[jax.Array] | None):
+    def know(variables: Sequence[dict]) -> list[Knowledge]:
+      return [model.apply(v, method="know") for model, v in zip(models, variables)]
+
+    def write(variables: Sequence[dict], knowledge: Sequence[Knowledge], batch: dict,
+              train_codes: Sequence[jax.Array] | None):
       batch_size = batch["valid"].shape[0]
       num_rows = decode.num_samples if self._consensus else decode.beam_size
       members = list(zip(models, variables))
-      begun = [model.apply(v, *visual_inputs(config, batch), method="begin") for model, v in members]
-      caches = [model.apply(v, batch_size, num_rows, method="empty_cache") for model, v in members]
+      begun = [model.apply(v, *visual_inputs(config, batch), known, method="begin")
+               for (model, v), known in zip(members, knowledge)]
+      exchange = not self._consensus
+      cache = together([model.apply(v, study, num_rows, exchange, method="first_cache")
+                        for (model, v), study in zip(members, begun)])
 
-      def step(words, caches):
-        logits, caches = zip(*[model.apply(v, words, cache, study, method="step")
-                               for (model, v), cache, study in zip(members, caches, begun)])
-        return mean_probability(logits), list(caches)
+      def step(words, cache):
+        logits, caches = zip(*[model.apply(v, words, mine, study, method="step")
+                               for (model, v), mine, study in zip(members, apart(cache), begun)])
+        return mean_probability(logits), together(caches)
+
+      def grow(cache, room):
+        return together([model.apply(v, mine, room, method="grow") for (model, v), mine in zip(members, apart(cache))])
 
       if self._consensus:
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
-        result = sample_search(step, caches, keys=keys, num_samples=decode.num_samples, max_length=max_length,
-                               temperature=decode.temperature, top_k=decode.top_k, top_p=decode.top_p, **rules)
+        result = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
+                               top_k=decode.top_k, top_p=decode.top_p, grow=grow, **rules)
         likelihood = None
         if train_codes is not None:
-          agreements = [jax.nn.softmax(model.apply(v, study[1], codes, method="agree"))              # [B, R]
+          agreements = [jax.nn.softmax(model.apply(v, study.image_code, codes, method="agree"))              # [B, R]
                         for (model, v), study, codes in zip(members, begun, train_codes)]
           likelihood = sum(agreements) / len(members)
         return result.ids, result.log_probs, likelihood
-      result = beam_search(step, caches, batch_size=batch_size, beam_size=decode.beam_size, max_length=max_length,
-                           length_penalty=decode.length_penalty, finished=decode.finished, **rules)
+      result = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
+                           length_penalty=decode.length_penalty, finished=decode.finished, grow=grow, **rules)
       return result.ids[:, :1], result.log_probs[:, :1], None
 
-    self._write = jax.jit(write, out_shardings=replicated(mesh))
+    self._know, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (know, write))
 
   def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
     """Returns the report of every valid study of `batches` (as `eval_batches` gives them), in order.
@@ -83,10 +93,11 @@ class ReportWriter:
     written, codes = [], None
     if self._consensus and self.config.decode.recall_share:
       codes = [self._train_codes(*member) for member in zip(self.models, variables)]
+    knowledge = self._know(variables)
     for batch in batches:
       rows = host_rows(len(batch["valid"]))
       shown = {name: array[rows] for name, array in batch.items() if name != "tokens"}   # a report is never shown
-      ids, log_probs, likelihood = jax.device_get(self._write(variables, to_global(self.mesh, shown), codes))
+      ids, log_probs, likelihood = jax.device_get(self._write(variables, knowledge, to_global(self.mesh, shown), codes))
       for row, (record, candidates, scores, valid) in enumerate(zip(batch["record"], ids, log_probs, batch["valid"])):
         if valid:                                                          # candidates [K, T], scores [K]
           texts = [self.tokenizer.decode(candidate) for candidate in candidates]
@@ -112,6 +123,15 @@ class ReportWriter:
     filled = np.pad(tokens, ((0, -len(tokens) % size), (0, 0)), mode="edge")
     codes = [np.asarray(recall(variables, filled[start:start + size])) for start in range(0, len(filled), size)]
     return np.concatenate(codes)[:len(tokens)]
+
+
+def together(caches: Sequence[dict]) -> dict:
+  """Returns the caches of several models as one, in which each beam takes its part of all of them along."""
+  return {"beams": [cache["beams"] for cache in caches], "rest": [cache | {"beams": None} for cache in caches]}
+
+
+def apart(cache: dict) -> list[dict]:
+  return [mine | {"beams": beams} for mine, beams in zip(cache["rest"], cache["beams"])]
 
 
 def mean_probability(logits: Sequence[jax.Array]) -> jax.Array:

@@ -34,7 +34,8 @@ def slots_answering(model: MCSAM, config: ConfigDict, eos_id: int, variables: di
       weights = jnp.moveaxis(state["intermediates"]["memory_bank"]["slot_weights"][0], 0, 1)[batch["tokens"][:, :-1]]
       weights = jnp.moveaxis(weights, 2, 1)                 # [vocabulary, H, S] -> [B, T, H, S] -> [B, H, T, S]
     else:
-      _, state = model.apply(variables, batch["tokens"][:, :-1], encoded.image_code, None, memory, False,
+      words = batch["tokens"][:, :-1]
+      _, state = model.apply(variables, words, jnp.arange(words.shape[1]), None, None, memory, False,
                              method="embed_words", mutable=["intermediates"])
       weights = state["intermediates"]["memory_bank"]["slot_weights"][0]
     shown = jnp.pad(token_mask(batch["tokens"], eos_id), ((0, 0), (1, 0)), constant_values=True)[:, :-1]

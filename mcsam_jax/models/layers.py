@@ -5,8 +5,6 @@ that keys don't change (memory slots, patches, words already written) projects
 them once. Layers are pre-norm, as R2GenCMN's are.
 """
 
-from collections.abc import Sequence
-
 from flax import linen as nn
 import flax.struct
 import jax
@@ -18,7 +16,10 @@ xavier = nn.initializers.xavier_uniform()
 
 @flax.struct.dataclass
 class KeysValues:
-  """What a query may attend to: keys and values [..., H, L, D/H], mask [..., 1 or H, 1 or Q, L] or None."""
+  """What a query may attend to: keys [..., H, D/H, L], values [..., H, L, D/H], mask [..., 1 or H, 1 or Q, L] or None.
+
+  Keys lie as the product with queries reads them, so that those that are used many times are turned once.
+  """
   keys: jax.Array
   values: jax.Array
   mask: jax.Array | None = None
@@ -62,15 +63,13 @@ class Attention(nn.Module):
 
   def keys_values(self, x: jax.Array, mask: jax.Array | None = None) -> KeysValues:
     """Projects x [..., L, D], with a mask that broadcasts to [..., H, Q, L] (True: may be seen)."""
-    return KeysValues(split_heads(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads), mask)
+    return KeysValues(split_keys(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads), mask)
 
-  def __call__(self, x: jax.Array, seen: Sequence[KeysValues], train: bool) -> jax.Array:
-    """Returns [..., Q, D]: queries x [..., Q, D] attend to all blocks of `seen` together."""
+  def __call__(self, x: jax.Array, seen: KeysValues, train: bool) -> jax.Array:
+    """Returns [..., Q, D]: queries x [..., Q, D] attend to what is `seen`."""
     query = split_heads(self.query(x), self.num_heads)                            # [..., H, Q, D/H]
-    weights = self.drop(attention_weights(query, seen), deterministic=not train)  # [..., H, Q, all L]
-    ends = np.cumsum([block.keys.shape[-2] for block in seen])[:-1]
-    mixed = sum(part @ block.values for part, block in zip(jnp.split(weights, ends, -1), seen))
-    return self.output(merge_heads(mixed))
+    weights = self.drop(attention_weights(query, seen), deterministic=not train)  # [..., H, Q, L]
+    return self.output(merge_heads(weights @ seen.values))
 
 
 class FeedForward(nn.Module):
@@ -102,7 +101,7 @@ class EncoderLayer(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not train)
     attention = Attention(self.width, self.num_heads, self.dropout, self.dtype, name="self_attention")
     normed = Norm(self.norm, self.dtype, name="norm_attention")(x)
-    x += drop(attention(normed, [attention.keys_values(normed, mask[:, None, None, :])], train))
+    x += drop(attention(normed, attention.keys_values(normed, mask[:, None, None, :]), train))
     feedforward = FeedForward(self.width, self.feedforward_width, self.dropout, self.dtype, name="feedforward")
     return x + drop(feedforward(Norm(self.norm, self.dtype, name="norm_feedforward")(x), train))
 
@@ -130,6 +129,11 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
   return jnp.moveaxis(x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads), -2, -3)
 
 
+def split_keys(x: jax.Array, num_heads: int) -> jax.Array:
+  """[..., L, D] -> [..., H, D/H, L]."""
+  return jnp.swapaxes(split_heads(x, num_heads), -1, -2)
+
+
 def merge_heads(x: jax.Array) -> jax.Array:
   """[..., H, L, D/H] -> [..., L, D]."""
   x = jnp.moveaxis(x, -3, -2)
@@ -137,17 +141,17 @@ def merge_heads(x: jax.Array) -> jax.Array:
 
 
 def attention_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """Returns q k^T / sqrt(D/H) in float32: [..., Q, D/H] and [..., L, D/H] -> [..., Q, L]."""
-  scores = jnp.einsum("...qd,...kd->...qk", query, keys, preferred_element_type=jnp.float32)
+  """Returns q k / sqrt(D/H) in float32: [..., Q, D/H] and [..., D/H, L] -> [..., Q, L]."""
+  scores = jnp.matmul(query, keys, preferred_element_type=jnp.float32)
   return scores / np.sqrt(query.shape[-1])
 
 
-def attention_weights(query: jax.Array, seen: Sequence[KeysValues]) -> jax.Array:
-  """Returns the softmax [..., H, Q, all L] over the keys of all blocks, in the queries' type."""
-  scores = [attention_scores(query, block.keys) for block in seen]
-  scores = [score if block.mask is None else jnp.where(block.mask, score, -jnp.inf)
-            for score, block in zip(scores, seen)]
-  return jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1).astype(query.dtype)
+def attention_weights(query: jax.Array, seen: KeysValues) -> jax.Array:
+  """Returns the softmax [..., H, Q, L] over the keys that may be seen, in the queries' type."""
+  scores = attention_scores(query, seen.keys)
+  if seen.mask is not None:
+    scores = jnp.where(seen.mask, scores, -jnp.inf)
+  return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
 
 def sinusoidal_positions(length: int, width: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import numpy as np
 
 from mcsam_jax.models import layers
 from mcsam_jax.models.memory_bank import MemoryBank
-from mcsam_jax.models.report_decoder import ReportDecoder
+from mcsam_jax.models.report_decoder import ReportDecoder, Study
 from mcsam_jax.models.semantic_alignment import CodeHead, SemanticAlignment
 from mcsam_jax.models.text_encoder import TextEncoder
 from mcsam_jax.models.visual_encoder import make_encoder
@@ -37,6 +37,22 @@ class Encoded:
   patches: jax.Array             # [B, N, D], encoded
   patch_mask: jax.Array          # [B, N], False where a view is absent
   image_code: jax.Array | None   # s_v [B, D]; None without alignment
+
+
+@flax.struct.dataclass
+class Knowledge:
+  """What writing needs of the memory: the same for all studies, so it is made once for a checkpoint."""
+  slots: layers.KeysValues | None     # projected
+  table: jax.Array | None             # responses to the vocabulary, see `word_responses`
+
+
+@flax.struct.dataclass
+class Begun:
+  """What every word of a report needs of its study and of the memory."""
+  study: Study                        # patches and prompts, projected
+  image_code: jax.Array | None        # s_v [B, D]
+  code_input: jax.Array | None        # what s_v adds to every word [B, D]
+  knowledge: Knowledge
 
 
 @flax.struct.dataclass
@@ -108,7 +124,8 @@ class MCSAM(nn.Module):
     """
     memory = self.project_memory()
     encoded = self.encode(images, view_mask, view_ids, memory, train)
-    words = self.embed_words(tokens[:, :-1], encoded.image_code, self.word_responses(memory, train), memory, train)
+    words = self.embed_words(tokens[:, :-1], np.arange(tokens.shape[1] - 1), self.code_input(encoded.image_code),
+                             self.word_responses(memory, train), memory, train)
     logits = self.decoder(words, encoded.patches, encoded.patch_mask, train)
     report_code = self.recall_report(tokens[:, 1:], token_mask, memory, train)
     return Outputs(logits, encoded.image_code, report_code)
@@ -150,7 +167,7 @@ class MCSAM(nn.Module):
     return Encoded(self.encoder(patches, mask, train), mask, image_code)
 
   def project_memory(self) -> layers.KeysValues | None:
-    """Returns keys and values [H, S, D/H] of the memory, the same for every query; None without memory."""
+    """Returns keys [H, D/H, S] and values [H, S, D/H] of the memory for all queries; None without memory."""
     return self.memory_bank.project() if self.config.model.use_memory else None
 
   # Align.
@@ -185,42 +202,54 @@ class MCSAM(nn.Module):
     vocabulary = self.words(jnp.arange(self.vocab_size)) * np.sqrt(self.config.model.width)
     return self.memory_bank(vocabulary, memory, train)
 
-  def embed_words(self, words: jax.Array, image_code: jax.Array | None, table: jax.Array | None,
-                  memory: layers.KeysValues | None, train: bool, start: jax.Array | int = 0) -> jax.Array:
-    """Returns decoder inputs [B, T, D] for words [B, T] at positions start, start + 1, ...
+  def code_input(self, image_code: jax.Array | None) -> jax.Array | None:
+    """Returns what the image's code [B, D] adds to every word [B, D], through a gate that starts at zero."""
+    if image_code is None:
+      return None
+    added = self.code_norm(self.code_projection(image_code))
+    return self.code_gate.astype(added.dtype) * added
+
+  def embed_words(self, words: jax.Array, places: jax.Array, code_input: jax.Array | None, table: jax.Array | None,
+                  memory: layers.KeysValues | None, train: bool) -> jax.Array:
+    """Returns decoder inputs [B, L, D] for words [B, L], of which the i-th stands at position places[i], or all at [0].
 
     Word (scaled by the root of D) + position, consolidated with the memory's
-    response, plus the image's code through a gate that starts at zero.
+    response, plus what the image's code adds.
     """
     model = self.config.model
-    place = start + jnp.arange(words.shape[1])
     if model.word_positions == "learned":
-      positions = self.word_places(place)
+      positions = self.word_places(places)
     else:
-      positions = jnp.asarray(layers.sinusoidal_positions(self.max_length + 1, model.width))[place]
+      positions = jnp.asarray(layers.sinusoidal_positions(self.max_length + 1, model.width))[places]
     x = self.words(words) * np.sqrt(model.width) + positions.astype(self.words.dtype)
     x = self.drop(x, deterministic=not train)
     if model.use_memory:
       responses = self.memory_bank(x, memory, train) if table is None else jnp.take(table, words, axis=0)
       x = self.memory_bank.consolidate(x, responses)
-    if image_code is not None:
-      x += self.code_gate.astype(x.dtype) * self.code_norm(self.code_projection(image_code))[:, None]
-    return x
+    return x if code_input is None else x + code_input[:, None]
 
-  def begin(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array):
-    """Returns what writing reports of B studies needs at every word: a tuple to hand to `step`."""
+  def know(self) -> Knowledge:
     memory = self.project_memory()
-    encoded = self.encode(images, view_mask, view_ids, memory, train=False)
-    study = self.decoder.begin(encoded.patches, encoded.patch_mask)
-    return study, encoded.image_code, self.word_responses(memory, train=False), memory
+    return Knowledge(memory, self.word_responses(memory, train=False))
 
-  def empty_cache(self, batch_size: int, beam_size: int) -> dict:
-    return self.decoder.empty_cache(batch_size, beam_size, self.max_length)
+  def begin(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, knowledge: Knowledge) -> Begun:
+    """Returns what writing reports of B studies needs at every word (first arguments as in `__call__`)."""
+    return self.begin_writing(self.encode(images, view_mask, view_ids, knowledge.slots, train=False), knowledge)
 
-  def step(self, words: jax.Array, cache: dict, begun) -> tuple[jax.Array, dict]:
+  def begin_writing(self, encoded: Encoded, knowledge: Knowledge) -> Begun:
+    return Begun(self.decoder.begin(encoded.patches, encoded.patch_mask), encoded.image_code,
+                 self.code_input(encoded.image_code), knowledge)
+
+  def first_cache(self, begun: Begun, num_beams: int, exchange: bool = True) -> dict:
+    """Returns the cache before the first word; `exchange`: beams may take each other's place (beam search)."""
+    return self.decoder.first_cache(begun.study, num_beams, exchange)
+
+  def grow(self, cache: dict, room: int) -> dict:
+    """Returns the cache with room for `room` words; `first_cache` has none."""
+    return self.decoder.grow(cache, room)
+
+  def step(self, words: jax.Array, cache: dict, begun: Begun) -> tuple[jax.Array, dict]:
     """Returns logits [B, K, vocabulary] after words [B, K], and the cache that holds them too."""
-    study, image_code, table, memory = begun
-    batch, beams = words.shape
-    code = None if image_code is None else jnp.repeat(image_code, beams, axis=0)                  # [B*K, D]
-    x = self.embed_words(words.reshape(-1, 1), code, table, memory, train=False, start=cache["position"])
-    return self.decoder.step(x.reshape(batch, beams, -1), cache, study)
+    place = cache["position"][None] - self.decoder.num_prompts
+    x = self.embed_words(words, place, begun.code_input, begun.knowledge.table, begun.knowledge.slots, train=False)
+    return self.decoder.step(x, cache, begun.study)

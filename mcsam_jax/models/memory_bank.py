@@ -35,9 +35,9 @@ class MemoryBank(nn.Module):
       self.gate = nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype)
 
   def project(self) -> layers.KeysValues:
-    """Returns keys and values [H, S, D/H] of all slots."""
+    """Returns keys [H, D/H, S] and values [H, S, D/H] of all slots."""
     slots = self.slots.astype(self.dtype)
-    return layers.KeysValues(layers.split_heads(self.key(slots), self.num_heads),
+    return layers.KeysValues(layers.split_keys(self.key(slots), self.num_heads),
                              layers.split_heads(self.value(slots), self.num_heads))
 
   def __call__(self, features: jax.Array, memory: layers.KeysValues, train: bool) -> jax.Array:

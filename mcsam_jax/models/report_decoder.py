@@ -3,8 +3,14 @@
 Sequence: N_p prompts, then words. Every position sees all prompts; a word sees
 itself and the words before it; prompts see prompts only. Two ways through the
 same weights: `__call__` reads a whole report at once (training), `begin` and
-`step` write one word at a time. What stays the same for all beams of a study
-(projected patches, prompts) is computed by `begin` and lives outside the cache.
+`step` write one word at a time.
+
+What `step` has written never moves. A beam that takes another's place would
+have to take its keys and values along; instead each beam knows its ancestors,
+the place in which each of its words was written, and looks at these alone.
+
+Shapes: B studies, K beams, N patches, T words, N_p prompts, L = N_p + T
+positions, H heads, D width.
 """
 
 from collections.abc import Sequence
@@ -13,6 +19,7 @@ from flax import linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mcsam_jax.models import layers
 
@@ -20,8 +27,8 @@ from mcsam_jax.models import layers
 @flax.struct.dataclass
 class Study:
   """What one study shows to every word of its report, a layer each."""
-  patches: Sequence[layers.KeysValues]   # [B, H, N, D/H], mask [B, 1, 1, N]
-  prompts: Sequence[layers.KeysValues]   # [B, H, N_p, D/H]
+  patches: Sequence[layers.KeysValues]   # of B studies: keys [B, H, D/H, N], mask [B, 1, 1, N]
+  prompts: Sequence[layers.KeysValues]   # keys [B, H, D/H, N_p]
 
 
 class DecoderLayer(nn.Module):
@@ -44,20 +51,23 @@ class DecoderLayer(nn.Module):
     """Returns the keys and values by which later positions will see x [..., L, D]."""
     return self.self_attention.keys_values(self.norm_self(x), mask)
 
-  def __call__(self, x: jax.Array, seen: Sequence[layers.KeysValues], patches: layers.KeysValues,
-               train: bool) -> jax.Array:
-    """Returns [..., L, D] for positions x [..., L, D] that see `seen` and the patches."""
+  def __call__(self, x: jax.Array, seen: layers.KeysValues, patches: layers.KeysValues, train: bool) -> jax.Array:
+    """Returns [B, L, D] for positions x [B, L, D] that see `seen` and the patches."""
+    return self.look(self.listen(x, seen, train), patches, train)
+
+  def listen(self, x: jax.Array, seen: layers.KeysValues, train: bool) -> jax.Array:
+    """Self-attention: returns [..., L, D] for positions x [..., L, D] that see `seen`."""
+    return x + self.drop(self.self_attention(self.norm_self(x), seen, train), deterministic=not train)
+
+  def look(self, x: jax.Array, patches: layers.KeysValues, train: bool) -> jax.Array:
+    """Cross-attention and feed-forward: returns [B, L, D] for positions x [B, L, D] of studies with these patches."""
     keep = not train
-    x += self.drop(self.self_attention(self.norm_self(x), seen, train), deterministic=keep)
-    x += self.drop(self.cross_attention(self.norm_cross(x), [patches], train), deterministic=keep)
+    x += self.drop(self.cross_attention(self.norm_cross(x), patches, train), deterministic=keep)
     return x + self.drop(self.feedforward(self.norm_feedforward(x), train), deterministic=keep)
 
 
 class ReportDecoder(nn.Module):
-  """`num_layers` decoder layers, a last norm, and logits over the vocabulary.
-
-  Shapes: B studies, K beams, N patches, T words, N_p prompts, D width.
-  """
+  """`num_layers` decoder layers, a last norm, and logits over the vocabulary."""
   num_layers: int
   width: int
   num_heads: int
@@ -84,7 +94,7 @@ class ReportDecoder(nn.Module):
     causal = (place[None, :] < self.num_prompts) | (place[None, :] <= place[:, None])
     for layer in self.layers:
       shown = layer.cross_attention.keys_values(patches, patch_mask[:, None, None, :])
-      x = layer(x, [layer.own(x, causal)], shown, train)
+      x = layer(x, layer.own(x, causal), shown, train)
     return self.logits(self.final_norm(x[:, self.num_prompts:]))
 
   def begin(self, patches: jax.Array, patch_mask: jax.Array) -> Study:
@@ -95,28 +105,70 @@ class ReportDecoder(nn.Module):
       study.patches.append(layer.cross_attention.keys_values(patches, patch_mask[:, None, None, :]))
       study.prompts.append(layer.own(x))
       if self.num_prompts:
-        x = layer(x, study.prompts[-1:], study.patches[-1], train=False)
+        x = layer(x, study.prompts[-1], study.patches[-1], train=False)
     return study
 
-  def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> dict:
-    """Returns a cache for T words a beam: keys and values [B, K, H, T, D/H] a layer, and the position, 0."""
-    shape = (batch_size, beam_size, self.num_heads, max_length, self.width // self.num_heads)
-    empty = [layers.KeysValues(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)) for _ in self.layers]
-    return {"words": empty, "position": jnp.zeros((), jnp.int32)}
+  def first_cache(self, study: Study, num_beams: int, exchange: bool) -> dict:
+    """Returns the cache before the first word: the prompts, and no room for words yet.
+
+    Args:
+      exchange: whether beams of a study take each other's place, as `decoding/greedy.py` describes it. Beams that
+        never do are cheaper as groups of one: G = B * K groups of K' = 1, else G = B of K' = K.
+
+    Returns:
+      words: a layer's keys [G, H, D/H, L * K'] and values [G, H, L * K', D/H], by position, then by the place that
+        wrote them.
+      position: of the next word, N_p at first.
+      beams: with `exchange` the ancestors int32 [B, K, L], -1 where nothing is written yet; else None.
+    """
+    places = num_beams if exchange else 1
+
+    def spread(prompts, axis):                    # the axis of positions; prompts stand in place 0
+      grouped = prompts if exchange else jnp.repeat(prompts, num_beams, axis=0)
+      others = [(0, places - 1) if each == axis + 1 else (0, 0) for each in range(5)]
+      wide = jnp.pad(jnp.expand_dims(grouped, axis + 1), others)
+      return wide.reshape(*wide.shape[:axis], -1, *wide.shape[axis + 2:])
+
+    words = [layers.KeysValues(spread(prompts.keys, 3), spread(prompts.values, 2)) for prompts in study.prompts]
+    ancestors = jnp.zeros((study.patches[0].keys.shape[0], num_beams, self.num_prompts), jnp.int32)
+    return {"words": words, "position": jnp.int32(self.num_prompts), "beams": ancestors if exchange else None}
+
+  def grow(self, cache: dict, room: int) -> dict:
+    """Returns the cache with room for `room` words in all."""
+    ancestors, old = cache["beams"], cache["words"][0].values.shape[2]
+    places = 1 if ancestors is None else ancestors.shape[1]
+    new = (self.num_prompts + room) * places - old
+
+    def widen(past):
+      return layers.KeysValues(jnp.pad(past.keys, ((0, 0), (0, 0), (0, 0), (0, new))),
+                               jnp.pad(past.values, ((0, 0), (0, 0), (0, new), (0, 0))))
+    if ancestors is not None:
+      ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (0, new // places)), constant_values=-1)
+    return cache | {"words": [widen(past) for past in cache["words"]], "beams": ancestors}
 
   def step(self, words: jax.Array, cache: dict, study: Study) -> tuple[jax.Array, dict]:
-    """Returns logits [B, K, vocabulary] after the embedded words [B, K, D] at the cache's position."""
-    position = cache["position"]
-    written, x = [], words[:, :, None]                                      # [B, K, 1, D]
-    for layer, past, patches, prompts in zip(self.layers, cache["words"], study.patches, study.prompts):
-      new = layer.own(x)                                                    # [B, K, H, 1, D/H]
+    """Returns logits [B, K, vocabulary] after the embedded words [B, K, D] at the cache's position, and the cache."""
+    position, ancestors = cache["position"], cache["beams"]
+    groups, _, size, _ = cache["words"][0].values.shape
+    places = words.shape[0] * words.shape[1] // groups
+    length = size // places
+    if ancestors is None:
+      mask = jnp.arange(length) <= position
+    else:
+      ancestors = ancestors.at[:, :, position].set(np.arange(places))             # a word stands where it is written
+      mask = (ancestors[..., None] == np.arange(places)).reshape(groups, 1, places, length * places)
+
+    written, x = [], words                                                        # [B, K, D]
+    for layer, past, patches in zip(self.layers, cache["words"], study.patches):
+      mine = x.reshape(groups, places, self.width)
+      new = layer.own(mine)
       past = layers.KeysValues(
-          jax.lax.dynamic_update_slice_in_dim(past.keys, new.keys, position, -2),
-          jax.lax.dynamic_update_slice_in_dim(past.values, new.values, position, -2))
-      seen = past.replace(mask=jnp.arange(past.keys.shape[-2]) <= position)
-      x = layer(x, [beamless(prompts), seen], beamless(patches), train=False)
+          jax.lax.dynamic_update_slice_in_dim(past.keys, new.keys, position * places, axis=3),
+          jax.lax.dynamic_update_slice_in_dim(past.values, new.values, position * places, axis=2))
+      x = layer.listen(mine, past.replace(mask=mask), train=False).reshape(words.shape)
+      x = layer.look(x, patches, train=False)
       written.append(past)
-    return self.logits(self.final_norm(x[:, :, 0])), {"words": written, "position": position + 1}
+    return self.logits(self.final_norm(x)), {"words": written, "position": position + 1, "beams": ancestors}
 
   def prompt_embeddings(self, batch_size: int) -> jax.Array:
     """Returns the learnable memory tokens [B, N_p, D]."""
@@ -124,7 +176,3 @@ class ReportDecoder(nn.Module):
       return jnp.zeros((batch_size, 0, self.width), self.dtype)
     return jnp.broadcast_to(self.prompts.astype(self.dtype), (batch_size, self.num_prompts, self.width))
 
-
-def beamless(seen: layers.KeysValues) -> layers.KeysValues:
-  """[B, H, L, D/H] -> [B, 1, H, L, D/H], to be broadcast over beams, not copied."""
-  return jax.tree.map(lambda leaf: leaf[:, None], seen)

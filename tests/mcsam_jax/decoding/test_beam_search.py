@@ -21,15 +21,20 @@ SHARED = dict(bos_id=0, eos_id=0, pad_id=0)
 def table_step(tables):
   """A model whose logits are tables[study, position, last token]; `tables` [B, T, V, V]."""
   tables = jnp.asarray(tables)
-  def step(ids, position):
-    return jax.vmap(lambda table, last: table[last])(tables[:, position], ids), position + 1
+  def step(ids, cache):
+    position = cache["position"]
+    return jax.vmap(lambda table, last: table[last])(tables[:, position], ids), cache | {"position": position + 1}
   return step
+
+
+def first_cache():
+  return {"position": jnp.int32(0), "beams": None}
 
 
 @functools.partial(jax.jit, static_argnames=(
     "beam_size", "early_stop", "bos_id", "eos_id", "pad_id", "finished", "block_ngrams"))
 def compiled_search(tables, min_length, length_penalty, **arguments):
-  return beam_search(table_step(tables), jnp.int32(0), batch_size=tables.shape[0], max_length=tables.shape[1],
+  return beam_search(table_step(tables), first_cache(), batch_size=tables.shape[0], max_length=tables.shape[1],
                      min_length=min_length, length_penalty=length_penalty, **arguments)
 
 
@@ -40,7 +45,7 @@ def search_tables(tables, min_length=0, length_penalty=0.0, **arguments) -> Beam
 
 @functools.partial(jax.jit, static_argnames=("bos_id", "eos_id", "pad_id"))
 def greedy_tables(tables, min_length=0, **special_ids):
-  return greedy_search(table_step(tables), jnp.int32(0), batch_size=tables.shape[0],
+  return greedy_search(table_step(tables), first_cache(), batch_size=tables.shape[0],
                        max_length=tables.shape[1], min_length=min_length, **special_ids)
 
 
@@ -169,19 +174,19 @@ def test_equals_a_plain_beam_search_on_models_that_remember_everything(special_i
 
   def step(ids, cache):
     position = cache["position"]
-    history = cache["history"].at[:, :, position].set(ids)                         # [B, K, T]
+    history = cache["beams"].at[:, :, position].set(ids)                         # [B, K, T]
     seen = jnp.arange(length) <= position
     states = jnp.asarray(embedding)[jnp.arange(length), history]                   # [B, K, T, width]
     states = jnp.where(seen[:, None], states, 0.0)
     logits = jnp.tanh(states.sum(2) + context[:, None]) @ readout
-    return logits, {"position": position + 1, "history": history}
+    return logits, {"position": position + 1, "beams": history}
 
   def uncached(study, sequence):
     read = (special_ids["bos_id"],) + sequence
     state = sum(embedding[place, token] for place, token in enumerate(read)) + context[study]
     return log_softmax(np.tanh(state) @ readout)
 
-  cache = {"position": jnp.int32(0), "history": jnp.zeros((studies, beam_size, length), jnp.int32)}
+  cache = {"position": jnp.int32(0), "beams": jnp.zeros((studies, beam_size, length), jnp.int32)}
   search = jax.jit(lambda min_length, alpha: beam_search(
       step, cache, batch_size=studies, beam_size=beam_size, max_length=length, min_length=min_length,
       length_penalty=alpha, **special_ids))
@@ -253,10 +258,10 @@ def test_early_stopping_stops_early():
 
   def steps_taken(early_stop):
     steps = []
-    def step(ids, position):
+    def step(ids, cache):
       jax.debug.callback(lambda: steps.append(1))
-      return table_step(tables)(ids, position)
-    jax.jit(lambda: beam_search(step, jnp.int32(0), batch_size=2, beam_size=2, max_length=50,
+      return table_step(tables)(ids, cache)
+    jax.jit(lambda: beam_search(step, first_cache(), batch_size=2, beam_size=2, max_length=50,
                                 early_stop=early_stop, **SHARED))()
     jax.effects_barrier()
     return len(steps)
@@ -339,8 +344,8 @@ def test_bfloat16_logits_are_normalised_in_float32():
       np.testing.assert_allclose(log_prob, table_log_prob(table, sequence, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_take_beams_leaves_shared_leaves_alone():
-  cache = {"position": jnp.int32(4), "steps": jnp.arange(3), "keys": jnp.arange(24).reshape(2, 3, 4)}
-  taken = take_beams(cache, jnp.array([[2, 2, 0], [1, 0, 1]]))
-  assert taken["position"] == 4 and taken["steps"].tolist() == [0, 1, 2]
+def test_take_beams_picks_whole_parts():
+  keys = jnp.arange(24).reshape(2, 3, 4)
+  taken = take_beams({"keys": keys, "last": keys[..., 0]}, jnp.array([[2, 2, 0], [1, 0, 1]]))
   np.testing.assert_array_equal(taken["keys"][:, :, 0], [[8, 8, 0], [16, 12, 16]])
+  np.testing.assert_array_equal(taken["last"], [[8, 8, 0], [16, 12, 16]])

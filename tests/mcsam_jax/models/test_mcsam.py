@@ -95,11 +95,14 @@ def test_what_stands_in_a_padded_position_changes_no_code(network):
   np.testing.assert_array_equal(changed.report_code, outputs.report_code)
 
 
-def test_word_by_word_with_a_cache_equals_all_at_once(network):
+@pytest.mark.parametrize("exchange", [True, False])
+def test_word_by_word_with_a_cache_equals_all_at_once(network, exchange):
   model, variables, inputs = network
   expected = run(model, variables, inputs).logits
-  begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"], method="begin")
-  cache = model.apply(variables, B, 2, method="empty_cache")
+  begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"],
+                      model.apply(variables, method="know"), method="begin")
+  cache = model.apply(variables, begun, 2, exchange, method="first_cache")
+  cache = model.apply(variables, cache, T, method="grow")
   step = jax.jit(lambda words, cache: model.apply(variables, words, cache, begun, method="step"))
   for position in range(T):
     logits, cache = step(jnp.repeat(inputs["tokens"][:, position, None], 2, axis=1), cache)

@@ -80,10 +80,12 @@ class Original:
   def search(self, search, num_beams, **options):
     @jax.jit
     def run(variables, images):
-      begun = self.model.apply(variables, images, *self.views, method="begin")
-      cache = self.model.apply(variables, self.studies, num_beams, method="empty_cache")
+      begun = self.model.apply(variables, images, *self.views, self.model.apply(variables, method="know"),
+                               method="begin")
+      cache = self.model.apply(variables, begun, num_beams, method="first_cache")
       return search(lambda words, cache: self.model.apply(variables, words, cache, begun, method="step"), cache,
-                    batch_size=self.studies, max_length=self.length, bos_id=0, eos_id=0, pad_id=0, **options)
+                    batch_size=self.studies, max_length=self.length, bos_id=0, eos_id=0, pad_id=0,
+                    grow=lambda cache, room: self.model.apply(variables, cache, room, method="grow"), **options)
     return jax.device_get(run(self.variables, self.images))
 
 
