@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from mcsam_jax.decoding.greedy import (
-    Cache, Grow, Step, greedy_search, in_stages, next_token_log_probs, without_repeats)
+    Cache, Room, Step, greedy_search, in_stages, next_token_log_probs, without_repeats)
 
 # Log-probability and score of a place for which no report exists: finite, as JSON knows no -inf.
 NO_HYPOTHESIS = -1e9
@@ -66,7 +66,7 @@ def take_beams(tree, beams: jax.Array):
 def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, max_length: int, bos_id: int,
                 eos_id: int, pad_id: int, min_length: int = 0, length_penalty: float = 0.0,
                 block_ngrams: int = 0, finished: str = "refill", early_stop: bool = True,
-                grow: Grow | None = None) -> BeamResult:
+                room: Room | None = None) -> BeamResult:
   """Returns the `beam_size` (K) best reports a study, each of at most `max_length` (T) tokens, eos included.
 
   Args:
@@ -89,19 +89,20 @@ def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, ma
     # The scheme above would also finish a report whose eos is merely runner-up: a wider search than greedy.
     ids, log_probs = greedy_search(step, cache, batch_size=batch_size, max_length=max_length, bos_id=bos_id,
                                    eos_id=eos_id, pad_id=pad_id, min_length=min_length, block_ngrams=block_ngrams,
-                                   grow=grow)
+                                   room=room)
     is_eos = ids == eos_id
     lengths = jnp.where(is_eos.any(-1), jnp.argmax(is_eos, -1) + 1, max_length).astype(jnp.int32)
     only = BeamResult(ids, log_probs, log_probs / penalties[lengths], lengths)
     return _clear_empty(jax.tree.map(lambda leaf: leaf[:, None], only), pad_id)
 
   def searching(search):
+    more = search.num_written < max_length
     if not early_stop:
-      return True
+      return more
     # A log-probability only falls as tokens are added, so this is the most that the best live beam can reach.
     # An equal score would not displace a finished report either: ties keep the earlier one.
     reachable = search.live_log_probs[:, 0] / kindest[jnp.minimum(search.num_written + 1, max_length)]
-    return jnp.any(reachable > search.finished.scores[:, -1])
+    return more & jnp.any(reachable > search.finished.scores[:, -1])
 
   def extend(search):
     logits, cache = step(search.last, search.cache)
@@ -133,7 +134,7 @@ def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, ma
   # All beams begin alike: only the first may be extended, or all K would stay the same.
   start = _Search(jnp.int32(0), no_ids, none.at[:, 0].set(0.0), jnp.full(places, bos_id, jnp.int32),
                   BeamResult(no_ids, none, none, jnp.zeros(places, jnp.int32)), cache)
-  search = in_stages(searching, extend, start, max_length, grow)
+  search = in_stages(searching, extend, start, room, max_length, beam_size)
 
   cut_off = BeamResult(search.live_ids, search.live_log_probs,
                        search.live_log_probs / penalties[search.num_written],

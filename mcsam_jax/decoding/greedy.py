@@ -8,12 +8,13 @@ The cache is a dict. When beams of a study change places, each takes along its p
 whose leaves are [B, K, ...]; all the rest (the position, and what is found through what the beams carry) stays as
 it is. What never changes during a search (the keys of the patches) is closed over by `step`.
 
-A cache with room for T tokens is read whole at every step, however few are written. With
+A cache is read whole at every step, however little is written in it. With `room`, two functions
 
-    grow(cache, room) -> cache
+    grow(cache, nodes) -> cache      full(cache) -> bool scalar
 
-a search starts with a small one and widens it a few times (`in_stages`); without, the cache has all room from the
-start.
+a search starts with a small cache and widens it when it is full (`in_stages`); without, the cache has all room from
+the start. A node is one token of one beam or of several that share it, so K * T nodes are always enough.
+
 K is 1 here. `next_token_log_probs` is where every search, this one or another, asks what may come next.
 
 Shapes: B studies, K beams, T tokens.
@@ -27,9 +28,13 @@ import jax.numpy as jnp
 
 Cache = dict[str, Any]
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
-Grow = Callable[[Cache, int], Cache]
 
-STAGE = 32      # tokens at most that a cache grows by; each stage is compiled, so they should be few
+STAGE = 32      # nodes that a cache grows by, at first; each stage is compiled, so they should be few
+
+
+class Room(NamedTuple):
+  grow: Callable[[Cache, int], Cache]
+  full: Callable[[Cache], jax.Array]
 
 
 class GreedyResult(NamedTuple):
@@ -48,19 +53,36 @@ class _Search(NamedTuple):
   cache: Cache
 
 
-def in_stages(unfinished, body, search, max_length: int, grow: Grow | None):
-  """Returns the last state of `while unfinished(search): search = body(search)`, the cache growing on the way.
+def in_stages(unfinished, body, search, room: Room | None, max_length: int, num_beams: int = 1):
+  """Returns the last state of `while unfinished(search): search = body(search)`, without its cache.
 
   Args:
-    search: a named tuple with `num_written` and `cache`; `body` raises `num_written` by one, to `max_length` at most.
+    unfinished: true at most `max_length` times.
+    search: a named tuple with a `cache`, which grows on the way.
+    num_beams: that may hold as many nodes each as there are tokens.
   """
-  num_stages = -(-max_length // STAGE) if grow else 1
-  for stage in range(1, num_stages + 1):
-    room = -(-max_length * stage // num_stages)
-    if grow:
-      search = search._replace(cache=grow(search.cache, room))
-    search = jax.lax.while_loop(lambda search: unfinished(search) & (search.num_written < room), body, search)
-  return search
+  if room is None:
+    return jax.lax.while_loop(unfinished, body, search)._replace(cache=None)
+
+  def run(search, sizes):
+    search = search._replace(cache=room.grow(search.cache, sizes[0]))
+    search = jax.lax.while_loop(lambda search: unfinished(search) & ~room.full(search.cache), body, search)
+    if len(sizes) == 1:
+      return search._replace(cache=None)
+    return jax.lax.cond(unfinished(search), lambda search: run(search, sizes[1:]),
+                        lambda search: search._replace(cache=None), search)
+  return run(search, room_sizes(max_length, max_length * num_beams))
+
+
+def room_sizes(usual: int, most: int) -> list[int]:
+  """Returns the sizes of a cache: equal steps up to a little more than is usually needed, then twice as many."""
+  steps = -(-usual // STAGE)
+  sizes = [-(-usual * step // steps) for step in range(1, steps + 1)]
+  if most > usual:
+    sizes = [size + STAGE // 2 for size in sizes]
+  while sizes[-1] * 2 < most:
+    sizes.append(sizes[-1] * 2)
+  return [size for size in sizes if size < most] + [most]
 
 
 def next_token_log_probs(logits, num_written, *, bos_id, eos_id, pad_id, min_length) -> jax.Array:
@@ -107,13 +129,13 @@ def without_repeats(log_probs: jax.Array, ids: jax.Array, num_written: jax.Array
 
 
 def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int, bos_id: int, eos_id: int,
-                  pad_id: int, min_length: int = 0, block_ngrams: int = 0, grow: Grow | None = None) -> GreedyResult:
+                  pad_id: int, min_length: int = 0, block_ngrams: int = 0, room: Room | None = None) -> GreedyResult:
   """Writes one report a study, of at most `max_length` tokens (T), eos included.
 
   `block_ngrams`: no run of so many tokens stands twice in a report; 0: anything may.
   """
   def unfinished(search):
-    return ~jnp.all(search.ended)
+    return (search.num_written < max_length) & ~jnp.all(search.ended)
 
   def write_one(search):
     logits, cache = step(search.last[:, None], search.cache)
@@ -128,5 +150,5 @@ def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int,
   start = _Search(jnp.int32(0), jnp.full([batch_size], bos_id, jnp.int32),
                   jnp.full([batch_size, max_length], pad_id, jnp.int32),
                   jnp.zeros([batch_size], jnp.float32), jnp.zeros([batch_size], bool), cache)
-  search = in_stages(unfinished, write_one, start, max_length, grow)
+  search = in_stages(unfinished, write_one, start, room, max_length)
   return GreedyResult(search.ids, search.log_probs)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.decoding.greedy import Cache, Grow, Step, in_stages, next_token_log_probs, without_repeats
+from mcsam_jax.decoding.greedy import Cache, Room, Step, in_stages, next_token_log_probs, without_repeats
 from mcsam_jax.models.memory_bank import keep_top_k
 
 
@@ -33,7 +33,7 @@ class _Search(NamedTuple):
 
 def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int, max_length: int, bos_id: int,
                   eos_id: int, pad_id: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                  min_length: int = 0, block_ngrams: int = 0, grow: Grow | None = None) -> SampleResult:
+                  min_length: int = 0, block_ngrams: int = 0, room: Room | None = None) -> SampleResult:
   """Draws `num_samples` (K) reports a study, each of at most `max_length` tokens (T), eos included.
 
   Args:
@@ -47,7 +47,7 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
   batch_size = keys.shape[0]
 
   def unfinished(search):
-    return ~jnp.all(search.ended)
+    return (search.num_written < max_length) & ~jnp.all(search.ended)
 
   def write_one(search):
     logits, cache = step(search.last, search.cache)
@@ -64,7 +64,7 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
   start = _Search(jnp.int32(0), jnp.full([batch_size, num_samples], bos_id, jnp.int32),
                   jnp.full([batch_size, num_samples, max_length], pad_id, jnp.int32),
                   jnp.zeros([batch_size, num_samples], jnp.float32), jnp.zeros([batch_size, num_samples], bool), cache)
-  search = in_stages(unfinished, write_one, start, max_length, grow)
+  search = in_stages(unfinished, write_one, start, room, max_length)
   return SampleResult(search.ids, search.log_probs)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from mcsam_jax.decoding.beam_search import beam_search
 from mcsam_jax.decoding.consensus import Consensus
+from mcsam_jax.decoding.greedy import Room
 from mcsam_jax.decoding.sampling import sample_search
-from mcsam_jax.models.mcsam import Knowledge, MCSAM
+from mcsam_jax.models.mcsam import Prepared, MCSAM
 from mcsam_jax.training.sharding import host_rows, replicated, to_global
 from mcsam_jax.training.step import token_mask, visual_inputs
 
@@ -47,32 +48,34 @@ class ReportWriter:
     decode = config.decode
     rules = {**ids, "max_length": config.tokenizer.max_length, "min_length": decode.min_length, "block_ngrams": decode.block_ngrams}
 
-    def know(variables: Sequence[dict]) -> list[Knowledge]:
-      return [model.apply(v, method="know") for model, v in zip(models, variables)]
+    def prepare(variables: Sequence[dict]) -> list[Prepared]:
+      return [model.apply(v, method="prepare") for model, v in zip(models, variables)]
 
-    def write(variables: Sequence[dict], knowledge: Sequence[Knowledge], batch: dict,
+    def write(variables: Sequence[dict], prepared: Sequence[Prepared], batch: dict,
               train_codes: Sequence[jax.Array] | None):
       batch_size = batch["valid"].shape[0]
       num_rows = decode.num_samples if self._consensus else decode.beam_size
       members = list(zip(models, variables))
-      begun = [model.apply(v, *visual_inputs(config, batch), known, method="begin")
-               for (model, v), known in zip(members, knowledge)]
+      begun = [model.apply(v, *visual_inputs(config, batch), mine, method="begin")
+               for (model, v), mine in zip(members, prepared)]
       exchange = not self._consensus
       cache = together([model.apply(v, study, num_rows, exchange, method="first_cache")
                         for (model, v), study in zip(members, begun)])
 
       def step(words, cache):
-        logits, caches = zip(*[model.apply(v, words, mine, study, method="step")
-                               for (model, v), mine, study in zip(members, apart(cache), begun)])
+        logits, caches = zip(*[model.apply(v, words, *rest, method="step")
+                               for (model, v), *rest in zip(members, apart(cache), begun, prepared)])
         return mean_probability(logits), together(caches)
 
-      def grow(cache, room):
-        return together([model.apply(v, mine, room, method="grow") for (model, v), mine in zip(members, apart(cache))])
+      room = Room(
+          lambda cache, nodes: together([model.apply(v, mine, nodes, method="grow")
+                                         for (model, v), mine in zip(members, apart(cache))]),
+          lambda cache: models[0].apply(variables[0], apart(cache)[0], method="full"))     # all fill up alike
 
       if self._consensus:
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
         result = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
-                               top_k=decode.top_k, top_p=decode.top_p, grow=grow, **rules)
+                               top_k=decode.top_k, top_p=decode.top_p, room=room, **rules)
         likelihood = None
         if train_codes is not None:
           agreements = [jax.nn.softmax(model.apply(v, study.image_code, codes, method="agree"))              # [B, R]
@@ -80,10 +83,10 @@ class ReportWriter:
           likelihood = sum(agreements) / len(members)
         return result.ids, result.log_probs, likelihood
       result = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
-                           length_penalty=decode.length_penalty, finished=decode.finished, grow=grow, **rules)
+                           length_penalty=decode.length_penalty, finished=decode.finished, room=room, **rules)
       return result.ids[:, :1], result.log_probs[:, :1], None
 
-    self._know, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (know, write))
+    self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (prepare, write))
 
   def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
     """Returns the report of every valid study of `batches` (as `eval_batches` gives them), in order.
@@ -93,11 +96,11 @@ class ReportWriter:
     written, codes = [], None
     if self._consensus and self.config.decode.recall_share:
       codes = [self._train_codes(*member) for member in zip(self.models, variables)]
-    knowledge = self._know(variables)
+    prepared = self._prepare(variables)
     for batch in batches:
       rows = host_rows(len(batch["valid"]))
       shown = {name: array[rows] for name, array in batch.items() if name != "tokens"}   # a report is never shown
-      ids, log_probs, likelihood = jax.device_get(self._write(variables, knowledge, to_global(self.mesh, shown), codes))
+      ids, log_probs, likelihood = jax.device_get(self._write(variables, prepared, to_global(self.mesh, shown), codes))
       for row, (record, candidates, scores, valid) in enumerate(zip(batch["record"], ids, log_probs, batch["valid"])):
         if valid:                                                          # candidates [K, T], scores [K]
           texts = [self.tokenizer.decode(candidate) for candidate in candidates]

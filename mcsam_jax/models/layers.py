@@ -67,9 +67,26 @@ class Attention(nn.Module):
 
   def __call__(self, x: jax.Array, seen: KeysValues, train: bool) -> jax.Array:
     """Returns [..., Q, D]: queries x [..., Q, D] attend to what is `seen`."""
-    query = split_heads(self.query(x), self.num_heads)                            # [..., H, Q, D/H]
+    return self.attend(split_heads(self.query(x), self.num_heads), seen, train)
+
+  def attend(self, query: jax.Array, seen: KeysValues, train: bool) -> jax.Array:
+    """Returns [..., Q, D] for projected queries [..., H, Q, D/H]."""
     weights = self.drop(attention_weights(query, seen), deterministic=not train)  # [..., H, Q, L]
     return self.output(merge_heads(weights @ seen.values))
+
+  def joined(self) -> dict[str, jax.Array]:
+    """Returns the weights of the three projections side by side: kernel [D, 3D], bias [3D].
+
+    For a few rows at a time one product of three times the width is faster than three.
+    """
+    parts = [dense.variables["params"] for dense in (self.query, self.key, self.value)]
+    return {name: jnp.concatenate([part[name] for part in parts], -1).astype(self.dtype) for name in ("kernel", "bias")}
+
+  def project(self, x: jax.Array, joined: dict[str, jax.Array]) -> tuple[jax.Array, KeysValues]:
+    """Returns the queries [..., H, L, D/H], and keys and values, of x [..., L, D]; `joined` is of `joined()`."""
+    query, key, value = jnp.split(x @ joined["kernel"] + joined["bias"], 3, axis=-1)
+    return split_heads(query, self.num_heads), KeysValues(split_keys(key, self.num_heads),
+                                                          split_heads(value, self.num_heads))
 
 
 class FeedForward(nn.Module):
@@ -140,15 +157,14 @@ def merge_heads(x: jax.Array) -> jax.Array:
   return x.reshape(*x.shape[:-2], -1)
 
 
-def attention_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """Returns q k / sqrt(D/H) in float32: [..., Q, D/H] and [..., D/H, L] -> [..., Q, L]."""
-  scores = jnp.matmul(query, keys, preferred_element_type=jnp.float32)
-  return scores / np.sqrt(query.shape[-1])
+def products(query: jax.Array, keys: jax.Array) -> jax.Array:
+  """Returns q k in float32: [..., Q, D/H] and [..., D/H, L] -> [..., Q, L]."""
+  return jnp.matmul(query, keys, preferred_element_type=jnp.float32)
 
 
 def attention_weights(query: jax.Array, seen: KeysValues) -> jax.Array:
-  """Returns the softmax [..., H, Q, L] over the keys that may be seen, in the queries' type."""
-  scores = attention_scores(query, seen.keys)
+  """Returns softmax(q k / sqrt(D/H)) [..., H, Q, L] over the keys that may be seen, in the queries' type."""
+  scores = products(query, seen.keys) / np.sqrt(query.shape[-1])
   if seen.mask is not None:
     scores = jnp.where(seen.mask, scores, -jnp.inf)
   return jax.nn.softmax(scores, axis=-1).astype(query.dtype)

@@ -16,6 +16,8 @@ Shapes: B studies, V views, P patches a view, N = V * P patches, C channels,
 T words, K beams, S slots, D width.
 """
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 import flax.struct
 import jax
@@ -40,19 +42,19 @@ class Encoded:
 
 
 @flax.struct.dataclass
-class Knowledge:
-  """What writing needs of the memory: the same for all studies, so it is made once for a checkpoint."""
-  slots: layers.KeysValues | None     # projected
+class Prepared:
+  """What writing needs of the parameters alone, the same for all studies: made once for a checkpoint."""
+  memory: layers.KeysValues | None    # slots, projected
   table: jax.Array | None             # responses to the vocabulary, see `word_responses`
+  projections: Sequence[dict]         # of the decoder's layers, see `ReportDecoder.projections`
 
 
 @flax.struct.dataclass
 class Begun:
-  """What every word of a report needs of its study and of the memory."""
+  """What every word of a report needs of its study."""
   study: Study                        # patches and prompts, projected
   image_code: jax.Array | None        # s_v [B, D]
   code_input: jax.Array | None        # what s_v adds to every word [B, D]
-  knowledge: Knowledge
 
 
 @flax.struct.dataclass
@@ -228,28 +230,32 @@ class MCSAM(nn.Module):
       x = self.memory_bank.consolidate(x, responses)
     return x if code_input is None else x + code_input[:, None]
 
-  def know(self) -> Knowledge:
+  def prepare(self) -> Prepared:
     memory = self.project_memory()
-    return Knowledge(memory, self.word_responses(memory, train=False))
+    return Prepared(memory, self.word_responses(memory, train=False), self.decoder.projections())
 
-  def begin(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, knowledge: Knowledge) -> Begun:
+  def begin(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, prepared: Prepared) -> Begun:
     """Returns what writing reports of B studies needs at every word (first arguments as in `__call__`)."""
-    return self.begin_writing(self.encode(images, view_mask, view_ids, knowledge.slots, train=False), knowledge)
+    return self.begin_writing(self.encode(images, view_mask, view_ids, prepared.memory, train=False))
 
-  def begin_writing(self, encoded: Encoded, knowledge: Knowledge) -> Begun:
+  def begin_writing(self, encoded: Encoded) -> Begun:
     return Begun(self.decoder.begin(encoded.patches, encoded.patch_mask), encoded.image_code,
-                 self.code_input(encoded.image_code), knowledge)
+                 self.code_input(encoded.image_code))
 
   def first_cache(self, begun: Begun, num_beams: int, exchange: bool = True) -> dict:
     """Returns the cache before the first word; `exchange`: beams may take each other's place (beam search)."""
     return self.decoder.first_cache(begun.study, num_beams, exchange)
 
   def grow(self, cache: dict, room: int) -> dict:
-    """Returns the cache with room for `room` words; `first_cache` has none."""
+    """Returns the cache with room for `room` nodes, words of one or more beams; `first_cache` has none."""
     return self.decoder.grow(cache, room)
 
-  def step(self, words: jax.Array, cache: dict, begun: Begun) -> tuple[jax.Array, dict]:
+  def full(self, cache: dict) -> jax.Array:
+    """Returns whether there is no room for the next word of each beam (bool scalar)."""
+    return self.decoder.full(cache)
+
+  def step(self, words: jax.Array, cache: dict, begun: Begun, prepared: Prepared) -> tuple[jax.Array, dict]:
     """Returns logits [B, K, vocabulary] after words [B, K], and the cache that holds them too."""
     place = cache["position"][None] - self.decoder.num_prompts
-    x = self.embed_words(words, place, begun.code_input, begun.knowledge.table, begun.knowledge.slots, train=False)
-    return self.decoder.step(x, cache, begun.study)
+    x = self.embed_words(words, place, begun.code_input, prepared.table, prepared.memory, train=False)
+    return self.decoder.step(x, cache, begun.study, prepared.projections)

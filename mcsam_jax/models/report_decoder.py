@@ -6,11 +6,13 @@ same weights: `__call__` reads a whole report at once (training), `begin` and
 `step` write one word at a time.
 
 What `step` has written never moves. A beam that takes another's place would
-have to take its keys and values along; instead each beam knows its ancestors,
-the place in which each of its words was written, and looks at these alone.
+have to take its keys and values along; instead each beam knows which nodes of
+the cache are its own past, and sees these alone. Beams share what they have in
+common, and a node that no beam sees any more is written over: a study's cache
+holds the tree of its beams' words, which is little larger than one report.
 
-Shapes: B studies, K beams, N patches, T words, N_p prompts, L = N_p + T
-positions, H heads, D width.
+Shapes: B studies, K beams, N patches, T words, N_p prompts, C nodes of the
+cache, H heads, D width.
 """
 
 from collections.abc import Sequence
@@ -53,11 +55,8 @@ class DecoderLayer(nn.Module):
 
   def __call__(self, x: jax.Array, seen: layers.KeysValues, patches: layers.KeysValues, train: bool) -> jax.Array:
     """Returns [B, L, D] for positions x [B, L, D] that see `seen` and the patches."""
-    return self.look(self.listen(x, seen, train), patches, train)
-
-  def listen(self, x: jax.Array, seen: layers.KeysValues, train: bool) -> jax.Array:
-    """Self-attention: returns [..., L, D] for positions x [..., L, D] that see `seen`."""
-    return x + self.drop(self.self_attention(self.norm_self(x), seen, train), deterministic=not train)
+    x += self.drop(self.self_attention(self.norm_self(x), seen, train), deterministic=not train)
+    return self.look(x, patches, train)
 
   def look(self, x: jax.Array, patches: layers.KeysValues, train: bool) -> jax.Array:
     """Cross-attention and feed-forward: returns [B, L, D] for positions x [B, L, D] of studies with these patches."""
@@ -109,66 +108,63 @@ class ReportDecoder(nn.Module):
     return study
 
   def first_cache(self, study: Study, num_beams: int, exchange: bool) -> dict:
-    """Returns the cache before the first word: the prompts, and no room for words yet.
+    """Returns the cache before the first word: the prompts are its nodes, and there is no room for words yet.
 
     Args:
       exchange: whether beams of a study take each other's place, as `decoding/greedy.py` describes it. Beams that
-        never do are cheaper as groups of one: G = B * K groups of K' = 1, else G = B of K' = K.
+        never do have trees of their own, G = B * K of them; else a study's beams share one, G = B.
 
     Returns:
-      words: a layer's keys [G, H, D/H, L * K'] and values [G, H, L * K', D/H], by position, then by the place that
-        wrote them.
+      words: a layer's keys [G, H, D/H, C] and values [G, H, C, D/H].
       position: of the next word, N_p at first.
-      beams: with `exchange` the ancestors int32 [B, K, L], -1 where nothing is written yet; else None.
+      beams: with `exchange` bool [B, K, C], the nodes that a beam sees; else None: all up to its position.
     """
-    places = num_beams if exchange else 1
-
-    def spread(prompts, axis):                    # the axis of positions; prompts stand in place 0
-      grouped = prompts if exchange else jnp.repeat(prompts, num_beams, axis=0)
-      others = [(0, places - 1) if each == axis + 1 else (0, 0) for each in range(5)]
-      wide = jnp.pad(jnp.expand_dims(grouped, axis + 1), others)
-      return wide.reshape(*wide.shape[:axis], -1, *wide.shape[axis + 2:])
-
-    words = [layers.KeysValues(spread(prompts.keys, 3), spread(prompts.values, 2)) for prompts in study.prompts]
-    ancestors = jnp.zeros((study.patches[0].keys.shape[0], num_beams, self.num_prompts), jnp.int32)
-    return {"words": words, "position": jnp.int32(self.num_prompts), "beams": ancestors if exchange else None}
+    words = study.prompts if exchange else jax.tree.map(lambda leaf: jnp.repeat(leaf, num_beams, axis=0), study.prompts)
+    visible = jnp.ones((study.patches[0].keys.shape[0], num_beams, self.num_prompts), bool)
+    return {"words": words, "position": jnp.int32(self.num_prompts), "beams": visible if exchange else None}
 
   def grow(self, cache: dict, room: int) -> dict:
-    """Returns the cache with room for `room` words in all."""
-    ancestors, old = cache["beams"], cache["words"][0].values.shape[2]
-    places = 1 if ancestors is None else ancestors.shape[1]
-    new = (self.num_prompts + room) * places - old
+    """Returns the cache with room for `room` nodes beside the prompts."""
+    visible, new = cache["beams"], self.num_prompts + room - cache["words"][0].values.shape[2]
 
     def widen(past):
       return layers.KeysValues(jnp.pad(past.keys, ((0, 0), (0, 0), (0, 0), (0, new))),
                                jnp.pad(past.values, ((0, 0), (0, 0), (0, new), (0, 0))))
-    if ancestors is not None:
-      ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (0, new // places)), constant_values=-1)
-    return cache | {"words": [widen(past) for past in cache["words"]], "beams": ancestors}
+    if visible is not None:
+      visible = jnp.pad(visible, ((0, 0), (0, 0), (0, new)))
+    return cache | {"words": [widen(past) for past in cache["words"]], "beams": visible}
 
-  def step(self, words: jax.Array, cache: dict, study: Study) -> tuple[jax.Array, dict]:
+  def full(self, cache: dict) -> jax.Array:
+    """Returns whether `step` would find no room for a word of each beam (bool scalar)."""
+    visible, num_nodes = cache["beams"], cache["words"][0].values.shape[2]
+    if visible is None:
+      return cache["position"] >= num_nodes
+    return jnp.any(num_nodes - visible.any(1).sum(-1) < visible.shape[1])
+
+  def projections(self) -> list[dict[str, jax.Array]]:
+    """Returns the weights by which words become queries, keys and values in `step`, a layer each."""
+    return [layer.self_attention.joined() for layer in self.layers]
+
+  def step(self, words: jax.Array, cache: dict, study: Study,
+           projections: Sequence[dict[str, jax.Array]]) -> tuple[jax.Array, dict]:
     """Returns logits [B, K, vocabulary] after the embedded words [B, K, D] at the cache's position, and the cache."""
-    position, ancestors = cache["position"], cache["beams"]
-    groups, _, size, _ = cache["words"][0].values.shape
-    places = words.shape[0] * words.shape[1] // groups
-    length = size // places
-    if ancestors is None:
-      mask = jnp.arange(length) <= position
+    position, visible = cache["position"], cache["beams"]
+    groups, _, num_nodes, _ = cache["words"][0].values.shape
+    if visible is None:
+      mask, free = jnp.arange(num_nodes) <= position, None
     else:
-      ancestors = ancestors.at[:, :, position].set(np.arange(places))             # a word stands where it is written
-      mask = (ancestors[..., None] == np.arange(places)).reshape(groups, 1, places, length * places)
+      free = first_free(visible.any(1), visible.shape[1])                         # [B, K]
+      visible |= free[..., None] == np.arange(num_nodes)
+      mask = visible[:, None]                                                     # [B, 1, K, C]
 
     written, x = [], words                                                        # [B, K, D]
-    for layer, past, patches in zip(self.layers, cache["words"], study.patches):
-      mine = x.reshape(groups, places, self.width)
-      new = layer.own(mine)
-      past = layers.KeysValues(
-          jax.lax.dynamic_update_slice_in_dim(past.keys, new.keys, position * places, axis=3),
-          jax.lax.dynamic_update_slice_in_dim(past.values, new.values, position * places, axis=2))
-      x = layer.listen(mine, past.replace(mask=mask), train=False).reshape(words.shape)
+    for layer, past, patches, weights in zip(self.layers, cache["words"], study.patches, projections):
+      query, new = layer.self_attention.project(layer.norm_self(x.reshape(groups, -1, self.width)), weights)
+      past = write_at(past, new, position, free)
+      x += layer.self_attention.attend(query, past.replace(mask=mask), train=False).reshape(words.shape)
       x = layer.look(x, patches, train=False)
       written.append(past)
-    return self.logits(self.final_norm(x)), {"words": written, "position": position + 1, "beams": ancestors}
+    return self.logits(self.final_norm(x)), {"words": written, "position": position + 1, "beams": visible}
 
   def prompt_embeddings(self, batch_size: int) -> jax.Array:
     """Returns the learnable memory tokens [B, N_p, D]."""
@@ -176,3 +172,20 @@ class ReportDecoder(nn.Module):
       return jnp.zeros((batch_size, 0, self.width), self.dtype)
     return jnp.broadcast_to(self.prompts.astype(self.dtype), (batch_size, self.num_prompts, self.width))
 
+
+def first_free(used: jax.Array, count: int) -> jax.Array:
+  """Returns the numbers int32 [B, count] of the first nodes that aren't used, for used [B, C]."""
+  nth = jnp.cumsum(~used, axis=-1)                                                # at a free node: how many up to it
+  return jnp.argmax(nth[:, None] == np.arange(1, count + 1)[:, None], axis=-1)
+
+
+def write_at(past: layers.KeysValues, new: layers.KeysValues, position: jax.Array,
+             nodes: jax.Array | None) -> layers.KeysValues:
+  """Returns the C nodes of `past` with K `new` ones: at `nodes` [G, K], or, where that is None, at `position`."""
+  if nodes is None:
+    return layers.KeysValues(jax.lax.dynamic_update_slice_in_dim(past.keys, new.keys, position, axis=3),
+                             jax.lax.dynamic_update_slice_in_dim(past.values, new.values, position, axis=2))
+  known = {"mode": "promise_in_bounds", "unique_indices": True}
+  return layers.KeysValues(
+      jax.vmap(lambda past, new, nodes: past.at[:, :, nodes].set(new, **known))(past.keys, new.keys, nodes),
+      jax.vmap(lambda past, new, nodes: past.at[:, nodes].set(new, **known))(past.values, new.values, nodes))

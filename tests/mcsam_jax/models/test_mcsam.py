@@ -99,15 +99,42 @@ def test_what_stands_in_a_padded_position_changes_no_code(network):
 def test_word_by_word_with_a_cache_equals_all_at_once(network, exchange):
   model, variables, inputs = network
   expected = run(model, variables, inputs).logits
-  begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"],
-                      model.apply(variables, method="know"), method="begin")
+  prepared = model.apply(variables, method="prepare")
+  begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"], prepared, method="begin")
   cache = model.apply(variables, begun, 2, exchange, method="first_cache")
-  cache = model.apply(variables, cache, T, method="grow")
-  step = jax.jit(lambda words, cache: model.apply(variables, words, cache, begun, method="step"))
+  cache = model.apply(variables, cache, 2 * T, method="grow")
+  step = jax.jit(lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"))
   for position in range(T):
     logits, cache = step(jnp.repeat(inputs["tokens"][:, position, None], 2, axis=1), cache)
     for beam in range(2):
       np.testing.assert_allclose(logits[:, beam], expected[:, position], atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", ["mcsam", "r2gencmn"])
+def test_beams_that_change_places_keep_their_past(variant):
+  """Beams die and branch at random, in a cache so small that the nodes of the dead are written over."""
+  model, variables, inputs = make(VARIANTS[variant])
+  beams, room = 3, 2 * T
+  rng = np.random.default_rng(0)
+  prepared = model.apply(variables, method="prepare")
+  begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"], prepared, method="begin")
+  cache = model.apply(variables, begun, beams, method="first_cache")
+  cache = model.apply(variables, cache, room, method="grow")
+  step = jax.jit(lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"))
+  at_once = jax.jit(lambda tokens: run(model, variables, inputs | {"tokens": tokens}).logits)
+  written = np.zeros((B, beams, 0), np.int32)
+  for _ in range(T):
+    assert not model.apply(variables, cache, method="full")
+    words = rng.integers(4, VOCABULARY, (B, beams)).astype(np.int32)
+    logits, cache = step(words, cache)
+    written = np.concatenate([written, words[..., None]], -1)
+    for beam in range(beams):
+      tokens = np.pad(written[:, beam], ((0, 0), (0, T + 1 - written.shape[-1])), constant_values=4)
+      expected = at_once(tokens)[:, written.shape[-1] - 1]
+      np.testing.assert_allclose(logits[:, beam], expected, atol=2e-5)
+    parents = rng.integers(0, beams, (B, beams)) * (rng.random((B, 1)) < 0.7)     # often all of one parent
+    written = np.take_along_axis(written, parents[..., None], axis=1)
+    cache = cache | {"beams": jnp.take_along_axis(cache["beams"], parents[..., None], axis=1)}
 
 
 def test_nothing_of_the_report_reaches_the_image_code():

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mcsam_jax.models.memory_bank import MemoryBank, keep_top_k
+from mcsam_jax.models.memory_bank import MemoryBank, by_bits, by_narrowing, keep_top_k
 
 
 def respond(bank, features):
@@ -36,6 +37,16 @@ def test_keep_top_k_keeps_exactly_k_and_prefers_lower_indices_among_ties():
   scores = jnp.array([[1., 3., 3., 3., 0.], [2., 2., 2., 2., 2.], [5., 1., 4., 2., 3.]])
   kept = np.isfinite(keep_top_k(scores, 2))
   np.testing.assert_array_equal(kept, [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("choose", [by_bits, by_narrowing])
+@pytest.mark.parametrize("size, k, decimals", [(2048, 32, 7), (512, 5, 7), (1000, 32, 7), (2048, 32, 1), (300, 300, 7)])
+def test_the_k_largest_are_those_of_a_stable_sort(choose, size, k, decimals):
+  """Rounded to one decimal most scores have a twin: the lower index goes first."""
+  scores = np.random.default_rng(size + k).normal(size=(3, 7, size)).astype(np.float32).round(decimals)
+  expected = np.zeros(scores.shape, bool)
+  np.put_along_axis(expected, np.argsort(-scores, axis=-1, kind="stable")[..., :k], True, axis=-1)
+  np.testing.assert_array_equal(jax.jit(choose, static_argnums=1)(jnp.asarray(scores), k), expected)
 
 
 def test_top_k_of_all_slots_changes_nothing():

@@ -16,7 +16,7 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.decoding.beam_search import beam_search
-from mcsam_jax.decoding.greedy import greedy_search
+from mcsam_jax.decoding.greedy import Room, greedy_search
 from mcsam_jax.pretrained import r2gencmn
 from mcsam_jax.pretrained.import_weights import convert
 from mcsam_jax.training.step import make_model
@@ -80,12 +80,13 @@ class Original:
   def search(self, search, num_beams, **options):
     @jax.jit
     def run(variables, images):
-      begun = self.model.apply(variables, images, *self.views, self.model.apply(variables, method="know"),
-                               method="begin")
+      prepared = self.model.apply(variables, method="prepare")
+      begun = self.model.apply(variables, images, *self.views, prepared, method="begin")
       cache = self.model.apply(variables, begun, num_beams, method="first_cache")
-      return search(lambda words, cache: self.model.apply(variables, words, cache, begun, method="step"), cache,
+      return search(lambda words, cache: self.model.apply(variables, words, cache, begun, prepared, method="step"), cache,
                     batch_size=self.studies, max_length=self.length, bos_id=0, eos_id=0, pad_id=0,
-                    grow=lambda cache, room: self.model.apply(variables, cache, room, method="grow"), **options)
+                    room=Room(lambda cache, nodes: self.model.apply(variables, cache, nodes, method="grow"),
+                              lambda cache: self.model.apply(variables, cache, method="full")), **options)
     return jax.device_get(run(self.variables, self.images))
 
 

@@ -1,0 +1,158 @@
+"""How long beam search takes on this machine, and where the time goes.
+
+Times the jitted search alone, from encoded patches to finished ids, on random weights; every report gets all its
+tokens, as eos is forbidden until the last. What a step has to compute and to read is counted from the shapes, and set
+beside what this machine reaches in plain products of matrices.
+"""
+
+from collections.abc import Callable
+import math
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from mcsam_jax.decoding.beam_search import BeamResult, beam_search
+from mcsam_jax.decoding.greedy import Room
+from mcsam_jax.models.mcsam import MCSAM, Encoded, Prepared
+from mcsam_jax.models.visual_encoder import ENCODERS
+from mcsam_jax.training.step import make_model
+
+BOS, EOS, PAD = 1, 2, 0
+
+
+def benchmark_decode(config: ConfigDict, num_studies: list[int], vocab_size: int, repeats: int) -> dict:
+  """Returns figures of beam search for each number of studies (B), and of the machine.
+
+  Args:
+    config: `model`, `memory`, `decode.beam_size` (K) and `tokenizer.max_length` (T) are read.
+    repeats: timed calls, of which the median is given.
+  """
+  figures = {"device": jax.devices()[0].device_kind, "num_devices": jax.device_count(),
+             "beam_size": config.decode.beam_size, "tokens": config.tokenizer.max_length, "vocabulary": vocab_size,
+             "memory_query": config.memory.query if config.model.use_memory else "none",
+             "compute_dtype": config.train.compute_dtype, "runs": []}
+  figures["plain_product_gflops"] = {
+      f"{rows}x{config.model.width} by {config.model.width}x{config.model.width}, {count} kernels in turn":
+      round(plain_product(rows, config.model.width, count) / 1e9, 1)
+      for rows, count in [(config.decode.beam_size * num_studies[0], 24), (2048, 1)]}
+  for count in num_studies:
+    run, compile_seconds = make_run(config, vocab_size, count)
+    seconds = [timed(run) for _ in range(repeats)]
+    median = statistics.median(seconds)
+    tokens = count * config.tokenizer.max_length
+    work = work_of_a_step(config, vocab_size, count)
+    figures["runs"].append({
+        "studies": count, "seconds": round(median, 4), "all_seconds": [round(second, 4) for second in seconds],
+        "tokens_per_second": round(tokens / median, 1), "compile_seconds": round(compile_seconds, 1),
+        "gflops": round(sum(part["flops"] for part in work.values()) * config.tokenizer.max_length / median / 1e9, 1),
+        "a_step": work})
+  return figures
+
+
+def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Callable[[], BeamResult], float]:
+  """Returns a function that writes the reports of B studies and waits for them, and the seconds to compile it."""
+  model, variables = random_model(config, vocab_size)
+  prepared = jax.jit(lambda variables: model.apply(variables, method="prepare"))(variables)
+  start = time.perf_counter()
+  search = jax.jit(make_search(model, config)).lower(variables, prepared, encoded_studies(config, num_studies)).compile()
+  seconds = time.perf_counter() - start
+  studies = jax.block_until_ready(encoded_studies(config, num_studies))
+  run = lambda: jax.block_until_ready(search(variables, prepared, studies))
+  run()
+  return run, seconds
+
+
+def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, Prepared, Encoded], BeamResult]:
+  """Returns the beam search of `config.decode` over encoded studies, a function to jit; no report ends early."""
+  length = config.tokenizer.max_length
+
+  def search(variables: dict, prepared: Prepared, encoded: Encoded) -> BeamResult:
+    begun = model.apply(variables, encoded, method="begin_writing")
+    cache = model.apply(variables, begun, config.decode.beam_size, method="first_cache")
+    return beam_search(
+        lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"), cache,
+        room=Room(lambda cache, nodes: model.apply(variables, cache, nodes, method="grow"),
+                  lambda cache: model.apply(variables, cache, method="full")),
+        batch_size=encoded.patches.shape[0], beam_size=config.decode.beam_size, max_length=length, min_length=length,
+        length_penalty=config.decode.length_penalty, block_ngrams=config.decode.block_ngrams,
+        finished=config.decode.finished, bos_id=BOS, eos_id=EOS, pad_id=PAD)
+  return search
+
+
+def random_model(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, dict]:
+  """Returns the network without its image encoder, and random variables."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.encoder.frozen = True
+  info = ENCODERS[config.encoder.name]
+  grid = config.data.image_size // info.stride
+  model = make_model(config, vocab_size, grid)
+  features = jnp.zeros((1, config.data.num_views, grid * grid, info.channels))
+  views = jnp.ones((1, config.data.num_views), bool), jnp.zeros((1, config.data.num_views), jnp.int32)
+  tokens = jnp.zeros((1, config.tokenizer.max_length + 1), jnp.int32)
+  init = lambda: model.init(jax.random.key(config.seed), features, *views, tokens, tokens[:, 1:] > 0, train=False)
+  return model, jax.jit(init)()
+
+
+def encoded_studies(config: ConfigDict, num_studies: int) -> Encoded:
+  """Returns random patches [B, N, D] that are all there, and codes [B, D]."""
+  num_patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  patches, code = (jax.random.normal(jax.random.key(seed), shape, jnp.dtype(config.train.compute_dtype)) for seed, shape in
+                   enumerate([(num_studies, num_patches, config.model.width), (num_studies, config.model.width)]))
+  return Encoded(patches, jnp.ones((num_studies, num_patches), bool), code if config.model.use_alignment else None)
+
+
+def work_of_a_step(config: ConfigDict, vocab_size: int, num_studies: int) -> dict[str, dict[str, int]]:
+  """Returns floating-point operations and bytes read for one token of all beams, by part of the network.
+
+  Counted are products of matrices (two operations a multiplication). The cache counts at the room that it has on
+  average, weights and memory once a step, whatever the number of beams.
+  """
+  model, memory, length = config.model, config.memory, config.tokenizer.max_length
+  rows = num_studies * config.decode.beam_size
+  width, size = model.width, jnp.dtype(config.train.compute_dtype).itemsize
+  num_patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  stages = math.ceil(length / 32)
+  room = length * (stages + 1) / (2 * stages) + (model.num_prompts if model.use_prompts else 0)
+  dense = model.decoder_layers * (6 * width * width + 2 * width * model.feedforward_width)
+  parts = {
+      "dense layers": (2 * rows * dense, dense),
+      "attention to words": (4 * rows * config.decode.beam_size * room * width * model.decoder_layers,
+                             2 * rows * room * width * model.decoder_layers),
+      "attention to patches": (4 * rows * num_patches * width * model.decoder_layers,
+                               2 * num_studies * num_patches * width * model.decoder_layers),
+      "logits": (2 * rows * width * vocab_size, width * vocab_size)}
+  if model.use_memory and memory.query == "word_position":
+    parts["memory"] = (2 * rows * (2 * width * width + 2 * memory.num_slots * width),
+                       2 * width * width + 2 * memory.num_slots * width)
+  return {name: {"flops": round(flops), "bytes": round(count * size)} for name, (flops, count) in parts.items()}
+
+
+def plain_product(rows: int, width: int, num_kernels: int, turns: int = 2000) -> float:
+  """Returns the operations a second of products [rows, width] x [width, width], with so many kernels in turn."""
+  kernels = [jax.random.normal(jax.random.key(number), (width, width)) / math.sqrt(width) for number in range(num_kernels)]
+  turns = max(1, turns // (num_kernels * max(1, rows // 24)))
+
+  @jax.jit
+  def run(x, kernels):
+    def turn(_, x):
+      for kernel in kernels:
+        x = jnp.clip(x @ kernel, -3, 3)
+      return x
+    return jax.lax.fori_loop(0, turns, turn, x)
+
+  x = jnp.ones((rows, width))
+  call = lambda: jax.block_until_ready(run(x, kernels))
+  call()
+  seconds = np.median([timed(call) for _ in range(5)])
+  return 2 * rows * width * width * num_kernels * turns / seconds
+
+
+def timed(run: Callable) -> float:
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start
