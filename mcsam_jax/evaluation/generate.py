@@ -27,6 +27,7 @@ class Written:
   """One generated report."""
   record: int         # its study's number in the split
   text: str
+  ids: np.ndarray     # int32 [T], its tokens without bos, with eos where it was reached and pad behind it
   log_prob: float     # of the whole report, eos included
 
 
@@ -109,7 +110,7 @@ class ReportWriter:
             chosen = self._consensus.best([self.tokenizer.clean(text).split() for text in texts],
                                           None if likelihood is None else likelihood[row],
                                           self.config.decode.recall_share)
-          written.append(Written(int(record), texts[chosen], float(scores[chosen])))
+          written.append(Written(int(record), texts[chosen], candidates[chosen], float(scores[chosen])))
     return written
 
   def _train_codes(self, model: MCSAM, variables: dict) -> np.ndarray:

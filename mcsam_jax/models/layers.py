@@ -71,7 +71,9 @@ class Attention(nn.Module):
 
   def attend(self, query: jax.Array, seen: KeysValues, train: bool) -> jax.Array:
     """Returns [..., Q, D] for projected queries [..., H, Q, D/H]."""
-    weights = self.drop(attention_weights(query, seen), deterministic=not train)  # [..., H, Q, L]
+    weights = attention_weights(query, seen)                                      # [..., H, Q, L]
+    self.sow("intermediates", "weights", weights)                                 # free unless asked for
+    weights = self.drop(weights, deterministic=not train)
     return self.output(merge_heads(weights @ seen.values))
 
   def joined(self) -> dict[str, jax.Array]:
