@@ -55,7 +55,8 @@ def benchmark_decode(config: ConfigDict, num_studies: list[int], vocab_size: int
 
 def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Callable[[], BeamResult], float]:
   """Returns a function that writes the reports of B studies and waits for them, and the seconds to compile it."""
-  model, variables = random_model(config, vocab_size)
+  model, init = make_network(config, vocab_size)
+  variables = jax.jit(init)()
   prepared = jax.jit(lambda variables: model.apply(variables, method="prepare"))(variables)
   start = time.perf_counter()
   search = jax.jit(make_search(model, config)).lower(variables, prepared, encoded_studies(config, num_studies)).compile()
@@ -83,8 +84,8 @@ def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, Prepared, E
   return search
 
 
-def random_model(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, dict]:
-  """Returns the network without its image encoder, and random variables."""
+def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[], dict]]:
+  """Returns the network without its image encoder, and a function to jit that draws its variables."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.encoder.frozen = True
@@ -94,8 +95,7 @@ def random_model(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, dict]:
   features = jnp.zeros((1, config.data.num_views, grid * grid, info.channels))
   views = jnp.ones((1, config.data.num_views), bool), jnp.zeros((1, config.data.num_views), jnp.int32)
   tokens = jnp.zeros((1, config.tokenizer.max_length + 1), jnp.int32)
-  init = lambda: model.init(jax.random.key(config.seed), features, *views, tokens, tokens[:, 1:] > 0, train=False)
-  return model, jax.jit(init)()
+  return model, lambda: model.init(jax.random.key(config.seed), features, *views, tokens, tokens[:, 1:] > 0, train=False)
 
 
 def encoded_studies(config: ConfigDict, num_studies: int) -> Encoded:
