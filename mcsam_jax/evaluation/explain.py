@@ -43,7 +43,7 @@ def make_explain(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable[[dic
     patches = jnp.stack(looks).astype(jnp.float32).mean((0, 2))
     slots = None
     if config.model.use_memory:
-      weights = seen["memory_bank"]["slot_weights"][0]                                   # the patches ask first [B, H, N, S]
+      weights = seen["memory_bank"]["slot_weights"][0]                                   # patches ask first: [B, H, N, S]
       there = jnp.repeat(batch["view_mask"], weights.shape[2] // batch["view_mask"].shape[1], axis=1)
       slots = jnp.einsum("bhns,bn->bs", weights, there / there.sum(-1, keepdims=True)) / weights.shape[1]
     return Explanation(jnp.where(written, chosen, 0), jnp.where(written[..., None], patches, 0), slots)

@@ -1,15 +1,13 @@
 """Writes reports for batches of studies with a jitted search, on all devices of the mesh.
 
-Several models write together as an ensemble: the next word has the mean of the probabilities that they give it.
-
-Shapes: B studies, K beams or draws, M models, R training reports, T words, D width.
+Shapes: B studies, K beams or draws, R training reports, T words, D width.
 """
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -17,7 +15,8 @@ from mcsam_jax.decoding.beam_search import beam_search
 from mcsam_jax.decoding.consensus import Consensus
 from mcsam_jax.decoding.greedy import Room
 from mcsam_jax.decoding.sampling import sample_search
-from mcsam_jax.models.mcsam import Prepared, MCSAM
+from mcsam_jax.evaluation.ensemble import Ensemble
+from mcsam_jax.models.mcsam import MCSAM, Prepared
 from mcsam_jax.training.sharding import host_rows, replicated, to_global
 from mcsam_jax.training.step import token_mask, visual_inputs
 
@@ -37,7 +36,7 @@ class ReportWriter:
   def __init__(self, models: Sequence[MCSAM], config: ConfigDict, tokenizer, mesh: jax.sharding.Mesh,
                search: str, train_reports: Sequence[str] = ()):
     """Args:
-      models: that write together; `config` says how.
+      models: that write together, mostly one; `config` says how.
       search: beam | consensus.
       train_reports: for the consensus, which has to know what is rare.
     """
@@ -45,49 +44,30 @@ class ReportWriter:
     self.train_reports, self._consensus = train_reports, None
     if search == "consensus":
       self._consensus = Consensus(tokenizer.clean(report).split() for report in train_reports)
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    decode = config.decode
-    rules = {**ids, "max_length": config.tokenizer.max_length, "min_length": decode.min_length, "block_ngrams": decode.block_ngrams}
-
-    def prepare(variables: Sequence[dict]) -> list[Prepared]:
-      return [model.apply(v, method="prepare") for model, v in zip(models, variables)]
+    ensemble, decode = Ensemble(models), config.decode
+    rules = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id,
+             "max_length": config.tokenizer.max_length, "min_length": decode.min_length,
+             "block_ngrams": decode.block_ngrams}
 
     def write(variables: Sequence[dict], prepared: Sequence[Prepared], batch: dict,
               train_codes: Sequence[jax.Array] | None):
       batch_size = batch["valid"].shape[0]
-      num_rows = decode.num_samples if self._consensus else decode.beam_size
-      members = list(zip(models, variables))
-      begun = [model.apply(v, *visual_inputs(config, batch), mine, method="begin")
-               for (model, v), mine in zip(members, prepared)]
-      exchange = not self._consensus
-      cache = together([model.apply(v, study, num_rows, exchange, method="first_cache")
-                        for (model, v), study in zip(members, begun)])
-
-      def step(words, cache):
-        logits, caches = zip(*[model.apply(v, words, *rest, method="step")
-                               for (model, v), *rest in zip(members, apart(cache), begun, prepared)])
-        return mean_probability(logits), together(caches)
-
-      room = Room(
-          lambda cache, nodes: together([model.apply(v, mine, nodes, method="grow")
-                                         for (model, v), mine in zip(members, apart(cache))]),
-          lambda cache: models[0].apply(variables[0], apart(cache)[0], method="full"))     # all fill up alike
-
+      begun = ensemble.begin(variables, visual_inputs(config, batch), prepared)
+      step = lambda words, cache: ensemble.step(variables, words, cache, begun, prepared)
+      room = Room(functools.partial(ensemble.grow, variables), functools.partial(ensemble.full, variables))
       if self._consensus:
+        cache = ensemble.first_cache(variables, begun, decode.num_samples, exchange=False)
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
-        result = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
-                               top_k=decode.top_k, top_p=decode.top_p, room=room, **rules)
-        likelihood = None
-        if train_codes is not None:
-          agreements = [jax.nn.softmax(model.apply(v, study.image_code, codes, method="agree"))              # [B, R]
-                        for (model, v), study, codes in zip(members, begun, train_codes)]
-          likelihood = sum(agreements) / len(members)
-        return result.ids, result.log_probs, likelihood
-      result = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
-                           length_penalty=decode.length_penalty, finished=decode.finished, room=room, **rules)
-      return result.ids[:, :1], result.log_probs[:, :1], None
+        drawn = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
+                              top_k=decode.top_k, top_p=decode.top_p, room=room, **rules)
+        likelihood = None if train_codes is None else ensemble.likelihood(variables, begun, train_codes)
+        return drawn.ids, drawn.log_probs, likelihood
+      cache = ensemble.first_cache(variables, begun, decode.beam_size, exchange=True)
+      found = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
+                          length_penalty=decode.length_penalty, finished=decode.finished, room=room, **rules)
+      return found.ids[:, :1], found.log_probs[:, :1], None
 
-    self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (prepare, write))
+    self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
 
   def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
     """Returns the report of every valid study of `batches` (as `eval_batches` gives them), in order.
@@ -127,20 +107,3 @@ class ReportWriter:
     filled = np.pad(tokens, ((0, -len(tokens) % size), (0, 0)), mode="edge")
     codes = [np.asarray(recall(variables, filled[start:start + size])) for start in range(0, len(filled), size)]
     return np.concatenate(codes)[:len(tokens)]
-
-
-def together(caches: Sequence[dict]) -> dict:
-  """Returns the caches of several models as one, in which each beam takes its part of all of them along."""
-  return {"beams": [cache["beams"] for cache in caches], "rest": [cache | {"beams": None} for cache in caches]}
-
-
-def apart(cache: dict) -> list[dict]:
-  return [mine | {"beams": beams} for mine, beams in zip(cache["rest"], cache["beams"])]
-
-
-def mean_probability(logits: Sequence[jax.Array]) -> jax.Array:
-  """Returns the logits [..., vocabulary] of the mean of the distributions that M `logits` stand for."""
-  if len(logits) == 1:
-    return logits[0]
-  log_probs = jax.nn.log_softmax(jnp.stack(logits).astype(jnp.float32))          # [M, ..., vocabulary]
-  return jax.nn.logsumexp(log_probs, axis=0) - np.log(len(logits))

@@ -213,7 +213,7 @@ class MCSAM(nn.Module):
 
   def embed_words(self, words: jax.Array, places: jax.Array, code_input: jax.Array | None, table: jax.Array | None,
                   memory: layers.KeysValues | None, train: bool) -> jax.Array:
-    """Returns decoder inputs [B, L, D] for words [B, L], of which the i-th stands at position places[i], or all at [0].
+    """Returns decoder inputs [B, L, D] for words [B, L], the i-th at position places[i], or all at places[0].
 
     Word (scaled by the root of D) + position, consolidated with the memory's
     response, plus what the image's code adds.

@@ -71,7 +71,7 @@ def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
   if k >= scores.shape[-1]:
     return scores
   still = jax.lax.stop_gradient(scores)
-  # How often the loop of `narrow` goes round hangs on the scores: over several chips that would be a collective a turn.
+  # How often `narrow` loops hangs on the scores: over several chips that would be a collective a turn.
   kept = jax.lax.platform_dependent(still, cpu=lambda scores: by_narrowing(scores, k),
                                     default=lambda scores: by_bits(scores, k))
   return jnp.where(kept, scores, -jnp.inf)
@@ -119,7 +119,7 @@ def narrow(scores: jax.Array, k: int) -> jax.Array:
 
 
 def count(true: jax.Array) -> jax.Array:
-  """Returns float32 [..., 1], how many of bool [..., S] hold (exact to 2^24); XLA:CPU adds floats faster than integers."""
+  """Returns float32 [..., 1], how many of bool [..., S] hold, exact to 2^24: XLA:CPU adds floats faster than integers."""
   return jnp.where(true, 1.0, 0.0).sum(-1, keepdims=True)
 
 

@@ -119,7 +119,9 @@ class ReportDecoder(nn.Module):
       position: of the next word, N_p at first.
       beams: with `exchange` bool [B, K, C], the nodes that a beam sees; else None: all up to its position.
     """
-    words = study.prompts if exchange else jax.tree.map(lambda leaf: jnp.repeat(leaf, num_beams, axis=0), study.prompts)
+    words = study.prompts
+    if not exchange:
+      words = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_beams, axis=0), words)
     visible = jnp.ones((study.patches[0].keys.shape[0], num_beams, self.num_prompts), bool)
     return {"words": words, "position": jnp.int32(self.num_prompts), "beams": visible if exchange else None}
 

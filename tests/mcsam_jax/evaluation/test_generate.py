@@ -1,14 +1,12 @@
 """Reports of a small random network: the same in any company, from one program, and explained."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.evaluation.explain import make_explain
-from mcsam_jax.evaluation.generate import ReportWriter, mean_probability
+from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.training.sharding import make_mesh
 from mcsam_jax.training.step import init_state, make_model
 
@@ -83,14 +81,3 @@ def test_an_explanation_adds_up_to_the_report():
   shown = batch | {"features": np.where(batch["view_mask"][..., None, None], batch["features"], np.nan)}
   again = make_explain(network.model, network.config, tokenizer.eos_id)(network.variables, shown, ids)
   np.testing.assert_allclose(again.slots, explained.slots, rtol=1e-5)              # absent views remind of nothing
-
-
-def test_the_mean_of_probabilities_by_hand():
-  first, second = jnp.log(jnp.array([[0.5, 0.5, 0.0]])), jnp.log(jnp.array([[0.1, 0.3, 0.6]])) + 7.0   # any shift
-  probabilities = jax.nn.softmax(mean_probability([first, second]))
-  np.testing.assert_allclose(probabilities, [[0.3, 0.4, 0.3]], rtol=1e-6)
-
-
-def test_a_model_alone_keeps_its_logits():
-  logits = jnp.array([[3.0, -2.0, 40.0]], jnp.bfloat16)
-  assert mean_probability([logits]) is logits
