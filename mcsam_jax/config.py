@@ -94,7 +94,8 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     try:
       config.update_from_flattened_dict({field: _PARSERS[type(known[field])](text)})
     except (ValueError, KeyError) as error:
-      raise UserError(f"--config.{field}={text}: expected {type(known[field]).__name__}") from error
+      expected = "true or false" if isinstance(known[field], bool) else type(known[field]).__name__
+      raise UserError(f"--config.{field}={text}: expected {expected}") from error
   for section, field in PATHS:
     if config[section][field]:
       config[section][field] = str(absolute(config[section][field]))

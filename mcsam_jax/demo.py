@@ -15,6 +15,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.evaluation.scoring import format_table
 from mcsam_jax.pretrained.import_weights import import_weights
+from mcsam_jax.training.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
 
 NUM_SHOWN = 3
@@ -45,11 +46,14 @@ def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
   train(config, workdir, show)
 
   show("\n== scores: mcsam evaluate --split test")
+  best = Checkpoints(configs.absolute(workdir), best_metric=config.train.best_metric, read_only=True).best()
   path = configs.absolute(workdir) / "eval"
-  finished = list(path.glob("test-*.json"))
-  scores = json.loads(finished[0].read_text()) if finished else evaluate(workdir, "test", show=show)
-  if finished:
+  finished = path / f"test-{best}.json"
+  if finished.exists():
+    scores = json.loads(finished.read_text())
     show(format_table(scores))
+  else:
+    scores = evaluate(workdir, "test", show=show)
 
   split = open_split(config, "test")
   lines = (path / f"test-{scores['step']}.jsonl").read_text().splitlines()

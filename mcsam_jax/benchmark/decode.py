@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.decoding.beam_search import BeamResult, beam_search
-from mcsam_jax.decoding.greedy import Room
+from mcsam_jax.decoding.greedy import Room, room_sizes
 from mcsam_jax.models.mcsam import MCSAM, Encoded, Prepared
 from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.training.step import make_model
@@ -111,20 +111,21 @@ def encoded_studies(config: ConfigDict, num_studies: int) -> Encoded:
 def work_of_a_step(config: ConfigDict, vocab_size: int, num_studies: int) -> dict[str, dict[str, int]]:
   """Returns floating-point operations and bytes read for one token of all beams, by part of the network.
 
-  Counted are products of matrices (two operations a multiplication). The cache counts at the room that it has on
-  average, weights and memory once a step, whatever the number of beams.
+  Counted are products of matrices (two operations a multiplication). Weights and memory are read once a step, and a
+  study's cache once for all its beams: as many nodes as it has room for on average, while its beams share all but
+  their last words.
   """
   model, memory, length = config.model, config.memory, config.tokenizer.max_length
   rows = num_studies * config.decode.beam_size
   width, size = model.width, jnp.dtype(config.train.compute_dtype).itemsize
   num_patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
-  stages = math.ceil(length / 32)
-  room = length * (stages + 1) / (2 * stages) + (model.num_prompts if model.use_prompts else 0)
+  sizes = [size for size in room_sizes(length, length * config.decode.beam_size) if size < 1.5 * length]
+  nodes = statistics.mean(sizes) + (model.num_prompts if model.use_prompts else 0)
   dense = model.decoder_layers * (6 * width * width + 2 * width * model.feedforward_width)
   parts = {
       "dense layers": (2 * rows * dense, dense),
-      "attention to words": (4 * rows * config.decode.beam_size * room * width * model.decoder_layers,
-                             2 * rows * room * width * model.decoder_layers),
+      "attention to words": (4 * rows * nodes * width * model.decoder_layers,
+                             2 * num_studies * nodes * width * model.decoder_layers),
       "attention to patches": (4 * rows * num_patches * width * model.decoder_layers,
                                2 * num_studies * num_patches * width * model.decoder_layers),
       "logits": (2 * rows * width * vocab_size, width * vocab_size)}

@@ -69,15 +69,16 @@ def beam_search(step: Step, cache: Cache, *, batch_size: int, beam_size: int, ma
                 room: Room | None = None) -> BeamResult:
   """Returns the `beam_size` (K) best reports a study, each of at most `max_length` (T) tokens, eos included.
 
+  A beam of one is greedy search.
+
   Args:
+    step, cache, room: the model, see `greedy.py`; the cache is for B studies of K beams.
     min_length: tokens that are written before eos may be.
     length_penalty: exponent of the formula above; 0: none.
     block_ngrams: no run of so many tokens stands twice in a report; 0: anything may.
     finished: refill | occupy, see above.
     early_stop: ends the loop once no live beam of any study can still displace a finished report: the result is
       the same, sooner.
-
-  A beam of one is greedy search.
   """
   occupy = {"refill": False, "occupy": True}[finished]
   # Entry l belongs to a report of l tokens.

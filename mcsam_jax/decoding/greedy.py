@@ -59,7 +59,7 @@ def in_stages(unfinished, body, search, room: Room | None, max_length: int, num_
   Args:
     unfinished: true at most `max_length` times.
     search: a named tuple with a `cache`, which grows on the way.
-    num_beams: that may hold as many nodes each as there are tokens.
+    num_beams: that share the cache; each may need up to `max_length` nodes of its own.
   """
   if room is None:
     return jax.lax.while_loop(unfinished, body, search)._replace(cache=None)
@@ -75,7 +75,11 @@ def in_stages(unfinished, body, search, room: Room | None, max_length: int, num_
 
 
 def room_sizes(usual: int, most: int) -> list[int]:
-  """Returns the sizes of a cache: equal steps up to a little more than is usually needed, then twice as many."""
+  """Returns the sizes of a cache one after the other, the last being `most` nodes.
+
+  Beams mostly share all but their last words, so `usual` nodes (the tokens of a report) and half a STAGE for where
+  they differ are mostly enough: up to there sizes grow in equal steps, and then they double.
+  """
   steps = -(-usual // STAGE)
   sizes = [-(-usual * step // steps) for step in range(1, steps + 1)]
   if most > usual:

@@ -46,7 +46,7 @@ class Ensemble:
     return together(self.each("grow", variables, apart(cache), [nodes] * len(self.models)))
 
   def full(self, variables: Sequence[dict], cache: dict) -> jax.Array:
-    return self.models[0].apply(variables[0], apart(cache)[0], method="full")       # all fill up alike
+    return self.models[0].apply(variables[0], apart(cache)[0], method="full")       # beams part alike in all
 
   def likelihood(self, variables: Sequence[dict], begun: Sequence[Begun], codes: Sequence[jax.Array]) -> jax.Array:
     """Returns how likely each training report is by the alignments [B, R], for its codes [R, D] in each model."""

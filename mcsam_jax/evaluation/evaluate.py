@@ -4,7 +4,7 @@ Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
   eval/SPLIT-STEP.jsonl   a line a study: id, reference, generated report, its scores
   eval/constant.json      the constant report that is best on val for each metric, found once
-An ensemble of M models writes SPLIT-STEP-ensembleM.* into the first one's workdir.
+An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
 """
 
 from collections.abc import Sequence
@@ -83,14 +83,14 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
         eval_batches(split, tokenizer, config, config.decode.batch_size, features))
 
   # Files: written whole or not at all.
-  together = f"-ensemble{len(members)}" if ensemble else ""
-  target = work.path / "eval" / f"{split_name}-{step}{together}"
+  name = "-".join([split_name, str(step)] + (["with"] + [other.path.name for other in works[1:]] if ensemble else []))
+  target, table = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl"))
   lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
            for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]
-  write_whole(target.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
-  write_whole(target.with_suffix(".json"), json.dumps(scores, indent=2) + "\n")   # last: with scores all is there
+  write_whole(table, "".join(json.dumps(line) + "\n" for line in lines))
+  write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
   show(format_table(scores))
-  show(f"scores: {target}.json, a line a study: {target}.jsonl")
+  show(f"scores: {target}, a line a study: {table}")
   return scores
 
 

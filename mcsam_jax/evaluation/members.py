@@ -43,7 +43,7 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
   step = checkpoints.best() if step is None else step
   if step is None:
-    raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --workdir {work.path}` first")
+    raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --config ... --workdir {work.path}` first")
   model = make_model(config, tokenizer.vocab_size, work.grid)
   first = np.zeros(1, np.int64)
   sample = make_batch(split, first, first, tokenizer, config, work.features(split))
@@ -53,8 +53,12 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
 
 
 def check_one_language(works: Sequence[Workdir]) -> None:
-  """Raises UserError unless all workdirs read the same inputs and write the same words."""
+  """Raises UserError unless all workdirs read the same inputs, write the same words, and can vote as decode asks."""
   first, *others = works
+  for work in works:
+    if first.config.decode.recall_share and not work.config.model.use_alignment:
+      raise UserError(f"{work.path} was trained without alignment, which decode.recall_share asks: "
+                      "set --config.decode.recall_share=0")
   for other in others:
     problems = [line for line in configs.differences(first.config, other.config)
                 if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))

@@ -68,7 +68,7 @@ class MCSAM(nn.Module):
   """Chest X-rays of a study, and in training its report, to the report's words.
 
   Attributes:
-    config: the config tree; `encoder`, `memory` and `model` are read.
+    config: the config tree; `encoder`, `memory`, `model` and `train.compute_dtype` are read.
     vocab_size: of the tokenizer.
     max_length: T, the most words of a report, eos included.
     num_views: V.
@@ -214,6 +214,8 @@ class MCSAM(nn.Module):
   def embed_words(self, words: jax.Array, places: jax.Array, code_input: jax.Array | None, table: jax.Array | None,
                   memory: layers.KeysValues | None, train: bool) -> jax.Array:
     """Returns decoder inputs [B, L, D] for words [B, L], the i-th at position places[i], or all at places[0].
+
+    In training L is T; in `step` it is K, the beams' words at one position.
 
     Word (scaled by the root of D) + position, consolidated with the memory's
     response, plus what the image's code adds.

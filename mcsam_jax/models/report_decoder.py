@@ -12,7 +12,7 @@ common, and a node that no beam sees any more is written over: a study's cache
 holds the tree of its beams' words, which is little larger than one report.
 
 Shapes: B studies, K beams, N patches, T words, N_p prompts, C nodes of the
-cache, H heads, D width.
+cache (prompts first), G trees of nodes, H heads, D width.
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ def test_overrides_keep_the_type_of_their_field():
     ("--config.train.batchsize=8", "did you mean train.batch_size"),
     ("--config.batch_size=8", "no such field"),
     ("--config.train.batch_size=eight", "expected int"),
-    ("--config.model.use_memory=maybe", "expected bool"),
+    ("--config.model.use_memory=maybe", "expected true or false"),
     ("--batch_size=8", "--config.field=value"),
     ("--config.model.norm=batch", "layernorm, r2gencmn"),
     ("--config.decode.beam_size=0", "at least 1"),

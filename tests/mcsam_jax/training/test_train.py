@@ -114,10 +114,10 @@ def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, caps
     status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", *others)
     assert status == 0, err
   alone, together = ([json.loads(line) for line in (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()]
-                     for name in ("", "-ensemble2"))
+                     for name in ("", "-with-twin"))
   assert [line["generated"] for line in alone] == [line["generated"] for line in together]
   np.testing.assert_allclose([line["log_prob"] for line in alone], [line["log_prob"] for line in together], atol=1e-4)
-  scores = json.loads((trained / "eval" / "test-60-ensemble2.json").read_text())
+  scores = json.loads((trained / "eval" / "test-60-with-twin.json").read_text())
   assert scores["models"] == [{"workdir": str(trained), "step": 60}, {"workdir": str(twin), "step": 60}]
 
 
@@ -125,12 +125,13 @@ def test_models_that_speak_differently_write_no_report_together(trained, tmp_pat
   other = tmp_path / "other"
   shutil.copytree(trained, other)
   for file, old, new, problem in (
+      ("config.json", '"use_alignment": true', '"use_alignment": false', "without alignment"),
       ("config.json", '"max_length": 12', '"max_length": 13', "tokenizer.max_length: 12, 13"),
       ("tokenizer/tokenizer.json", '"heart"', '"hearts"', "their vocabularies differ")):
     text = (other / file).read_text()
     assert old in text
     (other / file).write_text(text.replace(old, new))
-    status, err = run(capsys, "evaluate", "--workdir", trained, "--ensemble", other)
+    status, err = run(capsys, "evaluate", "--workdir", trained, "--ensemble", other, "--config.decode.recall_share=0.5")
     assert status == 2 and problem in err and str(other) in err and len(err.splitlines()) == 1
     (other / file).write_text(text)
 

@@ -1,0 +1,39 @@
+"""`mcsam benchmark decode` in miniature, and what it counts by hand."""
+
+import json
+
+import pytest
+
+from mcsam_jax import cli
+from mcsam_jax import config as configs
+from mcsam_jax.benchmark.decode import work_of_a_step
+
+SMALL = ["--config.encoder.name=resnet_tiny", "--config.data.image_size=32", "--config.model.width=16",
+         "--config.model.feedforward_width=16", "--config.model.num_heads=2", "--config.model.decoder_layers=1",
+         "--config.model.encoder_layers=0", "--config.memory.num_heads=2", "--config.memory.num_slots=12",
+         "--config.memory.top_k=3", "--config.memory.slot_width=8", "--config.tokenizer.max_length=5",
+         "--config.memory.query=word_position"]
+
+
+def test_figures_as_json(capsys):
+  assert cli.main(["benchmark", "decode", "--config", "phantom", "--studies", "2", "3", "--repeats", "2",
+                   "--vocabulary", "20", *SMALL]) == 0
+  figures = json.loads(capsys.readouterr().out)
+  assert [run["studies"] for run in figures["runs"]] == [2, 3]
+  for run in figures["runs"]:
+    assert len(run["all_seconds"]) == 2 and run["seconds"] > 0
+    assert run["tokens_per_second"] == pytest.approx(run["studies"] * 5 / run["seconds"], rel=0.1)
+
+
+def test_the_work_of_a_step_by_hand():
+  config = configs.load_config("phantom", [*SMALL, "--config.decode.beam_size=3", "--config.model.num_prompts=2"])
+  work = work_of_a_step(config, 20, 4)                          # 12 rows, room for 5 words and 2 prompts
+  assert work["dense layers"] == {"flops": 2 * 12 * 8 * 16 * 16, "bytes": 4 * 8 * 16 * 16}
+  assert work["logits"] == {"flops": 2 * 12 * 16 * 20, "bytes": 4 * 16 * 20}
+  assert work["memory"]["flops"] == 2 * 12 * (2 * 16 * 16 + 2 * 12 * 16)
+
+
+@pytest.mark.parametrize("flags", [["--studies", "0"], ["--repeats", "0"], ["--vocabulary", "3"]])
+def test_too_little_to_time_is_refused(flags, capsys):
+  assert cli.main(["benchmark", "decode", *flags]) == 2
+  assert flags[0] in capsys.readouterr().err
