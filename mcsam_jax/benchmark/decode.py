@@ -112,15 +112,14 @@ def work_of_a_step(config: ConfigDict, vocab_size: int, num_studies: int) -> dic
   """Returns floating-point operations and bytes read for one token of all beams, by part of the network.
 
   Counted are products of matrices (two operations a multiplication). Weights and memory are read once a step, and a
-  study's cache once for all its beams: as many nodes as it has room for on average, while its beams share all but
+  study's cache once for all its beams, as large as it is on average for a single report: beams mostly share all but
   their last words.
   """
   model, memory, length = config.model, config.memory, config.tokenizer.max_length
   rows = num_studies * config.decode.beam_size
   width, size = model.width, jnp.dtype(config.train.compute_dtype).itemsize
   num_patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
-  sizes = [size for size in room_sizes(length, length * config.decode.beam_size) if size < 1.5 * length]
-  nodes = statistics.mean(sizes) + (model.num_prompts if model.use_prompts else 0)
+  nodes = statistics.mean(room_sizes(length, length)) + (model.num_prompts if model.use_prompts else 0)
   dense = model.decoder_layers * (6 * width * width + 2 * width * model.feedforward_width)
   parts = {
       "dense layers": (2 * rows * dense, dense),
