@@ -122,8 +122,11 @@ def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, caps
 
 
 def test_models_that_speak_differently_write_no_report_together(trained, tmp_path, capsys):
-  other = tmp_path / "other"
+  first, other = tmp_path / "first", tmp_path / "other"
+  shutil.copytree(trained, first)
   shutil.copytree(trained, other)
+  config = (first / "config.json").read_text()
+  (first / "config.json").write_text(config.replace('"recall_share": 0.0', '"recall_share": 0.5'))
   for file, old, new, problem in (
       ("config.json", '"use_alignment": true', '"use_alignment": false', "without alignment"),
       ("config.json", '"max_length": 12', '"max_length": 13', "tokenizer.max_length: 12, 13"),
@@ -131,7 +134,7 @@ def test_models_that_speak_differently_write_no_report_together(trained, tmp_pat
     text = (other / file).read_text()
     assert old in text
     (other / file).write_text(text.replace(old, new))
-    status, err = run(capsys, "evaluate", "--workdir", trained, "--ensemble", other, "--config.decode.recall_share=0.5")
+    status, err = run(capsys, "evaluate", "--workdir", first, "--ensemble", other)
     assert status == 2 and problem in err and str(other) in err and len(err.splitlines()) == 1
     (other / file).write_text(text)
 
