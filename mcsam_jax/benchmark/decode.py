@@ -99,9 +99,14 @@ def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[
   return model, lambda: model.init(jax.random.key(config.seed), features, *views, tokens, mask, train=False)
 
 
+def patches_of(config: ConfigDict) -> int:
+  """Returns N, the patches of all views of a study."""
+  return config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+
+
 def encoded_studies(config: ConfigDict, num_studies: int) -> Encoded:
   """Returns random patches [B, N, D] that are all there, and codes [B, D]."""
-  num_patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  num_patches = patches_of(config)
   width, dtype = config.model.width, jnp.dtype(config.train.compute_dtype)
   patches = jax.random.normal(jax.random.key(0), (num_studies, num_patches, width), dtype)
   code = jax.random.normal(jax.random.key(1), (num_studies, width), dtype)
@@ -118,7 +123,7 @@ def work_of_a_step(config: ConfigDict, vocab_size: int, num_studies: int) -> dic
   model, memory, length = config.model, config.memory, config.tokenizer.max_length
   rows = num_studies * config.decode.beam_size
   width, size = model.width, jnp.dtype(config.train.compute_dtype).itemsize
-  num_patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  num_patches = patches_of(config)
   nodes = statistics.mean(room_sizes(length, length)) + (model.num_prompts if model.use_prompts else 0)
   dense = model.decoder_layers * (6 * width * width + 2 * width * model.feedforward_width)
   parts = {

@@ -74,10 +74,9 @@ class ReportWriter:
 
     `variables`: of each model.
     """
-    written, codes = [], None
+    written, codes, prepared = [], None, self._prepare(variables)
     if self._consensus and self.config.decode.recall_share:
-      codes = [self._train_codes(*member) for member in zip(self.models, variables)]
-    prepared = self._prepare(variables)
+      codes = [self._train_codes(*member) for member in zip(self.models, variables, prepared)]
     for batch in batches:
       rows = host_rows(len(batch["valid"]))
       shown = {name: array[rows] for name, array in batch.items() if name != "tokens"}   # a report is never shown
@@ -93,17 +92,16 @@ class ReportWriter:
           written.append(Written(int(record), texts[chosen], candidates[chosen], float(scores[chosen])))
     return written
 
-  def _train_codes(self, model: MCSAM, variables: dict) -> np.ndarray:
+  def _train_codes(self, model: MCSAM, variables: dict, prepared: Prepared) -> np.ndarray:
     """Returns what each training report recalls, as the alignment of a model sees it [R, D]."""
     length, size = self.config.tokenizer.max_length, self.config.decode.batch_size
 
     @jax.jit
-    def recall(variables, tokens):
-      memory = model.apply(variables, method="project_memory")
-      return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), memory, False,
+    def recall(variables, prepared, tokens):
+      return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), prepared.memory, False,
                          method="recall_report")
 
     tokens = np.stack([self.tokenizer.encode_for_training(report, length) for report in self.train_reports])
     filled = np.pad(tokens, ((0, -len(tokens) % size), (0, 0)), mode="edge")
-    codes = [np.asarray(recall(variables, filled[start:start + size])) for start in range(0, len(filled), size)]
+    codes = [np.asarray(recall(variables, prepared, filled[start:start + size])) for start in range(0, len(filled), size)]
     return np.concatenate(codes)[:len(tokens)]
