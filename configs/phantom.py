@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
       "data_dir": "data",                 # records, vocabulary and cached features are written below it
       "restricted": False,                # True: no report text or id in logs, pages or TensorBoard
       "cleaning": "iu_xray",              # R2Gen's cleaning of reports: iu_xray | mimic_cxr
-      "target": "findings",               # the section to write: findings | impression
+      "target": "findings",               # what to write: findings | impression | both
       "num_views": 2,                     # images of a study that the model sees; absent ones are masked
       "short_side": 256,                  # pixels of the stored images' shorter side; 0: as they are
       "image_size": 192,                  # pixels of the square that the encoder sees
@@ -27,6 +27,13 @@ def get_config() -> ConfigDict:
           "num_val": 100,
           "num_test": 300,
       },
+  })
+
+  config.prepare = ConfigDict({
+      "num_workers": 0,                   # processes that build records; 0: one a core
+      "beam_options": "",                 # of Apache Beam, which then builds them: --runner=DirectRunner, DataflowRunner ...
+      "max_faults": 0,                    # studies that may be left out because a file can't be read
+      "show_ids": False,                  # True (or --show-ids): messages about a restricted set name its records
   })
 
   config.tokenizer = ConfigDict({

@@ -45,7 +45,7 @@ def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer:
     valid: bool [B]; None: all are.
   """
   from_cache = features is not None
-  shown = [split.without_images[index] if from_cache else split[index] for index in indices]
+  shown = [split.without_images[index] for index in indices] if from_cache else split.read(indices)
   num_views = config.data.num_views
   view_ids = np.zeros((len(shown), num_views), np.int32)
   view_mask = np.zeros((len(shown), num_views), bool)

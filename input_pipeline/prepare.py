@@ -10,17 +10,15 @@ from collections.abc import Callable
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
-import sys
 import time
 
 from etils import epath
 from ml_collections import ConfigDict
-import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
+from input_pipeline.build import build, table
 from input_pipeline.splits import Split, is_prepared, open_split
 from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
@@ -41,10 +39,14 @@ def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str
     show(f"Records are in {builder.data_dir}")
   else:
     show(f"Writing records to {builder.data_dir}")
-    _build(builder)
+    with _writing(builder.data_dir):
+      build(config, show)
+  builder = datasets.make_builder(config)
   splits = {name: open_split(config, name) for name in builder.info.splits}     # counts the records
   tokenizer = load_or_build_tokenizer(config)
   summary = _load_or_make_summary(tokenizer_dir(config) / "summary.json", splits, tokenizer)
+  if counts := table(builder):
+    show(counts)
   show(_table(summary))
   show(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
   show(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
@@ -85,14 +87,6 @@ def load_or_build_tokenizer(config: ConfigDict) -> Tokenizer:
   return tokenizer
 
 
-def _build(builder: tfds.core.DatasetBuilder) -> None:
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()           # bars fill a log file with fragments
-  with _writing(builder.data_dir), contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(file_format="array_record",
-                                 download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-
-
 @contextlib.contextmanager
 def _writing(path):
   """Turns a full or a closed disk into a line for the user."""
@@ -100,8 +94,8 @@ def _writing(path):
     yield
   except Exception as error:      # ArrayRecord's own writer raises no OSError
     if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-      raise UserError(f"no space left for {path}; nothing unfinished was kept: free some, or set "
-                      "--config.data.data_dir to another disk") from error
+      raise UserError(f"no space left for {path}: free some and run the same command, which goes on "
+                      "from what is whole, or set --config.data.data_dir to another disk") from error
     if isinstance(error, OSError):
       raise UserError(f"{path} cannot be written ({error.strerror or error}); set --config.data.data_dir "
                       "to a folder that can") from error

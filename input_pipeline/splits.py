@@ -6,15 +6,20 @@ that is missing or was cut shows as empty without an error in ArrayRecord, so th
 files are counted against the metadata before anything is read.
 """
 
+from collections.abc import Sequence
 import functools
 
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
+import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
-from input_pipeline.datasets.findings import LABEL_VALUES, VIEWS
+from input_pipeline.datasets import records
 from mcsam_jax.errors import UserError
+
+TARGETS = ("findings", "impression", "both")
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"    # records are read at random, by threads of our own
 
 
 class Split:
@@ -22,16 +27,24 @@ class Split:
 
   Attributes:
     name: train, val or test.
+    directory: that holds the records.
   """
 
-  def __init__(self, source, name: str, target: str):
-    """`source` is a TFDS data source that leaves images encoded, `target` the section that is written."""
-    self.name = name
-    self._source = source
+  def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str):
+    """Opens the files of a split; `target` is the section that is written, one of TARGETS.
+
+    Raises:
+      UserError: a file doesn't hold as many records as the metadata says.
+    """
+    self.name, self.directory = name, builder.data_dir
     self._target = target
+    info = builder.info.splits[name]
+    self._readers = [_open(path, expected, builder.data_dir)
+                     for path, expected in zip(info.filepaths, info.shard_lengths, strict=True)]
+    self._ends = np.cumsum(info.shard_lengths)
 
   def __len__(self) -> int:
-    return len(self._source)
+    return int(self._ends[-1])
 
   def __getitem__(self, index: int) -> dict:
     """Returns record `index`: images as JPEG bytes, all else as str or list of str.
@@ -42,37 +55,57 @@ class Split:
     """
     if not 0 <= index < len(self):
       raise IndexError(index)
+    return self.read([index])[0]
+
+  def read(self, indices: Sequence[int]) -> list[dict]:
+    """Returns some records, in the order of `indices`, with one look-up for each file that holds any of them.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    indices = np.asarray(indices)
+    shards = np.searchsorted(self._ends, indices, side="right")
+    found = [None] * len(indices)
+    for shard in np.unique(shards):
+      rows = np.flatnonzero(shards == shard)
+      for row, data in zip(rows, self._serialized(shard, indices[rows]), strict=True):
+        found[row] = records.parse(data)
+    return found
+
+  def _serialized(self, shard: int, indices: np.ndarray) -> list[bytes]:
+    first = self._ends[shard - 1] if shard else 0
     try:
-      return _readable(self._source[int(index)])
+      return self._readers[shard].read([int(index - first) for index in indices])
     except RuntimeError as error:     # ArrayRecord: a checksum is wrong
-      directory = self._source.dataset_info.data_dir
-      raise UserError(f"record {index} of split {self.name} in {directory} is damaged ({error}); delete that "
-                      "folder and run `mcsam prepare`") from error
+      if len(indices) > 1:            # of which one? The others are read
+        return [self._serialized(shard, indices[row:row + 1])[0] for row in range(len(indices))]
+      raise UserError(f"record {indices[0]} of split {self.name} in {self.directory} is damaged ({error}); "
+                      "delete that folder and run `mcsam prepare`") from error
 
   @functools.cached_property
   def without_images(self) -> list[dict]:
     """All records but their `images`, read once; small enough to stay in memory."""
     return [{field: value for field, value in record.items() if field != "images"} for record in self]
 
-  @property
+  @functools.cached_property
   def reports(self) -> list[str]:
-    """The target section of each record, raw."""
-    return [self.target(record) for record in self.without_images]
+    """The target of each record, raw."""
+    return [self.target(record) for record in self]
 
   @property
   def ids(self) -> list[str]:
     return [record["id"] for record in self.without_images]
 
   def target(self, record: dict) -> str:
-    """Returns the section of `record` that is to be written."""
-    return record[self._target]
+    """Returns the text of `record` that is to be written."""
+    return target_of(record, self._target)
 
 
-class _KeepEncoded(tfds.decode.SkipDecoding):
-  """SkipDecoding for a sequence, which TFDS lacks where it reads without TensorFlow."""
-
-  def decode_batch_example_np(self, serialized_examples):
-    return serialized_examples
+def target_of(record: dict, target: str) -> str:
+  """Returns the findings, the impression, or both with a blank between them."""
+  if target == "both":
+    return f"{record['findings']} {record['impression']}".strip()
+  return record[target]
 
 
 def open_split(config: ConfigDict, split: str) -> Split:
@@ -86,41 +119,23 @@ def open_split(config: ConfigDict, split: str) -> Split:
     raise UserError(f"no records in {builder.data_dir}: run `mcsam prepare` with this config first")
   if split not in builder.info.splits:
     raise UserError(f"no split {split} in {builder.data_dir}, there are {', '.join(builder.info.splits)}")
-  if config.data.target not in ("findings", "impression"):
-    raise UserError(f"data.target={config.data.target}: expected findings or impression")
-  verify_files(builder, split)
-  source = builder.as_data_source(split, decoders={"images": _KeepEncoded()})
-  return Split(source, split, config.data.target)
+  if config.data.target not in TARGETS:
+    raise UserError(f"data.target={config.data.target}: expected one of {', '.join(TARGETS)}")
+  return Split(builder, split, config.data.target)
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   return (builder.data_path / "dataset_info.json").exists()
 
 
-def verify_files(builder: tfds.core.DatasetBuilder, split: str) -> None:
-  """Raises UserError unless each file of a split holds as many records as the metadata says."""
-  info = builder.info.splits[split]
-  for path, expected in zip(info.filepaths, info.shard_lengths, strict=True):
-    try:
-      reader = array_record_module.ArrayRecordReader(str(path))
-      found = reader.num_records()
-      reader.close()
-    except (RuntimeError, ValueError, OSError):
-      found = 0
-    if found != expected:
-      raise UserError(f"{path} holds {found} records instead of {expected}, it is missing or was cut: delete "
-                      f"{builder.data_dir} and run `mcsam prepare`")
-
-
-def _readable(record: dict) -> dict:
-  """Returns a record as TFDS reads it with bytes and class numbers turned into strings."""
-  text = lambda value: value.decode() if isinstance(value, bytes) else str(value)
-  texts = {field: text(value) for field, value in record.items() if isinstance(value, (bytes, str))}
-  return {
-      **texts,
-      "images": list(record["images"]),
-      "dicom_ids": [text(name) for name in record["dicom_ids"]],
-      "views": [VIEWS[view] for view in record["views"]],
-      "source_views": [text(view) for view in record["source_views"]],
-      "labels": {finding: LABEL_VALUES[value] for finding, value in record["labels"].items()},
-  }
+def _open(path, expected: int, directory) -> array_record_module.ArrayRecordReader:
+  """Returns the reader of a file once it is known to hold as many records as expected."""
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path), options=_OPTIONS)
+    found = reader.num_records()
+  except (RuntimeError, ValueError, OSError):
+    found = 0
+  if found != expected:
+    raise UserError(f"{path} holds {found} records instead of {expected}, it is missing or was cut: delete "
+                    f"{directory} and run `mcsam prepare`")
+  return reader

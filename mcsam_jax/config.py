@@ -17,7 +17,7 @@ CONFIGS = epath.Path(configs.__path__[0])
 PATHS = (("data", "source_dir"), ("data", "data_dir"), ("encoder", "weights"), ("memory_init", "word_vectors"))
 OPTIONS = {   # fields that take one of a few words
     "data.cleaning": ("iu_xray", "mimic_cxr"),
-    "data.target": ("findings", "impression"),
+    "data.target": ("findings", "impression", "both"),
     "tokenizer.kind": ("word", "sentencepiece"),
     "encoder.name": tuple(ENCODERS),
     "memory.consolidation": ("residual", "gate"),
@@ -37,7 +37,7 @@ OPTIONS = {   # fields that take one of a few words
     "decode.finished": ("refill", "occupy"),
     "eval.labeler": ("phantom", "none"),
 }
-NOT_OF_THE_MODEL = ("decode", "eval", "mesh")     # sections that may differ from what a workdir was trained with
+NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
 POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
@@ -46,7 +46,7 @@ POSITIVE = (
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
-    "decode.block_ngrams", "decode.top_k", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
+    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
     "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}

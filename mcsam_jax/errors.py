@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that say what a user can put right."""
 
 
 class UserError(Exception):
@@ -8,3 +8,20 @@ class UserError(Exception):
   found and what to do about it. The command line prints it without a traceback
   and leaves with status 2.
   """
+
+
+class Unreadable(Exception):
+  """A file of a data set is missing, damaged or of no use. How many may be is the config's business.
+
+  Attributes:
+    path: of the file.
+    reason: what is wrong with it, without its name.
+    sha256: of its bytes, in hexadecimal; "" where there are none.
+  """
+
+  def __init__(self, path, reason: str, sha256: str = ""):
+    super().__init__(str(path), reason, sha256)
+    self.path, self.reason, self.sha256 = str(path), reason, sha256
+
+  def __str__(self) -> str:
+    return f"{self.path}: {self.reason}"

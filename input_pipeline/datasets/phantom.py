@@ -5,12 +5,9 @@ set holds the studies of a smaller one, and each study's labels are exact,
 because what is drawn was decided before it was written.
 """
 
-import concurrent.futures
 import dataclasses
 import datetime
 import io
-import multiprocessing
-from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -18,18 +15,16 @@ from PIL import Image
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import records
+from input_pipeline.datasets.records import SPLITS
 from input_pipeline.datasets.phantom_anatomy import draw_study
 from input_pipeline.datasets.phantom_film import SIZE
 from input_pipeline.datasets.phantom_reports import read_labels, write_report
 from mcsam_jax.errors import UserError
 
-SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 90
 SOURCE_VIEWS = {"frontal": "PA", "lateral": "LL"}
 INDICATIONS = ("Cough.", "Shortness of breath.", "Chest pain.", "Fever.", "Preoperative evaluation.",
                "Follow up.")
-WORKERS = 2                                  # processes that draw; a set of a few studies needs none
-STUDIES_A_TASK = 16
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,38 +42,18 @@ class PhantomConfig(tfds.core.BuilderConfig):
                  f"_side{self.short_side}")
 
 
-class Phantom(tfds.core.GeneratorBasedBuilder):
-  """Synthetic chest radiographs with reports and exact labels."""
-  VERSION = tfds.core.Version("1.0.0")
+class Phantom(records.RecordBuilder):
+  """Synthetic chest radiographs with reports and exact labels; an entry of its plan is (split, index)."""
+  VERSION = tfds.core.Version("2.0.0")       # 2.0.0: the records of a split stand in the order of their index
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(
-        description="Synthetic chest radiographs with reports and exact labels.",
-        features=records.features())
-
-  def _split_generators(self, dl_manager):
-    del dl_manager                           # nothing is downloaded
+  def plan(self) -> records.Plan:
     config = self.builder_config
     sizes = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test)))
-    return {split: self._generate_examples(split, size) for split, size in sizes.items()}
+    return records.Plan({split: [[split, index] for index in range(size)] for split, size in sizes.items()})
 
-  def _generate_examples(self, split: str, size: int) -> Iterator[tuple[str, dict]]:
-    config = self.builder_config
-    tasks = [(config.seed, split, start, min(start + STUDIES_A_TASK, size), config.short_side)
-             for start in range(0, size, STUDIES_A_TASK)]
-    if len(tasks) <= 2 * WORKERS:
-      drawn = map(_make_records, tasks)
-      yield from ((record["id"], record) for some in drawn for record in some)
-      return
-    # Processes are spawned, not forked: JAX and TensorFlow run threads.
-    with concurrent.futures.ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
-      for some in pool.map(_make_records, tasks):
-        yield from ((record["id"], record) for record in some)
-
-
-def _make_records(task: tuple) -> list[dict]:
-  seed, split, start, stop, short_side = task
-  return [make_record(seed, split, index, short_side) for index in range(start, stop)]
+  def record(self, entry: tuple[str, int]) -> dict:
+    split, index = entry
+    return make_record(self.builder_config.seed, split, index, self.builder_config.short_side)
 
 
 def make_record(seed: int, split: str, index: int, short_side: int = SIZE) -> dict:
@@ -108,15 +83,14 @@ def make_record(seed: int, split: str, index: int, short_side: int = SIZE) -> di
   }
 
 
-def _encode(image: np.ndarray, short_side: int) -> io.BytesIO:
+def _encode(image: np.ndarray, short_side: int) -> bytes:
   """Returns the JPEG of a view, made smaller where a shorter side is asked for, never larger."""
   picture = Image.fromarray(image)
   if 0 < short_side < SIZE:
     picture = picture.resize((short_side, short_side), Image.Resampling.BOX, reducing_gap=None)
   jpeg = io.BytesIO()
   picture.save(jpeg, "JPEG", quality=JPEG_QUALITY)
-  jpeg.seek(0)
-  return jpeg
+  return jpeg.getvalue()
 
 
 def make_builder(config: ConfigDict) -> Phantom:

@@ -16,7 +16,6 @@ All faults of the annotation are found before the first image is read.
 import collections
 import hashlib
 import json
-import os
 import re
 
 from etils import epath
@@ -25,40 +24,31 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import images
 from input_pipeline.datasets import records
-from input_pipeline.prefetch import ordered_map
+from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
 
-SPLITS = ("train", "val", "test")
 
-
-class R2GenJson(tfds.core.GeneratorBasedBuilder):
-  """Builds the records; `make_builder` makes it."""
+class R2GenJson(records.RecordBuilder):
+  """Builds the records, in the order of the annotation; `make_builder` makes it."""
   name = "r2gen_json"
   VERSION = tfds.core.Version("1.0.0")
   source_dir: epath.Path
   short_side: int
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, features=records.features(), disable_shuffling=True,
-                                 description="Chest X-rays and reports by R2Gen's annotation.json.")
+  def plan(self) -> records.Plan:
+    return records.Plan(read_annotation(self.source_dir / "annotation.json"))
 
-  def _split_generators(self, dl_manager):
-    del dl_manager                                  # nothing is downloaded
-    annotation = read_annotation(self.source_dir / "annotation.json")
-    return {split: self._generate_examples(annotation[split]) for split in SPLITS}
+  def name_of(self, entry: dict) -> str:
+    return str(entry["id"])
 
-  def _generate_examples(self, entries: list[dict]):
-    """Yields the records of a split in the order of the annotation."""
-    yield from enumerate(ordered_map(self._record, entries, threads=os.cpu_count()))
-
-  def _record(self, entry: dict) -> dict:
+  def record(self, entry: dict) -> dict:
     paths = entry["image_path"]
     return {
         **records.empty_record(),
         "id": str(entry["id"]),
         "study_id": _study(entry),
         "subject_id": str(entry.get("subject_id", entry["id"])),
-        "images": [images.load_jpeg(self._find(path), self.short_side, str(entry["id"])) for path in paths],
+        "images": [images.load_jpeg(self._find(path), self.short_side) for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
         "views": ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * (len(paths) - 2)],
         "source_views": [""] * len(paths),
@@ -90,7 +80,7 @@ def make_builder(config: ConfigDict) -> R2GenJson:
       raise UserError(f"{path} not found; set --config.data.source_dir to the folder that holds it"
                       + (f" ({len(prepared)} sets of records in {below} could be meant)" if prepared else ""))
     name = prepared[0].parent.name
-  builder = R2GenJson(data_dir=config.data.data_dir,
+  builder = R2GenJson(data_dir=config.data.data_dir, file_format="array_record",
                       config=tfds.core.BuilderConfig(name=name, version=R2GenJson.VERSION))
   builder.source_dir, builder.short_side = path.parent, config.data.short_side
   return builder

@@ -1,13 +1,22 @@
-"""The record that every data set is turned into, whatever it came from.
+"""The record that every data set is turned into, whatever it came from, and the builder that a source is.
 
-A record is one study (all views together) or one image, as a TFDS builder
-writes it and every later part reads it. What is unknown is an empty string, so
-that a reader needs no second code path.
+A record is one study (all views together) or one image. What is unknown is an
+empty string, so that a reader needs no second code path.
 """
 
+import abc
+from collections.abc import Iterator
+import dataclasses
+
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES, VIEWS
+
+SPLITS = ("train", "val", "test")
+TEXTS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
+         "comparison", "study_datetime", "labels_from")
+LISTS = ("images", "dicom_ids", "views", "source_views")
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -42,9 +51,99 @@ def features() -> tfds.features.FeaturesDict:
 
 def empty_record() -> dict:
   """Returns a record with every field present and nothing known."""
-  return {
-      **{field: "" for field in ("id", "study_id", "subject_id", "findings", "impression", "indication",
-                                 "history", "technique", "comparison", "study_datetime", "labels_from")},
-      **{field: [] for field in ("images", "dicom_ids", "views", "source_views")},
-      "labels": {finding: "absent" for finding in FINDINGS},
+  return {**{field: "" for field in TEXTS}, **{field: [] for field in LISTS},
+          "labels": {finding: "absent" for finding in FINDINGS}}
+
+
+def serialize(record: dict) -> bytes:
+  """Returns the bytes of a record, as TFDS reads them: a tf.train.Example, its fields in alphabetic order.
+
+  Args:
+    record: as `empty_record` has it; `images` are JPEG bytes.
+  """
+  example = tf_example_pb2.Example()
+  fields = example.features.feature
+  for field in TEXTS:
+    fields[field].bytes_list.value.append(record[field].encode())
+  fields["images"].bytes_list.value.extend(record["images"])
+  for field in ("dicom_ids", "source_views"):
+    fields[field].bytes_list.value.extend(text.encode() for text in record[field])
+  fields["views"].int64_list.value.extend(VIEWS.index(view) for view in record["views"])
+  for finding in FINDINGS:
+    fields[f"labels/{finding}"].int64_list.value.append(LABEL_VALUES.index(record["labels"][finding]))
+  return example.SerializeToString(deterministic=True)
+
+
+def parse(serialized: bytes) -> dict:
+  """Returns the record of some bytes: images as JPEG bytes, everything else as str or list of str."""
+  fields = tf_example_pb2.Example.FromString(serialized).features.feature
+  texts = {field: fields[field].bytes_list.value[0].decode() for field in TEXTS}
+  labels = {finding: LABEL_VALUES[fields[f"labels/{finding}"].int64_list.value[0]] for finding in FINDINGS}
+  return texts | {
+      "images": list(fields["images"].bytes_list.value),
+      "dicom_ids": [text.decode() for text in fields["dicom_ids"].bytes_list.value],
+      "views": [VIEWS[view] for view in fields["views"].int64_list.value],
+      "source_views": [text.decode() for text in fields["source_views"].bytes_list.value],
+      "labels": labels,
   }
+
+
+class Left(Exception):
+  """A study is left out because it lacks what the config asks for; the message is the reason, in the table's words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a source will be built into, known before any image is read.
+
+  Attributes:
+    entries: of each split, in order; whatever JSON can hold, and `RecordBuilder.record` understands.
+    left: of each split, how many studies were left out so far, by reason.
+    notes: lines that are shown with the table at the end.
+  """
+  entries: dict[str, list]
+  left: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+
+class RecordBuilder(tfds.core.GeneratorBasedBuilder):
+  """A source of records: a TFDS builder that says what is to be built, and builds one record at a time.
+
+  `build.build` writes the shards; TFDS's own `download_and_prepare` gives the same records.
+  """
+
+  @abc.abstractmethod
+  def plan(self) -> Plan:
+    """Returns the plan of all splits.
+
+    Raises:
+      UserError: the source is at fault; nothing has been written.
+    """
+
+  @abc.abstractmethod
+  def record(self, entry) -> dict:
+    """Returns the record of an entry of the plan.
+
+    Raises:
+      Left: the study lacks what the config asks for.
+      Unreadable: a file of it is missing or damaged.
+    """
+
+  def name_of(self, entry) -> str:
+    """Returns how a user would look an entry up."""
+    return str(entry)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, features=features(), disable_shuffling=True,
+                                 description="Chest X-rays and their reports.")
+
+  def _split_generators(self, dl_manager):
+    del dl_manager                                  # nothing is downloaded
+    return {split: self._generate_examples(entries) for split, entries in self.plan().entries.items()}
+
+  def _generate_examples(self, entries: list) -> Iterator[tuple[int, dict]]:
+    for number, entry in enumerate(entries):
+      try:
+        yield number, self.record(entry)
+      except Left:
+        pass

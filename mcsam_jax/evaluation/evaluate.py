@@ -20,7 +20,7 @@ from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.evaluation.members import check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.scoring import format_table, score_reports
-from mcsam_jax.training.sharding import make_mesh
+from mcsam_jax.training.sharding import host_rows, make_mesh
 from mcsam_jax.training.workdir import Workdir, open_workdir
 from mcsam_jax.whole_file import write_whole
 
@@ -54,8 +54,9 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   show(f"writing {len(split)} reports with {of} of step {step}, {config.decode.search}")
   write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
                        train.reports)
+  size = config.decode.batch_size
   written = write([member.variables for member in members],
-                  eval_batches(split, tokenizer, config, config.decode.batch_size, features))
+                  eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(size)))
   hypotheses = [report.text for report in written]
   others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)
 
@@ -80,7 +81,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   if config.model.use_memory:
     scores["slots_answering"] = slots_answering(
         members[0].model, config, tokenizer.eos_id, members[0].variables,
-        eval_batches(split, tokenizer, config, config.decode.batch_size, features))
+        eval_batches(split, tokenizer, config, size, features))
 
   # Files: written whole or not at all.
   name = "-".join([split_name, str(step)] + (["with"] + [other.path.name for other in works[1:]] if ensemble else []))

@@ -17,7 +17,7 @@ from mcsam_jax.decoding.greedy import Room
 from mcsam_jax.decoding.sampling import sample_search
 from mcsam_jax.evaluation.ensemble import Ensemble
 from mcsam_jax.models.mcsam import MCSAM, Prepared
-from mcsam_jax.training.sharding import host_rows, replicated, to_global
+from mcsam_jax.training.sharding import on_mesh, replicated
 from mcsam_jax.training.step import token_mask, visual_inputs
 
 
@@ -61,27 +61,26 @@ class ReportWriter:
         drawn = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
                               top_k=decode.top_k, top_p=decode.top_p, room=room, **rules)
         likelihood = None if train_codes is None else ensemble.likelihood(variables, begun, train_codes)
-        return drawn.ids, drawn.log_probs, likelihood
+        return batch["record"], batch["valid"], drawn.ids, drawn.log_probs, likelihood
       cache = ensemble.first_cache(variables, begun, decode.beam_size, exchange=True)
       found = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
                           length_penalty=decode.length_penalty, finished=decode.finished, room=room, **rules)
-      return found.ids[:, :1], found.log_probs[:, :1], None
+      return batch["record"], batch["valid"], found.ids[:, :1], found.log_probs[:, :1], None
 
     self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
 
   def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
-    """Returns the report of every valid study of `batches` (as `eval_batches` gives them), in order.
+    """Returns the report of every valid study of `batches` (as `eval_batches` gives this host's rows), in order.
 
     `variables`: of each model.
     """
     written, codes, prepared = [], None, self._prepare(variables)
     if self._consensus and self.config.decode.recall_share:
       codes = [self._train_codes(*member) for member in zip(self.models, variables, prepared)]
-    for batch in batches:
-      rows = host_rows(len(batch["valid"]))
-      shown = {name: array[rows] for name, array in batch.items() if name != "tokens"}   # a report is never shown
-      ids, log_probs, likelihood = jax.device_get(self._write(variables, prepared, to_global(self.mesh, shown), codes))
-      for row, (record, candidates, scores, valid) in enumerate(zip(batch["record"], ids, log_probs, batch["valid"])):
+    shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
+    for batch in on_mesh(self.mesh, shown):
+      *found, likelihood = jax.device_get(self._write(variables, prepared, batch, codes))   # of all hosts' studies
+      for row, (record, valid, candidates, scores) in enumerate(zip(*found)):
         if valid:                                                          # candidates [K, T], scores [K]
           texts = [self.tokenizer.decode(candidate) for candidate in candidates]
           chosen = 0

@@ -1,5 +1,8 @@
 """One mesh for everything: which device holds which part of the batch and of the parameters."""
 
+import collections
+from collections.abc import Iterable, Iterator
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -54,3 +57,13 @@ def to_global(mesh: Mesh, batch: dict) -> dict:
   """Turns this host's rows (NumPy, [B / hosts, ...]) into global arrays [B, ...] split over the mesh."""
   sharding = NamedSharding(mesh, BATCH)
   return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def on_mesh(mesh: Mesh, batches: Iterable[dict], ahead: int = 2) -> Iterator[dict]:
+  """Yields batches of this host's rows as global arrays, the next `ahead` of them already on their way to the devices."""
+  waiting = collections.deque()
+  for batch in batches:
+    waiting.append(to_global(mesh, batch))
+    if len(waiting) > ahead:
+      yield waiting.popleft()
+  yield from waiting

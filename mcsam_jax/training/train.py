@@ -18,7 +18,7 @@ from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.evaluation.nlg import nlg_scores
 from mcsam_jax.evaluation.protocols import apply_protocol
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
-from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
+from mcsam_jax.training.sharding import host_rows, make_mesh, on_mesh, replicated, state_sharding
 from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_train_step
 from mcsam_jax.training.workdir import Workdir, claim, create_workdir
 
@@ -77,8 +77,8 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, show) -> None:
 
   batches = train_batches(train_split, tokenizer, config, first_step, config.train.num_steps - first_step,
                           train_features, host_rows(config.train.batch_size))
-  for step, batch in enumerate(batches, first_step + 1):
-    state, metrics = train_step(state, to_global(mesh, batch))
+  for step, batch in enumerate(on_mesh(mesh, batches), first_step + 1):
+    state, metrics = train_step(state, batch)
     if step % config.train.log_every == 0 or step == config.train.num_steps:
       metrics = {name: float(value) for name, value in metrics.items()}
       writer.write_scalars(step, {f"train/{name}": value for name, value in metrics.items()})
@@ -115,13 +115,12 @@ class Validation:
     self.write = ReportWriter([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
 
   def batches(self, limit: int = 0):
-    return eval_batches(self.split, self.tokenizer, self.config, self.config.decode.batch_size, self.features, limit)
+    size = self.config.decode.batch_size
+    return eval_batches(self.split, self.tokenizer, self.config, size, self.features, limit, host_rows(size))
 
   def __call__(self, variables: dict) -> dict[str, float]:
     """Returns the token loss and the scores (protocol r2gen) of the variables."""
-    rows = host_rows(self.config.decode.batch_size)
-    sums = [self.eval_step(variables, to_global(self.mesh, {name: array[rows] for name, array in batch.items()}))
-            for batch in self.batches()]
+    sums = [self.eval_step(variables, batch) for batch in on_mesh(self.mesh, self.batches())]
     loss, tokens = np.sum(jax.device_get(sums), axis=0)
     written = self.write([variables], self.batches(self.config.train.eval_studies))
     reports = self.split.reports
