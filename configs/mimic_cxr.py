@@ -1,7 +1,9 @@
-"""MIMIC-CXR at published size: R2Gen's annotation.json over MIMIC-CXR-JPG, one image a record, ResNet-50 trained along.
+"""MIMIC-CXR at published size, from PhysioNet's files: a study a record, ResNet-50 trained along.
 
-data.source_dir holds annotation.json and images/ (p10/p10000032/..., the tree of MIMIC-CXR-JPG).
-MIMIC-CXR is credentialed, so it is `restricted`: no report text or id goes to a log or to TensorBoard.
+data.source_dir is the folder of MIMIC-CXR-JPG with mimic-cxr-reports.zip in it (input_pipeline/datasets/mimic_cxr.py).
+For R2Gen's protocol, one record an image, put its annotation.json there and set data.mimic_cxr.unit=image,
+data.num_views=1, data.min_words=0. MIMIC-CXR is credentialed, so it is `restricted`: no report text or id goes to a
+log or to TensorBoard.
 """
 
 from ml_collections import ConfigDict
@@ -12,15 +14,18 @@ from configs import phantom
 def get_config() -> ConfigDict:
   config = phantom.get_config()
   config.data.update({
-      "name": "r2gen_json",
+      "name": "mimic_cxr",
       "source_dir": "mimic_cxr",
       "restricted": True,
       "cleaning": "mimic_cxr",
-      "num_views": 1,
+      "min_words": 3,
+      "num_views": 2,
       "short_side": 256,
+      "dicom_rendering": "mimic_cxr_jpg",
       "image_size": 224,
       "augment": True,
   })
+  config.prepare.max_faults = 100
   config.tokenizer.update({"threshold": 10, "max_length": 100})                        # R2Gen's
   config.encoder.update({"name": "resnet50", "weights": "data/resnet50.npz", "frozen": False})
   config.memory.update({"num_slots": 2048, "slot_width": 512, "num_heads": 8,

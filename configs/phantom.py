@@ -11,14 +11,16 @@ def get_config() -> ConfigDict:
   config.seed = 0                         # of initialisation, record order, dropout
 
   config.data = ConfigDict({
-      "name": "phantom",                  # phantom | r2gen_json
-      "source_dir": "",                   # r2gen_json: folder with annotation.json and images/
+      "name": "phantom",                  # phantom | r2gen_json | mimic_cxr
+      "source_dir": "",                   # r2gen_json: folder with annotation.json and images/; mimic_cxr: MIMIC-CXR-JPG's
       "data_dir": "data",                 # records, vocabulary and cached features are written below it
       "restricted": False,                # True: no report text or id in logs, pages or TensorBoard
       "cleaning": "iu_xray",              # R2Gen's cleaning of reports: iu_xray | mimic_cxr
       "target": "findings",               # what to write: findings | impression | both
+      "min_words": 0,                     # of a target, "_" not counted; studies with fewer are passed over
       "num_views": 2,                     # images of a study that the model sees; absent ones are masked
       "short_side": 256,                  # pixels of the stored images' shorter side; 0: as they are
+      "dicom_rendering": "voi",           # of DICOM files: voi (as a viewer shows them) | mimic_cxr_jpg (equalised)
       "image_size": 192,                  # pixels of the square that the encoder sees
       "augment": False,                   # random crop, small rotation, brightness and contrast; training only
       "phantom": {                        # the synthetic set
@@ -26,6 +28,14 @@ def get_config() -> ConfigDict:
           "num_train": 1600,              # studies
           "num_val": 100,
           "num_test": 300,
+      },
+      "mimic_cxr": {                      # what PhysioNet gives
+          "unit": "study",                # of a record: study | image (R2Gen's annotation.json in source_dir)
+          "images": "jpg",                # in source_dir/files: jpg (MIMIC-CXR-JPG) | dcm (MIMIC-CXR)
+          "reports": "",                  # mimic-cxr-reports.zip or its extracted folder; "": looked for in source_dir
+          "labels": "chexpert",           # by which tool: chexpert | negbio | none; radiologists' of the test set count more
+          "required_views": "any",        # that a study must have to be kept: any | frontal | lateral | both
+          "view_order": "pa_first",       # which of several frontal films is the first: pa_first | acquisition
       },
   })
 

@@ -11,6 +11,7 @@ never taken for the whole.
   <version>.unfinished/plan/        entries of each shard, and the digest of them all
   <version>.unfinished/*.json       what a finished shard holds, left out, and could not read
   <version>/build.json              the same of all of them: the table that is shown at the end
+  <version>/words.npz               how long findings and impression are, from which splits.py chooses
   <version>/faults.jsonl            files that could not be read, where the config allows any
 """
 
@@ -22,6 +23,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -33,6 +35,7 @@ import time
 from array_record.python import array_record_module
 from etils import epath
 from ml_collections import ConfigDict
+import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
@@ -85,13 +88,18 @@ def build(config: ConfigDict, show: Callable[[str], None] = print) -> None:
     _finish(builder, plan, tallies, unfinished, final)
 
 
-def table(builder: tfds.core.DatasetBuilder) -> str:
-  """Returns how many studies of each split were kept and left out, and why; "" where nobody counted."""
+def table(builder: tfds.core.DatasetBuilder, passed_over: dict[str, dict[str, int]]) -> str:
+  """Returns how many studies of each split are used and were left out, and why; "" where none was.
+
+  Args:
+    passed_over: of each split, how many records the target leaves unused, by reason (`splits.passed_over`).
+  """
   path = epath.Path(builder.data_dir) / "build.json"
   if not path.exists():
     return ""
   made = json.loads(path.read_text())
-  rows = {split: {"kept": row["kept"], **row["left_out"]} for split, row in made["splits"].items()}
+  rows = {split: {"kept": row["kept"] - sum(passed_over[split].values()), **row["left_out"], **passed_over[split]}
+          for split, row in made["splits"].items()}
   reasons = ["kept", *sorted(set().union(*rows.values()) - {"kept"})]
   if len(reasons) == 1 and not made["notes"]:
     return ""
@@ -202,17 +210,20 @@ def write_shard_anywhere(shard: dict, config: str, unfinished: str) -> None:
 
 
 def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: Shard, max_faults: int) -> dict:
-  """Writes one shard and returns its tally: `kept`, `left_out` by reason, `faults`, and `bytes` of the records.
+  """Writes one shard and returns its tally.
+
+  The tally counts what was `kept` and `left_out` by reason, lists `faults`, and has the `bytes` of the records and
+  the `words` of each: [findings, impression].
 
   With more than `max_faults` of its own nothing is written: the build will stop.
   """
   entries = json.loads(_plan_path(unfinished, shard).read_text())
-  tally = {"kept": 0, "left_out": collections.Counter(), "faults": [], "bytes": 0}
+  tally = {"kept": 0, "left_out": collections.Counter(), "faults": [], "bytes": 0, "words": []}
 
   def serialized() -> Iterator[bytes]:
     for position, entry in enumerate(entries, shard.start):
       try:
-        data = records.serialize(builder.record(entry))
+        record = builder.record(entry)
       except records.Left as reason:
         tally["left_out"][str(reason)] += 1
         continue
@@ -223,8 +234,10 @@ def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: S
         if len(tally["faults"]) > max_faults:
           return
         continue
+      data = records.serialize(record)
       tally["kept"] += 1
       tally["bytes"] += len(data)
+      tally["words"].append([records.num_words(record[section]) for section in ("findings", "impression")])
       yield data
 
   path = _record_path(unfinished, builder, shard)
@@ -266,7 +279,7 @@ def _is_done(unfinished: epath.Path, builder: tfds.core.DatasetBuilder, shard: S
 def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Shard, dict], unfinished: epath.Path,
             final: epath.Path) -> None:
   """Writes the metadata and gives the folder its name."""
-  made, infos, faults = {}, [], []
+  made, infos, faults, words = {}, [], [], {}
   for split in plan.entries:
     own = {shard: tally for shard, tally in tallies.items() if shard.split == split}
     left_out = collections.Counter(plan.left.get(split, {}))
@@ -274,6 +287,7 @@ def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Sh
       left_out.update(tally["left_out"])
       faults += tally["faults"]
     kept = [tally["kept"] for tally in own.values()]
+    words[split] = np.array([row for tally in own.values() for row in tally["words"]], np.int32).reshape(-1, 2)
     made[split] = {"kept": sum(kept), "left_out": dict(sorted(left_out.items()))}
     if not sum(kept):
       reasons = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "the source has none"
@@ -282,6 +296,9 @@ def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Sh
         name=split, shard_lengths=kept, num_bytes=sum(tally["bytes"] for tally in own.values()),
         filename_template=_template(unfinished, builder, split)))
   write_whole(unfinished / "build.json", json.dumps({"splits": made, "notes": plan.notes}, indent=1) + "\n")
+  lengths = io.BytesIO()
+  np.savez_compressed(lengths, **words)
+  write_whole(unfinished / "words.npz", lengths.getvalue())
   if faults:
     write_whole(unfinished / "faults.jsonl", "".join(json.dumps(fault) + "\n" for fault in faults))
   for shard in tallies:

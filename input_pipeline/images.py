@@ -56,9 +56,11 @@ def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes
     gray = PIL.Image.fromarray(dicom.render(data, dicom_rendering))     # at full size, scaled down below
   else:
     with PIL.Image.open(io.BytesIO(data)) as image:
+      gray_jpeg = image.format == "JPEG" and image.mode == "L"
+      if short_side:                                # a large JPEG is decoded at a half, a quarter or an eighth, which is
+        image.draft("L", (2 * short_side, 2 * short_side))     # twice as large as needed at least, and four times as fast
       image.load()                                  # a file that was cut fails here
-      if (image.format == "JPEG" and image.mode == "L" and image.getexif().get(_ORIENTATION, 1) == 1
-          and not 0 < short_side < min(image.size)):
+      if gray_jpeg and image.getexif().get(_ORIENTATION, 1) == 1 and not 0 < short_side < min(image.size):
         return data
       gray = to_grayscale(PIL.ImageOps.exif_transpose(image))
   scale = short_side / min(gray.size)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import datasets
 from input_pipeline.build import build, table
-from input_pipeline.splits import Split, is_prepared, open_split
+from input_pipeline.splits import Split, is_prepared, open_split, passed_over
 from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
 
@@ -45,7 +45,7 @@ def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str
   splits = {name: open_split(config, name) for name in builder.info.splits}     # counts the records
   tokenizer = load_or_build_tokenizer(config)
   summary = _load_or_make_summary(tokenizer_dir(config) / "summary.json", splits, tokenizer)
-  if counts := table(builder):
+  if counts := table(builder, {name: passed_over(builder, name, config.data) for name in splits}):
     show(counts)
   show(_table(summary))
   show(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
@@ -63,6 +63,8 @@ def dataset_dir(config: ConfigDict) -> epath.Path:
 def tokenizer_dir(config: ConfigDict) -> epath.Path:
   """Returns the folder of the tokenizer, whether it is there or not."""
   settings = {**config.tokenizer.to_dict(), "cleaning": config.data.cleaning, "target": config.data.target}
+  if config.data.min_words:
+    settings["min_words"] = config.data.min_words
   del settings["max_length"]                        # cuts reports, not the vocabulary
   digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
   return dataset_dir(config) / f"tokenizer-{digest}"

@@ -30,11 +30,15 @@ class Split:
     directory: that holds the records.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str):
-    """Opens the files of a split; `target` is the section that is written, one of TARGETS.
+  def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str, min_words: int = 0):
+    """Opens the files of a split.
+
+    Args:
+      target: the section that is written, one of TARGETS.
+      min_words: records whose target is shorter are passed over.
 
     Raises:
-      UserError: a file doesn't hold as many records as the metadata says.
+      UserError: a file doesn't hold as many records as the metadata says, or no record is long enough.
     """
     self.name, self.directory = name, builder.data_dir
     self._target = target
@@ -42,9 +46,15 @@ class Split:
     self._readers = [_open(path, expected, builder.data_dir)
                      for path, expected in zip(info.filepaths, info.shard_lengths, strict=True)]
     self._ends = np.cumsum(info.shard_lengths)
+    self._stored = np.arange(self._ends[-1])        # number of each record among all that are stored
+    if min_words:
+      self._stored = self._stored[target_words(builder, name, target) >= min_words]
+      if not self._stored.size:
+        raise UserError(f"no record of split {name} in {builder.data_dir} has {target} of {min_words} words: "
+                        "set another --config.data.target, or a lower data.min_words")
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return len(self._stored)
 
   def __getitem__(self, index: int) -> dict:
     """Returns record `index`: images as JPEG bytes, all else as str or list of str.
@@ -63,7 +73,7 @@ class Split:
     Raises:
       UserError: a file is damaged.
     """
-    indices = np.asarray(indices)
+    indices = self._stored[np.asarray(indices)]
     shards = np.searchsorted(self._ends, indices, side="right")
     found = [None] * len(indices)
     for shard in np.unique(shards):
@@ -121,7 +131,33 @@ def open_split(config: ConfigDict, split: str) -> Split:
     raise UserError(f"no split {split} in {builder.data_dir}, there are {', '.join(builder.info.splits)}")
   if config.data.target not in TARGETS:
     raise UserError(f"data.target={config.data.target}: expected one of {', '.join(TARGETS)}")
-  return Split(builder, split, config.data.target)
+  return Split(builder, split, config.data.target, config.data.min_words)
+
+
+def passed_over(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDict) -> dict[str, int]:
+  """Returns how many records of a split `data.target` and `data.min_words` leave unused, by reason."""
+  if not data.min_words:
+    return {}
+  words = target_words(builder, split, data.target)
+  named = "findings or impression" if data.target == "both" else data.target
+  counts = {f"no {named}": int((words == 0).sum()),
+            f"{named} of fewer than {data.min_words} words": int(((words > 0) & (words < data.min_words)).sum())}
+  return {reason: count for reason, count in counts.items() if count}
+
+
+def target_words(builder: tfds.core.DatasetBuilder, split: str, target: str) -> np.ndarray:
+  """Returns the number of words of each stored record's target, int [n].
+
+  Raises:
+    UserError: the records were built before anybody counted.
+  """
+  try:
+    with (builder.data_path / "words.npz").open("rb") as file, np.load(file) as words:
+      findings, impression = words[split].T
+  except (OSError, KeyError, ValueError) as error:
+    raise UserError(f"{builder.data_path / 'words.npz'} can't be read ({error}), and data.min_words needs it: delete "
+                    f"{builder.data_dir} and run `mcsam prepare`") from error
+  return {"findings": findings, "impression": impression, "both": findings + impression}[target]
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

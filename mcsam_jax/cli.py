@@ -18,7 +18,7 @@ def demo(args, overrides):
 def prepare(args, overrides):
   from input_pipeline.prepare import prepare
   from mcsam_jax.config import load_config
-  prepare(load_config(args.config, overrides))
+  prepare(load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids]))
 
 
 def init_memory(args, overrides):
@@ -81,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
   table = {
       demo: ("everything on synthetic X-rays, a few minutes on two CPU cores",
              workdir | {"required": False, "default": "runs/demo"}),
-      prepare: ("source files -> sharded records and vocabulary", config),
+      prepare: ("source files -> sharded records and vocabulary", config,
+                {"flags": ["--show-ids"], "action": "store_true",
+                 "help": "messages about a restricted set name its records, which they otherwise count"}),
       init_memory: ("topics of the training reports -> the memory bank of a workdir", config, workdir),
       train: ("train a model in a workdir, or go on where it stopped", config, workdir),
       evaluate: ("write and score the reports of a split; --config.decode.field=value says how", workdir, split, step,

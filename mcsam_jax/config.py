@@ -14,9 +14,15 @@ from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.whole_file import write_whole
 
 CONFIGS = epath.Path(configs.__path__[0])
-PATHS = (("data", "source_dir"), ("data", "data_dir"), ("encoder", "weights"), ("memory_init", "word_vectors"))
+PATHS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors")
 OPTIONS = {   # fields that take one of a few words
     "data.cleaning": ("iu_xray", "mimic_cxr"),
+    "data.dicom_rendering": ("voi", "mimic_cxr_jpg"),
+    "data.mimic_cxr.unit": ("study", "image"),
+    "data.mimic_cxr.images": ("jpg", "dcm"),
+    "data.mimic_cxr.labels": ("chexpert", "negbio", "none"),
+    "data.mimic_cxr.required_views": ("any", "frontal", "lateral", "both"),
+    "data.mimic_cxr.view_order": ("pa_first", "acquisition"),
     "data.target": ("findings", "impression", "both"),
     "tokenizer.kind": ("word", "sentencepiece"),
     "encoder.name": tuple(ENCODERS),
@@ -45,7 +51,7 @@ POSITIVE = (
     "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
-    "seed", "eval.seed", "data.short_side", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
+    "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
     "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
     "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
@@ -96,9 +102,8 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     except (ValueError, KeyError) as error:
       expected = "true or false" if isinstance(known[field], bool) else type(known[field]).__name__
       raise UserError(f"--config.{field}={text}: expected {expected}") from error
-  for section, field in PATHS:
-    if config[section][field]:
-      config[section][field] = str(absolute(config[section][field]))
+  leaves = _leaves(config)
+  config.update_from_flattened_dict({field: str(absolute(leaves[field])) for field in PATHS if leaves[field]})
   check_values(config)
   return config.lock()
 
@@ -133,7 +138,8 @@ def check_values(config: ConfigDict) -> None:
   if values["data.name"] != "phantom":
     if values["eval.labeler"] == "phantom":
       raise UserError(f"eval.labeler=phantom reads the phantom's wording; set none for data.name={values['data.name']}")
-    if values["model.align_targets"] == "label_similarity":
+    if values["model.align_targets"] == "label_similarity" and (
+        values["data.name"] != "mimic_cxr" or values["data.mimic_cxr.labels"] == "none"):
       raise UserError(f"model.align_targets=label_similarity: data.name={values['data.name']} has no labels")
   for field, divisor in (("model.width", "model.num_heads"), ("model.width", "memory.num_heads"),
                          ("data.image_size", "encoder.name")):
@@ -173,7 +179,8 @@ def save_config(config: ConfigDict, path: epath.Path) -> None:
 def read_config(path: epath.Path) -> ConfigDict:
   """Returns the config that `save_config` wrote.
 
-  Fields of `NOT_OF_THE_MODEL` that it doesn't have yet take their default: a workdir outlives new ways to use it.
+  Fields of `data` and of `NOT_OF_THE_MODEL` that it doesn't have yet take their default, which is what was done
+  before there was the field: a workdir outlives new ways to use it.
 
   Raises:
     UserError: the file is missing, cut off, or of another version's tree.
@@ -184,11 +191,14 @@ def read_config(path: epath.Path) -> ConfigDict:
     raise UserError(f"{path} not found: is this a workdir of `mcsam train`?") from error
   except json.JSONDecodeError as error:
     raise UserError(f"{path} is damaged ({error}); restore it or train in a new workdir") from error
-  defaults = phantom.get_config()
+  defaults, found = phantom.get_config(), _leaves(config)
   for field, value in _leaves(defaults).items():
-    section, _, name = field.partition(".")
-    if section in NOT_OF_THE_MODEL and section in config and name not in config[section]:
-      config[section][name] = value
+    *sections, name = field.split(".")
+    if field not in found and sections and sections[0] in (*NOT_OF_THE_MODEL, "data"):
+      owner = config
+      for section in sections:
+        owner = owner.setdefault(section, ConfigDict())
+      owner[name] = value
   check_tree(config, defaults, str(path))
   return config
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mcsam_jax.errors import UserError
 
-NAMES = ("phantom", "r2gen_json")      # each a module here, with make_builder(config)
+NAMES = ("phantom", "r2gen_json", "mimic_cxr")      # each a module here, with make_builder(config)
 
 
 def make_builder(config: ConfigDict):

@@ -33,10 +33,10 @@ class R2GenJson(records.RecordBuilder):
   name = "r2gen_json"
   VERSION = tfds.core.Version("1.0.0")
   source_dir: epath.Path
-  short_side: int
+  data: ConfigDict                       # config.data
 
   def plan(self) -> records.Plan:
-    return records.Plan(read_annotation(self.source_dir / "annotation.json"))
+    return records.Plan(read_annotation(self.source_dir / "annotation.json", named=not self.data.restricted))
 
   def name_of(self, entry: dict) -> str:
     return str(entry["id"])
@@ -48,7 +48,8 @@ class R2GenJson(records.RecordBuilder):
         "id": str(entry["id"]),
         "study_id": _study(entry),
         "subject_id": str(entry.get("subject_id", entry["id"])),
-        "images": [images.load_jpeg(self._find(path), self.short_side) for path in paths],
+        "images": [images.load_jpeg(self._find(path), self.data.short_side, self.data.dicom_rendering)
+                   for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
         "views": ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * (len(paths) - 2)],
         "source_views": [""] * len(paths),
@@ -71,6 +72,8 @@ def make_builder(config: ConfigDict) -> R2GenJson:
   path = epath.Path(config.data.source_dir) / "annotation.json"
   stem = re.sub(r"\W+", "_", path.parent.name) or "source"
   prefix = f"{stem}-{config.data.short_side or 'original'}-"
+  if config.data.dicom_rendering != "voi":
+    prefix += f"{config.data.dicom_rendering}-"
   if path.exists():
     name = prefix + hashlib.sha256(path.read_bytes()).hexdigest()[:10]
   else:
@@ -82,12 +85,15 @@ def make_builder(config: ConfigDict) -> R2GenJson:
     name = prepared[0].parent.name
   builder = R2GenJson(data_dir=config.data.data_dir, file_format="array_record",
                       config=tfds.core.BuilderConfig(name=name, version=R2GenJson.VERSION))
-  builder.source_dir, builder.short_side = path.parent, config.data.short_side
+  builder.source_dir, builder.data = path.parent, config.data
   return builder
 
 
-def read_annotation(path: epath.Path) -> dict[str, list[dict]]:
+def read_annotation(path: epath.Path, named: bool = True) -> dict[str, list[dict]]:
   """Returns the entries of each split.
+
+  Args:
+    named: faults name records, studies and subjects; else only where they stand, as a restricted set asks.
 
   Raises:
     UserError: the file cannot be read, or entries are at fault; the first is named, the others counted.
@@ -98,43 +104,44 @@ def read_annotation(path: epath.Path) -> dict[str, list[dict]]:
     raise UserError(f"{path} not found; set --config.data.source_dir to the folder that holds it") from error
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error})") from error
-  faults = list(_faults(annotation))
+  faults = list(_faults(annotation, named))
   if faults:
     more = f" (and {len(faults) - 1} more faults in this file)" if len(faults) > 1 else ""
     raise UserError(f"{path}: {faults[0]}{more}")
   return {split: annotation[split] for split in SPLITS}
 
 
-def _faults(annotation):
+def _faults(annotation, named: bool):
   """Yields a line for all that is wrong with the parsed file."""
   if not isinstance(annotation, dict):
     yield f"expected an object with the splits {', '.join(SPLITS)}, found a {type(annotation).__name__}"
     return
-  ids, splits_of = collections.Counter(), collections.defaultdict(dict)
+  places = collections.defaultdict(list)        # of each record, study and subject: (split, where it stands)
   for split in SPLITS:
     if not isinstance(annotation.get(split), list) or not annotation[split]:
       found = ", ".join(map(repr, annotation)) or "none"
       yield f"no split {split!r}, or it is no list with entries; found {found}"
       continue
     for position, entry in enumerate(annotation[split]):
+      place = f"entry {position} of split {split}"
       if not isinstance(entry, dict) or str(entry.get("id", "")) == "":
-        yield f"entry {position} of split {split} has no id"
+        yield f"{place} has no id"
         continue
-      yield from _faults_of_entry(entry, split)
-      ids[str(entry["id"])] += 1
-      splits_of["study", _study(entry)][split] = None
+      yield from _faults_of_entry(entry, split, f"record {entry['id']}" if named else place)
+      places["record", str(entry["id"])].append((split, place))
+      places["study", _study(entry)].append((split, place))
       if "subject_id" in entry:
-        splits_of["subject", str(entry["subject_id"])][split] = None
-  for (kind, name), splits in splits_of.items():
-    if len(splits) > 1:
-      yield f"{kind} {name} is in the splits {' and '.join(splits)}; keep it in one"
-  for name, count in ids.items():
-    if count > 1:
-      yield f"record {name} is listed {count} times; ids must differ"
+        places["subject", str(entry["subject_id"])].append((split, place))
+  for (kind, name), found in sorted(places.items(), key=lambda item: item[0][0] == "record"):     # stable
+    name = f"{kind} {name}" if named else f"the {kind} of {found[0][1]}"
+    splits = list(dict(found))
+    if kind == "record" and len(found) > 1:
+      yield f"{name} is listed {len(found)} times; ids must differ"
+    elif kind != "record" and len(splits) > 1:
+      yield f"{name} is in the splits {' and '.join(splits)}; keep it in one"
 
 
-def _faults_of_entry(entry: dict, split: str):
-  name = f"record {entry['id']}"
+def _faults_of_entry(entry: dict, split: str, name: str):
   if "split" not in entry:
     yield f"{name} has no field 'split'; give it train, val or test"
   elif entry["split"] != split:

@@ -88,6 +88,11 @@ def parse(serialized: bytes) -> dict:
   }
 
 
+def num_words(report: str) -> int:
+  """Returns how many words a text has once "_", which stands for what was taken out of it, is gone."""
+  return len(report.replace("_", " ").split())
+
+
 class Left(Exception):
   """A study is left out because it lacks what the config asks for; the message is the reason, in the table's words."""
 

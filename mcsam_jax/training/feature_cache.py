@@ -169,6 +169,7 @@ def _folder(config: ConfigDict, split: Sequence[dict], variables: dict) -> pathl
   data = config.data
   digest = hashlib.sha256(json.dumps([
       VERSION, config.encoder.name, weights_digest(variables), data.image_size, data.num_views,
+      *([data.target, data.min_words] if data.min_words else []),      # choose which studies there are
       str(dataset_dir(config)).removeprefix(str(data.data_dir))]).encode())    # its name holds all settings
   # Data prepared anew below the same name: a few dozen records tell.
   for study in np.linspace(0, len(split) - 1, min(len(split), 32)).astype(int):

@@ -16,6 +16,7 @@ from mcsam_jax.errors import Unreadable
 
 GRADIENT = np.tile(np.arange(120) * 20, (80, 1))    # 80 rows, 120 columns, 0 .. 2380
 FILM = np.random.default_rng(0).gamma(2, 300, (80, 120)).clip(0, 4095).astype(int)      # most of it dark
+in_both = pytest.mark.parametrize("rendering", dicom.RENDERINGS)
 
 
 def write(pixels, bits=12, allocated=16, syntax=pydicom.uid.ExplicitVRLittleEndian, **fields) -> bytes:
@@ -85,63 +86,77 @@ def test_equalised_by_hand():
   assert rendered[0, ::30].tolist() == [0, 170, 170, 255]
 
 
-@pytest.mark.parametrize("rendering", dicom.RENDERINGS)
-class TestBothRenderings:
+@in_both
+@pytest.mark.parametrize("bits,allocated", [(8, 8), (12, 16), (16, 16)])
+def test_it_does_not_matter_which_way_round_a_film_is_stored(rendering, bits, allocated):
+  pixels = FILM >> 12 - bits if bits < 12 else FILM << bits - 12
+  bright_bone = write(pixels, bits, allocated)
+  dark_bone = write(2 ** bits - 1 - pixels, bits, allocated, PhotometricInterpretation="MONOCHROME1")
+  assert np.array_equal(dicom.render(bright_bone, rendering), dicom.render(dark_bone, rendering))
 
-  @pytest.mark.parametrize("bits,allocated", [(8, 8), (12, 16), (16, 16)])
-  def test_it_does_not_matter_which_way_round_a_film_is_stored(self, rendering, bits, allocated):
-    pixels = FILM >> 12 - bits if bits < 12 else FILM << bits - 12
-    bright_bone = write(pixels, bits, allocated)
-    dark_bone = write(2 ** bits - 1 - pixels, bits, allocated, PhotometricInterpretation="MONOCHROME1")
-    assert np.array_equal(dicom.render(bright_bone, rendering), dicom.render(dark_bone, rendering))
 
-  def test_signs_and_rescaling(self, rendering):
-    signed = write(GRADIENT - 1024, RescaleSlope=1, RescaleIntercept=1024, WindowCenter=1190.5, WindowWidth=2381)
-    unsigned = write(GRADIENT, WindowCenter=1190.5, WindowWidth=2381)
-    assert np.array_equal(dicom.render(signed, rendering), dicom.render(unsigned, rendering))
+@in_both
+def test_signs_and_rescaling(rendering):
+  signed = write(GRADIENT - 1024, RescaleSlope=1, RescaleIntercept=1024, WindowCenter=1190.5, WindowWidth=2381)
+  unsigned = write(GRADIENT, WindowCenter=1190.5, WindowWidth=2381)
+  assert np.array_equal(dicom.render(signed, rendering), dicom.render(unsigned, rendering))
 
-  def test_colour_becomes_its_luminance(self, rendering):
-    gray = np.tile(np.arange(120), (80, 1))
-    as_gray = dicom.render(write(gray, 8, 8), rendering)
-    rgb = write(np.stack([gray] * 3, -1), 8, 8)
-    ybr = write(np.stack([gray, np.full_like(gray, 128), np.full_like(gray, 128)], -1), 8, 8,
-                PhotometricInterpretation="YBR_FULL")
-    for colour in rgb, ybr:
-      assert np.array_equal(dicom.render(colour, rendering), as_gray)
-    pure = np.repeat(np.eye(3, dtype=int) * 255, 40, 0)[None].repeat(80, 0)      # a third red, green, blue each
-    blue, red, green = np.sort(np.unique(dicom.render(write(pure, 8, 8), rendering)))
-    assert dicom.render(write(pure, 8, 8), rendering)[0, [0, 40, 80]].tolist() == [red, green, blue]
 
-  def test_compressed(self, rendering):
-    pixels = np.tile(np.arange(120, dtype=np.uint8) * 2, (80, 1))
-    plain, packed = (dicom.render(data, rendering).astype(int) for data in (write(pixels, 8, 8), write_jpeg(pixels)))
-    assert np.abs(plain - packed).max() < 8
+@in_both
+def test_colour_becomes_its_luminance(rendering):
+  gray = np.tile(np.arange(120), (80, 1))
+  as_gray = dicom.render(write(gray, 8, 8), rendering)
+  rgb = write(np.stack([gray] * 3, -1), 8, 8)
+  ybr = write(np.stack([gray, np.full_like(gray, 128), np.full_like(gray, 128)], -1), 8, 8,
+              PhotometricInterpretation="YBR_FULL")
+  for colour in rgb, ybr:
+    assert np.array_equal(dicom.render(colour, rendering), as_gray)
+  pure = np.repeat(np.eye(3, dtype=int) * 255, 40, 0)[None].repeat(80, 0)      # a third red, green, blue each
+  blue, red, green = np.sort(np.unique(dicom.render(write(pure, 8, 8), rendering)))
+  assert dicom.render(write(pure, 8, 8), rendering)[0, [0, 40, 80]].tolist() == [red, green, blue]
 
-  def test_an_empty_film_is_one_shade(self, rendering):
-    assert np.unique(dicom.render(write(np.full((80, 120), 700)), rendering)).size == 1
 
-  def test_several_frames_are_refused(self, rendering):
-    with pytest.raises(ValueError, match="multi-frame.* 3 frames"):
-      dicom.render(write(np.tile(GRADIENT, (3, 1)), NumberOfFrames=3), rendering)
-    assert dicom.render(write(GRADIENT, NumberOfFrames=1), rendering).shape == (80, 120)
+@in_both
+def test_compressed(rendering):
+  pixels = np.tile(np.arange(120, dtype=np.uint8) * 2, (80, 1))
+  plain, packed = (dicom.render(data, rendering).astype(int) for data in (write(pixels, 8, 8), write_jpeg(pixels)))
+  assert np.abs(plain - packed).max() < 8
 
-  def test_no_pixels_are_refused(self, rendering):
-    with pytest.raises(ValueError, match="without pixel data"):
-      dicom.render(write(GRADIENT, PixelData=None), rendering)
 
-  def test_other_colours_are_refused_by_name(self, rendering):
-    with pytest.raises(ValueError, match="PALETTE COLOR"):
-      dicom.render(write(GRADIENT, PhotometricInterpretation="PALETTE COLOR"), rendering)
+@in_both
+def test_an_empty_film_is_one_shade(rendering):
+  assert np.unique(dicom.render(write(np.full((80, 120), 700)), rendering)).size == 1
 
-  @pytest.mark.parametrize("data", [write(GRADIENT), write_jpeg(np.uint8(FILM // 16)), write(
-      GRADIENT, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)], ids=["plain", "jpeg", "deflated"])
-  @pytest.mark.filterwarnings("ignore")             # pydicom's own words about the damage
-  def test_cut_files_are_refused_in_one_line(self, rendering, data):
-    for part in np.linspace(0.01, 0.98, 30):
-      cut = data[:132 + int(part * (len(data) - 132))]
-      with pytest.raises(ValueError) as error:
-        dicom.render(cut, rendering)
-      assert str(error.value) and "\n" not in str(error.value)
+
+@in_both
+def test_several_frames_are_refused(rendering):
+  with pytest.raises(ValueError, match="multi-frame.* 3 frames"):
+    dicom.render(write(np.tile(GRADIENT, (3, 1)), NumberOfFrames=3), rendering)
+  assert dicom.render(write(GRADIENT, NumberOfFrames=1), rendering).shape == (80, 120)
+
+
+@in_both
+def test_no_pixels_are_refused(rendering):
+  with pytest.raises(ValueError, match="without pixel data"):
+    dicom.render(write(GRADIENT, PixelData=None), rendering)
+
+
+@in_both
+def test_other_colours_are_refused_by_name(rendering):
+  with pytest.raises(ValueError, match="PALETTE COLOR"):
+    dicom.render(write(GRADIENT, PhotometricInterpretation="PALETTE COLOR"), rendering)
+
+
+@in_both
+@pytest.mark.parametrize("data", [write(GRADIENT), write_jpeg(np.uint8(FILM // 16)), write(
+    GRADIENT, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)], ids=["plain", "jpeg", "deflated"])
+@pytest.mark.filterwarnings("ignore")             # pydicom's own words about the damage
+def test_cut_files_are_refused_in_one_line(rendering, data):
+  for part in np.linspace(0.01, 0.98, 30):
+    cut = data[:132 + int(part * (len(data) - 132))]
+    with pytest.raises(ValueError) as error:
+      dicom.render(cut, rendering)
+    assert str(error.value) and "\n" not in str(error.value)
 
 
 def test_equalised_before_it_is_scaled_down():
@@ -164,7 +179,8 @@ def test_a_viewers_rendering_unless_asked():
 def test_files_are_rendered_and_faults_name_them(tmp_path):
   path = epath.Path(tmp_path / "film.dcm")
   path.write_bytes(write(FILM))
-  assert images.load_jpeg(path, 40, dicom_rendering="mimic_cxr_jpg") == images.to_jpeg(write(FILM), 40, "mimic_cxr_jpg")
+  expected = images.to_jpeg(write(FILM), 40, "mimic_cxr_jpg")
+  assert images.load_jpeg(path, 40, dicom_rendering="mimic_cxr_jpg") == expected
   path.write_bytes(write(FILM)[:2000])
   with pytest.raises(Unreadable) as error:
     images.load_jpeg(path, 40, dicom_rendering="mimic_cxr_jpg")

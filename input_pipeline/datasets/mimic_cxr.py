@@ -1,0 +1,277 @@
+"""Records from what PhysioNet gives of MIMIC-CXR.
+
+`data.source_dir` is the folder of MIMIC-CXR-JPG 2.0.0 or 2.1.0 (Johnson et al.,
+2019, arXiv 1901.07042):
+
+  mimic-cxr-2.0.0-{split,metadata,chexpert,negbio}.csv.gz
+  mimic-cxr-2.1.0-test-set-labeled.csv                     of 2.1.0; used where it is there
+  files/p10/p10000032/s50414267/<dicom_id>.jpg             or .dcm, of MIMIC-CXR (`images: dcm`)
+
+The reports come with MIMIC-CXR, as mimic-cxr-reports.zip or extracted
+(`reports`). With `unit: study` a record is a study with all its views and the
+sections of its report. With `unit: image` R2Gen's annotation.json, in the same
+folder, says what the records are: one an image, with the report as R2Gen took it.
+
+Every study that says something is kept, whatever `data.target` is: what is too
+short to be learned from is left out when the records are read (splits.py), so
+that nobody reads half a terabyte a second time for another target.
+
+The labels are read from the impression first, by their makers, and stay that:
+`labels_from` tells. They are no reference for generated findings.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+import re
+import zipfile
+
+from etils import epath
+from ml_collections import ConfigDict
+import tensorflow_datasets as tfds
+
+from input_pipeline import images
+from input_pipeline.datasets import mimic_sections, mimic_tables, records, r2gen_json
+from input_pipeline.datasets.records import SPLITS
+from mcsam_jax.errors import Unreadable, UserError
+
+R2GEN_COUNTS = {"train": 270790, "val": 2130, "test": 3858}      # records of R2Gen's annotation (Chen et al., 2020)
+_NEEDED = {"any": set(), "frontal": {"frontal"}, "lateral": {"lateral"}, "both": {"frontal", "lateral"}}
+
+
+class MimicCxr(records.RecordBuilder):
+  """Builds the records; `make_builder` makes it."""
+  name = "mimic_cxr"
+  VERSION = tfds.core.Version("1.0.0")
+  data: ConfigDict                       # config.data
+  source: epath.Path
+
+  def plan(self) -> records.Plan:
+    return _annotated_plan(self.source, self.data) if self.data.mimic_cxr.unit == "image" else _plan(
+        self.source, self.data)
+
+  def name_of(self, entry: dict) -> str:
+    return f"p{entry['subject']}/s{entry['study']}"
+
+  def record(self, entry: dict) -> dict:
+    report = {"findings": entry["report"]} if "report" in entry else self._sections(entry)
+    folder = self.source / "files" / _folder_of(entry)
+    kind = self.data.mimic_cxr.images
+    return records.empty_record() | report | {
+        "id": entry["id"],
+        "study_id": entry["study"],
+        "subject_id": entry["subject"],
+        "images": [images.load_jpeg(folder / f"{image['id']}.{kind}", self.data.short_side, self.data.dicom_rendering)
+                   for image in entry["images"]],
+        "dicom_ids": [image["id"] for image in entry["images"]],
+        "views": [image["view"] for image in entry["images"]],
+        "source_views": [image["source_view"] for image in entry["images"]],
+        "study_datetime": entry["taken"],
+        "labels": records.empty_record()["labels"] | entry["labels"],
+        "labels_from": entry["labels_from"],
+    }
+
+  def _sections(self, entry: dict) -> dict[str, str]:
+    text = self._reports.read(_folder_of(entry))
+    found = mimic_sections.read_report(text, f"s{entry['study']}")
+    if not found["findings"] and not found["impression"]:
+      raise records.Left("neither findings nor impression")
+    return found
+
+  @functools.cached_property
+  def _reports(self) -> "Reports":
+    return find_reports(self.source, self.data.mimic_cxr.reports)
+
+
+class Reports:
+  """The reports, zipped or not, found by the folder of their study: p10/p10000032/s50414267."""
+
+  def __init__(self, path: epath.Path):
+    self.path = path
+    self._archive = None
+    if path.suffix == ".zip":
+      try:
+        self._archive = zipfile.ZipFile(path.open("rb"))
+      except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is no whole zip file ({error}); get it again from PhysioNet") from error
+      self._names = {re.sub(r"^.*?(?=p\d\d/)", "", name): name for name in self._archive.namelist()}
+
+  def read(self, study: str) -> str:
+    """Returns the text of a study's report.
+
+    Raises:
+      Unreadable: it is missing or damaged.
+    """
+    name = f"{study}.txt"
+    try:
+      if self._archive is None:
+        return (self.path / name).read_text()
+      return self._archive.read(self._names[name]).decode()
+    except (KeyError, FileNotFoundError) as error:
+      raise Unreadable(self.path / name, "no report") from error
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+      raise Unreadable(self.path / name, f"damaged report: {error}") from error
+
+
+def find_reports(source: epath.Path, given: str) -> Reports:
+  """Returns the reports at `given`, or where they may stand in the source's folder.
+
+  Raises:
+    UserError: there are none.
+  """
+  places = ([epath.Path(given)] if given else
+            [source / "mimic-cxr-reports.zip", source / "mimic-cxr-reports", source])
+  for place in places:
+    if place.suffix == ".zip" and place.exists():
+      return Reports(place)
+    for folder in (place / "files", place):
+      if folder.is_dir() and any(folder.glob("p1?/p*/s*.txt")):
+        return Reports(folder)
+  raise UserError(f"no reports at {places[0]}: set --config.data.mimic_cxr.reports to mimic-cxr-reports.zip of "
+                  "MIMIC-CXR, or to the folder that it was extracted to")
+
+
+def make_builder(config: ConfigDict) -> MimicCxr:
+  """Returns the builder of a config, its records in a folder named after the settings and the csv files.
+
+  On a host that has the records but not the source, the one set with these settings is taken.
+
+  Raises:
+    UserError: settings that contradict each other, or neither source nor records.
+  """
+  data, source = config.data, epath.Path(config.data.source_dir)
+  if data.mimic_cxr.images == "jpg" and data.dicom_rendering != "mimic_cxr_jpg":
+    raise UserError(f"data.dicom_rendering={data.dicom_rendering}: the JPGs of MIMIC-CXR-JPG are rendered as "
+                    "mimic_cxr_jpg already; set that, or data.mimic_cxr.images=dcm")
+  settings = {**data.mimic_cxr.to_dict(), "short_side": data.short_side, "rendering": data.dicom_rendering}
+  del settings["reports"]
+  prefix = f"{data.mimic_cxr.unit}-{data.short_side or 'original'}-{_digest(json.dumps(settings, sort_keys=True))}"
+  files = _sources(source, data)
+  if all(path.exists() for path in files):
+    name = f"{prefix}-{_digest(''.join(_digest_of_file(str(path), path.stat().mtime) for path in files))}"
+  else:
+    prepared = list((epath.Path(data.data_dir) / MimicCxr.name).glob(f"{prefix}-*/{MimicCxr.VERSION}"))
+    if len(prepared) != 1:
+      missing = next(path for path in files if not path.exists())
+      raise UserError(f"{missing} not found; set --config.data.source_dir to the folder that holds it"
+                      + (f" ({len(prepared)} sets of records in {data.data_dir} could be meant)" if prepared else ""))
+    name = prepared[0].parent.name
+  builder = MimicCxr(data_dir=data.data_dir, file_format="array_record",
+                     config=tfds.core.BuilderConfig(name=name, version=MimicCxr.VERSION))
+  builder.data, builder.source = data, source
+  return builder
+
+
+def _sources(source: epath.Path, data: ConfigDict) -> list[epath.Path]:
+  """Returns the files that decide which records there are."""
+  if data.mimic_cxr.unit == "image":
+    return [source / "annotation.json"]
+  names = [mimic_tables.SPLIT, mimic_tables.METADATA]
+  if data.mimic_cxr.labels != "none":
+    names.append(mimic_tables.LABELS[data.mimic_cxr.labels])
+  manual = mimic_tables.locate(source / mimic_tables.MANUAL_LABELS, required=False)
+  return [mimic_tables.locate(source / name, required=False) or source / f"{name}.gz" for name in names] + (
+      [manual] if manual else [])
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@functools.lru_cache
+def _digest_of_file(path: str, changed: float) -> str:
+  del changed                                       # a file that was written again is read again
+  return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+
+
+def _plan(source: epath.Path, data: ConfigDict) -> records.Plan:
+  """Returns an entry for each study that has the views it needs."""
+  studies = collections.defaultdict(list)
+  for image in mimic_tables.read_images(source):
+    studies[image.split, image.study_id].append(image)
+  labels, manual = _labels(source, data)
+  entries, left = {split: [] for split in SPLITS}, {split: collections.Counter() for split in SPLITS}
+  unlabelled = 0
+  for (split, study), found in studies.items():
+    lacking = _NEEDED[data.mimic_cxr.required_views] - {image.view for image in found}
+    if lacking:
+      left[split][f"no {' and no '.join(sorted(lacking))} view"] += 1
+      continue
+    by_whom = mimic_tables.MANUAL if study in manual else mimic_tables.LABELS_FROM.get(data.mimic_cxr.labels, "")
+    known = manual.get(study, labels.get(study))
+    unlabelled += known is None
+    entries[split].append({
+        "id": f"s{study}", "study": study, "subject": found[0].subject_id,
+        "images": [{"id": image.dicom_id, "view": image.view, "source_view": image.source_view}
+                   for image in in_order(found, data.mimic_cxr.view_order)],
+        "taken": min(image.taken for image in found),
+        "labels": known or {}, "labels_from": by_whom if known is not None else ""})
+  notes = []
+  if data.mimic_cxr.labels != "none" and unlabelled:
+    notes.append(f"{unlabelled:,} studies have no row of labels")
+  return records.Plan(entries, {split: dict(counts) for split, counts in left.items()}, notes)
+
+
+def in_order(found: list[mimic_tables.Image], rule: str) -> list[mimic_tables.Image]:
+  """Returns the images of a study, the best frontal first, the best lateral next, then all others.
+
+  Args:
+    rule: which of several is best. pa_first: a PA film before an AP one, then as `acquisition`, which takes the
+      earliest, and of those taken at the same time the one whose dicom_id comes first in the alphabet.
+  """
+  def rank(image):
+    return (rule == "pa_first" and not image.source_view.lower().startswith(("pa", "postero")), image.taken,
+            image.dicom_id)
+
+  ranked = sorted(found, key=rank)
+  first = [next((image for image in ranked if image.view == view), None) for view in ("frontal", "lateral")]
+  first = [image for image in first if image is not None]
+  kinds = ("frontal", "lateral", "other")
+  return first + sorted((image for image in ranked if image not in first), key=lambda image: kinds.index(image.view))
+
+
+def _labels(source: epath.Path, data: ConfigDict) -> tuple[dict, dict]:
+  """Returns the labels of all studies by a tool, and those of a few by radiologists."""
+  if data.mimic_cxr.labels == "none":
+    return {}, {}
+  manual = source / mimic_tables.MANUAL_LABELS
+  return (mimic_tables.read_labels(source / mimic_tables.LABELS[data.mimic_cxr.labels]),
+          mimic_tables.read_labels(manual) if mimic_tables.locate(manual, required=False) else {})
+
+
+def _annotated_plan(source: epath.Path, data: ConfigDict) -> records.Plan:
+  """Returns an entry for each image of R2Gen's annotation, with what the csv files tell of it where they are there."""
+  annotation = r2gen_json.read_annotation(source / "annotation.json", named=not data.restricted)
+  known, labels, manual = {}, {}, {}
+  if all(mimic_tables.locate(source / name, required=False) for name in (mimic_tables.SPLIT, mimic_tables.METADATA)):
+    known = {image.dicom_id: image for image in mimic_tables.read_images(source)}
+    labels, manual = _labels(source, data)
+  entries = {split: [] for split in SPLITS}
+  for split in SPLITS:
+    for position, entry in enumerate(annotation[split]):
+      if not {"study_id", "subject_id"} <= entry.keys():
+        raise UserError(f"{source / 'annotation.json'}: entry {position} of split {split} lacks study_id or subject_id; "
+                        "for an annotation of another data set use data.name=r2gen_json")
+      study, subject = str(entry["study_id"]), str(entry["subject_id"])
+      found = []
+      for path in entry["image_path"]:
+        name = epath.Path(path).stem
+        image = known.get(name)
+        found.append({"id": name, "view": image.view if image else "other",
+                      "source_view": image.source_view if image else ""})
+      own = manual.get(study, labels.get(study))
+      by_whom = mimic_tables.MANUAL if study in manual else mimic_tables.LABELS_FROM.get(data.mimic_cxr.labels, "")
+      entries[split].append({
+          "id": str(entry["id"]), "study": study, "subject": subject, "images": found, "report": entry["report"],
+          "taken": known[found[0]["id"]].taken if found[0]["id"] in known else "",
+          "labels": own or {}, "labels_from": by_whom if own is not None else ""})
+  expected = " / ".join(f"{R2GEN_COUNTS[split]:,}" for split in SPLITS)
+  here = " / ".join(f"{len(entries[split]):,}" for split in SPLITS)
+  return records.Plan(entries, notes=[f"records of R2Gen's protocol (train / val / test): {expected} expected, "
+                                      f"{here} found"])
+
+
+def _folder_of(entry: dict) -> str:
+  """Returns the folder of a study below files/, without a slash: p10/p10000032/s50414267."""
+  return f"p{entry['subject'][:2]}/p{entry['subject']}/s{entry['study']}"
