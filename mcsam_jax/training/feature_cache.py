@@ -36,7 +36,7 @@ from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.pretrained.weights_file import weights_digest
 from mcsam_jax.training.preprocess import preprocess
 
-VERSION = 2                  # raise it when the same inputs would give other features
+VERSION = 3                  # raise it when the same inputs would give other features
 BATCH = 32                   # images a device
 STUDIES_A_THREAD = 16        # decoded in one go
 SECONDS_A_LINE = 10          # between two lines of progress

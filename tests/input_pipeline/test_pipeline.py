@@ -1,5 +1,9 @@
 """Batches: what stands in them, that they resume, and that evaluation counts each record once."""
 
+import functools
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -80,3 +84,37 @@ def test_evaluation_covers_each_record_once(prepared, train, tokenizer, batch_si
   assert records.tolist() == list(range(seen)) and len(batches) == -(-seen // batch_size)
   assert all(batch["images"].shape[0] == batch_size for batch in batches)
   assert not np.concatenate([batch["record"][~batch["valid"]] for batch in batches]).any()
+
+
+def ids_of(split, batches):
+  """Returns a digest of the study ids of some batches."""
+  names = [[split.without_images[record]["study_id"] for record in batch["record"]] for batch in batches]
+  return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("restart", [0, 73])
+def test_two_hundred_steps_show_the_same_studies(prepared, train, tokenizer, hosts, threads, restart):
+  config = prepared.copy_and_resolve_references()
+  config.train.host_threads = threads
+  parts = []
+  for host in range(hosts):
+    rows = slice(host * 4 // hosts, (host + 1) * 4 // hosts)
+    run = functools.partial(pipeline.train_batches, train, tokenizer, config, batch_slice=rows)
+    parts.append([*run(0, restart), *run(restart, 200 - restart)])
+  batches = [{"record": np.concatenate([part["record"] for part in step])} for step in zip(*parts, strict=True)]
+  expected = [{"record": order.record_order(prepared.seed, step, 4, NUM_TRAIN)[0]} for step in range(200)]
+  assert ids_of(train, batches) == ids_of(train, expected)
+  shown = np.concatenate([batch["record"] for batch in batches])
+  epochs = shown[:800 // NUM_TRAIN * NUM_TRAIN].reshape(-1, NUM_TRAIN)
+  assert (np.sort(epochs) == np.arange(NUM_TRAIN)).all()                  # each study once an epoch
+  assert len(np.unique(epochs, axis=0)) == len(epochs)                    # and never twice in the same order
+
+
+def test_a_late_step_reads_no_more_than_an_early_one(prepared, train, tokenizer, monkeypatch):
+  read = []
+  monkeypatch.setattr(train, "read", lambda indices, own=train.read: read.append(len(indices)) or own(indices))
+  for step in (0, 10**6):
+    list(pipeline.train_batches(train, tokenizer, prepared, step, 2))
+  assert read == [4, 4] * 2

@@ -1,6 +1,7 @@
 """Preparing makes records and tokenizer once; what is missing, cut or too much is said in a line."""
 
 import errno
+import json
 import pathlib
 
 import pytest
@@ -98,6 +99,22 @@ def test_a_damaged_record_is_named(source):
   path.write_bytes(data[:5000] + bytes(100) + data[5100:])
   with pytest.raises(UserError, match="record 2 of split test in .* is damaged"):
     list(splits.open_split(config, "test"))
+
+
+def test_a_few_damaged_records_may_pass_in_training(source):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  path = files_of(config, "train")[0]
+  data = path.read_bytes()
+  path.write_bytes(data[:5000] + bytes(100) + data[5100:])              # as above
+  with pytest.raises(UserError, match="record 2 of split train in .* is damaged"):
+    list(splits.open_split(config, "train"))
+  config.train.max_faults = 1
+  for _ in range(2):
+    read = splits.open_split(config, "train").read([1, 2, 10])
+    assert [record["id"] for record in read] == ["train1", "train3", "train10"]
+  line, = map(json.loads, (preparing.dataset_dir(config) / "damaged-train.jsonl").read_text().splitlines())
+  assert line["record"] == 2 and line["split"] == "train" and line["reason"]
 
 
 def test_damaged_metadata_are_named(source):
