@@ -1,0 +1,54 @@
+"""`mcsam benchmark input` in miniature, and that reading many records takes no more memory than reading few."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mcsam_jax import cli
+from tests.input_pipeline import physionet
+
+WALK = """
+import resource, sys
+from input_pipeline.pipeline import train_batches, open_split
+from input_pipeline.prepare import load_or_build_tokenizer
+from mcsam_jax.config import load_config
+config = load_config("mimic_cxr", sys.argv[1:])
+split = open_split(config, "train")
+seen = 0
+for batch in train_batches(split, load_or_build_tokenizer(config), config, 0, 50000 // config.train.batch_size + 1):
+  for threshold in (1000, 50000):
+    if seen < threshold <= seen + len(batch["valid"]):
+      with open("/proc/self/statm") as file:
+        print(int(file.read().split()[1]) * resource.getpagesize())
+  seen += len(batch["valid"])
+"""
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("mimic")
+  physionet.write_tree(folder / "source", 240)
+  found = [f"--config.data.source_dir={folder / 'source'}", f"--config.data.data_dir={folder / 'data'}",
+           "--config.tokenizer.threshold=1", "--config.train.batch_size=40", "--config.train.host_threads=2",
+           "--config.data.image_size=64"]
+  assert cli.main(["prepare", "--config", "mimic_cxr", *found]) == 0
+  return found
+
+
+def test_figures_as_json(flags, capsys):
+  assert cli.main(["benchmark", "input", "--config", "mimic_cxr", "--steps", "3", "--repeats", "2", *flags]) == 0
+  figures = json.loads(capsys.readouterr().out)
+  rates = figures["images_per_second"]
+  assert rates["pipeline"] > 0 and rates["bare_decoder"] > 0 and rates["one_thread"] > 0
+  assert (rates["data_loader"] is None) == (importlib.util.find_spec("torch") is None)
+  assert figures["pipeline_of_bare_decoder"] == pytest.approx(rates["pipeline"] / rates["bare_decoder"], abs=1e-3)
+  assert len(figures["all_images_per_second"]["pipeline"]) == 2
+
+
+def test_fifty_thousand_records_take_no_more_memory_than_one_thousand(flags):
+  run = subprocess.run([sys.executable, "-c", WALK, *flags], capture_output=True, text=True, check=True)
+  early, late = map(int, run.stdout.split())
+  assert late < early * 1.1, f"{early / 1e6:.0f} MB after 1,000 records, {late / 1e6:.0f} MB after 50,000"
