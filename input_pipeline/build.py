@@ -105,7 +105,8 @@ def table(builder: tfds.core.DatasetBuilder, passed_over: dict[str, dict[str, in
     return ""
   width = max(map(len, reasons))
   lines = [f"{'':{width}}" + "".join(f"{split:>10}" for split in rows)]
-  lines += [f"{reason:{width}}" + "".join(f"{row.get(reason, 0):>10,}" for row in rows.values()) for reason in reasons]
+  for reason in reasons:
+    lines.append(f"{reason:{width}}" + "".join(f"{row.get(reason, 0):>10,}" for row in rows.values()))
   return "\n".join([*lines, *made["notes"]])
 
 

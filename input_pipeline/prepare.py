@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline import datasets
 from input_pipeline.build import build, table
 from input_pipeline.splits import Split, is_prepared, open_split, passed_over
+from input_pipeline.table import load_or_build
 from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
 
@@ -119,7 +120,7 @@ def _summary(split: Split, tokenizer: Tokenizer) -> dict:
   cleaned = [tokenizer.clean(report) for report in split.reports]
   return {
       "studies": len(split),
-      "images": sum(len(record["views"]) for record in split.without_images),
+      "images": int((load_or_build(split, tokenizer).views >= 0).sum()),
       "mean_words": sum(len(report.split()) for report in cleaned) / len(cleaned),
       "distinct_reports": len(set(cleaned)),
   }

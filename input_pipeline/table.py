@@ -44,7 +44,7 @@ class Table:
 
 
 def load_or_build(split: Split, tokenizer: Tokenizer) -> Table:
-  """Returns the table of a split for a tokenizer; the second time from memory, the first time on a machine from a file.
+  """Returns the table of a split for a tokenizer: from memory, from its file, or made by a pass over the records.
 
   Raises:
     UserError: a record is damaged.
@@ -57,8 +57,9 @@ def load_or_build(split: Split, tokenizer: Tokenizer) -> Table:
 
 def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
   """Returns a path whose name changes with all that the table depends on."""
-  digest = hashlib.sha256(json.dumps([tokenizer.kind, tokenizer.cleaning, tokenizer.words(), *split.chosen_by]).encode())
-  return epath.Path(split.directory) / f"table-{digest.hexdigest()[:10]}-{split.name}.npz"
+  all_of_it = json.dumps([tokenizer.kind, tokenizer.cleaning, tokenizer.words(), *split.chosen_by])
+  digest = hashlib.sha256(all_of_it.encode()).hexdigest()[:10]
+  return epath.Path(split.directory) / f"table-{digest}-{split.name}.npz"
 
 
 def _load(path: epath.Path, num_records: int) -> Table | None:

@@ -241,7 +241,7 @@ def _labels(source: epath.Path, data: ConfigDict) -> tuple[dict, dict]:
 
 
 def _annotated_plan(source: epath.Path, data: ConfigDict) -> records.Plan:
-  """Returns an entry for each image of R2Gen's annotation, with what the csv files tell of it where they are there."""
+  """Returns an entry for each image of R2Gen's annotation, with what the csv files, where they are there, tell of it."""
   annotation = r2gen_json.read_annotation(source / "annotation.json", named=not data.restricted)
   known, labels, manual = {}, {}, {}
   if all(mimic_tables.locate(source / name, required=False) for name in (mimic_tables.SPLIT, mimic_tables.METADATA)):
@@ -251,8 +251,8 @@ def _annotated_plan(source: epath.Path, data: ConfigDict) -> records.Plan:
   for split in SPLITS:
     for position, entry in enumerate(annotation[split]):
       if not {"study_id", "subject_id"} <= entry.keys():
-        raise UserError(f"{source / 'annotation.json'}: entry {position} of split {split} lacks study_id or subject_id; "
-                        "for an annotation of another data set use data.name=r2gen_json")
+        raise UserError(f"{source / 'annotation.json'}: entry {position} of split {split} lacks study_id or "
+                        "subject_id; for an annotation of another data set use data.name=r2gen_json")
       study, subject = str(entry["study_id"]), str(entry["subject_id"])
       found = []
       for path in entry["image_path"]:

@@ -127,7 +127,8 @@ def read(path: epath.Path, columns: tuple[str, ...]):
   has = header(path)
   for column in columns:
     if column not in has:
-      raise UserError(f"{found} has no column {column!r}, it has {', '.join(has)}; take the file as PhysioNet gives it")
+      raise UserError(f"{found} has no column {column!r}, it has {', '.join(has)}; take the file as PhysioNet "
+                      "gives it")
   with _opened(found) as file:
     rows = csv.DictReader(file)
     try:
@@ -136,7 +137,8 @@ def read(path: epath.Path, columns: tuple[str, ...]):
           raise UserError(f"{found}, row {number}: {len(has)} columns expected; the file was cut off or changed")
         yield number, row
     except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
-      raise UserError(f"{found} is damaged after row {rows.line_num} ({error}); get it again from PhysioNet") from error
+      raise UserError(f"{found} is damaged after row {rows.line_num} ({error}); get it again from "
+                      "PhysioNet") from error
 
 
 def header(path: epath.Path) -> list[str]:

@@ -110,7 +110,7 @@ def num_words(report: str) -> int:
 
 
 class Left(Exception):
-  """A study is left out because it lacks what the config asks for; the message is the reason, in the table's words."""
+  """A study is left out because it lacks what the config asks for; the message is the reason, as the table has it."""
 
 
 @dataclasses.dataclass(frozen=True)
