@@ -147,7 +147,7 @@ def _faults_of_entry(entry: dict, split: str, name: str):
   elif entry["split"] != split:
     yield f"{name} stands under {split} but its field 'split' says {entry['split']!r}"
   report, paths = entry.get("report"), entry.get("image_path")
-  if not isinstance(report, str) or not report.strip():
+  if not isinstance(report, str) or not re.search(r"[^\W_]", report):      # nor is "..." a report
     yield f"{name} has an empty report; give it a text or take the record out"
   if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
     yield f"{name} has no images: image_path must be a list of file names"

@@ -5,6 +5,7 @@ Writes below the workdir:
   eval/SPLIT-STEP.jsonl   a line a study: id, reference, generated report, its scores
   eval/constant.json      the constant report that is best on val for each metric, found once
 An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
+Fields of `decode` and `eval` that differ from the workdir's config stand in the name too: SPLIT-STEP-beam_size=1.*
 """
 
 from collections.abc import Sequence
@@ -84,7 +85,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
         eval_batches(split, tokenizer, config, size, features))
 
   # Files: written whole or not at all.
-  name = "-".join([split_name, str(step)] + (["with"] + [other.path.name for other in works[1:]] if ensemble else []))
+  others = ["with", *(other.path.name for other in works[1:])] if ensemble else []
+  name = "-".join([split_name, str(step), *others, *work.asked_for])
   target, table = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl"))
   lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
            for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]

@@ -31,8 +31,9 @@ from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
 from mcsam_jax.whole_file import write_whole
 
-MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "data.source_dir", "data.data_dir",
-              "encoder.weights", "mesh.data", "mesh.fsdp", "decode.batch_size")   # without making it another run
+MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "data.source_dir",
+              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp",
+              "decode.batch_size")                            # without making it another run
 
 
 @dataclasses.dataclass
@@ -44,6 +45,7 @@ class Workdir:
   bank: MemoryBank | None             # None without memory, or with a random one
   encoder_variables: dict | None      # of encoder.npz
   pretraining_data: str               # what encoder.npz was trained on
+  asked_for: tuple[str, ...] = ()     # fields of decode and eval that this opening set otherwise: beam_size=1, ...
 
   def split(self, name: str) -> Split:
     return open_split(self.config, name)
@@ -88,8 +90,8 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   path = configs.absolute(path)
   saved = configs.read_config(path / "config.json")
   config = configs.override(saved, overrides)
-  for line in configs.differences(config, saved):
-    field = line.partition(":")[0]
+  changed = [line.partition(":")[0] for line in configs.differences(config, saved)]
+  for field in changed:
     if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in MAY_CHANGE:
       raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
   bank = load_bank(path / "memory_bank") if learned_memory(config) else None
@@ -97,7 +99,10 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   if (path / "encoder.npz").exists():
     variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: random_encoder(config)))
   return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
-                 meta.get("pretraining_data", "none"))
+                 meta.get("pretraining_data", "none"),
+                 tuple(f"{name}={config[section][name]}"
+                       for section, _, name in (field.partition(".") for field in changed)
+                       if section in ("decode", "eval") and name != "batch_size"))
 
 
 def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
@@ -109,7 +114,8 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   path = configs.absolute(path)
   if (path / "config.json").exists():
     found = configs.read_config(path / "config.json")
-    others = [line for line in configs.differences(config, found) if line.partition(":")[0] not in MAY_CHANGE]
+    others = [line for line in configs.differences(config, found)
+              if line.partition(":")[0] not in MAY_CHANGE and not line.startswith("prepare.")]
     if bool(config.encoder.weights) != bool(found.encoder.weights):
       others.append(f"encoder.weights: {config.encoder.weights!r}, {found.encoder.weights!r}")
     if others:

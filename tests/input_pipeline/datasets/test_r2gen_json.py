@@ -38,6 +38,7 @@ def two_faults(annotation):
     (share_subject, "subject 77 is in the splits train and test"),
     (lambda a: a["train"].append(a["train"][3]), "record train3 is listed 2 times"),
     (lambda a: a["test"][2].update(report=""), "record test2 has an empty report"),
+    (lambda a: a["test"][2].update(report=" _ . ... ,"), "record test2 has an empty report"),
     (two_faults, r"record train1 has an empty report.*\(and 1 more fault"),
     (lambda a: a["test"][2].update(image_path=[]), "record test2 has no images"),
     (lambda a: a["test"][2].update(image_path="x.jpg"), "record test2 has no images"),

@@ -107,6 +107,14 @@ def test_the_size_of_the_last_batch_changes_no_report(trained, capsys):
   assert reports[0] == reports[1]
 
 
+def test_another_way_of_writing_has_a_file_of_its_own(trained, capsys):
+  before = (trained / "eval" / "test-60.json").read_bytes()
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--config.decode.beam_size=1")
+  assert status == 0, err
+  assert (trained / "eval" / "test-60.json").read_bytes() == before
+  assert json.loads((trained / "eval" / "test-60-beam_size=1.json").read_text())["decode"]["beam_size"] == 1
+
+
 def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, capsys):
   twin = tmp_path / "twin"
   shutil.copytree(trained, twin)
