@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from input_pipeline import datasets
-from input_pipeline.build import build, table
+from input_pipeline.build import build, counted, counts_table
 from input_pipeline.splits import Split, is_prepared, open_split, passed_over
 from input_pipeline.table import load_or_build
 from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
@@ -45,9 +45,10 @@ def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str
   builder = datasets.make_builder(config)
   splits = {name: open_split(config, name) for name in builder.info.splits}     # counts the records
   tokenizer = load_or_build_tokenizer(config)
-  summary = _load_or_make_summary(tokenizer_dir(config) / "summary.json", splits, tokenizer)
-  if counts := table(builder, {name: passed_over(builder, name, config.data) for name in splits}):
-    show(counts)
+  counts = counted(builder, {name: passed_over(builder, name, config.data) for name in splits})
+  summary = _load_or_make_summary(tokenizer_dir(config) / "summary.json", splits, tokenizer, counts)
+  if counts:
+    show(counts_table(builder, counts))
   show(_table(summary))
   show(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
   show(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
@@ -105,12 +106,13 @@ def _writing(path):
     raise
 
 
-def _load_or_make_summary(path: epath.Path, splits: dict[str, Split],
-                          tokenizer: Tokenizer) -> dict[str, dict]:
+def _load_or_make_summary(path: epath.Path, splits: dict[str, Split], tokenizer: Tokenizer,
+                          counts: dict[str, dict]) -> dict[str, dict]:
   """Returns the summary of each split; it is kept, as it takes a pass over all records."""
   with contextlib.suppress(FileNotFoundError, ValueError):
     return json.loads(path.read_text())
-  summary = {name: _summary(split, tokenizer) for name, split in splits.items()}
+  summary = {name: _summary(split, tokenizer) | ({"of_studies": counts[name]} if counts else {})
+             for name, split in splits.items()}
   with _writing(path):
     path.write_text(json.dumps(summary, indent=1) + "\n")
   return summary

@@ -9,7 +9,7 @@ import pytest
 
 from input_pipeline import splits
 from input_pipeline.datasets import make_builder, mimic_cxr, mimic_tables
-from input_pipeline.prepare import dataset_dir, prepare
+from input_pipeline.prepare import dataset_dir, prepare, tokenizer_dir
 from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError
 from tests.input_pipeline import physionet
@@ -63,6 +63,9 @@ def test_every_reason_is_counted(built, target):
   counts = physionet.expected(studies, target)
   for reason in set().union(*counts.values()):
     assert row_of("\n".join(lines), reason) == [counts[split][reason] for split in ("train", "val", "test")], reason
+  stored = json.loads((tokenizer_dir(config) / "summary.json").read_text())
+  assert {split: row["of_studies"] for split, row in stored.items()} == {
+      split: {reason: count for reason, count in row.items() if count} for split, row in counts.items()}
   assert {split: len(splits.open_split(config, split)) for split in counts} == {
       split: count["kept"] for split, count in counts.items()}
 
