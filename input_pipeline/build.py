@@ -10,14 +10,14 @@ never taken for the whole.
 
   <version>.unfinished/plan/        entries of each shard, and the digest of them all
   <version>.unfinished/*.json       what a finished shard holds, left out, and could not read
-  <version>/build.json              the same of all of them: the table that is shown at the end
+  <version>/build.json              the same of all of them
   <version>/words.npz               how long findings and impression are, from which splits.py chooses
   <version>/faults.jsonl            files that could not be read, where the config allows any
 """
 
 import collections
 from collections.abc import Callable, Iterator
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import errno
@@ -28,6 +28,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import tempfile
 import threading
 import time
@@ -69,21 +70,29 @@ def build(config: ConfigDict, show: Callable[[str], None] = print) -> None:
     OSError, RuntimeError: as the file system says it; shards that are whole stay.
   """
   builder = datasets.make_builder(config)
-  plan = builder.plan()
   final = epath.Path(builder.data_dir)
+  plan = builder.plan()
   unfinished = final.parent / f"{final.name}.unfinished"
   with _alone(unfinished):
+    if (final / "dataset_info.json").exists():          # of a build that has ended meanwhile
+      return
+    if final.exists() and "://" not in str(final):
+      raise UserError(f"{final} is there without its dataset_info.json, so something has removed that: delete the "
+                      "folder, and run the same command")
+    show(f"Writing records to {final}")
     shards = _lay_out(plan, unfinished)
     waiting = [shard for shard in shards if not _is_done(unfinished, builder, shard)]
     if len(waiting) < len(shards):
       show(f"Going on: {len(shards) - len(waiting)} of {len(shards)} shards are there")
     progress = Progress(len(shards), len(waiting), show)
     faults = 0
-    for _, tally in _write_all(config, unfinished, waiting, sum(map(len, plan.entries.values()))):
-      progress.line(tally)
-      faults += len(tally["faults"])
-      if faults > config.prepare.max_faults:
-        raise UserError(_say(tally["faults"][0], faults, config))
+    num_entries = sum(map(len, plan.entries.values()))
+    with contextlib.closing(_write_all(config, unfinished, waiting, num_entries)) as written:   # ends workers at once
+      for _, tally in written:
+        progress.line(tally)
+        faults += len(tally["faults"])
+        if faults > config.prepare.max_faults:
+          raise UserError(_say(tally["faults"][0], faults, config))
     tallies = {shard: json.loads(_tally_path(unfinished, shard).read_text()) for shard in shards}
     _finish(builder, plan, tallies, unfinished, final)
 
@@ -122,16 +131,13 @@ def _alone(unfinished: epath.Path) -> Iterator[None]:
     unfinished.mkdir(parents=True, exist_ok=True)
     yield
     return
-  unfinished.mkdir(parents=True, exist_ok=True)
-  with open(unfinished.parent / f".{unfinished.name}.lock", "w") as lock:
+  unfinished.parent.mkdir(parents=True, exist_ok=True)
+  with open(unfinished.parent / f".{unfinished.name}.lock", "w") as lock:      # stays: who unlinks it lets two in
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       raise UserError(f"another `mcsam prepare` writes {unfinished}: wait for it, or end it") from error
-    try:
-      yield
-    finally:
-      os.unlink(lock.name)
+    yield
 
 
 def _lay_out(plan: records.Plan, unfinished: epath.Path) -> list[Shard]:
@@ -141,6 +147,7 @@ def _lay_out(plan: records.Plan, unfinished: epath.Path) -> list[Shard]:
   digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
   shards = [Shard(split, number, len(some), number * SHARD_SIZE)
             for split, some in entries.items() for number in range(len(some))]
+  unfinished.mkdir(parents=True, exist_ok=True)
   mark = unfinished / "plan" / "digest"
   if not mark.exists() or mark.read_text() != digest:
     for path in unfinished.iterdir():
@@ -172,8 +179,11 @@ def _write_all(config: ConfigDict, unfinished: epath.Path, shards: list[Shard],
     try:
       for done in concurrent.futures.as_completed(pending):
         yield pending[done], done.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise UserError("a process that writes records was ended from outside, perhaps for its memory; run the same "
+                      "command, which goes on, with fewer prepare.num_workers") from error
     finally:
-      pool.shutdown(wait=True, cancel_futures=True)
+      pool.shutdown(wait=True, cancel_futures=True)     # shards that are being written become whole
 
 
 def _start_worker(config: str, unfinished: str) -> None:
@@ -181,6 +191,7 @@ def _start_worker(config: str, unfinished: str) -> None:
   global _worker
   config = ConfigDict(json.loads(config))
   _worker = (datasets.make_builder(config), epath.Path(unfinished), config.prepare.max_faults)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the one that started it
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -198,10 +209,14 @@ def _by_beam(config: ConfigDict, unfinished: epath.Path, shards: list[Shard]) ->
   except ImportError as error:
     raise UserError("prepare.beam_options needs Apache Beam: pip install -e '.[beam]'") from error
   text, folder = config.to_json_best_effort(), str(unfinished)
-  options = PipelineOptions(shlex.split(config.prepare.beam_options))
-  with beam.Pipeline(options=options) as pipeline:
-    _ = (pipeline | beam.Create([dataclasses.asdict(shard) for shard in shards]) | beam.Reshuffle()
-         | beam.Map(write_shard_anywhere, text, folder))
+  try:
+    options = PipelineOptions(shlex.split(config.prepare.beam_options))
+    with beam.Pipeline(options=options) as pipeline:
+      _ = (pipeline | beam.Create([dataclasses.asdict(shard) for shard in shards]) | beam.Reshuffle()
+           | beam.Map(write_shard_anywhere, text, folder))
+  except (ValueError, SystemExit) as error:         # Beam's way to refuse options
+    raise UserError(f"prepare.beam_options={config.prepare.beam_options} isn't accepted by Apache Beam "
+                    f"({' '.join(str(error).split())})") from error
   for shard in shards:
     yield shard, json.loads(_tally_path(unfinished, shard).read_text())
 
@@ -276,10 +291,18 @@ def _write_records(path: str, serialized: Iterator[bytes]) -> None:
 
 
 def _is_done(unfinished: epath.Path, builder: tfds.core.DatasetBuilder, shard: Shard) -> bool:
-  """Tells whether a shard is whole; one that could not read a file is tried once more."""
-  if not _record_path(unfinished, builder, shard).exists():
+  """Tells whether a shard is whole, and no file that it could not read has changed since."""
+  if not _record_path(unfinished, builder, shard).exists() or not _tally_path(unfinished, shard).exists():
     return False
-  return not json.loads(_tally_path(unfinished, shard).read_text())["faults"]
+  faults = json.loads(_tally_path(unfinished, shard).read_text())["faults"]
+  return all(_sha256(epath.Path(fault["file"])) == fault["sha256"] for fault in faults)
+
+
+def _sha256(path: epath.Path) -> str:
+  try:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+  except OSError:
+    return ""
 
 
 def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Shard, dict], unfinished: epath.Path,
@@ -301,23 +324,31 @@ def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Sh
     infos.append(tfds.core.SplitInfo(
         name=split, shard_lengths=kept, num_bytes=sum(tally["bytes"] for tally in own.values()),
         filename_template=_template(unfinished, builder, split)))
-  write_whole(unfinished / "build.json", json.dumps({"splits": made, "notes": plan.notes}, indent=1) + "\n")
   lengths = io.BytesIO()
   np.savez_compressed(lengths, **words)
   write_whole(unfinished / "words.npz", lengths.getvalue())
   if faults:
+    plan.notes.append(f"{len(faults)} files could not be read: {final / 'faults.jsonl'}")
     write_whole(unfinished / "faults.jsonl", "".join(json.dumps(fault) + "\n" for fault in faults))
-  for shard in tallies:
-    _tally_path(unfinished, shard).unlink()
-  (unfinished / "plan").rmtree()
+  write_whole(unfinished / "build.json", json.dumps({"splits": made, "notes": plan.notes}, indent=1) + "\n")
   builder.info.set_splits(tfds.core.splits.SplitDict(infos))
   builder.info.write_to_directory(unfinished)
+  scaffold = [_tally_path(final, shard) for shard in tallies]
   if "://" not in str(final):
     unfinished.rename(final)
-    return
-  paths = sorted(unfinished.iterdir(), key=lambda path: path.name == "dataset_info.json")
-  for path in paths:                                # in a bucket folders can't be renamed; this one is looked for
-    path.replace(final / path.name)
+  else:                                             # in a bucket folders can't be renamed
+    paths = [path for path in unfinished.iterdir() if not path.is_dir() and path.name not in map(_name, scaffold)]
+    for path in sorted(paths, key=lambda path: path.name == "dataset_info.json"):      # which is looked for
+      path.copy(final / path.name, overwrite=True)
+    unfinished.rmtree()
+  for path in scaffold:                             # of no use any more; a build that is stopped here is whole
+    path.unlink(missing_ok=True)
+  if (final / "plan").exists():
+    (final / "plan").rmtree()
+
+
+def _name(path: epath.Path) -> str:
+  return path.name
 
 
 def _template(folder: epath.Path, builder: tfds.core.DatasetBuilder, split: str) -> tfds.core.ShardedFileTemplate:
@@ -356,14 +387,18 @@ class Progress:
   def __init__(self, total: int, waiting: int, show: Callable[[str], None]):
     self.total, self.waiting, self.show = total, waiting, show
     self.written = self.studies = 0
-    self.started = self.shown = time.monotonic()
+    self.started = self.shown = 0.0           # when the first shard was done: before it workers start
 
   def line(self, tally: dict) -> None:
     """Counts a shard that is done, and shows a line every now and then."""
-    self.written, self.studies = self.written + 1, self.studies + tally["kept"]
-    now, left = time.monotonic(), self.waiting - self.written
+    now, left = time.monotonic(), self.waiting - self.written - 1
+    if not self.written:
+      self.started = self.shown = now
+    else:
+      self.studies += tally["kept"]
+    self.written += 1
     if now - self.shown > SECONDS_A_LINE and left:
       seconds = now - self.started
       self.show(f"{self.total - left}/{self.total} shards  {self.studies / seconds:.1f} studies/s  "
-                f"{seconds / self.written * left / 60:.1f} min left")
+                f"{seconds / (self.written - 1) * left / 60:.1f} min left")
       self.shown = now

@@ -15,19 +15,25 @@ a file of several frames is refused rather than cut to its first.
 """
 
 import io
+import logging
 import struct
+import warnings
 import zlib
 
 import cv2
 import numpy as np
 import pydicom
+import pydicom.errors
 import pydicom.pixels
 
 _LUMINANCE = (0.299, 0.587, 0.114)                  # of red, green and blue; ITU-R BT.601
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")     # pydicom gives each as RGB
 # What pydicom raises for files that were cut or that contradict themselves.
 _DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
-           struct.error, zlib.error)
+           struct.error, zlib.error, pydicom.errors.BytesLengthException)
+# Its warnings, one a file, quote what the file holds.
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="pydicom")
 
 
 def is_dicom(data: bytes) -> bool:

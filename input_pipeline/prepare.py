@@ -39,7 +39,6 @@ def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str
   if is_prepared(builder):
     show(f"Records are in {builder.data_dir}")
   else:
-    show(f"Writing records to {builder.data_dir}")
     with _writing(builder.data_dir):
       build(config, show)
   builder = datasets.make_builder(config)
@@ -96,6 +95,8 @@ def _writing(path):
   """Turns a full or a closed disk into a line for the user."""
   try:
     yield
+  except BrokenPipeError:         # of whoever reads our output
+    raise
   except Exception as error:      # ArrayRecord's own writer raises no OSError
     if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
       raise UserError(f"no space left for {path}: free some and run the same command, which goes on "

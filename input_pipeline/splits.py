@@ -40,7 +40,7 @@ class Split:
 
     Args:
       target: the section that is written, one of TARGETS.
-      min_words: records whose target is shorter are passed over.
+      min_words: records whose target is shorter, or empty, are passed over.
       max_damaged: so many damaged records may be met; the next one stands in for each, which a file tells.
 
     Raises:
@@ -55,11 +55,11 @@ class Split:
                      for path, expected in zip(info.filepaths, info.shard_lengths, strict=True)]
     self._ends = np.cumsum(info.shard_lengths)
     self._stored = np.arange(self._ends[-1])        # number of each record among all that are stored
-    if min_words:
-      self._stored = self._stored[target_words(builder, name, target) >= min_words]
-      if not self._stored.size:
-        raise UserError(f"no record of split {name} in {builder.data_dir} has {target} of {min_words} words: "
-                        "set another --config.data.target, or a lower data.min_words")
+    if min_words or (builder.data_path / "words.npz").exists():
+      self._stored = self._stored[target_words(builder, name, target) >= max(min_words, 1)]
+    if not self._stored.size:
+      raise UserError(f"no record of split {name} in {builder.data_dir} has {target} of {max(min_words, 1)} words: "
+                      "set another --config.data.target, or a lower data.min_words")
 
   def __len__(self) -> int:
     return len(self._stored)
@@ -152,7 +152,7 @@ def open_split(config: ConfigDict, split: str) -> Split:
 
 def passed_over(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDict) -> dict[str, int]:
   """Returns how many records of a split `data.target` and `data.min_words` leave unused, by reason."""
-  if not data.min_words:
+  if not data.min_words and not (builder.data_path / "words.npz").exists():
     return {}
   words = target_words(builder, split, data.target)
   named = "findings or impression" if data.target == "both" else data.target

@@ -121,11 +121,19 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     print(f"mcsam {args.verb}: {error}", file=sys.stderr)
     return 2
+  except BrokenPipeError:                           # `mcsam ... | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except OSError as error:
     print(f"mcsam {args.verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     return 130
+  except Exception as error:
+    if not type(error).__module__.startswith("tensorflow.python.framework.errors"):
+      raise
+    print(f"mcsam {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)       # of a bucket, mostly
+    return 2
   return 0
 
 

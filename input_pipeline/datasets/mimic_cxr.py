@@ -26,6 +26,7 @@ import hashlib
 import json
 import re
 import zipfile
+import zlib
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -46,10 +47,27 @@ class MimicCxr(records.RecordBuilder):
   VERSION = tfds.core.Version("1.0.0")
   data: ConfigDict                       # config.data
   source: epath.Path
+  show_ids: bool                         # faults of the annotation name records
 
   def plan(self) -> records.Plan:
-    return _annotated_plan(self.source, self.data) if self.data.mimic_cxr.unit == "image" else _plan(
+    made = _annotated_plan(self.source, self.data, self.show_ids) if self.data.mimic_cxr.unit == "image" else _plan(
         self.source, self.data)
+    self._look(made.entries["train"][:20])
+    return made
+
+  def _look(self, entries: list[dict]) -> None:
+    """Raises UserError where no image of some entries, or no report, is where it should be: settings are wrong then."""
+    kind = self.data.mimic_cxr.images
+    there = {suffix: any((self.source / "files" / _folder_of(entry) / f"{image['id']}.{suffix}").exists()
+                         for entry in entries for image in entry["images"]) for suffix in ("jpg", "dcm")}
+    if entries and not there[kind]:
+      other = {"jpg": "dcm", "dcm": "jpg"}[kind]
+      hint = (f"there are .{other} files: set --config.data.mimic_cxr.images={other}" if there[other] else
+              "set --config.data.source_dir to the folder that holds files/p10 ... p19")
+      raise UserError(f"none of the first images is in {self.source / 'files'} as .{kind}; {hint}")
+    if entries and "report" not in entries[0] and not any(self._reports.has(_folder_of(entry)) for entry in entries):
+      raise UserError(f"none of the first reports is in {self._reports.path}; set --config.data.mimic_cxr.reports to "
+                      "mimic-cxr-reports.zip of MIMIC-CXR, or to the folder that it was extracted to")
 
   def name_of(self, entry: dict) -> str:
     return f"p{entry['subject']}/s{entry['study']}"
@@ -97,6 +115,9 @@ class Reports:
         raise UserError(f"{path} is no whole zip file ({error}); get it again from PhysioNet") from error
       self._names = {re.sub(r"^.*?(?=p\d\d/)", "", name): name for name in self._archive.namelist()}
 
+  def has(self, study: str) -> bool:
+    return f"{study}.txt" in self._names if self._archive else (self.path / f"{study}.txt").exists()
+
   def read(self, study: str) -> str:
     """Returns the text of a study's report.
 
@@ -110,8 +131,8 @@ class Reports:
       return self._archive.read(self._names[name]).decode()
     except (KeyError, FileNotFoundError) as error:
       raise Unreadable(self.path / name, "no report") from error
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-      raise Unreadable(self.path / name, f"damaged report: {error}") from error
+    except (OSError, EOFError, UnicodeDecodeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+      raise Unreadable(self.path / name, f"damaged report: {type(error).__name__}") from error     # others name it
 
 
 def find_reports(source: epath.Path, given: str) -> Reports:
@@ -120,16 +141,24 @@ def find_reports(source: epath.Path, given: str) -> Reports:
   Raises:
     UserError: there are none.
   """
+  found = locate_reports(source, given)
+  if found is None:
+    raise UserError(f"no reports at {given or source / 'mimic-cxr-reports.zip'}: set --config.data.mimic_cxr.reports "
+                    "to mimic-cxr-reports.zip of MIMIC-CXR, or to the folder that it was extracted to")
+  return Reports(found)
+
+
+def locate_reports(source: epath.Path, given: str) -> epath.Path | None:
+  """Returns the zip file of the reports, or the folder that holds p10 ... p19; None where there is neither."""
   places = ([epath.Path(given)] if given else
             [source / "mimic-cxr-reports.zip", source / "mimic-cxr-reports", source])
   for place in places:
     if place.suffix == ".zip" and place.exists():
-      return Reports(place)
+      return place
     for folder in (place / "files", place):
       if folder.is_dir() and any(folder.glob("p1?/p*/s*.txt")):
-        return Reports(folder)
-  raise UserError(f"no reports at {places[0]}: set --config.data.mimic_cxr.reports to mimic-cxr-reports.zip of "
-                  "MIMIC-CXR, or to the folder that it was extracted to")
+        return folder
+  return None
 
 
 def make_builder(config: ConfigDict) -> MimicCxr:
@@ -144,12 +173,22 @@ def make_builder(config: ConfigDict) -> MimicCxr:
   if data.mimic_cxr.images == "jpg" and data.dicom_rendering != "mimic_cxr_jpg":
     raise UserError(f"data.dicom_rendering={data.dicom_rendering}: the JPGs of MIMIC-CXR-JPG are rendered as "
                     "mimic_cxr_jpg already; set that, or data.mimic_cxr.images=dcm")
+  by_image = data.mimic_cxr.unit == "image"
+  if by_image and data.target != "findings":
+    raise UserError(f"data.target={data.target}: the reports of R2Gen's annotation aren't divided, its target is findings")
+  if by_image and data.mimic_cxr.required_views != "any":
+    raise UserError("data.mimic_cxr.required_views goes with unit=study: an image is one view")
   settings = {**data.mimic_cxr.to_dict(), "short_side": data.short_side, "rendering": data.dicom_rendering}
-  del settings["reports"]
+  for field in ("reports", *(["view_order", "required_views"] if by_image else [])):
+    del settings[field]
   prefix = f"{data.mimic_cxr.unit}-{data.short_side or 'original'}-{_digest(json.dumps(settings, sort_keys=True))}"
   files = _sources(source, data)
   if all(path.exists() for path in files):
-    name = f"{prefix}-{_digest(''.join(_digest_of_file(str(path), path.stat().mtime) for path in files))}"
+    contents = [_digest_of_file(str(path), path.stat().mtime) for path in files]
+    reports = None if by_image else locate_reports(source, data.mimic_cxr.reports)
+    if reports is not None:
+      contents.append(_digest_of_file(str(reports), reports.stat().mtime) if reports.suffix == ".zip" else str(reports))
+    name = f"{prefix}-{_digest(''.join(contents))}"
   else:
     prepared = list((epath.Path(data.data_dir) / MimicCxr.name).glob(f"{prefix}-*/{MimicCxr.VERSION}"))
     if len(prepared) != 1:
@@ -159,20 +198,21 @@ def make_builder(config: ConfigDict) -> MimicCxr:
     name = prepared[0].parent.name
   builder = MimicCxr(data_dir=data.data_dir, file_format="array_record",
                      config=tfds.core.BuilderConfig(name=name, version=MimicCxr.VERSION))
-  builder.data, builder.source = data, source
+  builder.data, builder.source, builder.show_ids = data, source, config.prepare.show_ids or not data.restricted
   return builder
 
 
 def _sources(source: epath.Path, data: ConfigDict) -> list[epath.Path]:
-  """Returns the files that decide which records there are."""
-  if data.mimic_cxr.unit == "image":
-    return [source / "annotation.json"]
-  names = [mimic_tables.SPLIT, mimic_tables.METADATA]
+  """Returns the files that decide what the records are."""
+  names, may_lack = [mimic_tables.SPLIT, mimic_tables.METADATA], []
   if data.mimic_cxr.labels != "none":
     names.append(mimic_tables.LABELS[data.mimic_cxr.labels])
-  manual = mimic_tables.locate(source / mimic_tables.MANUAL_LABELS, required=False)
-  return [mimic_tables.locate(source / name, required=False) or source / f"{name}.gz" for name in names] + (
-      [manual] if manual else [])
+    may_lack.append(mimic_tables.MANUAL_LABELS)
+  if data.mimic_cxr.unit == "image":
+    names, may_lack = [], names + may_lack
+  found = [mimic_tables.locate(source / name, required=False) or source / f"{name}.gz" for name in names]
+  optional = [mimic_tables.locate(source / name, required=False) for name in may_lack]
+  return [source / "annotation.json"] * (not names) + found + [path for path in optional if path is not None]
 
 
 def _digest(text: str) -> str:
@@ -209,7 +249,10 @@ def _plan(source: epath.Path, data: ConfigDict) -> records.Plan:
         "labels": known or {}, "labels_from": by_whom if known is not None else ""})
   notes = []
   if data.mimic_cxr.labels != "none" and unlabelled:
-    notes.append(f"{unlabelled:,} studies have no row of labels")
+    notes.append(f"{unlabelled:,} studies, dropped ones included, have no row of labels")
+  undescribed = sum(not image.described for found in studies.values() for image in found)
+  if undescribed:
+    notes.append(f"{undescribed:,} images have no row in the metadata, so their view is unknown")
   return records.Plan(entries, {split: dict(counts) for split, counts in left.items()}, notes)
 
 
@@ -240,9 +283,9 @@ def _labels(source: epath.Path, data: ConfigDict) -> tuple[dict, dict]:
           mimic_tables.read_labels(manual) if mimic_tables.locate(manual, required=False) else {})
 
 
-def _annotated_plan(source: epath.Path, data: ConfigDict) -> records.Plan:
+def _annotated_plan(source: epath.Path, data: ConfigDict, show_ids: bool) -> records.Plan:
   """Returns an entry for each image of R2Gen's annotation, with what the csv files, where they are there, tell of it."""
-  annotation = r2gen_json.read_annotation(source / "annotation.json", named=not data.restricted)
+  annotation = r2gen_json.read_annotation(source / "annotation.json", named=show_ids)
   known, labels, manual = {}, {}, {}
   if all(mimic_tables.locate(source / name, required=False) for name in (mimic_tables.SPLIT, mimic_tables.METADATA)):
     known = {image.dicom_id: image for image in mimic_tables.read_images(source)}
@@ -268,8 +311,13 @@ def _annotated_plan(source: epath.Path, data: ConfigDict) -> records.Plan:
           "labels": own or {}, "labels_from": by_whom if own is not None else ""})
   expected = " / ".join(f"{R2GEN_COUNTS[split]:,}" for split in SPLITS)
   here = " / ".join(f"{len(entries[split]):,}" for split in SPLITS)
-  return records.Plan(entries, notes=[f"records of R2Gen's protocol (train / val / test): {expected} expected, "
-                                      f"{here} found"])
+  notes = [f"records of R2Gen's protocol (train / val / test): {expected} expected, {here} found in the annotation"]
+  if not known:
+    notes.append("without the split and metadata files beside it no view is known")
+  if data.min_words or data.num_views != 1:
+    notes.append(f"R2Gen's protocol has data.min_words=0 and data.num_views=1, this config {data.min_words} and "
+                 f"{data.num_views}")
+  return records.Plan(entries, notes=notes)
 
 
 def _folder_of(entry: dict) -> str:

@@ -6,9 +6,11 @@ in one is said by file and row, never by subject or study: the data set is restr
 
 import csv
 import datetime
+import difflib
 import gzip
 import io
 from typing import NamedTuple
+import zlib
 
 from etils import epath
 
@@ -24,6 +26,7 @@ MANUAL = "the report, by radiologists"
 _SPLIT_NAMES = {"train": "train", "validate": "val", "test": "test"}
 _VALUES = {"1.0": "positive", "0.0": "negative", "-1.0": "uncertain", "": "absent",
            "1": "positive", "0": "negative", "-1": "uncertain"}
+_DAMAGE = (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error)
 _OTHER_NAMES = {"Lung Opacity": "Airspace Opacity"}           # in the manual labels
 _VIEW_OF_POSITION = {"AP": "frontal", "PA": "frontal", "AP AXIAL": "frontal", "LL": "lateral", "RL": "lateral",
                      "LATERAL": "lateral", "XTABLE LATERAL": "lateral"}
@@ -40,6 +43,7 @@ class Image(NamedTuple):
   view: str              # frontal | lateral | other
   source_view: str       # ViewPosition, or the meaning of the view code, in the source's words
   taken: str             # ISO 8601, "" where unknown
+  described: bool        # there is a row of metadata
 
 
 def read_images(source: epath.Path) -> list[Image]:
@@ -55,8 +59,7 @@ def read_images(source: epath.Path) -> list[Image]:
   for number, row in read(path, ("dicom_id", "study_id", "subject_id", "split")):
     split = _SPLIT_NAMES.get(row["split"])
     if split is None:
-      raise UserError(f"{path}, row {number}: split is {row['split']!r}, "
-                      f"expected {', '.join(_SPLIT_NAMES)}")
+      raise UserError(f"{path}, row {number}: split is none of {', '.join(_SPLIT_NAMES)}")
     for kind in ("subject_id", "study_id"):
       key = (kind, row[kind])
       if split_of.setdefault(key, split) != split:
@@ -69,7 +72,7 @@ def read_images(source: epath.Path) -> list[Image]:
     meta = how.get(row["dicom_id"], {})
     view, source_view = view_of(meta.get("ViewPosition", ""), meta.get("ViewCodeSequence_CodeMeaning", ""))
     images.append(Image(row["dicom_id"], row["subject_id"], row["study_id"], split, view, source_view,
-                        when(meta.get("StudyDate", ""), meta.get("StudyTime", ""))))
+                        when(meta.get("StudyDate", ""), meta.get("StudyTime", "")), bool(meta)))
   if not images:
     raise UserError(f"{path} has no rows")
   return images
@@ -111,8 +114,7 @@ def read_labels(path: epath.Path) -> dict[str, dict[str, str]]:
     values = {finding: _VALUES.get(row[column].strip()) for finding, column in named.items()}
     for finding, value in values.items():
       if value is None:
-        raise UserError(f"{path}, row {number}: {named[finding]} is {row[named[finding]]!r}, expected 1.0, 0.0, "
-                        "-1.0 or nothing")
+        raise UserError(f"{path}, row {number}: {named[finding]} is none of 1.0, 0.0, -1.0 and nothing")
     labels[row["study_id"]] = {finding: value for finding, value in values.items() if value != "absent"}
   return labels
 
@@ -126,9 +128,10 @@ def read(path: epath.Path, columns: tuple[str, ...]):
   found = locate(path)
   has = header(path)
   for column in columns:
-    if column not in has:
-      raise UserError(f"{found} has no column {column!r}, it has {', '.join(has)}; take the file as PhysioNet "
-                      "gives it")
+    if column not in has:                           # what it has instead may be a row of ids
+      close = difflib.get_close_matches(column, has, 1, .7)
+      raise UserError(f"{found} has no column {column!r}{f', but {close[0]!r}' if close else ''}"
+                      f"{'' if has else ', it is empty'}; take the file as PhysioNet gives it")
   with _opened(found) as file:
     rows = csv.DictReader(file)
     try:
@@ -136,8 +139,8 @@ def read(path: epath.Path, columns: tuple[str, ...]):
         if None in row.values() or None in row:
           raise UserError(f"{found}, row {number}: {len(has)} columns expected; the file was cut off or changed")
         yield number, row
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
-      raise UserError(f"{found} is damaged after row {rows.line_num} ({error}); get it again from "
+    except _DAMAGE as error:
+      raise UserError(f"{found} is damaged after row {rows.line_num} ({type(error).__name__}); get it again from "
                       "PhysioNet") from error
 
 
@@ -147,8 +150,8 @@ def header(path: epath.Path) -> list[str]:
   with _opened(found) as file:
     try:
       return next(csv.reader(file), [])
-    except (EOFError, OSError, UnicodeDecodeError) as error:
-      raise UserError(f"{found} is damaged ({error}); get it again from PhysioNet") from error
+    except _DAMAGE as error:
+      raise UserError(f"{found} is damaged ({type(error).__name__}); get it again from PhysioNet") from error
 
 
 def locate(path: epath.Path, required: bool = True) -> epath.Path | None:

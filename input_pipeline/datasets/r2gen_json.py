@@ -34,9 +34,10 @@ class R2GenJson(records.RecordBuilder):
   VERSION = tfds.core.Version("1.0.0")
   source_dir: epath.Path
   data: ConfigDict                       # config.data
+  show_ids: bool                         # faults of the annotation name records
 
   def plan(self) -> records.Plan:
-    return records.Plan(read_annotation(self.source_dir / "annotation.json", named=not self.data.restricted))
+    return records.Plan(read_annotation(self.source_dir / "annotation.json", named=self.show_ids))
 
   def name_of(self, entry: dict) -> str:
     return str(entry["id"])
@@ -86,6 +87,7 @@ def make_builder(config: ConfigDict) -> R2GenJson:
   builder = R2GenJson(data_dir=config.data.data_dir, file_format="array_record",
                       config=tfds.core.BuilderConfig(name=name, version=R2GenJson.VERSION))
   builder.source_dir, builder.data = path.parent, config.data
+  builder.show_ids = config.prepare.show_ids or not config.data.restricted
   return builder
 
 
@@ -145,7 +147,7 @@ def _faults_of_entry(entry: dict, split: str, name: str):
   if "split" not in entry:
     yield f"{name} has no field 'split'; give it train, val or test"
   elif entry["split"] != split:
-    yield f"{name} stands under {split} but its field 'split' says {entry['split']!r}"
+    yield f"{name} stands under {split} but its field 'split' says something else"
   report, paths = entry.get("report"), entry.get("image_path")
   if not isinstance(report, str) or not re.search(r"[^\W_]", report):      # nor is "..." a report
     yield f"{name} has an empty report; give it a text or take the record out"

@@ -37,7 +37,8 @@ def benchmark_input(config: ConfigDict, num_steps: int, repeats: int) -> dict:
   split, tokenizer = open_split(config, "train"), load_or_build_tokenizer(config)
   num_views, steps = config.data.num_views, itertools.count(0, num_steps)
   # The DataLoader stacks studies, so all must have the same number of views.
-  studies = [jpegs for jpegs in (record["images"][:num_views] for record in split) if len(jpegs) == num_views]
+  whole = (jpegs for jpegs in (record["images"][:num_views] for record in split) if len(jpegs) == num_views)
+  studies = list(itertools.islice(whole, max(num_steps * config.train.batch_size, DECODED)))
   jpegs = list(itertools.islice(itertools.chain.from_iterable(studies), DECODED))
   turns = {"pipeline": lambda: _pipeline(split, tokenizer, config, next(steps), num_steps),
            "bare_decoder": bare_decoder(jpegs),
@@ -59,6 +60,7 @@ def benchmark_input(config: ConfigDict, num_steps: int, repeats: int) -> dict:
   return {"cores": os.cpu_count(), "image_size": config.data.image_size, "batch_size": config.train.batch_size,
           "host_threads": config.train.host_threads, "mean_jpeg_bytes": round(float(np.mean(list(map(len, jpegs))))),
           "images_per_second": {"data_loader": None} | medians,
+          **({} if peer else {"no_data_loader_because": "PyTorch isn't installed (extra bench)"}),
           "pipeline_of_bare_decoder": round(medians["pipeline"] / medians["bare_decoder"], 3),
           "pipeline_of_data_loader": round(medians["pipeline"] / peer, 2) if peer else None,
           "all_images_per_second": rates}

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import tensorflow_datasets as tfds
 
 from input_pipeline import build, datasets, splits
 from input_pipeline.prepare import prepare
@@ -120,6 +121,58 @@ def test_only_what_is_missing_is_written(tmp_path, monkeypatch):
   build.build(config, lambda line: None)
   assert len(written) == len(set(written)) == 7      # 22 train, 4 val, 4 test
   assert splits.is_prepared(datasets.make_builder(config))
+
+
+def test_a_build_stopped_at_its_last_step_writes_no_shard_again(tmp_path, monkeypatch):
+  config = small_config(tmp_path)
+
+  def stop(*given):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", stop)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  monkeypatch.setattr(build, "write_shard", stop)
+  lines = []
+  build.build(config, lines.append)
+  assert "Going on: 3 of 3 shards are there" in lines
+  folder = pathlib.Path(datasets.make_builder(config).data_dir)
+  assert splits.is_prepared(datasets.make_builder(config)) and not (folder / "plan").exists()
+  (folder / "dataset_info.json").unlink()
+  with pytest.raises(UserError, match="is there without its dataset_info.json"):
+    build.build(config, lambda line: None)
+
+
+def test_a_shard_with_faults_is_tried_again_when_its_file_has_changed(tmp_path, monkeypatch):
+  config = small_config(tmp_path, "--config.prepare.max_faults=1")
+  monkeypatch.setattr(build, "SHARD_SIZE", 5)
+  path = next((tmp_path / "source" / "files" / physionet.make_studies(30)[1].folder).glob("*.jpg"))
+  whole = path.read_bytes()
+  path.write_bytes(whole[:500])
+  written, write = [], build.write_shard
+
+  def stop_after_four(*given):
+    if len(written) == 4:
+      raise KeyboardInterrupt
+    written.append(given[2])
+    return write(*given)
+
+  monkeypatch.setattr(build, "write_shard", stop_after_four)
+  with pytest.raises(KeyboardInterrupt):
+    build.build(config, lambda line: None)
+  waiting = []
+  monkeypatch.setattr(build, "write_shard", lambda *given: waiting.append(given[2]) or stop())
+  with pytest.raises(KeyboardInterrupt):
+    build.build(config, lambda line: None)
+  path.write_bytes(whole)
+  with pytest.raises(KeyboardInterrupt):
+    build.build(config, lambda line: None)
+  assert waiting[0] not in written and waiting[1] in written
+
+
+def stop():
+  raise KeyboardInterrupt
 
 
 def test_another_source_is_not_mixed_in(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_what_a_record_holds(built):
     assert record["labels_from"].startswith("impression") if study.labelled else record["labels_from"] == ""
     seen.add(tuple(record["source_views"]))
   assert ("PA", "AP") in seen, "a PA film comes before an AP one"
-  assert "studies have no row of labels" in table
+  assert "have no row of labels" in table
 
 
 def test_labels_of_radiologists_count_more(tree, tmp_path):
@@ -145,11 +145,12 @@ def test_r2gens_annotation_over_the_same_images(tree, tmp_path):
   folder, studies = tree
   annotation = physionet.annotation_of(studies)
   (folder / "annotation.json").write_text(json.dumps(annotation))
-  config = config_of(folder, tmp_path, "--config.data.mimic_cxr.unit=image", "--config.data.min_words=0")
+  config = config_of(folder, tmp_path, "--config.data.mimic_cxr.unit=image", "--config.data.min_words=0",
+                     "--config.data.num_views=1")
   lines = []
   prepare(config, show=lines.append)
   counts = {split: len(entries) for split, entries in annotation.items()}
-  assert f"270,790 / 2,130 / 3,858 expected, {counts['train']} / {counts['val']} / {counts['test']} found" in "\n".join(lines)
+  assert f"270,790 / 2,130 / 3,858 expected, {counts['train']} / {counts['val']} / {counts['test']} found in" in "\n".join(lines)
   val = splits.open_split(config, "val")
   assert val.ids == [entry["id"] for entry in annotation["val"]] and val.reports == [
       entry["report"] for entry in annotation["val"]]
@@ -160,13 +161,19 @@ def test_r2gens_annotation_over_the_same_images(tree, tmp_path):
 @pytest.mark.parametrize("spoil,message", [
     (lambda source: (source / mimic_tables.SPLIT).with_suffix(".csv.gz").unlink(), r"split.csv.gz not found; set"),
     (lambda source: rewrite(source / "mimic-cxr-2.0.0-metadata.csv.gz", lambda t: t.replace("ViewPosition", "view")),
-     "metadata.csv.gz has no column 'ViewPosition', it has dicom_id, .*view"),
+     "metadata.csv.gz has no column 'ViewPosition'; take"),
     (lambda source: rewrite(source / "mimic-cxr-2.0.0-chexpert.csv.gz", lambda t: t.replace("Edema", "Oedema")),
-     "chexpert.csv.gz has no column 'Edema'"),
+     "chexpert.csv.gz has no column 'Edema', but 'Oedema'; take"),
     (lambda source: rewrite(source / "mimic-cxr-2.0.0-chexpert.csv.gz", lambda t: t.replace("-1.0", "maybe", 1)),
-     "chexpert.csv.gz, row 2: .* is 'maybe', expected 1.0, 0.0, -1.0 or nothing"),
+     "chexpert.csv.gz, row 2: .* is none of 1.0, 0.0, -1.0 and nothing"),
     (lambda source: rewrite(source / "mimic-cxr-2.0.0-split.csv.gz", lambda t: t.replace("train", "training", 1)),
-     "split.csv.gz, row 2: split is 'training', expected train, validate, test"),
+     "split.csv.gz, row 2: split is none of train, validate, test"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-split.csv.gz", lambda t: t.partition("\n")[2]),
+     "split.csv.gz has no column 'dicom_id'; take"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-negbio.csv.gz", lambda t: "") or
+     rewrite(source / "mimic-cxr-2.0.0-chexpert.csv.gz", lambda t: ""), "chexpert.csv.gz has no column .*, it is empty"),
+    (lambda source: flip(source / "mimic-cxr-2.0.0-split.csv.gz"), "split.csv.gz is damaged"),
+    (lambda source: (source / "files").rename(source / "pictures"), "none of the first images is in .*files as .jpg; set"),
     (lambda source: rewrite(source / "mimic-cxr-2.0.0-split.csv.gz", lambda t: t.replace("train", "test", 1)),
      r"split.csv.gz, rows 2 and 3: the same subject_id is in the splits test and train"),
     (lambda source: (source / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(
@@ -181,6 +188,12 @@ def test_faults_of_the_tables_are_a_line(small, spoil, message):
     prepare(config, show=lambda line: None)
   assert "\n" not in str(error.value)
   assert_nameless(str(error.value).replace(str(source), ""), physionet.make_studies(30))
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[100:104] = bytes(255 - byte for byte in data[100:104])
+  path.write_bytes(data)
 
 
 def assert_nameless(text, studies):
@@ -226,6 +239,37 @@ def test_unreadable_files_stop_the_build_past_a_limit(small, spoil, reason):
   assert fault["split"] == "train" and fault["position"] == 1 and studies[1].study in fault["file"]
 
 
+def test_a_damaged_report_of_a_compressed_archive_is_one_fault(small):
+  import zipfile
+  source, config = small
+  with zipfile.ZipFile(source / "mimic-cxr-reports.zip") as archive:
+    reports = {name: archive.read(name) for name in archive.namelist()}
+  with zipfile.ZipFile(source / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, text in reports.items():
+      archive.writestr(name, text)
+    place = archive.getinfo(list(reports)[1]).header_offset + 30 + len(list(reports)[1]) + 20
+  data = bytearray((source / "mimic-cxr-reports.zip").read_bytes())
+  data[place:place + 8] = b"\xff" * 8
+  (source / "mimic-cxr-reports.zip").write_bytes(data)
+  with pytest.raises(UserError, match="record 1 of split train can't be read .damaged report") as error:
+    prepare(config, show=lambda line: None)
+  assert_nameless(str(error.value), physionet.make_studies(30))
+
+
+@pytest.mark.parametrize("field,value", [("target", "impression"), ("mimic_cxr.required_views", "frontal")])
+def test_settings_that_mean_nothing_for_an_annotation_are_refused(small, field, value):
+  source, config = small
+  with pytest.raises(UserError, match=f"data.{field}"):
+    make_builder(config_of(source, config.data.data_dir, "--config.data.mimic_cxr.unit=image",
+                           f"--config.data.{field}={value}"))
+
+
+def test_the_other_kind_of_images_is_named(tmp_path):
+  physionet.write_tree(tmp_path / "source", 6, images="dcm")
+  with pytest.raises(UserError, match="there are .dcm files: set --config.data.mimic_cxr.images=dcm"):
+    prepare(config_of(tmp_path / "source", tmp_path / "data"), show=lambda line: None)
+
+
 def test_jpgs_have_one_rendering(small):
   source, config = small
   with pytest.raises(UserError, match="data.dicom_rendering=voi: the JPGs of MIMIC-CXR-JPG are rendered"):
@@ -253,7 +297,7 @@ def test_time_of_a_study():
 
 
 def test_order_of_views():
-  image = lambda name, view, word, taken: mimic_tables.Image(name, "1", "2", "train", view, word, taken)
+  image = lambda name, view, word, taken: mimic_tables.Image(name, "1", "2", "train", view, word, taken, True)
   found = [image("c", "lateral", "LL", "1"), image("b", "frontal", "AP", "1"), image("a", "frontal", "PA", "2"),
            image("d", "other", "", "0"), image("e", "lateral", "LATERAL", "0")]
   names = lambda rule: "".join(image.dicom_id for image in mimic_cxr.in_order(found, rule))
