@@ -57,8 +57,8 @@ def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes
   else:
     with PIL.Image.open(io.BytesIO(data)) as image:
       gray_jpeg = image.format == "JPEG" and image.mode == "L"
-      if short_side:    # a large JPEG is decoded at a half, a quarter or an eighth: four times as fast, and never below
-        image.draft("L", (2 * short_side, 2 * short_side))                           # twice the size that is needed
+      if short_side:    # a large JPEG is decoded at a half, a quarter or an eighth, never below twice what is needed:
+        image.draft("L", (2 * short_side, 2 * short_side))                           # four times as fast
       image.load()                                  # a file that was cut fails here
       if gray_jpeg and image.getexif().get(_ORIENTATION, 1) == 1 and not 0 < short_side < min(image.size):
         return data

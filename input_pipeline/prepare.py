@@ -18,7 +18,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from input_pipeline import datasets
-from input_pipeline.build import build, counted, counts_table
+from input_pipeline.build import build
+from input_pipeline.counts import counted, counts_table
 from input_pipeline.splits import Split, is_prepared, open_split, passed_over
 from input_pipeline.table import load_or_build
 from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer

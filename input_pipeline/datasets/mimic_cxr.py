@@ -24,9 +24,6 @@ import collections
 import functools
 import hashlib
 import json
-import re
-import zipfile
-import zlib
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -34,8 +31,9 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import images
 from input_pipeline.datasets import mimic_sections, mimic_tables, records, r2gen_json
+from input_pipeline.datasets.mimic_reports import Reports, find_reports, locate_reports
 from input_pipeline.datasets.records import SPLITS
-from mcsam_jax.errors import Unreadable, UserError
+from mcsam_jax.errors import UserError
 
 R2GEN_COUNTS = {"train": 270790, "val": 2130, "test": 3858}      # records of R2Gen's annotation (Chen et al., 2020)
 _NEEDED = {"any": set(), "frontal": {"frontal"}, "lateral": {"lateral"}, "both": {"frontal", "lateral"}}
@@ -50,13 +48,13 @@ class MimicCxr(records.RecordBuilder):
   show_ids: bool                         # faults of the annotation name records
 
   def plan(self) -> records.Plan:
-    made = _annotated_plan(self.source, self.data, self.show_ids) if self.data.mimic_cxr.unit == "image" else _plan(
-        self.source, self.data)
+    by_image = self.data.mimic_cxr.unit == "image"
+    made = _annotated_plan(self.source, self.data, self.show_ids) if by_image else _plan(self.source, self.data)
     self._look(made.entries["train"][:20])
     return made
 
   def _look(self, entries: list[dict]) -> None:
-    """Raises UserError where no image of some entries, or no report, is where it should be: settings are wrong then."""
+    """Raises UserError where no image of some entries, or no report, is in its place: then settings are wrong."""
     kind = self.data.mimic_cxr.images
     there = {suffix: any((self.source / "files" / _folder_of(entry) / f"{image['id']}.{suffix}").exists()
                          for entry in entries for image in entry["images"]) for suffix in ("jpg", "dcm")}
@@ -65,7 +63,7 @@ class MimicCxr(records.RecordBuilder):
       hint = (f"there are .{other} files: set --config.data.mimic_cxr.images={other}" if there[other] else
               "set --config.data.source_dir to the folder that holds files/p10 ... p19")
       raise UserError(f"none of the first images is in {self.source / 'files'} as .{kind}; {hint}")
-    if entries and "report" not in entries[0] and not any(self._reports.has(_folder_of(entry)) for entry in entries):
+    if entries and "report" not in entries[0] and not any(map(self._reports.has, map(_folder_of, entries))):
       raise UserError(f"none of the first reports is in {self._reports.path}; set --config.data.mimic_cxr.reports to "
                       "mimic-cxr-reports.zip of MIMIC-CXR, or to the folder that it was extracted to")
 
@@ -98,67 +96,8 @@ class MimicCxr(records.RecordBuilder):
     return found
 
   @functools.cached_property
-  def _reports(self) -> "Reports":
+  def _reports(self) -> Reports:
     return find_reports(self.source, self.data.mimic_cxr.reports)
-
-
-class Reports:
-  """The reports, zipped or not, found by the folder of their study: p10/p10000032/s50414267."""
-
-  def __init__(self, path: epath.Path):
-    self.path = path
-    self._archive = None
-    if path.suffix == ".zip":
-      try:
-        self._archive = zipfile.ZipFile(path.open("rb"))
-      except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is no whole zip file ({error}); get it again from PhysioNet") from error
-      self._names = {re.sub(r"^.*?(?=p\d\d/)", "", name): name for name in self._archive.namelist()}
-
-  def has(self, study: str) -> bool:
-    return f"{study}.txt" in self._names if self._archive else (self.path / f"{study}.txt").exists()
-
-  def read(self, study: str) -> str:
-    """Returns the text of a study's report.
-
-    Raises:
-      Unreadable: it is missing or damaged.
-    """
-    name = f"{study}.txt"
-    try:
-      if self._archive is None:
-        return (self.path / name).read_text()
-      return self._archive.read(self._names[name]).decode()
-    except (KeyError, FileNotFoundError) as error:
-      raise Unreadable(self.path / name, "no report") from error
-    except (OSError, EOFError, UnicodeDecodeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-      raise Unreadable(self.path / name, f"damaged report: {type(error).__name__}") from error     # others name it
-
-
-def find_reports(source: epath.Path, given: str) -> Reports:
-  """Returns the reports at `given`, or where they may stand in the source's folder.
-
-  Raises:
-    UserError: there are none.
-  """
-  found = locate_reports(source, given)
-  if found is None:
-    raise UserError(f"no reports at {given or source / 'mimic-cxr-reports.zip'}: set --config.data.mimic_cxr.reports "
-                    "to mimic-cxr-reports.zip of MIMIC-CXR, or to the folder that it was extracted to")
-  return Reports(found)
-
-
-def locate_reports(source: epath.Path, given: str) -> epath.Path | None:
-  """Returns the zip file of the reports, or the folder that holds p10 ... p19; None where there is neither."""
-  places = ([epath.Path(given)] if given else
-            [source / "mimic-cxr-reports.zip", source / "mimic-cxr-reports", source])
-  for place in places:
-    if place.suffix == ".zip" and place.exists():
-      return place
-    for folder in (place / "files", place):
-      if folder.is_dir() and any(folder.glob("p1?/p*/s*.txt")):
-        return folder
-  return None
 
 
 def make_builder(config: ConfigDict) -> MimicCxr:
@@ -175,7 +114,8 @@ def make_builder(config: ConfigDict) -> MimicCxr:
                     "mimic_cxr_jpg already; set that, or data.mimic_cxr.images=dcm")
   by_image = data.mimic_cxr.unit == "image"
   if by_image and data.target != "findings":
-    raise UserError(f"data.target={data.target}: the reports of R2Gen's annotation aren't divided, its target is findings")
+    raise UserError(f"data.target={data.target}: the reports of R2Gen's annotation aren't divided, its target is "
+                    "findings")
   if by_image and data.mimic_cxr.required_views != "any":
     raise UserError("data.mimic_cxr.required_views goes with unit=study: an image is one view")
   settings = {**data.mimic_cxr.to_dict(), "short_side": data.short_side, "rendering": data.dicom_rendering}
@@ -187,7 +127,8 @@ def make_builder(config: ConfigDict) -> MimicCxr:
     contents = [_digest_of_file(str(path), path.stat().mtime) for path in files]
     reports = None if by_image else locate_reports(source, data.mimic_cxr.reports)
     if reports is not None:
-      contents.append(_digest_of_file(str(reports), reports.stat().mtime) if reports.suffix == ".zip" else str(reports))
+      in_zip = reports.suffix == ".zip"
+      contents.append(_digest_of_file(str(reports), reports.stat().mtime) if in_zip else str(reports))
     name = f"{prefix}-{_digest(''.join(contents))}"
   else:
     prepared = list((epath.Path(data.data_dir) / MimicCxr.name).glob(f"{prefix}-*/{MimicCxr.VERSION}"))
@@ -284,7 +225,7 @@ def _labels(source: epath.Path, data: ConfigDict) -> tuple[dict, dict]:
 
 
 def _annotated_plan(source: epath.Path, data: ConfigDict, show_ids: bool) -> records.Plan:
-  """Returns an entry for each image of R2Gen's annotation, with what the csv files, where they are there, tell of it."""
+  """Returns an entry for each image of R2Gen's annotation, with what the csv files tell of it, if they are there."""
   annotation = r2gen_json.read_annotation(source / "annotation.json", named=show_ids)
   known, labels, manual = {}, {}, {}
   if all(mimic_tables.locate(source / name, required=False) for name in (mimic_tables.SPLIT, mimic_tables.METADATA)):

@@ -2,7 +2,7 @@
 
 Loops over the same prepared images take turns, and each figure is the median of its turns:
   pipeline      `train_batches`: records read at random, JPEGs decoded, scaled and put into batches, reports as ids
-  bare_decoder  TensorFlow's JPEG decoder over the bytes of the same images, in memory, on all cores, its pixels dropped
+  bare_decoder  TensorFlow's JPEG decoder over the bytes of the same images, in memory, on all cores, pixels dropped
   one_thread    `images.decode` in a plain loop: what one core decodes and scales
   data_loader   PyTorch's, with two workers and R2Gen's transforms, from files; null where PyTorch isn't installed
 """
