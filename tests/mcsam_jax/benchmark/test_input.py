@@ -48,6 +48,7 @@ def test_figures_as_json(flags, capsys):
   assert len(figures["all_images_per_second"]["pipeline"]) == 2
 
 
+@pytest.mark.slow
 def test_fifty_thousand_records_take_no_more_memory_than_one_thousand(flags):
   run = subprocess.run([sys.executable, "-c", WALK, *flags], capture_output=True, text=True, check=True)
   early, late = map(int, run.stdout.split())
