@@ -84,7 +84,7 @@ def build(config: ConfigDict, show: Callable[[str], None] = print) -> None:
     if len(waiting) < len(shards):
       show(f"Going on: {len(shards) - len(waiting)} of {len(shards)} shards are there")
     progress = Progress(len(shards), len(waiting), show)
-    faults = 0
+    faults = sum(len(_tally(unfinished, shard)["faults"]) for shard in shards if shard not in waiting)
     num_entries = sum(map(len, plan.entries.values()))
     with contextlib.closing(_write_all(config, unfinished, waiting, num_entries)) as written:   # ends workers at once
       for _, tally in written:
@@ -92,7 +92,7 @@ def build(config: ConfigDict, show: Callable[[str], None] = print) -> None:
         faults += len(tally["faults"])
         if faults > config.prepare.max_faults:
           raise UserError(_say(tally["faults"][0], faults, config))
-    tallies = {shard: json.loads(_tally_path(unfinished, shard).read_text()) for shard in shards}
+    tallies = {shard: _tally(unfinished, shard) for shard in shards}
     _finish(builder, plan, tallies, unfinished, final)
 
 
@@ -190,7 +190,7 @@ def _by_beam(config: ConfigDict, unfinished: epath.Path, shards: list[Shard]) ->
     raise UserError(f"prepare.beam_options={config.prepare.beam_options} isn't accepted by Apache Beam "
                     f"({' '.join(str(error).split())})") from error
   for shard in shards:
-    yield shard, json.loads(_tally_path(unfinished, shard).read_text())
+    yield shard, _tally(unfinished, shard)
 
 
 def write_shard_anywhere(shard: dict, config: str, unfinished: str) -> None:
@@ -266,7 +266,7 @@ def _is_done(unfinished: epath.Path, builder: tfds.core.DatasetBuilder, shard: S
   """Tells whether a shard is whole, and no file that it could not read has changed since."""
   if not _record_path(unfinished, builder, shard).exists() or not _tally_path(unfinished, shard).exists():
     return False
-  faults = json.loads(_tally_path(unfinished, shard).read_text())["faults"]
+  faults = _tally(unfinished, shard)["faults"]
   return all(_sha256(epath.Path(fault["file"])) == fault["sha256"] for fault in faults)
 
 
@@ -335,6 +335,10 @@ def _record_path(unfinished: epath.Path, builder: tfds.core.DatasetBuilder, shar
 
 def _plan_path(unfinished: epath.Path, shard: Shard) -> epath.Path:
   return unfinished / "plan" / f"{shard.name}.json"
+
+
+def _tally(unfinished: epath.Path, shard: Shard) -> dict:
+  return json.loads(_tally_path(unfinished, shard).read_text())
 
 
 def _tally_path(unfinished: epath.Path, shard: Shard) -> epath.Path:

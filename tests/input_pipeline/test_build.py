@@ -171,6 +171,28 @@ def test_a_shard_with_faults_is_tried_again_when_its_file_has_changed(tmp_path, 
   assert waiting[0] not in written and waiting[1] in written
 
 
+def test_faults_of_an_earlier_start_count(tmp_path, monkeypatch):
+  config = small_config(tmp_path, "--config.prepare.max_faults=1")
+  monkeypatch.setattr(build, "SHARD_SIZE", 5)
+  for number in (1, 25):                                    # of shards 0 and 4 of train
+    for path in (tmp_path / "source" / "files" / physionet.make_studies(30)[number].folder).glob("*.jpg"):
+      path.write_bytes(b"")
+  written, write = [], build.write_shard
+
+  def stop_after_one(*given):
+    if written:
+      raise KeyboardInterrupt
+    written.append(given[2])
+    return write(*given)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(build, "write_shard", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  with pytest.raises(UserError, match="2 such are more than prepare.max_faults=1"):
+    build.build(config, lambda line: None)
+
+
 def stop():
   raise KeyboardInterrupt
 
