@@ -63,6 +63,8 @@ def import_weights(args, overrides):
   if args.vocabulary:
     from mcsam_jax.pretrained.medclip import import_word_vectors
     refuse(overrides)
+    if args.config:
+      raise UserError("--vocabulary imports word vectors and --config a whole model: give one of them")
     import_word_vectors(args.source, args.destination, args.vocabulary)
     return
   if args.config:

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import math
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -115,6 +116,12 @@ def check_values(config: ConfigDict) -> None:
   for field, options in OPTIONS.items():
     if values[field] not in options:
       raise UserError(f"{field}={values[field]}: one of {', '.join(options)}")
+  for field, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{field}={value}: must be a finite number")
+  if values["decode.min_length"] > values["tokenizer.max_length"]:
+    raise UserError(f"decode.min_length={values['decode.min_length']} must not be above "
+                    f"tokenizer.max_length={values['tokenizer.max_length']}")
   for field in POSITIVE:
     if values[field] < 1:
       raise UserError(f"{field}={values[field]}: must be at least 1")

@@ -98,8 +98,9 @@ def convert(tensors: dict[str, np.ndarray], architecture: str, expected: Mapping
       report.unexpected.append(name)
     else:
       value = torch_names.flax_layout(tensor) if names.turned(name) else tensor
-      flat[variable] = value.astype(np.float32)
-      if value.shape == expected[variable]:
+      fits = value.shape == expected[variable]
+      flat[variable] = value.astype(np.float32) if fits else value        # a shape may claim more than memory holds
+      if fits:
         report.used.append((name, variable))
       else:
         # Shapes are compared in Flax's order, but shown in the order of the source.

@@ -52,9 +52,11 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, show: Callable[[str
   if len(found) != 1:
     raise UserError(f"{src}: {len(found)} tensors end with {WORD_EMBEDDINGS}; expected one, a BERT's")
   try:
-    pieces = epath.Path(vocabulary).read_text().splitlines()
+    pieces = epath.Path(vocabulary).read_bytes().decode().removesuffix("\n").split("\n")
   except OSError as error:
     raise UserError(f"{vocabulary}: cannot be read ({error.strerror or error})") from error
+  except UnicodeDecodeError as error:
+    raise UserError(f"{vocabulary}: no text in UTF-8, so no BERT's vocabulary ({error.reason})") from error
   vectors = tensors[found[0]].astype(np.float32)
   if len(pieces) != len(vectors):
     raise UserError(f"{vocabulary} has {len(pieces)} lines, {found[0]} of {src} {len(vectors)} rows: they belong to "

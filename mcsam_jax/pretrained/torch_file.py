@@ -58,8 +58,8 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
   for key in NESTS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
-  tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)} if isinstance(
-      content, dict) else {}
+  entries = content.items() if isinstance(content, dict) else ()
+  tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, np.ndarray)}
   if not tensors:
     raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under "
                     f"{' or '.join(NESTS)}")
@@ -151,7 +151,7 @@ class _TensorUnpickler(pickle.Unpickler):
                ("torch._utils", "_rebuild_tensor_v2"): _tensor,
                ("torch._utils", "_rebuild_parameter"): _parameter}
     if (module, name) not in allowed:
-      raise UserError(f"wants to run {module}.{name}; only tensors in plain containers are read, "
+      raise UserError(f"wants to run {f'{module}.{name}'!r}; only tensors in plain containers are read, "
                       "so save its state_dict alone")
     return allowed[module, name]
 

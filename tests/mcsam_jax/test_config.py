@@ -29,6 +29,8 @@ def test_overrides_keep_the_type_of_their_field():
     ("--config.model.width=130", "must be a multiple of 4"),
     ("--config.data.image_size=200", "must be a multiple of 32"),
     ("--config.memory.num_slots=8", "memory.num_slots=8"),
+    ("--config.decode.length_penalty=nan", "decode.length_penalty=nan: must be a finite number"),
+    ("--config.decode.min_length=61", "decode.min_length=61 must not be above tokenizer.max_length=60"),
 ])
 def test_a_wrong_override_is_named(argument, message):
   with pytest.raises(UserError, match=message):
