@@ -120,7 +120,9 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict({
       "batch_size": 32,                   # studies a step, over all devices
       "num_steps": 650,
-      "compute_dtype": "float32",         # float32 | bfloat16; parameters stay float32
+      "compute_dtype": "float32",         # float32 | bfloat16, parameters stay float32; float64 for checks, all of it
+      "accumulate": 1,                    # turns that a batch is read in, to save memory; gradient and losses stay the batch's
+      "remat": "none",                    # none | layers: activations inside a layer are computed again for its gradient
       "log_every": 20,                    # steps
       "eval_every": 130,                  # steps between looks at val; also the checkpoint interval
       "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
@@ -135,7 +137,8 @@ def get_config() -> ConfigDict:
 
   config.mesh = ConfigDict({
       "data": -1,                         # devices over which the batch is split; -1: all that are left
-      "fsdp": 1,                          # devices over which parameters and batch are split
+      "fsdp": 1,                          # devices over which parameters, the optimizer's state and the batch are split
+      "tensor": 1,                        # devices that share the heads, hidden units and vocabulary of a layer
   })
 
   config.decode = ConfigDict({

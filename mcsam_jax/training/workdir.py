@@ -32,7 +32,7 @@ from mcsam_jax.training import feature_cache
 from mcsam_jax.whole_file import write_whole
 
 MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "data.source_dir",
-              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp",
+              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor", "train.accumulate", "train.remat",
               "decode.batch_size")                            # without making it another run
 
 
