@@ -2,7 +2,8 @@
 
     python losses_on_mesh.py STEPS MESH... [--config.field=value]       MESH: data,fsdp,tensor, the devices it takes
 
-Every mesh but the first takes all devices of all processes (`jax.distributed` where its environment is set).
+With several processes (`jax.distributed`, where its environment is set) a mesh takes the devices of all of them.
+With encoder.frozen=true the batches hold features instead of images, and the network has no image encoder.
 """
 
 import json
@@ -22,7 +23,7 @@ FIELDS = {
     "train.num_steps": 1000, "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": B}
 
 
-def made_up_batch(step: int) -> dict:
+def made_up_batch(step: int, frozen: bool) -> dict:
   """Returns a batch whose reports repeat, with a study that only fills it up."""
   rng = np.random.default_rng(step)
   tokens = rng.integers(4, VOCABULARY, (B, T + 1)).astype(np.int32)
@@ -30,10 +31,12 @@ def made_up_batch(step: int) -> dict:
   for row, end in enumerate(rng.integers(2, T + 1, B // 2)):
     for same in (row, row + B // 2):
       tokens[same, end], tokens[same, end + 1:] = EOS, 0
-  return {"images": rng.integers(0, 256, (B, V, SIZE, SIZE, 1)).astype(np.uint8), "tokens": tokens,
-          "view_mask": rng.random((B, V)) < 0.9, "view_ids": rng.integers(0, 3, (B, V)).astype(np.int32),
-          "labels": rng.integers(0, 4, (B, 14)).astype(np.int8), "record": np.arange(B, dtype=np.int32) + B * step,
-          "epoch": np.zeros(B, np.int32), "valid": np.arange(B) != step % B}
+  seen = {"features": rng.normal(size=(B, V, 4, 8)).astype(np.float32)} if frozen else {
+      "images": rng.integers(0, 256, (B, V, SIZE, SIZE, 1)).astype(np.uint8)}
+  return seen | {"tokens": tokens,
+      "view_mask": rng.random((B, V)) < 0.9, "view_ids": rng.integers(0, 3, (B, V)).astype(np.int32),
+      "labels": rng.integers(0, 4, (B, 14)).astype(np.int8), "record": np.arange(B, dtype=np.int32) + B * step,
+      "epoch": np.zeros(B, np.int32), "valid": np.arange(B) != step % B}
 
 
 def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
@@ -47,11 +50,11 @@ def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
   mesh = make_mesh(config, jax.devices()[:math.prod(sizes)])
   with jax.set_mesh(mesh):
     model = make_model(config, VOCABULARY, SIZE // 16)
-    start = lambda: init_state(model, config, made_up_batch(0))
+    start = lambda: init_state(model, config, made_up_batch(0, config.encoder.frozen))
     shardings = state_sharding(mesh, jax.eval_shape(start))
     state = jax.jit(start, out_shardings=shardings)()
     rows = host_rows(mesh, B)
-    batches = (to_global(mesh, {name: array[rows] for name, array in made_up_batch(step).items()})
+    batches = (to_global(mesh, {name: array[rows] for name, array in made_up_batch(step, config.encoder.frozen).items()})
                for step in range(num_steps))
     step = jax.jit(make_train_step(model, config, EOS), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     gradient = jax.jit(lambda state, batch: loss_gradient(

@@ -31,6 +31,7 @@ def measure(*arguments, processes=1, devices=8, float64=False):
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
       "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[3]), os.environ.get("PYTHONPATH", "")]),
       "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+  arguments += ("--config.train.compute_dtype=float64",) if float64 else ()
   started = []
   for process in range(processes):
     if processes > 1:
@@ -56,7 +57,7 @@ def compare(found, expected, tolerance, first_tolerance=None):
 
 def test_two_steps_on_eight_devices_and_on_one():
   """Batch, parameters, heads and turns split at once; in float64, where rounding hides nothing."""
-  arguments = 2, "--config.train.accumulate=2"
+  arguments = 2, "--config.train.accumulate=2", "--config.encoder.frozen=true"
   found = measure(*arguments, ONE, "2,2,2", float64=True)
   compare(found["2,2,2"], found[ONE], 1e-10)
   assert found[ONE]["share_on_a_device"] == 1 and found["2,2,2"]["share_on_a_device"] < 0.45
