@@ -67,6 +67,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, show, watchdog: Watchdog, on_exi
 
   # Go on where the last run stopped.
   checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
+  on_exit.callback(checkpoints.close)                     # what is being written is written, whatever ends the run
   if checkpoints.latest() is not None:
     state = checkpoints.restore(checkpoints.latest(), abstract(jax.eval_shape(start), shardings))
     show(f"resumed at step {int(state.step)}")
