@@ -8,6 +8,7 @@ operations, shapes and times, and no value of any array: nothing of images, repo
 """
 
 from collections.abc import Callable
+import pathlib
 import tempfile
 
 from etils import epath
@@ -49,7 +50,7 @@ class Profiler:
     first, self._first = self._first, None
     jax.profiler.stop_trace()
     if self._copied:
-      copy_files(epath.Path(self._copied.name), self._logs)
+      copy_files(pathlib.Path(self._copied.name), self._logs)
       self._copied.cleanup()
     self._show(f"profile of the steps from {first + 1} to {step or 'here'}: tensorboard --logdir {self._logs}, tab Profile")
 
@@ -75,10 +76,10 @@ class Profiler:
     self._first, self._end = step, step + count
 
 
-def copy_files(source: epath.Path, destination: epath.Path) -> None:
-  """Copies all files below a folder to the same places below another."""
+def copy_files(source: pathlib.Path, destination: epath.Path) -> None:
+  """Copies all files below a local folder to the same places below another, which may be in a bucket."""
   for file in source.rglob("*"):
     if not file.is_dir():
       target = destination / file.relative_to(source)
       target.parent.mkdir(parents=True, exist_ok=True)
-      file.copy(target, overwrite=True)
+      target.write_bytes(file.read_bytes())

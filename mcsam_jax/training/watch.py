@@ -97,12 +97,12 @@ class Watch:
     if not nonfinite.is_finite(metrics):
       self._pending.clear()
       raise nonfinite.report(self._workdir, self._config, step, metrics, self._num_records)
+    if step == self._first_step + 1:
+      self._progress.restart_clock(step)                 # it was compiled first
     if logged(self._config, step):
       figures = self._progress.line(step, metrics)
       self._writer.write_scalars(step, {f"train/{name}": value for name, value in (metrics | self._rates[step]).items()}
                                  | {f"{SPEED}/{name}": value for name, value in figures.items()})
-    elif step == self._first_step + 1:
-      self._progress.restart_clock(step)                 # it was compiled first
 
 
 def logged(config: ConfigDict, step: int) -> bool:
