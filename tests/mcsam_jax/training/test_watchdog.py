@@ -57,5 +57,7 @@ def test_signs_of_life_keep_it_going_and_it_ends_with_its_block():
     for item in watchdog.each(range(4), "val loss"):
       time.sleep(0.12)
       show(f"line {item}")
+    with watchdog.paused("waiting for host 0"):
+      time.sleep(0.4)
   time.sleep(0.5)                 # nothing watches any more
   assert not left and shown == [f"line {item}" for item in range(4)]
