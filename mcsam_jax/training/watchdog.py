@@ -82,7 +82,8 @@ class Watchdog:
       if time.monotonic() - since > self._limit:
         break
     faulthandler.dump_traceback(file=STDERR)
-    os.write(STDERR, (f"mcsam train: {socket.gethostname()}: nothing has moved for {self._limit / 60:g} minutes "
+    os.write(STDERR, (f"mcsam: {socket.gethostname()}: nothing has moved for {self._limit / 60:g} minutes "
                       f"(train.hang_minutes), the last was: {phase}. The stacks of all threads stand above. Leaving with "
-                      f"status {os.EX_TEMPFAIL}: start again, and the run goes on from its last checkpoint\n").encode())
+                      f"status {os.EX_TEMPFAIL}: start the same command again; training goes on from its last "
+                      "checkpoint\n").encode())
     self._leave(os.EX_TEMPFAIL)
