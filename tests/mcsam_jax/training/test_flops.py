@@ -6,7 +6,7 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.training import flops
-from mcsam_jax.training.step import make_model
+from mcsam_jax.training.step import init_state, make_model, make_train_step
 
 B, V, GRID, VOCABULARY = 4, 2, 3, 1000
 
@@ -53,6 +53,22 @@ def test_training_is_three_times_the_forward_pass_but_for_its_first_layer_and_un
   convolutions = flops.encoder_flops("efficientnet_lite0", 192)
   assert flops.train_flops(trained, VOCABULARY, B) - flops.train_flops(frozen, VOCABULARY, B) == pytest.approx(
       B * V * (3 * sum(convolutions) - convolutions[0]) + flops.forward_flops(frozen, VOCABULARY, B)[flops.PATCHES])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_training_step_is_what_xla_counts(frozen):
+  """XLA also counts norms, softmax and the optimizer, 1 to 3 % here; without alignment, whose logged norms it'd count."""
+  config = load(encoder__name="resnet_tiny", encoder__weights="", encoder__frozen=frozen, data__image_size=96,
+                model__width=256, memory__num_slots=512, memory__top_k=512, model__use_alignment=False)
+  model, words = make_model(config, VOCABULARY, 6), config.tokenizer.max_length
+  pixels = {"features": ((V, 36, 128), jnp.float32)} if frozen else {"images": ((V, 96, 96, 1), jnp.uint8)}
+  fields = pixels | {"view_mask": ((V,), bool), "view_ids": ((V,), jnp.int32), "tokens": ((words + 1,), jnp.int32),
+                     "labels": ((14,), jnp.int8), "record": ((), jnp.int32), "epoch": ((), jnp.int32), "valid": ((), bool)}
+  batch = {name: jax.ShapeDtypeStruct((B, *shape), dtype) for name, (shape, dtype) in fields.items()}
+  state = jax.eval_shape(lambda batch: init_state(model, config, batch), batch)
+  lowered = jax.jit(make_train_step(model, config, 2)).lower(state, batch)
+  assert flops.train_flops(config, VOCABULARY, B) == pytest.approx(lowered.cost_analysis()["flops"], rel=0.035)
 
 
 def test_what_is_done_once_a_step_is_not_done_once_a_study():
