@@ -55,4 +55,5 @@ def report(workdir: epath.Path, config: ConfigDict, step: int, metrics: Mapping[
       f"step {step}: {wrong}; stopped, no state of this step or after it is saved, and {path} lists the numbers of the "
       "records in its batch. Start again to go on from the last checkpoint: a passing fault of the hardware is over "
       "then. If it stops at the same step, look at these records, or train in a new workdir with a lower "
-      "optimizer.learning_rate" + (" or train.compute_dtype=float32" if config.train.compute_dtype != "float32" else ""))
+      "optimizer.learning_rate"
+      + (" or train.compute_dtype=float32" if config.train.compute_dtype != "float32" else ""))

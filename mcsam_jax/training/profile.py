@@ -52,7 +52,8 @@ class Profiler:
     if self._copied:
       copy_files(pathlib.Path(self._copied.name), self._logs)
       self._copied.cleanup()
-    self._show(f"profile of the steps from {first + 1} to {step or 'here'}: tensorboard --logdir {self._logs}, tab Profile")
+    self._show(f"profile of the steps from {first + 1} to {step or 'here'}: tensorboard --logdir {self._logs}, "
+               "tab Profile")
 
   def _asked(self, step: int) -> int:
     """Returns how many steps from here are to be profiled; the file is looked for at steps that are logged."""

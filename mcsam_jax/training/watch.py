@@ -2,8 +2,8 @@
 
 A step's call returns before the step is done, and reading a figure of it waits for it. So figures are read `IN_FLIGHT`
 steps later: the devices always have that many steps to do, and this host is never further ahead. Every step's loss and
-gradient norm are looked at, all else of those that are logged. What has been given to the devices and not been looked at
-is never more than these few steps, and `settle` looks at them: before a state is saved, evaluated or left.
+gradient norm are looked at, all else of those that are logged. What has been given to the devices and not been looked
+at is never more than these few steps, and `settle` looks at them: before a state is saved, evaluated or left.
 """
 
 import collections

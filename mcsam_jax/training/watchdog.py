@@ -83,7 +83,7 @@ class Watchdog:
         break
     faulthandler.dump_traceback(file=STDERR)
     os.write(STDERR, (f"mcsam: {socket.gethostname()}: nothing has moved for {self._limit / 60:g} minutes "
-                      f"(train.hang_minutes), the last was: {phase}. The stacks of all threads stand above. Leaving with "
-                      f"status {os.EX_TEMPFAIL}: start the same command again; training goes on from its last "
+                      f"(train.hang_minutes), the last was: {phase}. The stacks of all threads stand above. Leaving "
+                      f"with status {os.EX_TEMPFAIL}: start the same command again; training goes on from its last "
                       "checkpoint\n").encode())
     self._leave(os.EX_TEMPFAIL)

@@ -31,7 +31,8 @@ def test_the_forward_pass_is_what_xla_counts(fields):
   model = make_model(config, VOCABULARY, GRID)
   words = config.tokenizer.max_length
   batch = [jax.ShapeDtypeStruct((B, *shape), dtype) for shape, dtype in (
-      ((V, GRID * GRID, 1280), jnp.float32), ((V,), bool), ((V,), jnp.int32), ((words + 1,), jnp.int32), ((words,), bool))]
+      ((V, GRID * GRID, 1280), jnp.float32), ((V,), bool), ((V,), jnp.int32), ((words + 1,), jnp.int32),
+      ((words,), bool))]
 
   def forward(module, *batch):
     outputs = module(*batch, train=False)
@@ -58,13 +59,14 @@ def test_training_is_three_times_the_forward_pass_but_for_its_first_layer_and_un
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_training_step_is_what_xla_counts(frozen):
-  """XLA also counts norms, softmax and the optimizer, 1 to 3 % here; without alignment, whose logged norms it'd count."""
+  """XLA also counts norms, softmax and the optimizer, 1 to 3 % here, and the norms that alignment would have logged."""
   config = load(encoder__name="resnet_tiny", encoder__weights="", encoder__frozen=frozen, data__image_size=96,
                 model__width=256, memory__num_slots=512, memory__top_k=512, model__use_alignment=False)
   model, words = make_model(config, VOCABULARY, 6), config.tokenizer.max_length
   pixels = {"features": ((V, 36, 128), jnp.float32)} if frozen else {"images": ((V, 96, 96, 1), jnp.uint8)}
   fields = pixels | {"view_mask": ((V,), bool), "view_ids": ((V,), jnp.int32), "tokens": ((words + 1,), jnp.int32),
-                     "labels": ((14,), jnp.int8), "record": ((), jnp.int32), "epoch": ((), jnp.int32), "valid": ((), bool)}
+                     "labels": ((14,), jnp.int8), "record": ((), jnp.int32), "epoch": ((), jnp.int32),
+                     "valid": ((), bool)}
   batch = {name: jax.ShapeDtypeStruct((B, *shape), dtype) for name, (shape, dtype) in fields.items()}
   state = jax.eval_shape(lambda batch: init_state(model, config, batch), batch)
   lowered = jax.jit(make_train_step(model, config, 2)).lower(state, batch)

@@ -29,7 +29,7 @@ TINY = {
     "train.log_every": 5, "train.eval_studies": 4, "train.host_threads": 1, "train.profile_steps": 3,
     "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2,
 }
-BAD = 25                          # the step whose loss is lost, as the one before moved the parameters out of all bounds
+BAD = 25                          # the step whose loss is lost: the one before moved the parameters out of all bounds
 
 
 @pytest.fixture(scope="module")
