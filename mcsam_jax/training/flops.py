@@ -3,7 +3,7 @@
 Model FLOP utilisation divides what the *model* needs by what the chips could do meanwhile. What a program happens to
 execute is no substitute: XLA's cost analysis counts work that rematerialisation does twice, and the body of a loop
 once. Counted are products of matrices and convolutions, two operations a multiplication, on shapes as they are: padded
-words, absent views and both halves of causal attention are part of them (as in PaLM's appendix; Chowdhery et al., 2022).
+words, absent views and both halves of causal attention are part of them (as PaLM counts, Chowdhery et al., 2022).
 Norms, softmax and the choice of slots are not.
 
 Shapes: B studies, V views, N patches of a study, C channels, T words, N_p prompts, L = N_p + T, S slots, D width.
