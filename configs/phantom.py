@@ -133,6 +133,8 @@ def get_config() -> ConfigDict:
                                           # val studies vary more with the draw than from step to step
       "host_threads": 2,                  # that decode images
       "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
+      "hang_minutes": 30.0,               # without a sign of life before the process leaves with status 75; 0: it never does
+      "profile_steps": 0,                 # that every start profiles once it is warm (W/logs); W/profile asks a running job
   })
 
   config.mesh = ConfigDict({

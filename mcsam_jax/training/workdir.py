@@ -7,6 +7,7 @@
     checkpoints/    Orbax
     eval/           scores and reports
     logs/           TensorBoard
+    nonfinite-*.json  the records of a step whose loss was no number (training/nonfinite.py)
 """
 
 import contextlib
@@ -31,8 +32,9 @@ from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
 from mcsam_jax.whole_file import write_whole
 
-MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "data.source_dir",
-              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor", "train.accumulate", "train.remat",
+MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "train.hang_minutes",
+              "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir", "data.data_dir",
+              "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
               "decode.batch_size")                            # without making it another run
 
 
