@@ -45,7 +45,7 @@ OPTIONS = {   # fields that take one of a few words
     "eval.labeler": ("phantom", "none"),
 }
 NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
-NEW = ("train.max_faults",)     # of other sections, whose default is what was done before
+NEW = ("train.max_faults", "train.checkpoint_every")     # of other sections, whose default is what was done before
 POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
@@ -54,7 +54,7 @@ POSITIVE = (
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
-    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "train.max_faults", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
+    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "train.max_faults", "train.checkpoint_every", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
     "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}

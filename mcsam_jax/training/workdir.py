@@ -31,8 +31,8 @@ from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
 from mcsam_jax.whole_file import write_whole
 
-MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "data.source_dir",
-              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp",
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_faults",
+              "data.source_dir", "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp",
               "decode.batch_size")                            # without making it another run
 
 
