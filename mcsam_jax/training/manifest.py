@@ -38,7 +38,7 @@ def facts(folder: epath.Path) -> dict | None:
   """Returns the facts of a checkpoint; None where it has no manifest, or a damaged one."""
   try:
     return _load(folder)["facts"]
-  except (FileNotFoundError, ValueError):
+  except (FileNotFoundError, ValueError, AttributeError):
     return None
 
 
@@ -52,7 +52,7 @@ def damage(folder: epath.Path) -> str:
     recorded = _load(folder)["files"]
   except FileNotFoundError:
     pass
-  except ValueError:
+  except (ValueError, AttributeError):               # no JSON, or none of ours
     broken = True
   names = sorted(recorded)
   mine = names[jax.process_index()::jax.process_count()]
@@ -97,17 +97,20 @@ def _files(folder: epath.Path) -> list[str]:
 
 
 def _save(folder: epath.Path, content: dict) -> None:
-  content = {name: content[name] for name in ("facts", "files")}
-  write_whole(folder / NAME, json.dumps(content | {"sha256": _own_digest(content)}, indent=1, sort_keys=True) + "\n")
+  write_whole(folder / NAME, _text(content))
 
 
 def _load(folder: epath.Path) -> dict:
-  """Raises ValueError unless the manifest is what was written."""
-  content = json.loads((folder / NAME).read_bytes())
-  if not isinstance(content, dict) or content.pop("sha256", "") != _own_digest(content):
+  """Raises ValueError unless the manifest is what was written, to the byte."""
+  found = (folder / NAME).read_bytes()
+  content = json.loads(found)
+  if _text(content) != found.decode():
     raise ValueError(f"{folder / NAME} is damaged")
   return content
 
 
-def _own_digest(content: dict) -> str:
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _text(content: dict) -> str:
+  """Returns the text of a manifest, with its own digest."""
+  content = {name: value for name, value in content.items() if name != "sha256"}
+  digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  return json.dumps(content | {"sha256": digest}, indent=1, sort_keys=True) + "\n"
