@@ -124,7 +124,8 @@ def get_config() -> ConfigDict:
       "accumulate": 1,                    # turns that a batch is read in, to save memory; gradient and losses stay the batch's
       "remat": "none",                    # none | layers: activations inside a layer are computed again for its gradient
       "log_every": 20,                    # steps
-      "eval_every": 130,                  # steps between looks at val; also the checkpoint interval
+      "eval_every": 130,                  # steps between looks at val; a checkpoint goes with each
+      "checkpoint_every": 0,              # steps between further checkpoints, without a look at val; 0: none
       "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
       "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
       "keep_last": 2,                     # checkpoints

@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
+import traceback
 import warnings
 
 from absl import logging
 
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import Preempted, UserError
 
 
 def demo(args, overrides):
@@ -33,11 +34,15 @@ def init_memory(args, overrides):
 
 def train(args, overrides):
   from mcsam_jax.config import load_config
+  from mcsam_jax.training import hosts
+  hosts.join()
   from mcsam_jax.training.train import train
   train(load_config(args.config, overrides), args.workdir)
 
 
 def evaluate(args, overrides):
+  from mcsam_jax.training import hosts
+  hosts.join()
   from mcsam_jax.evaluation.evaluate import evaluate
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 
@@ -78,7 +83,7 @@ def import_weights(args, overrides):
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a verb; returns 0, or 2 with one line on stderr when the user can put something right."""
+  """Runs a verb; returns 0, 2 with one line on stderr when the user can put something right, 75 after SIGTERM."""
   parser = argparse.ArgumentParser("mcsam", description="Chest X-ray reports with MCSAM. Fields of a config are "
                                    "set as --config.field.name=value.")
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -114,17 +119,29 @@ def main(argv: list[str] | None = None) -> int:
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,
                             epilog="Fields of a config, all explained in configs/phantom.py, are set as "
-                            "--config.field.name=value. Exit status: 0, or 2 when something can be put right.")
+                            "--config.field.name=value. Exit status: 0; 2 when something can be put right; "
+                            "75 after SIGTERM, when the same command goes on.")
     verb.set_defaults(run=run)
     for argument in arguments:
       verb.add_argument(*argument["flags"], **{key: value for key, value in argument.items() if key != "flags"})
   args, overrides = parser.parse_known_args(argv)
   quiet()
+  status = run_verb(args, overrides)
+  if status in (1, 2):
+    leave_hosts(status)
+  return status
+
+
+def run_verb(args, overrides: list[str]) -> int:
+  """Returns the exit status of a verb, after a line on stderr where it isn't 0."""
   try:
     args.run(args, overrides)
   except UserError as error:
     print(f"mcsam {args.verb}: {error}", file=sys.stderr)
     return 2
+  except Preempted as error:
+    print(f"mcsam {args.verb}: {error}; run the same command again", file=sys.stderr)
+    return error.status
   except BrokenPipeError:                           # `mcsam ... | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -135,10 +152,23 @@ def main(argv: list[str] | None = None) -> int:
     return 130
   except Exception as error:
     if not type(error).__module__.startswith("tensorflow.python.framework.errors"):
+      leave_hosts(1, traceback.format_exc())
       raise
     print(f"mcsam {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)       # of a bucket, mostly
     return 2
   return 0
+
+
+def leave_hosts(status: int, last_words: str = "") -> None:
+  """Ends this process at once where it is one of many hosts: they would wait for each other at an orderly end.
+
+  The others notice: those that are connected to host 0 when it has gone, host 0 by the missing heartbeat.
+  """
+  jax = sys.modules.get("jax")
+  if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+    print(last_words, end="", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def refuse(overrides: list[str]) -> None:

@@ -46,8 +46,8 @@ OPTIONS = {   # fields that take one of a few words
     "eval.labeler": ("phantom", "none"),
 }
 NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
-NEW = ("train.max_faults", "train.accumulate", "train.remat", "train.hang_minutes",
-       "train.profile_steps")     # of other sections, whose default is what was done before
+NEW = ("train.max_faults", "train.accumulate", "train.remat", "train.hang_minutes", "train.profile_steps",
+       "train.checkpoint_every")     # of other sections, whose default is what was done before
 POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
@@ -55,9 +55,10 @@ POSITIVE = (
     "train.accumulate", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
-    "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
-    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "train.max_faults", "train.hang_minutes", "train.profile_steps", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
-    "train.eval_studies", "model.align_weight")
+    "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
+    "decode.min_length", "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults",
+    "train.max_faults", "train.hang_minutes", "train.profile_steps", "train.checkpoint_every", "optimizer.warmup_steps",
+    "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
 

@@ -14,6 +14,8 @@ import socket
 import threading
 import time
 
+import jax
+
 STDERR = 2                        # the file descriptor: nothing that stands in for sys.stderr can be in the way
 
 
@@ -64,6 +66,10 @@ class Watchdog:
       yield
     finally:
       self.beat(f"what followed {phase}")
+
+  def while_first_works(self) -> contextlib.AbstractContextManager:
+    """Inside, host 0 makes files (features, a memory bank) and the others wait for it without being watched."""
+    return self.paused("waiting for host 0") if jax.process_index() else contextlib.nullcontext()
 
   def heard(self, show: Callable[[str], None]) -> Callable[[str], None]:
     """Returns `show` such that each line is a sign of life too."""

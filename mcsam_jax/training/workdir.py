@@ -32,9 +32,9 @@ from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
 from mcsam_jax.whole_file import write_whole
 
-MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "train.hang_minutes",
-              "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir", "data.data_dir",
-              "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_faults",
+              "train.hang_minutes", "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir",
+              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
               "decode.batch_size")                            # without making it another run
 
 
