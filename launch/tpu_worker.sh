@@ -1,0 +1,36 @@
+# shellcheck shell=bash disable=SC2329  # called by name
+# What tpu_vm.sh runs on every worker of a TPU; it copies this file there.
+#   bash tpu_worker.sh install              ~/mcsam-jax.tar.gz -> ~/mcsam-jax and ~/mcsam-env
+#   bash tpu_worker.sh run mcsam WORDS...   follows the run that goes on here, or starts one; returns its status
+# A run is a process of its own, apart from the ssh connection: gcloud gives a command again when its connection broke.
+
+install() {
+  flock -n ~/mcsam.lock true || { echo "a run is going on: its installation is left as it is"; return 0; }
+  rm -rf ~/mcsam-jax && mkdir ~/mcsam-jax && tar -xzf ~/mcsam-jax.tar.gz -C ~/mcsam-jax && cd ~/mcsam-jax || return
+  python3 -m pip install --quiet --user uv || return           # it brings a Python: the image's own may be 3.10
+  [ -x ~/mcsam-env/bin/python ] || ~/.local/bin/uv venv --quiet --python 3.11 ~/mcsam-env || return
+  ~/.local/bin/uv pip install --quiet --python ~/mcsam-env -c launch/constraints.txt -e '.[tpu,import]' || return
+  command -v java >/dev/null || sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y default-jre-headless \
+    >/dev/null || echo "no Java: METEOR will be null"
+}
+
+run() {
+  local status
+  cd ~/mcsam-jax || return
+  export PATH=~/mcsam-env/bin:$PATH JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/mcsam-xla}
+  exec 9>~/mcsam.lock
+  if flock -n 9; then                                          # the run inherits the lock and holds it while it lives
+    rm -f ~/mcsam.status
+    # shellcheck disable=SC2016  # expands in the new shell
+    setsid bash -c '"$@"; echo $? >~/mcsam.status' - "$@" </dev/null >>~/mcsam.log 2>&1 &
+  fi
+  exec 9>&-
+  tail -n 20 -F ~/mcsam.log 2>/dev/null &
+  flock ~/mcsam.lock sleep 1                                   # its end, and a second for the last lines
+  kill $!
+  status=$(cat ~/mcsam.status 2>/dev/null || echo 137)         # none was written: killed
+  echo "$(hostname) left with status $status"
+  return "$status"
+}
+
+"$@"; exit                                                     # read whole before it runs: scp may replace this file
