@@ -25,8 +25,8 @@ run() {
     setsid bash -c '"$@"; echo $? >~/mcsam.status' - "$@" </dev/null >>~/mcsam.log 2>&1 &
   fi
   exec 9>&-
-  tail -n 20 -F ~/mcsam.log 2>/dev/null &
-  flock ~/mcsam.lock sleep 1                                   # its end, and a second for the last lines
+  tail --pid=$$ -n 20 -F ~/mcsam.log 2>/dev/null &
+  flock ~/mcsam.lock sleep 0.5                                 # its end, and time for the last lines
   kill $!
   status=$(cat ~/mcsam.status 2>/dev/null || echo 137)         # none was written: killed
   echo "$(hostname) left with status $status"
