@@ -7,7 +7,8 @@
 install() {
   flock -n ~/mcsam.lock true || { echo "a run is going on: its installation is left as it is"; return 0; }
   rm -rf ~/mcsam-jax && mkdir ~/mcsam-jax && tar -xzf ~/mcsam-jax.tar.gz -C ~/mcsam-jax && cd ~/mcsam-jax || return
-  python3 -m pip install --quiet --user uv || return           # it brings a Python: the image's own may be 3.10
+  # uv brings a Python, as the image's own may be 3.10.
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user -c launch/constraints.txt uv || return
   [ -x ~/mcsam-env/bin/python ] || ~/.local/bin/uv venv --quiet --python 3.11 ~/mcsam-env || return
   ~/.local/bin/uv pip install --quiet --python ~/mcsam-env -c launch/constraints.txt -e '.[tpu,import]' || return
   command -v java >/dev/null || sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y default-jre-headless \
