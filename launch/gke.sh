@@ -9,7 +9,8 @@
 # status (2: something to put right) ends it. Data and workdir are on gs://; the cluster's service account reads them.
 # Settings, by environment: CLUSTER, IMAGE (such as us-docker.pkg.dev/PROJECT/REPOSITORY/mcsam), PROJECT, ZONE, NAME,
 # TYPE (v5litepod-16, v6e-256, ...), SLICES, CACHE (compiled programs, no data; gs:// outlives a pod), MAX_RESTARTS,
-# GRACE (seconds that a host gets to save after SIGTERM; a spot node gives less), PUBLIC_DATA=1 (the data set is open).
+# GRACE (seconds from SIGTERM to the end; xpk takes up to 10 of them, a spot node gives less), PUBLIC_DATA=1 (the data
+# set is open, buckets may be public).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/cloud.sh
