@@ -3,7 +3,8 @@
 #   bash launch/tpu_vm.sh [--dry-run] [--yes] VERB ...
 #     run train --config mimic_cxr --workdir gs://BUCKET/runs/mimic   any words of mcsam; makes the TPU if there is none
 #     status                                                         of the TPU and its nodes
-#     down                                                           deletes it; until then it costs
+#     stop                                                           the run saves and ends; the TPU stays
+#     down                                                           deletes the TPU; until then it costs
 # The run lives on the TPU: when this terminal goes, `run` with the same words follows it again. To replace a preempted
 # TPU this script must be running: give it a machine that stays up. It returns mcsam's own status.
 # Needs gcloud, logged in, and `ssh-add ~/.ssh/google_compute_engine`. Sends what git tracks, as it is now; no data.
@@ -66,6 +67,7 @@ attempt() {   # installs, and runs mcsam or follows it; returns 75 for 'run agai
 
 case $VERB in
   status) requests; nodes ;;
+  stop) ask "End the run on $NAME?"; everywhere ssh "$NAME" --command='bash tpu_worker.sh stop' ;;
   down) ask "Delete the TPU $NAME in $ZONE and all that is on it?"; delete ;;
   run)
     [ "${#ARGS[@]}" -gt 1 ] || die "say what to run: run train --config C --workdir gs://BUCKET/RUN"
@@ -75,7 +77,7 @@ case $VERB in
     trap 'rm -r "${package%/*}"' EXIT
     run bash -c 'git ls-files -z | tar -czf "$0" --null -T -' "$package" || die "can't pack what git tracks: see above"
     if [ -n "$DRY_RUN" ]; then create; attempt; [ -z "${DOWN:-}" ] || delete; exit 0; fi
-    trap 'echo "The run goes on: follow it with the same words, end it with \`$0 down\`"; exit 130' INT
+    trap 'echo "The run goes on: follow it with the same words, end it with \`$0 stop\` or \`$0 down\`"; exit 130' INT
     for ((starts = 0; starts <= ${MAX_RESTARTS:-100} && status == 75; starts++)); do
       [ "$starts" = 0 ] || { echo "$(date +%T) interrupted: again in $POLL seconds"; sleep "$POLL"; }
       provide
@@ -83,5 +85,5 @@ case $VERB in
     done
     if [ -n "${DOWN:-}" ]; then delete; else echo "$NAME costs until it is deleted: bash launch/tpu_vm.sh down"; fi
     exit "$status" ;;
-  *) die "unknown verb '$VERB': run, status or down; --help tells more" ;;
+  *) die "unknown verb '$VERB': run, status, stop or down; --help tells more" ;;
 esac

@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2329  # called by name
 # What tpu_vm.sh runs on every worker of a TPU; it copies this file there.
 #   bash tpu_worker.sh install              ~/mcsam-jax.tar.gz -> ~/mcsam-jax and ~/mcsam-env
-#   bash tpu_worker.sh run mcsam WORDS...   follows the run that goes on here, or starts one; returns its status
+#   bash tpu_worker.sh run mcsam WORDS...   starts a run, or follows it if it goes on here; returns its status
+#   bash tpu_worker.sh stop                 SIGTERM to it: it saves and leaves
 # A run is a process of its own, apart from the ssh connection: gcloud gives a command again when its connection broke.
 
 install() {
@@ -22,8 +23,13 @@ run() {
   exec 9>~/mcsam.lock
   if flock -n 9; then                                          # the run inherits the lock and holds it while it lives
     rm -f ~/mcsam.status
+    echo "$*" >~/mcsam.words
     # shellcheck disable=SC2016  # expands in the new shell
-    setsid bash -c '"$@"; echo $? >~/mcsam.status' - "$@" </dev/null >>~/mcsam.log 2>&1 &
+    setsid bash -c 'echo $$ >~/mcsam.pid; "$@"; echo $? >~/mcsam.status' - "$@" </dev/null >>~/mcsam.log 2>&1 &
+  elif [ "$*" != "$(cat ~/mcsam.words)" ]; then
+    echo "another run is going on here: $(cat ~/mcsam.words)"
+    echo "$(hostname) left with status 2"
+    return 2
   fi
   exec 9>&-
   tail --pid=$$ -n 20 -F ~/mcsam.log 2>/dev/null &
@@ -33,5 +39,7 @@ run() {
   echo "$(hostname) left with status $status"
   return "$status"
 }
+
+stop() { pkill -TERM -P "$(cat ~/mcsam.pid)"; }
 
 "$@"; exit                                                     # read whole before it runs: scp may replace this file

@@ -133,8 +133,9 @@ def test_a_dry_run_prints_every_command_and_runs_none(machine, script, words, en
 
 
 @pytest.mark.parametrize("script, words, env", [
-    ("tpu_vm.sh", ("run", *TRAIN), {}), ("tpu_vm.sh", ("down",), {}), ("gke.sh", ("build",), GKE),
-    ("gke.sh", ("run", *TRAIN), GKE), ("gke.sh", ("down",), GKE), ("slurm.sbatch", TRAIN, {})])
+    ("tpu_vm.sh", ("run", *TRAIN), {}), ("tpu_vm.sh", ("down",), {}), ("tpu_vm.sh", ("stop",), {}),
+    ("gke.sh", ("build",), GKE), ("gke.sh", ("run", *TRAIN), GKE), ("gke.sh", ("down",), GKE),
+    ("slurm.sbatch", TRAIN, {})])
 def test_what_costs_or_deletes_is_asked_first(machine, script, words, env):
   machine.fake("gcloud", GCLOUD)
   status, output = machine.run(script, *words, answer="no\n", **env)
@@ -199,14 +200,17 @@ def test_a_tpu_that_can_not_be_installed_or_had_says_so(tpu):
 def test_a_worker_whose_connection_broke_is_followed_and_not_started_twice(tpu):
   (tpu.home / "mcsam-jax").mkdir()
   tpu.write(leave="75")
-  tpu.fake("mcsam", 'echo begun; until [ -e "$FAKE/go" ]; do sleep 0.02; done\n' + MCSAM, tpu.home / "mcsam-env/bin")
+  wait = 'trap "stopped=1" TERM; echo begun; until [ "${stopped:-}" ]; do sleep 0.02; done\n'
+  tpu.fake("mcsam", wait + MCSAM, tpu.home / "mcsam-env/bin")
   first = tpu.start("tpu_worker.sh", "run", "mcsam", "train")
-  while not tpu.calls("mcsam train"):
+  while not (tpu.home / "mcsam.log").exists() or "begun" not in (tpu.home / "mcsam.log").read_text():
     time.sleep(0.02)
   os.killpg(first.pid, signal.SIGKILL)                # all that hung on the connection
   second = tpu.start("tpu_worker.sh", "run", "mcsam", "train")
   assert tpu.run("tpu_worker.sh", "install") == (0, "a run is going on: its installation is left as it is\n")
-  tpu.write(go="")
+  other = tpu.run("tpu_worker.sh", "run", "mcsam", "evaluate")
+  assert other[0] == 2 and "another run is going on here: mcsam train" in other[1]
+  assert tpu.run("tpu_worker.sh", "stop")[0] == 0
   output, _ = second.communicate(timeout=20)
   first.communicate(timeout=20)
   assert second.returncode == 75 and "begun" in output and "left with status 75" in output

@@ -20,8 +20,8 @@ TINY = [f"--config.{field}" for field in (
     "model.decoder_layers=1", "model.num_prompts=2", "memory.num_heads=2", "memory.num_slots=12",
     "memory.slot_width=8", "memory.top_k=3", "memory_init.num_topics=4", "memory_init.steps=3", "tokenizer.threshold=1",
     "train.batch_size=4", "optimizer.warmup_steps=2", "train.num_steps=4", "train.eval_every=4", "train.log_every=4",
-    "train.eval_studies=4", "train.host_threads=1", "decode.batch_size=4", "decode.search=consensus", "decode.num_samples=2",
-    "decode.recall_share=0.5", "eval.labeler=phantom", "eval.num_permutations=2")]
+    "train.eval_studies=4", "train.host_threads=1", "decode.batch_size=4", "decode.search=consensus",
+    "decode.num_samples=2", "decode.recall_share=0.5", "eval.labeler=phantom", "eval.num_permutations=2")]
 
 
 def cached(folder: pathlib.Path) -> bytes:
