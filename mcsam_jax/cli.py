@@ -19,13 +19,18 @@ def demo(args, overrides):
 def prepare(args, overrides):
   from input_pipeline.prepare import prepare
   from mcsam_jax.config import load_config
-  prepare(load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids]))
+  from mcsam_jax.training.public_bucket import refuse_public
+  config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
+  refuse_public(config)
+  prepare(config)
 
 
 def init_memory(args, overrides):
   from mcsam_jax.config import load_config
+  from mcsam_jax.training.public_bucket import refuse_public
   from mcsam_jax.training.workdir import init_memory
   config = load_config(args.config, overrides)
+  refuse_public(config, args.workdir)
   if config.memory_init.kind == "random":
     raise UserError("memory_init.kind=random needs no memory bank: `mcsam train` draws the slots")
   init_memory(args.workdir, config)
