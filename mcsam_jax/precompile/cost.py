@@ -50,6 +50,7 @@ class Costs:
   rows: list[Cost]
   unknown_loops: list[str]
   program: Program
+  text: str = ""                   # that the program was read from
 
   flops = property(lambda self: sum(row.flops for row in self.rows))
   hbm_bytes = property(lambda self: sum(row.hbm_bytes for row in self.rows))
@@ -66,7 +67,7 @@ def analyse(hlo: str | Program, dearest: bool = False, unknown_trips: Sequence[i
   program = parse(hlo) if isinstance(hlo, str) else hlo
   unknown = []
   rows = _walk(program, program.entry, 1, dearest, unknown_trips, unknown)
-  return Costs(rows, unknown, program)
+  return Costs(rows, unknown, program, hlo if isinstance(hlo, str) else "")
 
 
 def _walk(program: Program, computation: Computation, times: int, dearest: bool, unknown_trips: Sequence[int],
