@@ -46,7 +46,7 @@ def transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
     for instruction in _inside(costs.program, row.instruction):
       kind = instruction.opcode.removesuffix("-start")
       if kind in KINDS:
-        found.append(Transfer(kind, "ici", _result_bytes(kind, instruction, costs.program), row.times,
+        found.append(Transfer(kind, "ici", _result_bytes(kind, instruction), row.times,
                               group_size(instruction, num_devices), row))
       elif instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1].lower().replace("_", "-")
@@ -55,12 +55,14 @@ def transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
   return found
 
 
-def collectives(costs: Costs) -> dict[str, list[int]]:
-  """Returns the bytes of each collective inside slices, by kind; one in a loop's body stands once."""
+def collectives(program: Program) -> dict[str, list[int]]:
+  """Returns the bytes of every collective inside slices that a program may run, in whichever branch, by kind; once each."""
   found = {}
-  for transfer in transfers(costs):
-    if transfer.network == "ici":
-      found.setdefault(transfer.kind, []).append(transfer.bytes)
+  for computation in program.computations.values():
+    for instruction in computation.instructions.values():
+      kind = instruction.opcode.removesuffix("-start")
+      if kind in KINDS:
+        found.setdefault(kind, []).append(_result_bytes(kind, instruction))
   return found
 
 
@@ -95,7 +97,7 @@ def _inside(program: Program, instruction: Instruction) -> Iterator[Instruction]
         yield from _inside(program, part)
 
 
-def _result_bytes(kind: str, instruction: Instruction, program: Program) -> int:
+def _result_bytes(kind: str, instruction: Instruction) -> int:
   arrays = instruction.arrays
   if instruction.opcode.endswith("-start"):
     count = len(instruction.operands)                    # all-gather-start: (operands, results); others: results

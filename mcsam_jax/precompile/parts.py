@@ -3,12 +3,14 @@
 A fused computation carries the name of its last operation, so at the seams bytes go to the part that comes later.
 """
 
+import re
+
 from mcsam_jax.precompile.cost import Cost, Costs
 from mcsam_jax.precompile.hlo import Instruction
 
 # (scope of Flax, part); the first scope that occurs in an instruction's path counts.
 _SCOPES = (
-    ("visual_encoder", "visual encoder"), ("memory_bank", "memory bank"), ("text_encoder", "text encoder"),
+    ("opt_state", "optimizer"), ("visual_encoder", "visual encoder"), ("memory_bank", "memory bank"), ("text_encoder", "text encoder"),
     ("image_head", "alignment"), ("report_head", "alignment"), ("alignment", "alignment"), ("logits", "logits"),
     ("decoder", "decoder"), ("encoder", "encoder"), ("embed_words", "word embeddings"), ("code_input", "word embeddings"),
     ("words", "word embeddings"), ("word_places", "word embeddings"), ("encode", "patches"), ("see", "patches"))
@@ -61,7 +63,7 @@ def _inherited(instruction: Instruction, costs: Costs, seen: set) -> str | None:
     return None
   seen.add(instruction.name)
   program = costs.program
-  for name in instruction.called[:1]:
+  for name in instruction.called[:1] if instruction.opcode in ("fusion", "async-start") else ():
     for inner in reversed(program.computations[name].instructions.values()):
       if inner.op_name and inner.opcode != "parameter":
         part = _part(inner, None, costs, seen | {inner.name})
@@ -88,7 +90,7 @@ def _home(costs: Costs) -> dict:
 def _scopes(op_name: str) -> list[str]:
   """Returns the scopes of a path: transpose(jvp(MCSAM))/MCSAM.encode/memory_bank.project/key -> encode, memory_bank ..."""
   scopes = []
-  for component in op_name.replace("(", "/").replace(")", "/").split("/"):
+  for component in re.split(r"[/()]|\['|'\]", op_name):            # also of an argument: state.params['decoder']['norm']
     name = component.removeprefix("MCSAM.")
-    scopes += [name, name.partition(".")[0]] if "." in name else [name]
+    scopes += [name, *name.split(".")] if "." in name else [name]
   return [scope for scope in scopes if scope]

@@ -68,7 +68,7 @@ def test_a_loop_counts_as_often_as_it_turns(count):
   assert costs.cycles == 10 * 50
   [sent] = transfers(costs)
   assert (sent.kind, sent.bytes, sent.times, sent.members, sent.wire_bytes) == ("all-reduce", x, 10, 2, 10 * x)
-  assert collectives(costs) == {"all-reduce": [x]}
+  assert collectives(costs.program) == {"all-reduce": [x]}
   assert set(total_by(costs, lambda row: part_of(row, costs))) == {"decoder", "other"}
   assert "decoder, backward" in total_by(costs, lambda row: detail_of(row, costs))
 
