@@ -19,13 +19,14 @@ import functools
 import math
 import re
 
-from mcsam_jax.precompile.hlo import HBM, Computation, Instruction, Program, parse
+from mcsam_jax.precompile.hlo import HBM, Array, Computation, Instruction, Program, parse
 
 # Nothing moves: names, views, and what is counted at the start of its pair or where its body stands.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all",
          "opt-barrier", "add-dependency", "get-dimension-size", "domain"}
 _VIEWS = {"bitcast", "copy", "convert", "reshape", "transpose"}     # of a parameter, inside a fusion
-_SLICES = {"dynamic-slice", "slice", "gather"}
+_SLICES = {"dynamic-slice", "slice", "gather", "slice-start", "dynamic-slice-start"}
+_FREE_CALLS = re.compile(r'custom_call_target="(ConcatBitcast|AllocateBuffer)"')
 
 
 @dataclasses.dataclass
@@ -99,12 +100,17 @@ def _walk(program: Program, computation: Computation, times: int, dearest: bool,
     elif instruction.opcode == "call":
       for name in instruction.called:
         rows += walk(program.computations[name], times, unknown_trips=unknown_trips, unknown=unknown)
-    elif instruction.opcode not in _FREE and not instruction.opcode.endswith(("-done", "-update")):
+    elif not _is_free(instruction):
       rows.append(Cost(instruction, program.stack(instruction.frame), times,
                        times * flops_of(program, computation, instruction),
                        times * hbm_read(program, computation, instruction),
                        times * hbm_written(program, computation, instruction), times * instruction.cycles))
   return rows
+
+
+def _is_free(instruction: Instruction) -> bool:
+  return (instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update"))
+          or bool(_FREE_CALLS.search(instruction.attributes)))
 
 
 # Loops.
@@ -266,14 +272,8 @@ def hbm_written(program: Program, computation: Computation, instruction: Instruc
   """Returns the bytes that an instruction writes to HBM, once."""
   if instruction.opcode.startswith(("send", "outfeed")):
     return 0
-  arrays = list(instruction.arrays)
-  if instruction.opcode == "copy-start":                    # (destination, source, a flag)
-    arrays = arrays[:1]
-  elif instruction.opcode.endswith("-start") and len(arrays) > 1:
-    count = len(instruction.operands)                       # (operands, results, flags)
-    arrays = arrays[count:2 * count] or arrays[-1:]
   total = 0
-  for place, array in enumerate(arrays):
+  for place, array in enumerate(_results(instruction)):
     if array.space == HBM:
       total += min(array.padded_bytes, _written(program, computation, instruction, place, array.padded_bytes))
   return total
@@ -293,8 +293,18 @@ def _written(program: Program, computation: Computation, instruction: Instructio
   return whole
 
 
+def _results(instruction: Instruction) -> tuple[Array, ...]:
+  """Returns what an instruction makes, without the operands and flags that an asynchronous start shows too."""
+  arrays, count = instruction.arrays, len(instruction.operands)
+  if instruction.opcode == "copy-start":                    # (destination, source, a flag)
+    return arrays[:1]
+  if instruction.opcode.endswith("-start") and len(arrays) >= 2 * count:
+    return arrays[count:2 * count]                          # (operands, results, flags)
+  return arrays
+
+
 def _bytes(instruction: Instruction) -> int:
-  return sum(array.padded_bytes for array in instruction.arrays)
+  return sum(array.padded_bytes for array in _results(instruction))
 
 
 def total_by(costs: Costs, key: Callable[[Cost], str]) -> dict[str, dict[str, float]]:
