@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.precompile.topology import Topology
@@ -51,7 +52,10 @@ def mesh_over(config: ConfigDict, topology: Topology) -> Mesh:
     return sharding.make_mesh(config, topology.devices)
   sizes = [config.mesh.data, config.mesh.fsdp]
   if -1 in sizes:
-    sizes[sizes.index(-1)] = len(topology.devices) // -int(np.prod(sizes))
+    sizes[sizes.index(-1)] = len(topology.devices) // abs(int(np.prod(sizes)))
+  if np.prod(sizes) != len(topology.devices) or sizes[0] % topology.slices:
+    raise UserError(f"mesh.data={config.mesh.data}, mesh.fsdp={config.mesh.fsdp}: their product must be the "
+                    f"{len(topology.devices)} devices, and mesh.data a multiple of the {topology.slices} slices")
   if topology.slices > 1:                                  # what crosses slices is the batch alone
     devices = mesh_utils.create_hybrid_device_mesh(
         (sizes[0] // topology.slices, sizes[1]), (topology.slices, 1), topology.devices)

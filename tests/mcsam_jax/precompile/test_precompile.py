@@ -2,10 +2,15 @@
 
 import json
 
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mcsam_jax import cli
 from mcsam_jax.benchmark.chips import CHIPS
+from mcsam_jax.benchmark.collectives import transfers
 from mcsam_jax.errors import UserError
 from mcsam_jax.precompile import topology as topologies
 from mcsam_jax.precompile.cost import analyse
@@ -59,7 +64,6 @@ ENTRY %main (a: bf16[8192,8192], b: bf16[8192,8192]) -> bf16[8192,8192] {
 
 
 def test_the_longest_term_binds():
-  from mcsam_jax.benchmark.collectives import transfers
   costs, chip, size = analyse(PROGRAM), CHIPS["v5e"], 2 * 8192**2
   bound = roofline(costs, transfers(costs), chip)
   assert bound.compute == pytest.approx(2 * 8192**3 / 197e12)
@@ -87,6 +91,38 @@ def figures_of(capsys, topology: str, *arguments: str) -> dict:
 @pytest.fixture
 def libtpu():
   pytest.importorskip("libtpu", reason="pip install mcsam-jax[tpu]")
+
+
+@pytest.mark.slow
+def test_real_programs_with_known_answers(libtpu):
+  """Ten products in a loop, a product split over chips, one too large for VMEM, a convolution and its gradient."""
+  devices = topologies.find_topology("v5e:2x2").devices
+  mesh = jax.sharding.Mesh(np.reshape(devices, (2, 2)), ("data", "tensor"))
+  place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+  array = lambda *shape, split=(): jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place(*split))
+  compiled = lambda function, *arguments, **options: jax.jit(function, **options).lower(*arguments).compile()
+
+  loop = analyse(compiled(lambda x, kernels: jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0],
+                          array(4096, 512, split=("data",)), array(10, 512, 512)).as_text())
+  assert loop.flops == 10 * 2 * 2048 * 512 * 512 and loop.unknown_loops == []
+
+  split = compiled(lambda x, a, b: (x @ a) @ b, array(8192, 1024, split=("data",)), array(1024, 4096, split=(None, "tensor")),
+                   array(4096, 1024, split=("tensor",)), out_shardings=place("data"))
+  costs = analyse(split.as_text())
+  assert costs.flops == 2 * 2 * 4096 * 1024 * 2048
+  [sent] = transfers(costs)
+  assert (sent.kind, sent.members, sent.bytes) == ("all-reduce", 2, 4096 * 1024 * 2)
+
+  large = compiled(lambda x, y: x @ y, array(16384, 8192), array(8192, 16384))
+  costs, known = analyse(large.as_text()), large.cost_analysis()
+  assert costs.flops == known["flops"] == 2 * 16384**2 * 8192
+  assert costs.hbm_bytes == pytest.approx(2 * (2 * 16384 * 8192 + 16384**2), rel=0.01)
+
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).sum()
+
+  gradient = compiled(jax.grad(convolve, 1), array(64, 56, 56, 128), array(3, 3, 128, 256))
+  assert analyse(gradient.as_text()).flops == pytest.approx(gradient.cost_analysis()["flops"], rel=0.01)
 
 
 @pytest.mark.slow
