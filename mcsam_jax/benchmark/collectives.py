@@ -56,7 +56,7 @@ def transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
 
 
 def collectives(program: Program) -> dict[str, list[int]]:
-  """Returns the bytes of every collective inside slices that a program may run, in whichever branch, by kind; once each."""
+  """Returns the bytes of each collective inside slices that a program has, in whichever branch, by kind."""
   found = {}
   for computation in program.computations.values():
     for instruction in computation.instructions.values():

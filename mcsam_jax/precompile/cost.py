@@ -16,10 +16,11 @@ counts as often as it runs, and bytes count where they are read from HBM or writ
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import math
 import re
 
+from mcsam_jax.precompile.flops import flops_of
 from mcsam_jax.precompile.hlo import HBM, Array, Computation, Instruction, Program, parse
+from mcsam_jax.precompile.loops import trip_count
 
 # Nothing moves: names, views, and what is counted at the start of its pair or where its body stands.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all",
@@ -111,121 +112,6 @@ def _walk(program: Program, computation: Computation, times: int, dearest: bool,
 def _is_free(instruction: Instruction) -> bool:
   return (instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update"))
           or bool(_FREE_CALLS.search(instruction.attributes)))
-
-
-# Loops.
-
-
-def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-  """Returns how often a loop's body runs: as the compiler notes it, or read from a counter's start, step and bound."""
-  known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
-  if known:
-    return int(known[1])
-  condition = program.computations[loop.attribute("condition").removeprefix("%")]
-  body = program.computations[loop.attribute("body").removeprefix("%")]
-  test = _behind_copies(condition, condition.root)
-  while test.opcode == "fusion":
-    condition, test = _into_fusion(program, condition, test)
-  if test.opcode != "compare":
-    return None
-  counter, bound = (_behind_copies(condition, condition.instructions[name]) for name in test.operands)
-  direction = test.attribute("direction")
-  if counter.opcode == "constant":
-    counter, bound, direction = bound, counter, {"GT": "LT", "GE": "LE"}.get(direction)
-  if counter.opcode != "get-tuple-element" or bound.opcode != "constant" or direction not in ("LT", "LE"):
-    return None
-  place = int(counter.attribute("index"))
-  start = _element(computation, loop.operands[0], place)
-  after = _element(body, body.root.name, place)
-  if start is None or after is None or start.opcode != "constant" or after.opcode != "add":
-    return None
-  steps = [_behind_copies(body, body.instructions[name]) for name in after.operands]
-  step = next((found for found in steps if found.opcode == "constant"), None)
-  if step is None or not any(found.opcode == "get-tuple-element" and found.attribute("index") == str(place)
-                             for found in steps) or int(step.inside) < 1:
-    return None
-  span = int(bound.inside) - int(start.inside) + (direction == "LE")
-  return max(0, -(-span // int(step.inside)))
-
-
-def _behind_copies(computation: Computation, instruction: Instruction) -> Instruction:
-  while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
-    instruction = computation.instructions[instruction.operands[0]]
-  return instruction
-
-
-def _element(computation: Computation, name: str, place: int) -> Instruction | None:
-  made = computation.instructions[name]
-  return _behind_copies(computation, computation.instructions[made.operands[place]]) if made.opcode == "tuple" else None
-
-
-def _into_fusion(program: Program, outer: Computation, fusion: Instruction) -> tuple[Computation, Instruction]:
-  """Returns a computation that reads like `outer` with the fused computation written out, and its root."""
-  inner = program.computations[fusion.called[0]]
-  joined = dict(outer.instructions)
-  for instruction in inner.instructions.values():
-    if instruction.opcode == "parameter":
-      source = outer.instructions[fusion.operands[int(instruction.inside)]]
-      instruction = dataclasses.replace(instruction, opcode="copy", operands=(source.name,))
-    joined[instruction.name] = instruction
-  return Computation(inner.name, joined), _behind_copies(Computation(inner.name, joined), joined[inner.root.name])
-
-
-# Operations.
-
-
-def flops_of(program: Program, computation: Computation, instruction: Instruction) -> float:
-  """Returns the operations of products of matrices and convolutions in an instruction, once."""
-  if instruction.opcode == "dot":
-    left = computation.instructions[instruction.operands[0]].arrays[0]
-    contracted = [int(axis) for axis in (instruction.attribute("lhs_contracting_dims") or "").split(",") if axis]
-    return 2.0 * math.prod(instruction.arrays[0].axes) * math.prod(left.axes[axis] for axis in contracted)
-  if instruction.opcode == "convolution":
-    return _convolution(computation, instruction)
-  if instruction.opcode == "custom-call":       # a hand-written kernel says itself what it does
-    stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
-    return float(stated[1]) if stated else 0.0
-  if instruction.opcode == "fusion" or instruction.opcode.endswith("-start"):
-    return sum(flops_of(program, inner, part) for name in instruction.called
-               for inner in [program.computations[name]] for part in inner.instructions.values())
-  return 0.0
-
-
-def _convolution(computation: Computation, instruction: Instruction) -> float:
-  left, kernel = (computation.instructions[name].arrays[0] for name in instruction.operands[:2])
-  result = instruction.arrays[0]
-  of_left, of_kernel, of_result = re.match(r"([^_]*)_([^_]*)->(.*)", instruction.attribute("dim_labels")).groups()
-  window = dict(part.split("=", 1) for part in (instruction.attribute("window") or "").split())
-  groups = int(instruction.attribute("batch_group_count") or 1)
-  products = (left.axes[of_left.index("b")] // groups * result.axes[of_result.index("f")]
-              * kernel.axes[of_kernel.index("i")])
-  spatial = sorted(label for label in of_result if label.isdigit())
-  setting = lambda name, default: window.get(name, "x".join([default] * len(spatial))).split("x")
-  fields = zip(spatial, setting("size", "1"), setting("stride", "1"), setting("pad", "0_0"), setting("lhs_dilate", "1"),
-               setting("rhs_dilate", "1"))
-  for label, size, stride, pad, left_dilation, kernel_dilation in fields:
-    products *= _taps(left.axes[of_left.index(label)], result.axes[of_result.index(label)], int(size), int(stride),
-                      int(pad.split("_")[0]), int(left_dilation), int(kernel_dilation))
-  return 2.0 * products
-
-
-@functools.lru_cache(maxsize=4096)
-def _taps(length: int, outputs: int, size: int, stride: int, low: int, left_dilation: int, kernel_dilation: int) -> int:
-  """Returns how many pairs of an output and a kernel position of one axis meet an element, not padding or a gap."""
-  end, count = (length - 1) * left_dilation, 0
-  for tap in range(size):
-    first = tap * kernel_dilation - low                  # where the first output's tap falls in the dilated input
-    if left_dilation == 1:
-      begin = max(0, -(-(-first) // stride)) if first < 0 else 0
-      last = min(outputs - 1, (end - first) // stride)
-      count += max(0, last - begin + 1)
-    else:
-      places = (first + stride * output for output in range(outputs))
-      count += sum(0 <= place <= end and place % left_dilation == 0 for place in places)
-  return count
-
-
-# Bytes.
 
 
 def hbm_read(program: Program, computation: Computation, instruction: Instruction) -> int:

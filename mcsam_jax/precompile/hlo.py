@@ -177,8 +177,9 @@ def _array(found: re.Match) -> Array:
   axes = tuple(int(axis.strip().removeprefix("<=")) for axis in found["axes"].split(",") if axis.strip())
   order, _, rest = (found["layout"] or "").partition(":")
   tile, space = _TILE.search(rest), _SPACE.search(rest)
-  return Array(found["type"], axes, tuple(int(axis) for axis in order.split(",") if axis) or (
-      tuple(reversed(range(len(axes))))), tuple(int(size) for size in tile[1].split(",") if size.isdigit()) if tile else (),
+  return Array(found["type"], axes,
+               tuple(int(axis) for axis in order.split(",") if axis) or tuple(reversed(range(len(axes)))),
+               tuple(int(size) for size in tile[1].split(",") if size.isdigit()) if tile else (),
                int(space[1]) if space else HBM)
 
 

@@ -10,16 +10,20 @@ from mcsam_jax.precompile.hlo import Instruction
 
 # (scope of Flax, part); the first scope that occurs in an instruction's path counts.
 _SCOPES = (
-    ("opt_state", "optimizer"), ("visual_encoder", "visual encoder"), ("memory_bank", "memory bank"), ("text_encoder", "text encoder"),
+    ("opt_state", "optimizer"), ("visual_encoder", "visual encoder"), ("memory_bank", "memory bank"),
+    ("text_encoder", "text encoder"),
     ("image_head", "alignment"), ("report_head", "alignment"), ("alignment", "alignment"), ("logits", "logits"),
-    ("decoder", "decoder"), ("encoder", "encoder"), ("embed_words", "word embeddings"), ("code_input", "word embeddings"),
-    ("words", "word embeddings"), ("word_places", "word embeddings"), ("encode", "patches"), ("see", "patches"))
+    ("decoder", "decoder"), ("encoder", "encoder"), ("embed_words", "word embeddings"),
+    ("code_input", "word embeddings"), ("words", "word embeddings"), ("word_places", "word embeddings"),
+    ("encode", "patches"), ("see", "patches"))
 # (end of the file, function or "", part) of the source, where there is no scope.
 _SOURCES = (
     ("training/preprocess.py", "", "augmentation"), ("training/step.py", "token_losses", "logits"),
     ("models/semantic_alignment.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/step.py", "align", "alignment"),
     ("training/step.py", "losses", "logits"), ("models/mcsam.py", "", "patches"))
+# Who asks the memory.
+_ASKED_BY = (("embed_words", "words"), ("recall_report", "report"), ("encode", "patches"), ("project_memory", "slots"))
 
 
 def part_of(row: Cost, costs: Costs) -> str:
@@ -36,8 +40,7 @@ def detail_of(row: Cost, costs: Costs) -> str:
     after = scopes[scopes.index("visual_encoder") + 1:]
     detail = next((scope for scope in after if scope[0].isalpha()), "")
   elif part == "memory bank":
-    detail = next((name for scope, name in (("embed_words", "words"), ("recall_report", "report"), ("encode", "patches"),
-                                            ("project_memory", "slots")) if scope in scopes), "")
+    detail = next((name for scope, name in _ASKED_BY if scope in scopes), "")
   direction = "backward" if "transpose(" in row.instruction.op_name else "forward"
   return ", ".join(filter(None, (part, detail, "" if part in ("optimizer", "other") else direction)))
 
@@ -88,9 +91,9 @@ def _home(costs: Costs) -> dict:
 
 
 def _scopes(op_name: str) -> list[str]:
-  """Returns the scopes of a path: transpose(jvp(MCSAM))/MCSAM.encode/memory_bank.project/key -> encode, memory_bank ..."""
+  """Returns the scopes of a path: transpose(jvp(MCSAM))/MCSAM.encode/memory_bank -> ... encode, memory_bank."""
   scopes = []
-  for component in re.split(r"[/()]|\['|'\]", op_name):            # also of an argument: state.params['decoder']['norm']
+  for component in re.split(r"[/()]|\['|'\]", op_name):        # also of an argument: state.params['decoder']['norm']
     name = component.removeprefix("MCSAM.")
     scopes += [name, *name.split(".")] if "." in name else [name]
   return [scope for scope in scopes if scope]

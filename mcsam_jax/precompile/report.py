@@ -14,8 +14,8 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
   unit = "step" if figures["what"] == "train" else "batch of reports"
   yield _row("devices", f"{figures['devices']} x {figures['device_kind']} ({figures['chips']} chips, "
              f"{figures['hosts']} hosts{slices})")
-  yield _row("studies", f"{figures['studies']:,}, {figures['studies_per_chip']:g} a chip; {figures['vocabulary']:,} words "
-             f"({figures['vocabulary_source']})")
+  yield _row("studies", f"{figures['studies']:,}, {figures['studies_per_chip']:g} a chip; "
+             f"{figures['vocabulary']:,} words ({figures['vocabulary_source']})")
   yield _row("compiled", f"in {figures['compile_seconds']:.0f} s, traced in {figures['lower_seconds']:.0f} s")
   yield ""
   yield f"HBM of a device, of {_bytes(hbm['available'])}"
@@ -28,7 +28,8 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
   dearest = step["with_dearest_branches"]
   yield f"a {unit}, on each device"
   yield _row("  operations", f"{step['flops'] / 1e12:.3f} TFLOP of matrix products")
-  yield _row("  HBM", f"{_bytes(step['hbm_bytes'])}: {_bytes(step['hbm_read'])} read, {_bytes(step['hbm_written'])} written")
+  yield _row("  HBM", f"{_bytes(step['hbm_bytes'])}: {_bytes(step['hbm_read'])} read, "
+             f"{_bytes(step['hbm_written'])} written")
   yield _row("  dearest branches", f"{dearest['flops'] / 1e12:.3f} TFLOP, {_bytes(dearest['hbm_bytes'])}, where all "
              "conditionals take them (a step that is logged, ties)")
   yield _row("  compiler's guess", f"{step['estimated_cycles'] / 1e6:.1f} million cycles: its own estimate of each "
@@ -52,7 +53,8 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
     if bound[field] is None:
       yield _row(f"  {name}", "no published figure")
     elif bound[field] or name != "DCN":
-      yield _row(f"  {name}", f"{1000 * bound[field]:9.3f} ms{'  <- binds' if bound['binds'] == name else '':11} {of}")
+      binds = "  <- binds" if bound["binds"] == name else ""
+      yield _row(f"  {name}", f"{1000 * bound[field]:9.3f} ms{binds:11} {of}")
   yield _row("  utilisation", f"at most {bound['utilisation']:.1%} of the peak: {bound['model_flops'] / 1e12:.2f} TFLOP "
              f"{bound['model_flops_counted']}")
   yield _row("  studies", f"at most {bound['studies_per_second_per_chip']:.1f} a second and chip")

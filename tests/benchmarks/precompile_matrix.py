@@ -18,8 +18,8 @@ MATRIX = (
     ("v5e:4x4", 1, 64), ("v5e:8x8", 1, 64), ("v5e:16x16", 1, 64), ("v4:8x8x16", 1, 64), ("v5e:16x16", 4, 64),
     ("v5p:4x4x4", 1, 64), ("v6e:16x16", 1, 64), ("v4:2x2x1", 1, 64), ("v5e:2x4", 1, 64),
     ("v5e:4x4", 1, 128), ("v5e:8x8", 1, 32), ("v5e:16x16", 1, 8))
-HEAD = ("topology            chips  studies/chip    HBM     TFLOP  HBM GB   ICI MB   DCN MB  compute    HBM     ICI     DCN"
-        "   binds    at most")
+HEAD = ("topology            chips  studies/chip    HBM     TFLOP  HBM GB   ICI MB   DCN MB  "
+        "compute ms  HBM ms  ICI ms  DCN ms   binds  at most")
 
 
 def main() -> None:
@@ -48,8 +48,8 @@ def main() -> None:
 def compiled(config: str, topology: str, slices: int, studies: int, rest: list[str]) -> dict:
   """Returns the figures of one program, or those of an answer that it doesn't fit; another error ends the script."""
   done = subprocess.run(
-      [sys.executable, "-m", "mcsam_jax", "precompile", "--config", config, "--topology", topology, "--slices", str(slices),
-       "--studies-per-chip", str(studies), "--json", *rest],
+      [sys.executable, "-m", "mcsam_jax", "precompile", "--config", config, "--topology", topology,
+       "--slices", str(slices), "--studies-per-chip", str(studies), "--json", *rest],
       stdout=subprocess.PIPE, text=True, check=False, env=os.environ)      # what it says meanwhile goes to the screen
   if done.returncode not in (0, 3):
     sys.exit(f"{topology}: mcsam precompile left with status {done.returncode}")
@@ -64,9 +64,11 @@ def line_of(row: dict) -> str:
   step, bound = row["a_step"], row["roofline"]
   seconds = [bound[f"{term}_seconds"] for term in ("compute", "hbm", "ici", "dcn")]
   times = " ".join("      ?" if value is None else f"{1000 * value:7.2f}" for value in seconds)
-  return (f"{name:18} {row['chips']:>6} {row['studies_per_chip']:>13} {row['hbm']['together'] / row['hbm']['available']:>6.0%} "
-          f"{step['flops'] / 1e12:>9.3f} {step['hbm_bytes'] / 1e9:>7.2f} {row['interconnect']['ici']['bytes'] / 1e6:>8.1f} "
-          f"{row['interconnect']['dcn']['bytes'] / 1e6:>8.1f}  {times}   {bound['binds']:7} {bound['utilisation']:>6.1%}")
+  ici, dcn = (row["interconnect"][network]["bytes"] / 1e6 for network in ("ici", "dcn"))
+  filled = row["hbm"]["together"] / row["hbm"]["available"]
+  return (f"{name:18} {row['chips']:>6} {row['studies_per_chip']:>13} {filled:>6.0%} {step['flops'] / 1e12:>9.3f} "
+          f"{step['hbm_bytes'] / 1e9:>7.2f} {ici:>8.1f} {dcn:>8.1f}     {times}   {bound['binds']:7} "
+          f"{bound['utilisation']:>6.1%}")
 
 
 if __name__ == "__main__":
