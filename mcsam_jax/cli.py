@@ -160,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,
                             epilog="Fields of a config, all explained in configs/phantom.py, are set as "
-                            "--config.field.name=value. Exit status: 0, or 2 when something can be put right.")
+                            "--config.field.name=value. Exit status: 0, or 2 when something can be put right"
+                            + ("; 3: it doesn't fit in memory." if run is precompile else "."))
     verb.set_defaults(run=run)
     for argument in arguments:
       verb.add_argument(*argument["flags"], **{key: value for key, value in argument.items() if key != "flags"})

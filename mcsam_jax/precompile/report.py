@@ -55,8 +55,8 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
     elif bound[field] or name != "DCN":
       binds = "  <- binds" if bound["binds"] == name else ""
       yield _row(f"  {name}", f"{1000 * bound[field]:9.3f} ms{binds:11} {of}")
-  yield _row("  utilisation", f"at most {bound['utilisation']:.1%} of the peak: {bound['model_flops'] / 1e12:.2f} TFLOP "
-             f"{bound['model_flops_counted']}")
+  yield _row("  utilisation", f"at most {bound['utilisation']:.1%} of the peak: "
+             f"{bound['model_flops'] / 1e12:.2f} TFLOP {bound['model_flops_counted']}")
   yield _row("  studies", f"at most {bound['studies_per_second_per_chip']:.1f} a second and chip")
   if by_part:
     yield ""

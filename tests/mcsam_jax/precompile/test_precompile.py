@@ -18,7 +18,8 @@ from mcsam_jax.precompile.precompile import memory_missing
 from mcsam_jax.precompile.roofline import roofline, utilisation
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v5e:4x4x4x4", "h100:2x2", "H100-SXM:2x2", "v2:4x4", "v5litepod-16", ""])
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v5e:4x4x4x4", "h100:2x2", "H100-SXM:2x2", "v2:4x4", "v5litepod-16",
+                                  ""])
 def test_unknown_names_are_told_with_examples(name):
   with pytest.raises(UserError, match="v5e:16x16, v4:8x8x16"):
     topologies.find_topology(name)
@@ -44,10 +45,10 @@ def test_wrong_arguments_end_with_status_2(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("message, needed, available", [
-    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (36.5G) exceeds available "
-     "HBM (15.75G).", 36.5, 15.75),
-    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 24.99G of 15.75G hbm. "
-     "Exceeded hbm capacity by 9.24G.", 24.99, 15.75)])
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (36.5G) exceeds "
+     "available HBM (15.75G).", 36.5, 15.75),
+    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 24.99G of 15.75G "
+     "hbm. Exceeded hbm capacity by 9.24G.", 24.99, 15.75)])
 def test_how_much_memory_is_missing(message, needed, available):
   assert memory_missing(message) == (int(needed * 2**30), int(available * 2**30))
   assert memory_missing("RESOURCE_EXHAUSTED: something else") == (None, None)
@@ -102,12 +103,15 @@ def test_real_programs_with_known_answers(libtpu):
   array = lambda *shape, split=(): jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place(*split))
   compiled = lambda function, *arguments, **options: jax.jit(function, **options).lower(*arguments).compile()
 
-  loop = analyse(compiled(lambda x, kernels: jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0],
-                          array(4096, 512, split=("data",)), array(10, 512, 512)).as_text())
+  def ten(x, kernels):
+    return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+  loop = analyse(compiled(ten, array(4096, 512, split=("data",)), array(10, 512, 512)).as_text())
   assert loop.flops == 10 * 2 * 2048 * 512 * 512 and loop.unknown_loops == []
 
-  split = compiled(lambda x, a, b: (x @ a) @ b, array(8192, 1024, split=("data",)), array(1024, 4096, split=(None, "tensor")),
-                   array(4096, 1024, split=("tensor",)), out_shardings=place("data"))
+  split = compiled(lambda x, a, b: (x @ a) @ b, array(8192, 1024, split=("data",)),
+                   array(1024, 4096, split=(None, "tensor")), array(4096, 1024, split=("tensor",)),
+                   out_shardings=place("data"))
   costs = analyse(split.as_text())
   assert costs.flops == 2 * 2 * 4096 * 1024 * 2048
   [sent] = transfers(costs)
@@ -155,8 +159,8 @@ def test_decoding_sends_single_numbers_alone(libtpu, capsys):
 
 @pytest.mark.slow
 def test_what_doesnt_fit_ends_with_status_3(libtpu, capsys):
-  status = cli.main(["precompile", "--config", "mimic_cxr", "--topology", "v5e:2x2", "--studies-per-chip", "8", "--json",
-                     *SMALL, "--vocabulary", "30000000"])
+  status = cli.main(["precompile", "--config", "mimic_cxr", "--topology", "v5e:2x2", "--studies-per-chip", "8",
+                     "--json", *SMALL, "--vocabulary", "30000000"])
   output = capsys.readouterr()
   assert status == 3
   assert json.loads(output.out)["fits"] is False
