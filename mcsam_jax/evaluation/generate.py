@@ -69,6 +69,13 @@ class ReportWriter:
 
     self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
 
+  def lower(self, variables: Sequence[dict], batch: dict) -> jax.stages.Lowered:
+    """Returns the compiled search before it is compiled, for variables and a batch of shapes with shardings."""
+    mesh_wide = replicated(self.mesh)
+    prepared = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=mesh_wide),
+                            jax.eval_shape(self._prepare, variables))
+    return self._write.lower(variables, prepared, batch, None)
+
   def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
     """Returns the report of every valid study of `batches` (as `eval_batches` gives this host's rows), in order.
 

@@ -10,18 +10,21 @@ import pytest
 from mcsam_jax import config as configs
 from mcsam_jax.benchmark.collectives import collectives
 from mcsam_jax.benchmark.decode import encoded_studies, make_network, make_search
+from mcsam_jax.precompile.hlo import parse
 
 STUDIES_A_CHIP = 8
 
 
 def test_reads_kinds_and_bytes():
   hlo = """
+ENTRY %main (x: f32[1]) -> f32[1] {
   %a = f32[8,4]{1,0} all-gather(%x), channel_id=1
   ROOT %b = (bf16[16]{0}, pred[]) all-reduce(%y, %z), to_apply=%add
   %c = (f32[2]{0:T(128)}, f32[8]{0:T(128)}) all-gather-start(%w)
   %d = f32[8]{0} all-gather-done(%c)
-  """
-  assert collectives(hlo) == {"all-gather": [128, 32], "all-reduce": [33]}
+}
+"""
+  assert collectives(parse(hlo)) == {"all-gather": [128, 32], "all-reduce": [33]}
 
 
 def compile_for(topology: str, query: str, length: int) -> str:
@@ -45,7 +48,7 @@ def test_only_single_numbers_cross_chips(topology, query, monkeypatch, capsys):
   """They say whether any study goes on, whether a cache is full, and whether scores are tied."""
   pytest.importorskip("libtpu", reason="pip install jax[tpu]")
   monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-  found = collectives(compile_for(topology, query, 100))
+  found = collectives(parse(compile_for(topology, query, 100)))
   with capsys.disabled():
     print(f"\n{topology}, {query}: " + ", ".join(f"{len(sizes)} {kind} of {sorted(set(sizes))} bytes"
                                                 for kind, sizes in found.items()))
