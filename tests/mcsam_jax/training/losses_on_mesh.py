@@ -12,7 +12,9 @@ import os
 import sys
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
+import optax
 
 B, V, SIZE, T, VOCABULARY, EOS = 16, 2, 32, 8, 40, 2
 FIELDS = {
@@ -40,10 +42,10 @@ def made_up_batch(step: int, frozen: bool) -> dict:
 
 
 def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
-  """Returns losses, gradient norms and, of the first step, each parameter's gradient."""
+  """Returns the metrics of all steps and, of the first, each parameter's gradient (clipped) as Adam's first moment."""
   from mcsam_jax import config as configs
   from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
-  from mcsam_jax.training.step import (Weights, init_state, loss_gradient, make_model, make_train_step, step_rng)
+  from mcsam_jax.training.step import init_state, make_model, make_train_step
   sizes = [int(size) for size in mesh_sizes.split(",")]
   fields = FIELDS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes))
   config = configs.load_config("phantom", [f"--config.{name}={value}" for name, value in fields.items()] + overrides)
@@ -57,17 +59,16 @@ def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
     batches = (to_global(mesh, {name: array[rows] for name, array in made_up_batch(step, config.encoder.frozen).items()})
                for step in range(num_steps))
     step = jax.jit(make_train_step(model, config, EOS), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    gradient = jax.jit(lambda state, batch: loss_gradient(
-        model, config, EOS, state, batch, step_rng(config, state.step), Weights(1.0, config.model.align_weight))[0],
-        out_shardings=replicated(mesh))
     measured, first = [], None
     for batch in batches:
-      if first is None:
-        first = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(gradient(state, batch))]
-        split = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
-        whole = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
       state, metrics = step(state, batch)
       measured.append({name: float(value) for name, value in metrics.items()})
+      if first is None:
+        moments = optax.tree.get_all_with_path(state.opt_state, "mu")
+        first = [multihost_utils.process_allgather(leaf, tiled=True).tolist() for leaf in jax.tree.leaves(
+            [moment for _, moment in moments])]
+        split = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
+        whole = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
   return {"metrics": measured, "gradient": first, "share_on_a_device": split / whole}
 
 
