@@ -33,15 +33,19 @@ class Profiler:
     self._first = self._end = None                         # steps that the running profile holds: after, up to
     self._copied = None                                    # a local folder, where the logs are in a bucket
 
-  def __call__(self, step: int) -> None:
-    """Starts or ends a profile behind step `step`, which the devices have been given."""
+  def __call__(self, step: int) -> bool:
+    """Starts or ends a profile behind step `step`, which the devices have been given; returns whether it did either."""
     if self._first is not None:
-      if step >= self._end:
-        self._settle()
-        self.stop(step)
-    elif count := self._asked(step):
+      if step < self._end:
+        return False
+      self._settle()
+      self.stop(step)
+      return True
+    count = self._asked(step)
+    if count:
       self._settle()
       self._start(step, count)
+    return bool(count)
 
   def stop(self, step: int | None = None) -> None:
     """Writes the running profile, if there is one; before its time where something else than a step is to follow."""

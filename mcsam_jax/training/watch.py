@@ -64,8 +64,8 @@ class Watch:
     self._pending.append((step, kept))
     while len(self._pending) > IN_FLIGHT:
       self._look_at(*self._pending.popleft())
-    if self._profiler:
-      self._profiler(step)
+    if self._profiler and self._profiler(step):
+      self._progress.restart_clock(step)                 # a profile takes its time to be written
 
   def settle(self) -> None:
     """Looks at all steps that have been given to the devices; then the state is known to be good, and nothing is lost.

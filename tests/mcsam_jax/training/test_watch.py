@@ -161,13 +161,20 @@ def test_learning_rates_are_those_of_the_steps_that_are_logged():
 @pytest.fixture
 def traces(monkeypatch):
   calls = []
-  monkeypatch.setattr(profile.jax.profiler, "start_trace", lambda folder: calls.append(folder))
+  monkeypatch.setattr(profile.jax.profiler, "start_trace", calls.append)
   monkeypatch.setattr(profile.jax.profiler, "stop_trace", lambda: calls.append("stop"))
   return calls
 
 
-def test_a_profile_holds_whole_steps_of_a_warm_run(tmp_path, traces):
-  run = Run(tmp_path, load(train__profile_steps=3))
+def test_a_profile_holds_whole_steps_of_a_warm_run_and_leaves_the_speed_alone(tmp_path, traces, monkeypatch):
+  run = Run(tmp_path, load(train__profile_steps=3), Devices(seconds=1.0))
+  clock = run.devices.clock
+
+  def written_slowly():
+    clock.now += 100
+    traces.append("stop")
+
+  monkeypatch.setattr(profile.jax.profiler, "stop_trace", written_slowly)
   run.go(profile.WARM_UP - 1)
   assert not traces
   run.go(profile.WARM_UP, profile.WARM_UP)
@@ -176,6 +183,7 @@ def test_a_profile_holds_whole_steps_of_a_warm_run(tmp_path, traces):
   assert traces[1:] == ["stop"] and (13, "loss") in run.devices.read
   run.go(40, 14)
   assert len(traces) == 2 and "steps from 11 to 13" in "".join(run.lines)
+  assert run.written[15]["speed/seconds_per_step"] == run.written[35]["speed/seconds_per_step"] == pytest.approx(1)
 
 
 def test_a_file_asks_a_running_job_for_a_profile(tmp_path, traces):

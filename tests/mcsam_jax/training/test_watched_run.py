@@ -91,7 +91,7 @@ def test_input_that_never_comes_ends_the_run_with_status_75(arguments, tmp_path)
         yield
       train.train_batches = never
       sys.exit(cli.main(["train", "--config", "phantom", *sys.argv[1:]]))
-      """, "--workdir", str(tmp_path), *arguments, "--config.train.hang_minutes=0.5")
+      """, "--workdir", str(tmp_path), *arguments, "--config.train.hang_minutes=2")
   _, err = run.communicate(timeout=500)
   assert run.returncode == 75, err
   assert "in never" in err and "waiting for the batch of step 1" in err.splitlines()[-1]
