@@ -53,7 +53,7 @@ class Run:
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1",
             "JAX_PLATFORMS": "cpu", "DEVICES_PER_HOST": str(devices), "JAX_NUM_CPU_DEVICES": str(devices), "GRACE": "3",
             "JAX_COMPILATION_CACHE_DIR": str(base / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "OMP_NUM_THREADS": "1"},
+            "OMP_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
 
   @property
