@@ -54,7 +54,8 @@ POSITIVE = (
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
-    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "train.max_faults", "train.checkpoint_every", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
+    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "train.max_faults",
+    "train.checkpoint_every", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
     "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
