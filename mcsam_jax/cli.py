@@ -1,9 +1,12 @@
 """The verbs of `mcsam`. Each imports what it needs when it is called, so that `mcsam --help` is instant."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
+import signal
 import sys
+import threading
 import traceback
 import warnings
 
@@ -178,10 +181,27 @@ def main(argv: list[str] | None = None) -> int:
       verb.add_argument(*argument["flags"], **{key: value for key, value in argument.items() if key != "flags"})
   args, overrides = parser.parse_known_args(argv)
   quiet()
-  status = run_verb(args, overrides)
+  with sigterm_raises():
+    status = run_verb(args, overrides)
   if status in (1, 2):
     leave_hosts(status)
   return status
+
+
+@contextlib.contextmanager
+def sigterm_raises():
+  """Inside, SIGTERM is an exception that lets files be closed; training handles it in its own way."""
+  def stop(number, frame):
+    raise Preempted(number)
+
+  if threading.current_thread() is not threading.main_thread():      # which alone may handle signals
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def run_verb(args, overrides: list[str]) -> int:

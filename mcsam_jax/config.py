@@ -52,8 +52,8 @@ POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
     "model.feedforward_width", "model.decoder_layers", "model.num_prompts", "train.batch_size", "train.num_steps",
-    "train.accumulate", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
-    "decode.batch_size", "decode.num_samples", "eval.num_permutations")
+    "train.accumulate", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads",
+    "decode.beam_size", "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
     "decode.min_length", "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults",

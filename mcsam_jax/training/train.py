@@ -58,8 +58,8 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
 def open_or_create(workdir: str, config: ConfigDict, show) -> Workdir:
   """Returns the workdir; host 0 makes it."""
   if jax.process_index() > 0 and not (absolute(workdir) / "config.json").exists():
-    raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 made: it must be on a disk that all "
-                    "hosts share, or in a bucket (gs://)")
+    raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 made: it must be on a disk that "
+                    "all hosts share, or in a bucket (gs://)")
   return create_workdir(workdir, config, show)
 
 

@@ -5,6 +5,7 @@ MCSAM_KILLS sets how many kills there are; MCSAM_KILL_DIR a folder that keeps da
 undisturbed run, so that many can be done in pieces.
 """
 
+import json
 import os
 import pathlib
 import random
@@ -37,11 +38,21 @@ SMALL = {
 pytestmark = pytest.mark.slow
 
 
+def environment(base, devices) -> dict[str, str]:
+  """Returns that of a host; little is optimised, so that compiling takes seconds, and kept for the next start."""
+  return os.environ | {
+      "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1",
+      "JAX_PLATFORMS": "cpu", "DEVICES_PER_HOST": str(devices), "JAX_NUM_CPU_DEVICES": str(devices), "GRACE": "3",
+      "JAX_COMPILATION_CACHE_DIR": str(base / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 class Run:
   """A start of `mcsam train` whose lines of output are read as they come."""
 
   def __init__(self, base, workdir, hosts=2, devices=1, verb="train", **changes):
-    fields = SMALL | {"data.data_dir": base / "data"} | {name.replace("__", "."): value for name, value in changes.items()}
+    fields = SMALL | {"data.data_dir": base / "data"}
+    fields |= {name.replace("__", "."): value for name, value in changes.items()}
     config = ["--config", "phantom"] if verb != "evaluate" else []
     workdir = ["--workdir", str(base / workdir)] if verb != "prepare" else []
     overrides = [f"--config.{field}={value}" for field, value in fields.items()] if verb != "evaluate" else []
@@ -49,12 +60,7 @@ class Run:
     self.output = tempfile.NamedTemporaryFile("w+", delete=False)
     self.process = subprocess.Popen(
         [*launcher, sys.executable, "-m", "mcsam_jax", verb, *config, *workdir, *overrides],
-        env=os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1",
-            "JAX_PLATFORMS": "cpu", "DEVICES_PER_HOST": str(devices), "JAX_NUM_CPU_DEVICES": str(devices), "GRACE": "3",
-            "JAX_COMPILATION_CACHE_DIR": str(base / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "OMP_NUM_THREADS": "1"},
-        stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+        env=environment(base, devices), stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
 
   @property
   def text(self) -> str:
@@ -146,8 +152,9 @@ def test_killed_at_random_moments_it_comes_to_the_same_parameters_bit_for_bit(ba
     assert run.end() not in (0, 75), run.text
     killed += 1
     lines = [line for line in run.text.splitlines() if line.startswith(("resumed", "step ", "checkpoint "))]
-    print(f"kill {killed}: host {victim} {moment} (+{delay:.2f} s), {lines[0] if lines else 'no step'}, last "
-          f"{lines[-1].split('  ')[0] if lines else '-'}; the other ended after {time.monotonic() - begun:.1f} s", flush=True)
+    first, last = (lines[0], lines[-1].split("  ")[0]) if lines else ("no step", "-")
+    print(f"kill {killed}: host {victim} {moment} (+{delay:.2f} s), {first}, last {last}; "
+          f"the other ended after {time.monotonic() - begun:.1f} s", flush=True)
   if workdir is not None:
     finished(base, workdir.name)
     assert_equal(base / "whole", workdir)
@@ -195,7 +202,6 @@ def test_two_hosts_write_the_reports_of_one(base):
     table.unlink()
     table.with_suffix(".json").unlink()
   assert len(lines[0]) == len(lines[1]) == 8
-  import json
   for ours, theirs in zip(*(map(json.loads, side) for side in lines)):
     assert ours["id"] == theirs["id"] and ours["generated"] == theirs["generated"]
 
@@ -230,10 +236,8 @@ def test_a_host_that_died_ends_the_other_within_its_heartbeat(base):
     started = [subprocess.Popen(
         [sys.executable, "-c", program, "train", "--config", "phantom", "--workdir", str(base / "deserted"),
          *(f"--config.{field}={value}" for field, value in fields.items())],
-        env=os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "PYTHONPATH": str(ROOT),
-                          "JAX_PROCESS_ID": str(host), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
-                          "PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": str(base / "xla"),
-                          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        env=environment(base, 1) | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
+                                    "JAX_PROCESS_ID": str(host)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for host in range(2)]
     for line in started[0].stdout:
       if line.startswith("step 7/"):
