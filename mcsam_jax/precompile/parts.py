@@ -6,7 +6,7 @@ A fused computation carries the name of its last operation, so at the seams byte
 import re
 
 from mcsam_jax.precompile.cost import Cost, Costs
-from mcsam_jax.precompile.hlo import Instruction
+from mcsam_jax.precompile.hlo import Computation, Instruction
 
 # (scope of Flax, part); the first scope that occurs in an instruction's path counts.
 _SCOPES = (
@@ -43,6 +43,32 @@ def detail_of(row: Cost, costs: Costs) -> str:
     detail = next((name for scope, name in _ASKED_BY if scope in scopes), "")
   direction = "backward" if "transpose(" in row.instruction.op_name else "forward"
   return ", ".join(filter(None, (part, detail, "" if part in ("optimizer", "other") else direction)))
+
+
+def purpose_of(row: Cost, costs: Costs) -> str:
+  """Returns what a collective is for: "gradients", or the part of the network that it stands in.
+
+  The compiler joins the reductions of many gradients, and names the whole after one of them.
+  """
+  joined = len(row.instruction.arrays) > 1
+  scopes = _scopes(row.instruction.op_name)
+  if not joined and ("align" in scopes or "alignment" in scopes):
+    return "alignment"
+  home = _home(costs)[row.instruction.name]
+  return "gradients" if _is_gradient(row.instruction, home, costs, 3) else part_of(row, costs)
+
+
+def _is_gradient(instruction: Instruction, home: Computation, costs: Costs, depth: int) -> bool:
+  """Returns whether an instruction, or what it is made of within a few steps, belongs to a backward pass."""
+  if "transpose(" in instruction.op_name:
+    return True
+  if not depth or instruction.op_name:
+    return False
+  if instruction.opcode == "fusion":
+    inner = costs.program.computations[instruction.called[0]]
+    if any("transpose(" in part.op_name for part in inner.instructions.values()):
+      return True
+  return any(_is_gradient(home.instructions[name], home, costs, depth - 1) for name in instruction.operands)
 
 
 def _part(instruction: Instruction, row: Cost | None, costs: Costs, seen: set) -> str | None:

@@ -41,7 +41,7 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
   yield f"sent between devices in a {unit}, bytes of one device's results"
   for row in figures["collectives"]:
     yield _row(f"  {row['kind']}", f"{row['network'].upper()}  {row['count']:>5} x, {_bytes(row['bytes']):>9}, among "
-               f"{row['members']}: {row['part']}")
+               f"{row['members']}: {row['purpose']}")
   if not figures["collectives"]:
     yield "  nothing"
   yield ""

@@ -137,11 +137,11 @@ def test_two_sizes_of_a_pod_do_the_same_a_chip(libtpu, capsys):
     assert large["a_step"][field] == pytest.approx(small["a_step"][field], rel=0.02)
   assert large["hbm"]["together"] < large["hbm"]["available"]
   trained = figures_of_state(large)
-  reduced = sum(row["bytes"] for row in large["collectives"] if row["kind"] in ("all-reduce", "reduce-scatter"))
-  gathered = [row for row in large["collectives"] if row["kind"] == "all-gather"]
-  assert 0.9 * trained < reduced < 2.2 * trained
-  assert {row["kind"] for row in large["collectives"]} <= {"all-reduce", "all-gather", "reduce-scatter"}
-  assert all(row["part"] == "alignment" for row in gathered if row["bytes"] > 1e5)
+  gradients = [row for row in large["collectives"] if row["purpose"] == "gradients"]
+  others = [row for row in large["collectives"] if row["purpose"] not in ("gradients", "alignment")]
+  assert {row["kind"] for row in gradients} <= {"all-reduce", "reduce-scatter"}
+  assert 0.45 * trained < sum(row["bytes"] for row in gradients) < 2.2 * trained      # half of it: kernels' in bfloat16
+  assert all(row["bytes"] / row["count"] <= 8 for row in others), others              # sums of losses, ties in the memory
 
 
 def figures_of_state(figures: dict) -> float:
