@@ -46,10 +46,13 @@ def detail_of(row: Cost, costs: Costs) -> str:
 
 
 def purpose_of(row: Cost, costs: Costs) -> str:
-  """Returns what a collective is for: "gradients", or the part of the network that it stands in.
+  """Returns what a collective is for: "gradients", "random numbers", or the part of the network that it stands in.
 
-  The compiler joins the reductions of many gradients, and names the whole after one of them.
+  The compiler joins the reductions of many gradients, and names the whole after one of them. Random numbers are the
+  counters of a dropout's rows (a few words a study), which the compiler makes in shares and puts together.
   """
+  if all(array.type == "u32" for array in row.instruction.arrays):
+    return "random numbers"
   joined = len(row.instruction.arrays) > 1
   scopes = _scopes(row.instruction.op_name)
   if not joined and ("align" in scopes or "alignment" in scopes):

@@ -141,7 +141,7 @@ def test_two_sizes_of_a_pod_do_the_same_a_chip(libtpu, capsys):
   others = [row for row in large["collectives"] if row["purpose"] not in ("gradients", "alignment")]
   assert {row["kind"] for row in gradients} <= {"all-reduce", "reduce-scatter"}
   assert 0.45 * trained < sum(row["bytes"] for row in gradients) < 2.2 * trained      # half of it: kernels' in bfloat16
-  assert all(row["bytes"] / row["count"] <= 8 for row in others), others              # sums of losses, ties in the memory
+  assert sum(row["bytes"] for row in others) < 1e-3 * trained, others     # counters of dropout, sums of losses, ties
 
 
 def figures_of_state(figures: dict) -> float:
