@@ -120,9 +120,12 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict({
       "batch_size": 32,                   # studies a step, over all devices
       "num_steps": 650,
-      "compute_dtype": "float32",         # float32 | bfloat16; parameters stay float32
+      "compute_dtype": "float32",         # float32 | bfloat16, parameters stay float32; float64 for checks, all of it
+      "accumulate": 1,                    # turns that a batch is read in, to save memory; gradient and losses stay the batch's
+      "remat": "none",                    # none | layers: activations inside a layer are computed again for its gradient
       "log_every": 20,                    # steps
-      "eval_every": 130,                  # steps between looks at val; also the checkpoint interval
+      "eval_every": 130,                  # steps between looks at val; a checkpoint goes with each
+      "checkpoint_every": 0,              # steps between further checkpoints, without a look at val; 0: none
       "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
       "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
       "keep_last": 2,                     # checkpoints
@@ -131,11 +134,14 @@ def get_config() -> ConfigDict:
                                           # val studies vary more with the draw than from step to step
       "host_threads": 2,                  # that decode images
       "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
+      "hang_minutes": 30.0,               # without a sign of life before the process leaves with status 75; 0: it never does
+      "profile_steps": 0,                 # that every start profiles once it is warm (W/logs); W/profile asks a running job
   })
 
   config.mesh = ConfigDict({
       "data": -1,                         # devices over which the batch is split; -1: all that are left
-      "fsdp": 1,                          # devices over which parameters and batch are split
+      "fsdp": 1,                          # devices over which parameters, the optimizer's state and the batch are split
+      "tensor": 1,                        # devices that share the heads, hidden units and vocabulary of a layer
   })
 
   config.decode = ConfigDict({

@@ -4,11 +4,12 @@ import argparse
 import os
 from pathlib import Path
 import sys
+import traceback
 import warnings
 
 from absl import logging
 
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import Preempted, UserError
 
 
 def demo(args, overrides):
@@ -19,13 +20,18 @@ def demo(args, overrides):
 def prepare(args, overrides):
   from input_pipeline.prepare import prepare
   from mcsam_jax.config import load_config
-  prepare(load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids]))
+  from mcsam_jax.training.public_bucket import refuse_public
+  config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
+  refuse_public(config)
+  prepare(config)
 
 
 def init_memory(args, overrides):
   from mcsam_jax.config import load_config
+  from mcsam_jax.training.public_bucket import refuse_public
   from mcsam_jax.training.workdir import init_memory
   config = load_config(args.config, overrides)
+  refuse_public(config, args.workdir)
   if config.memory_init.kind == "random":
     raise UserError("memory_init.kind=random needs no memory bank: `mcsam train` draws the slots")
   init_memory(args.workdir, config)
@@ -34,11 +40,15 @@ def init_memory(args, overrides):
 
 def train(args, overrides):
   from mcsam_jax.config import load_config
+  from mcsam_jax.training import hosts
+  hosts.join()
   from mcsam_jax.training.train import train
   train(load_config(args.config, overrides), args.workdir)
 
 
 def evaluate(args, overrides):
+  from mcsam_jax.training import hosts
+  hosts.join()
   from mcsam_jax.evaluation.evaluate import evaluate
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 
@@ -108,7 +118,7 @@ def import_weights(args, overrides):
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs a verb; returns 0, or 2 with one line on stderr when the user can put something right."""
+  """Runs a verb; returns 0, 2 with one line on stderr when the user can put something right, 75 after SIGTERM."""
   parser = argparse.ArgumentParser("mcsam", description="Chest X-ray reports with MCSAM. Fields of a config are "
                                    "set as --config.field.name=value.")
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -160,17 +170,29 @@ def main(argv: list[str] | None = None) -> int:
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,
                             epilog="Fields of a config, all explained in configs/phantom.py, are set as "
-                            "--config.field.name=value. Exit status: 0, or 2 when something can be put right"
+                            "--config.field.name=value. Exit status: 0; 2 when something can be put right; "
+                            "75 after SIGTERM, when the same command goes on"
                             + ("; 3: it doesn't fit in memory." if run is precompile else "."))
     verb.set_defaults(run=run)
     for argument in arguments:
       verb.add_argument(*argument["flags"], **{key: value for key, value in argument.items() if key != "flags"})
   args, overrides = parser.parse_known_args(argv)
   quiet()
+  status = run_verb(args, overrides)
+  if status in (1, 2):
+    leave_hosts(status)
+  return status
+
+
+def run_verb(args, overrides: list[str]) -> int:
+  """Returns the exit status of a verb, after a line on stderr where it isn't 0."""
   try:
     args.run(args, overrides)
   except UserError as error:
     print(f"mcsam {args.verb}: {error}", file=sys.stderr)
+    return error.status
+  except Preempted as error:
+    print(f"mcsam {args.verb}: {error}; run the same command again", file=sys.stderr)
     return error.status
   except BrokenPipeError:                           # `mcsam ... | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -182,10 +204,23 @@ def main(argv: list[str] | None = None) -> int:
     return 130
   except Exception as error:
     if not type(error).__module__.startswith("tensorflow.python.framework.errors"):
+      leave_hosts(1, traceback.format_exc())
       raise
     print(f"mcsam {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)       # of a bucket, mostly
     return 2
   return 0
+
+
+def leave_hosts(status: int, last_words: str = "") -> None:
+  """Ends this process at once where it is one of many hosts: they would wait for each other at an orderly end.
+
+  The others notice: those that are connected to host 0 when it has gone, host 0 by the missing heartbeat.
+  """
+  jax = sys.modules.get("jax")
+  if jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1:
+    print(last_words, end="", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def refuse(overrides: list[str]) -> None:

@@ -37,7 +37,8 @@ OPTIONS = {   # fields that take one of a few words
     "model.align_on": ("response", "consolidated"),
     "model.align_targets": ("identity", "same_text", "label_similarity"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
-    "train.compute_dtype": ("float32", "bfloat16"),
+    "train.compute_dtype": ("float32", "bfloat16", "float64"),
+    "train.remat": ("none", "layers"),
     "train.best_metric": ("", "token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"),
     "train.eval_search": ("beam", "consensus"),
     "decode.search": ("beam", "consensus"),
@@ -45,17 +46,19 @@ OPTIONS = {   # fields that take one of a few words
     "eval.labeler": ("phantom", "none"),
 }
 NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
-NEW = ("train.max_faults",)     # of other sections, whose default is what was done before
+NEW = ("train.max_faults", "train.accumulate", "train.remat", "train.hang_minutes", "train.profile_steps",
+       "train.checkpoint_every")     # of other sections, whose default is what was done before
 POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
     "model.feedforward_width", "model.decoder_layers", "model.num_prompts", "train.batch_size", "train.num_steps",
-    "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
+    "train.accumulate", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads", "decode.beam_size",
     "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
-    "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers", "decode.min_length",
-    "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults", "train.max_faults", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm",
-    "train.eval_studies", "model.align_weight")
+    "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
+    "decode.min_length", "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults",
+    "train.max_faults", "train.hang_minutes", "train.profile_steps", "train.checkpoint_every", "optimizer.warmup_steps",
+    "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
@@ -119,6 +122,8 @@ def check_values(config: ConfigDict) -> None:
   for field, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{field}={value}: must be a finite number")
+  if values["train.accumulate"] > 1 and values["encoder.train_batch_norm"] and not values["encoder.frozen"]:
+    raise UserError("train.accumulate needs encoder.train_batch_norm=false: statistics of a part aren't the batch's")
   if values["decode.min_length"] > values["tokenizer.max_length"]:
     raise UserError(f"decode.min_length={values['decode.min_length']} must not be above "
                     f"tokenizer.max_length={values['tokenizer.max_length']}")

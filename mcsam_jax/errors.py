@@ -1,4 +1,8 @@
-"""The exceptions that say what a user can put right."""
+"""The exceptions that say what a user can put right, or that the machine is wanted back."""
+
+import signal
+
+RUN_AGAIN = 75     # exit status EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 
 
 class UserError(Exception):
@@ -26,3 +30,20 @@ class Unreadable(Exception):
 
   def __str__(self) -> str:
     return f"{self.path}: {self.reason}"
+
+
+class Preempted(BaseException):
+  """The run was asked to stop, and has saved what it had. No `Exception`: nobody handles it but the command line.
+
+  Attributes:
+    signal: that asked.
+    status: to leave with: 75 after SIGTERM, so that launchers run the command again; 130 after Ctrl-C.
+  """
+
+  def __init__(self, asked_by: signal.Signals = signal.SIGTERM):
+    super().__init__(f"stopped by {signal.Signals(asked_by).name}")
+    self.signal = signal.Signals(asked_by)
+
+  @property
+  def status(self) -> int:
+    return 130 if self.signal == signal.SIGINT else RUN_AGAIN

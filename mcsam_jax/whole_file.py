@@ -15,6 +15,6 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
   try:
     unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     unfinished.replace(path)
-  except OSError:
+  except BaseException:                             # a signal that stops the run too
     unfinished.unlink(missing_ok=True)
     raise

@@ -12,23 +12,28 @@ from collections.abc import Sequence
 import json
 import shutil
 
+import jax
 import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
-from input_pipeline.pipeline import eval_batches
+from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.evaluation.baselines import constant_baseline
-from mcsam_jax.evaluation.generate import ReportWriter
-from mcsam_jax.evaluation.members import check_one_language, load_member
+from mcsam_jax.evaluation.generate import ReportWriter, Written
+from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.scoring import format_table, score_reports
+from mcsam_jax.training import hosts
+from mcsam_jax.training.preemption import Stop
 from mcsam_jax.training.sharding import host_rows, make_mesh
+from mcsam_jax.training.train import features_for_all
+from mcsam_jax.training.watchdog import Watchdog
 from mcsam_jax.training.workdir import Workdir, open_workdir
 from mcsam_jax.whole_file import write_whole
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
              ensemble: Sequence[str] = (), show=print) -> dict:
-  """Writes and scores the reports of a split; returns the scores.
+  """Writes and scores the reports of a split; returns the scores, {} on hosts other than the first.
 
   Args:
     step: of the checkpoint; None: the best on val.
@@ -37,31 +42,47 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
   Raises:
     UserError: a workdir holds no training, or no such step; a damaged checkpoint; models of different vocabularies.
+    Preempted: SIGTERM or Ctrl-C on any host; nothing is written.
   """
   works = [open_workdir(path, overrides) for path in (workdir, *ensemble)]
   check_one_language(works)
   work = works[0]
   config, tokenizer = work.config, work.tokenizer
   split, train = work.split(split_name), work.split("train")
-
-  # The model, or several.
   mesh = make_mesh(config)
-  members = [load_member(each, mesh, split, step) for each in works]
-  step = members[0].step
-  features = work.features(split, show)
+  with Watchdog(config.train.hang_minutes) as watchdog, Stop() as stop, jax.set_mesh(mesh):
+    show = watchdog.heard(hosts.only_first(show))
 
-  # Its reports, and those that it gives for the images of other studies.
-  of = "the checkpoint" if len(members) == 1 else f"{len(members)} models, the first"
-  show(f"writing {len(split)} reports with {of} of step {step}, {config.decode.search}")
-  write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
-                       train.reports)
-  size = config.decode.batch_size
-  written = write([member.variables for member in members],
-                  eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(size)))
+    # The model, or several.
+    with watchdog.while_first_works():
+      features = features_for_all(work, split, stop, show)
+    members = [load_member(each, mesh, split, step, show) for each in works]
+
+    # Its reports, each written once by all hosts together.
+    of = "the checkpoint" if len(members) == 1 else f"{len(members)} models, the first"
+    show(f"writing {len(split)} reports with {of} of step {members[0].step}, {config.decode.search}")
+    write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
+                         train.reports)
+    size = config.decode.batch_size
+    batches = lambda phase: watchdog.each(stop.between(
+        eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(mesh, size))), phase)
+    written = write([member.variables for member in members], batches("writing reports"))
+    slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
+                            batches("asking the memory")) if config.model.use_memory else None
+
+    # Their scores, which one host computes.
+    stop.check()
+    with watchdog.paused("scoring"):
+      return hosts.on_first_host(lambda: score(works, members, split, written, slots, show), within=stop.at_once) or {}
+
+
+def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, written: Sequence[Written],
+          slots: dict | None, show) -> dict:
+  """Scores the reports that the members wrote for a split, and writes both to the first workdir; returns the scores."""
+  work, step = works[0], members[0].step
+  config, tokenizer, train = work.config, work.tokenizer, work.split("train")
   hypotheses = [report.text for report in written]
-  others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)
-
-  # Scores.
+  others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)   # given the images of another
   read_labels, reference_labels, findings = None, None, FINDINGS
   if config.eval.labeler == "phantom":
     from input_pipeline.datasets.phantom_patient import PHANTOM_FINDINGS as findings
@@ -76,17 +97,15 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
       findings=findings,
       restricted=config.data.restricted, seed=config.eval.seed)
-  scores = {"split": split_name, "step": step,
+  scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
-  if config.model.use_memory:
-    scores["slots_answering"] = slots_answering(
-        members[0].model, config, tokenizer.eos_id, members[0].variables,
-        eval_batches(split, tokenizer, config, size, features))
+  if slots is not None:
+    scores["slots_answering"] = slots
 
   # Files: written whole or not at all.
-  others = ["with", *(other.path.name for other in works[1:])] if ensemble else []
-  name = "-".join([split_name, str(step), *others, *work.asked_for])
+  others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
+  name = "-".join([split.name, str(step), *others, *work.asked_for])
   target, table = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl"))
   lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
            for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]

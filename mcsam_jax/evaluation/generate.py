@@ -102,7 +102,7 @@ class ReportWriter:
     """Returns what each training report recalls, as the alignment of a model sees it [R, D]."""
     length, size = self.config.tokenizer.max_length, self.config.decode.batch_size
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(self.mesh))
     def recall(variables, prepared, tokens):
       return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), prepared.memory, False,
                          method="recall_report")

@@ -29,7 +29,7 @@ class Member:
   step: int
 
 
-def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None) -> Member:
+def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None, show=print) -> Member:
   """Returns the model of a workdir with the variables of a checkpoint, spread over the mesh.
 
   Args:
@@ -48,7 +48,7 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
   first = np.zeros(1, np.int64)
   sample = make_batch(split, first, first, tokenizer, config, work.features(split))
   empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
-  state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)))
+  state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)), show)
   return Member(str(work.path), model, state.variables, step)
 
 

@@ -1,6 +1,7 @@
 """Which memory slots answer anybody: a bank whose slots nobody asks holds nothing."""
 
 from collections.abc import Iterable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,18 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.training.sharding import on_mesh, replicated
 from mcsam_jax.training.step import token_mask, visual_inputs
 
 
 def slots_answering(model: MCSAM, config: ConfigDict, eos_id: int, variables: dict,
-                    batches: Iterable[dict]) -> dict[str, float]:
+                    mesh: jax.sharding.Mesh, batches: Iterable[dict]) -> dict[str, float]:
   """Returns the share of slots that are among the `top_k` of some query of the batches, in any head.
 
   Queries are the patches of the views that exist, and the words of the reference
-  reports as the decoder reads them.
+  reports as the decoder reads them. `batches` are this host's rows.
   """
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=replicated(mesh))
   def used(variables, batch):
     def answered(weights, mask):                            # [B, H, L, S], [B, L] -> [S]
       return ((weights > 0) & mask[:, None, :, None]).any((0, 1, 2))
@@ -41,5 +43,5 @@ def slots_answering(model: MCSAM, config: ConfigDict, eos_id: int, variables: di
     shown = jnp.pad(token_mask(batch["tokens"], eos_id), ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     return patches, answered(weights, shown & batch["valid"][:, None])
 
-  patches, words = np.any([jax.device_get(used(variables, batch)) for batch in batches], axis=0)
+  patches, words = np.any([jax.device_get(used(variables, batch)) for batch in on_mesh(mesh, batches)], axis=0)
   return {"patches": float(patches.mean()), "words": float(words.mean()), "either": float((patches | words).mean())}

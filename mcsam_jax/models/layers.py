@@ -26,7 +26,7 @@ class KeysValues:
 
 
 class Norm(nn.Module):
-  """Layer normalisation over the last axis, in float32.
+  """Layer normalisation over the last axis, in float32 or wider.
 
   kind: `layernorm` (variance over D, epsilon inside the root), or `r2gencmn`
     (standard deviation over D - 1, epsilon added to it), which published
@@ -39,7 +39,7 @@ class Norm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    centred = x.astype(jnp.float32)
+    centred = at_least_float32(x)
     centred -= centred.mean(-1, keepdims=True)
     if self.kind == "layernorm":
       normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
@@ -126,7 +126,10 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """`num_layers` encoder layers and a last norm: [B, L, D] -> [B, L, D]."""
+  """`num_layers` encoder layers and a last norm: [B, L, D] -> [B, L, D].
+
+  remat: keep each layer's input alone for the gradient, and compute the rest of it again.
+  """
   num_layers: int
   width: int
   num_heads: int
@@ -134,12 +137,14 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   norm: str = "layernorm"
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    make = nn.remat(EncoderLayer, static_argnums=3) if self.remat else EncoderLayer
     for layer in range(self.num_layers):
-      x = EncoderLayer(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm, self.dtype,
-                       name=f"layer_{layer}")(x, mask, train)
+      x = make(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm, self.dtype,
+               name=f"layer_{layer}")(x, mask, train)
     return Norm(self.norm, self.dtype, name="norm")(x)
 
 
@@ -159,9 +164,14 @@ def merge_heads(x: jax.Array) -> jax.Array:
   return x.reshape(*x.shape[:-2], -1)
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """Returns x in float32, or as it is where it is wider."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def products(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """Returns q k in float32: [..., Q, D/H] and [..., D/H, L] -> [..., Q, L]."""
-  return jnp.matmul(query, keys, preferred_element_type=jnp.float32)
+  """Returns q k in float32 or wider: [..., Q, D/H] and [..., D/H, L] -> [..., Q, L]."""
+  return jnp.matmul(query, keys, preferred_element_type=jnp.promote_types(query.dtype, jnp.float32))
 
 
 def attention_weights(query: jax.Array, seen: KeysValues) -> jax.Array:

@@ -28,7 +28,7 @@ import numpy as np
 from mcsam_jax.models import layers
 from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import ReportDecoder, Study
-from mcsam_jax.models.semantic_alignment import CodeHead, SemanticAlignment
+from mcsam_jax.models.semantic_alignment import Alignment, CodeHead, Pairs, SemanticAlignment
 from mcsam_jax.models.text_encoder import TextEncoder
 from mcsam_jax.models.visual_encoder import make_encoder
 
@@ -84,7 +84,8 @@ class MCSAM(nn.Module):
     model, memory = self.config.model, self.config.memory
     dtype = jnp.dtype(self.config.train.compute_dtype)
     sizes = {"width": model.width, "num_heads": model.num_heads, "dropout": model.dropout,
-             "feedforward_width": model.feedforward_width, "norm": model.norm, "dtype": dtype}
+             "feedforward_width": model.feedforward_width, "norm": model.norm, "dtype": dtype,
+             "remat": self.config.train.remat == "layers"}
     if not self.config.encoder.frozen:
       self.visual_encoder = make_encoder(self.config.encoder.name, dtype=dtype)
     self.patch_projection = nn.Dense(model.width, kernel_init=layers.xavier, dtype=dtype)
@@ -104,7 +105,7 @@ class MCSAM(nn.Module):
     if model.use_alignment:
       self.text_encoder = TextEncoder(model.text_encoder_layers, max_length=self.max_length, **sizes)
       self.image_head, self.report_head = CodeHead(model.width, dtype), CodeHead(model.width, dtype)
-      self.alignment = SemanticAlignment(model.align_temperature)
+      self.alignment = SemanticAlignment(model.align_temperature, model.align_targets)
       self.code_projection = nn.Dense(model.width, kernel_init=layers.xavier, dtype=dtype)
       self.code_norm = layers.Norm(dtype=dtype)
       self.code_gate = self.param("code_gate", nn.initializers.zeros, ())
@@ -187,9 +188,9 @@ class MCSAM(nn.Module):
       recalled = responses if model.align_on == "response" else self.memory_bank.consolidate(states, responses)
     return self.report_head(recalled, mask)
 
-  def align(self, image_code: jax.Array, report_code: jax.Array, targets: jax.Array, valid: jax.Array):
-    """Returns the `Alignment` of codes [B, D] (see SemanticAlignment)."""
-    return self.alignment(image_code, report_code, targets, valid)
+  def align(self, image_code: jax.Array, report_code: jax.Array, pairs: Pairs) -> Alignment:
+    """Returns the `Alignment` of the codes [B, D] of pairs (see SemanticAlignment)."""
+    return self.alignment(image_code, report_code, pairs)
 
   def agree(self, image_code: jax.Array, report_code: jax.Array) -> jax.Array:
     """Returns the logits [B, R] of reports (codes [R, D] by `recall_report`) given images (codes [B, D])."""

