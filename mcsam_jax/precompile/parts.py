@@ -21,7 +21,7 @@ _SOURCES = (
     ("training/preprocess.py", "", "augmentation"), ("training/step.py", "token_losses", "logits"),
     ("models/semantic_alignment.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/step.py", "align", "alignment"),
-    ("training/step.py", "losses", "logits"), ("models/mcsam.py", "", "patches"))
+    ("models/mcsam.py", "", "patches"), ("training/step.py", "read", "logits"))
 # Who asks the memory.
 _ASKED_BY = (("embed_words", "words"), ("recall_report", "report"), ("encode", "patches"), ("project_memory", "slots"))
 
@@ -46,13 +46,15 @@ def detail_of(row: Cost, costs: Costs) -> str:
 
 
 def purpose_of(row: Cost, costs: Costs) -> str:
-  """Returns what a collective is for: "gradients", "random numbers", or the part of the network that it stands in.
+  """Returns what a collective is for: "gradients", "parameters" (fsdp), "random numbers", or the part that it stands in.
 
   The compiler joins the reductions of many gradients, and names the whole after one of them. Random numbers are the
   counters of a dropout's rows (a few words a study), which the compiler makes in shares and puts together.
   """
   if all(array.type == "u32" for array in row.instruction.arrays):
     return "random numbers"
+  if any(function == "gather_parameters" for _, function in row.stack):
+    return "parameters"
   joined = len(row.instruction.arrays) > 1
   scopes = _scopes(row.instruction.op_name)
   if not joined and ("align" in scopes or "alignment" in scopes):

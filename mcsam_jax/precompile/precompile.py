@@ -22,6 +22,7 @@ from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of
 from mcsam_jax.precompile.program import lower_decode, lower_train
 from mcsam_jax.precompile.roofline import roofline, utilisation
 from mcsam_jax.precompile.topology import Topology
+from mcsam_jax.training.flops import train_flops
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -119,11 +120,7 @@ def _model_flops(config: ConfigDict, costs: Costs, batch: int, vocab_size: int, 
                  what: str) -> tuple[float, str]:
   """Returns the operations of a step that the utilisation counts, over all devices, and how they were counted."""
   if what == "train":
-    try:
-      from mcsam_jax.training.flops import train_flops
-      return train_flops(config, vocab_size, batch), "of the network, from its config"
-    except ImportError:
-      pass
+    return train_flops(config, vocab_size, batch), "that the network needs"
   return costs.flops * devices, "all that the program executes"
 
 
