@@ -30,8 +30,8 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
   yield _row("  operations", f"{step['flops'] / 1e12:.3f} TFLOP of matrix products")
   yield _row("  HBM", f"{_bytes(step['hbm_bytes'])}: {_bytes(step['hbm_read'])} read, "
              f"{_bytes(step['hbm_written'])} written")
-  yield _row("  dearest branches", f"{dearest['flops'] / 1e12:.3f} TFLOP, {_bytes(dearest['hbm_bytes'])}, where all "
-             "conditionals take them (a step that is logged, ties)")
+  yield _row("  dearest branches", f"{dearest['flops'] / 1e12:.3f} TFLOP, {_bytes(dearest['hbm_bytes'])}, if all "
+             "conditionals took them (ties in the memory)")
   clock = bound["chip"]["clock"]
   seconds = f", {1000 * step['estimated_cycles'] / clock:.3f} ms at {clock / 1e9:.2f} GHz" if clock else ""
   yield _row("  compiler's guess", f"{step['estimated_cycles'] / 1e6:.1f} million cycles{seconds}: its own estimate of "

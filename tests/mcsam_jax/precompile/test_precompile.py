@@ -1,6 +1,7 @@
 """What `mcsam precompile` tells: topologies, errors, the table; and small steps that are really compiled for TPUs."""
 
 import json
+import types
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -12,6 +13,7 @@ from mcsam_jax import cli
 from mcsam_jax.benchmark.chips import CHIPS
 from mcsam_jax.benchmark.collectives import transfers
 from mcsam_jax.errors import UserError
+from mcsam_jax.precompile import precompile as precompiling
 from mcsam_jax.precompile import topology as topologies
 from mcsam_jax.precompile.cost import analyse
 from mcsam_jax.precompile.precompile import memory_missing
@@ -52,6 +54,31 @@ def test_wrong_arguments_end_with_status_2(monkeypatch, capsys):
 def test_how_much_memory_is_missing(message, needed, available):
   assert memory_missing(message) == (int(needed * 2**30), int(available * 2**30))
   assert memory_missing("RESOURCE_EXHAUSTED: something else") == (None, None)
+
+
+@pytest.mark.parametrize("message, status, said", [
+    ("RESOURCE_EXHAUSTED: Used 24.00G of 15.75G hbm.", 3,
+     "24.00 GiB of HBM are needed and a v5e chip of v5e:4x4 has 15.75 GiB, 8.25 GiB are missing"),
+    ("INTERNAL: something\n" + 1000 * "with a long story\n", 2, "the compiler says: INTERNAL: something (whole in ")])
+def test_what_the_compiler_refuses_is_one_line(monkeypatch, capsys, tmp_path, message, status, said):
+  class Refused:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(message)
+
+  devices = tuple(types.SimpleNamespace(device_kind="TPU v5 lite", process_index=0) for _ in range(16))
+  monkeypatch.setattr(topologies, "prepare_environment", lambda: None)
+  monkeypatch.setattr(topologies, "find_topology",
+                      lambda name, slices: topologies.Topology(name, slices, devices, CHIPS["v5e"]))
+  monkeypatch.setattr(precompiling, "lower_train", lambda *arguments: Refused())
+  monkeypatch.setattr(precompiling.tempfile, "tempdir", str(tmp_path))
+  arguments = ["precompile", "--config", "mimic_cxr", "--topology", "v5e:4x4", "--vocabulary", "10", "--json"]
+  assert cli.main(arguments) == status
+  output = capsys.readouterr()
+  assert said in output.err and output.err.count("\n") == 2         # what it compiles, and why that failed
+  assert [path.read_text() for path in tmp_path.iterdir()] == ([message] if status == 2 else [])
+  if status == 3:
+    assert json.loads(output.out) == {"topology": "v5e:4x4", "slices": 1, "fits": False, "needed": 24 * 2**30,
+                                      "available": int(15.75 * 2**30)}
 
 
 PROGRAM = """
