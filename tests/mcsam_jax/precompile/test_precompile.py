@@ -119,6 +119,7 @@ def figures_of(capsys, topology: str, *arguments: str) -> dict:
 @pytest.fixture
 def libtpu():
   pytest.importorskip("libtpu", reason="pip install mcsam-jax[tpu]")
+  topologies.prepare_environment()
 
 
 @pytest.mark.slow
