@@ -173,7 +173,7 @@ def _written(program: Program, computation: Computation, instruction: Instructio
     root = inner.root
     if root.opcode == "tuple":
       root = inner.instructions[root.operands[place]]
-    while root.opcode in _VIEWS and root.operands:
+    while root.opcode == "bitcast":
       root = inner.instructions[root.operands[0]]
     return whole if root.opcode == "parameter" else _written(program, inner, root, 0, whole)
   return whole
