@@ -46,13 +46,11 @@ def detail_of(row: Cost, costs: Costs) -> str:
 
 
 def purpose_of(row: Cost, costs: Costs) -> str:
-  """Returns what a collective is for: "gradients", "parameters" (fsdp), "random numbers", or the part that it stands in.
+  """Returns what a collective is for: gradients, parameters (of fsdp), random numbers, or the part it stands in.
 
   The compiler joins the reductions of many gradients, and names the whole after one of them. Random numbers are the
   counters of a dropout's rows (a few words a study), which the compiler makes in shares and puts together.
   """
-  if all(array.type == "u32" for array in row.instruction.arrays):
-    return "random numbers"
   if any(function == "gather_parameters" for _, function in row.stack):
     return "parameters"
   joined = len(row.instruction.arrays) > 1
@@ -60,7 +58,18 @@ def purpose_of(row: Cost, costs: Costs) -> str:
   if not joined and ("align" in scopes or "alignment" in scopes):
     return "alignment"
   home = _home(costs)[row.instruction.name]
+  if all(array.type == "u32" for array in row.instruction.arrays) and _draws(row.instruction, home, 4):
+    return "random numbers"
   return "gradients" if _is_gradient(row.instruction, home, costs, 3) else part_of(row, costs)
+
+
+def _draws(instruction: Instruction, home: Computation, depth: int) -> bool:
+  """Returns whether random numbers are drawn from an instruction within a few steps."""
+  if re.search(r"jit\(_(bernoulli|uniform|gumbel|randint)", instruction.op_name):
+    return True
+  near = ("get-tuple-element", "copy", "copy-start", "copy-done", "fusion", "bitcast")
+  return depth > 0 and any(_draws(user, home, depth - 1) for user in home.users(instruction.name)
+                           if user.opcode in near)
 
 
 def _is_gradient(instruction: Instruction, home: Computation, costs: Costs, depth: int) -> bool:
