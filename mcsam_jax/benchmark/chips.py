@@ -26,6 +26,7 @@ class Chip:
   pod: int                      # chips of the largest slice
   devices: int                  # as JAX counts them
   source: str
+  clock: float | None = None    # Hz, see below; None: not published, or a device is two cores that the compiler joins
 
   @property
   def device_flops(self) -> float:
@@ -35,10 +36,13 @@ class Chip:
 
 # Google gives ICI in both directions together from v5e on (400 GB/s are 200 out and 200 in). For v3 and v4 it gives the
 # all-reduce bandwidth of a pod, which on v5e and v6e is exactly the chips times what leaves one of them.
+# The clock follows from the peak and the published units: v3's core has 2 of 128 x 128 multipliers, v5e's has 4.
 _TPUS = (
-    Chip("v3", 123 * TERA, 32 * GIB, 900 * GB, 340 * TERA / 1024, 4, None, 1024, 2, f"{_GOOGLE}/v3"),
+    Chip("v3", 123 * TERA, 32 * GIB, 900 * GB, 340 * TERA / 1024, 4, None, 1024, 2, f"{_GOOGLE}/v3",
+         61.5 * TERA / (2 * 2 * 128**2)),
     Chip("v4", 275 * TERA, 32 * GIB, 1200 * GB, 1100 * TERA / 4096, 6, None, 4096, 1, f"{_GOOGLE}/v4"),
-    Chip("v5e", 197 * TERA, 16 * GIB, 819 * GB, 200 * GB, 4, 25 * GBIT, 256, 1, f"{_GOOGLE}/v5e"),
+    Chip("v5e", 197 * TERA, 16 * GIB, 819 * GB, 200 * GB, 4, 25 * GBIT, 256, 1, f"{_GOOGLE}/v5e",
+         197 * TERA / (2 * 4 * 128**2)),
     Chip("v5p", 459 * TERA, 95 * GIB, 2765 * GB, 600 * GB, 6, 50 * GBIT, 6144, 1, f"{_GOOGLE}/v5p"),
     Chip("v6e", 918 * TERA, 32 * GIB, 1640 * GB, 400 * GB, 4, 100 * GBIT, 256, 1, f"{_GOOGLE}/v6e"),
     Chip("tpu7x", 2307 * TERA, 192 * GIB, 7380 * GB, 600 * GB, 6, 100 * GBIT, 9216, 2, f"{_GOOGLE}/tpu7x"),

@@ -8,7 +8,7 @@ counts as often as it runs, and bytes count where they are read from HBM or writ
 - HBM bytes are what top-level instructions read and write there, once an operand, with the elements that fill up
   tiles. A fused computation that takes a slice of an operand, or updates one in place, counts the slice. A convolution
   that reads an operand again for the next window isn't seen: the figure is a lower bound of the traffic.
-- Of a conditional one branch counts: the cheapest (what a step does that logs nothing and meets no ties) or, with
+- Of a conditional one branch counts: the cheapest (what a step does that meets no ties in the memory) or, with
   `dearest`, the dearest. A branch with a loop of unknown length is always taken: there a search goes on.
 - A loop whose number of turns isn't in the program is named in `unknown_loops`; the caller says how often it turns.
 """
@@ -173,7 +173,7 @@ def _written(program: Program, computation: Computation, instruction: Instructio
     root = inner.root
     if root.opcode == "tuple":
       root = inner.instructions[root.operands[place]]
-    while root.opcode in _VIEWS and root.operands:
+    while root.opcode == "bitcast":
       root = inner.instructions[root.operands[0]]
     return whole if root.opcode == "parameter" else _written(program, inner, root, 0, whole)
   return whole

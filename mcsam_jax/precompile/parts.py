@@ -6,7 +6,7 @@ A fused computation carries the name of its last operation, so at the seams byte
 import re
 
 from mcsam_jax.precompile.cost import Cost, Costs
-from mcsam_jax.precompile.hlo import Instruction
+from mcsam_jax.precompile.hlo import Computation, Instruction
 
 # (scope of Flax, part); the first scope that occurs in an instruction's path counts.
 _SCOPES = (
@@ -21,7 +21,7 @@ _SOURCES = (
     ("training/preprocess.py", "", "augmentation"), ("training/step.py", "token_losses", "logits"),
     ("models/semantic_alignment.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/step.py", "align", "alignment"),
-    ("training/step.py", "losses", "logits"), ("models/mcsam.py", "", "patches"))
+    ("models/mcsam.py", "", "patches"), ("training/step.py", "read", "logits"))
 # Who asks the memory.
 _ASKED_BY = (("embed_words", "words"), ("recall_report", "report"), ("encode", "patches"), ("project_memory", "slots"))
 
@@ -43,6 +43,46 @@ def detail_of(row: Cost, costs: Costs) -> str:
     detail = next((name for scope, name in _ASKED_BY if scope in scopes), "")
   direction = "backward" if "transpose(" in row.instruction.op_name else "forward"
   return ", ".join(filter(None, (part, detail, "" if part in ("optimizer", "other") else direction)))
+
+
+def purpose_of(row: Cost, costs: Costs) -> str:
+  """Returns what a collective is for: gradients, parameters (of fsdp), random numbers, or the part it stands in.
+
+  The compiler joins the reductions of many gradients, and names the whole after one of them. Random numbers are the
+  counters of a dropout's rows (a few words a study), which the compiler makes in shares and puts together.
+  """
+  if any(function == "gather_parameters" for _, function in row.stack):
+    return "parameters"
+  joined = len(row.instruction.arrays) > 1
+  scopes = _scopes(row.instruction.op_name)
+  if not joined and ("align" in scopes or "alignment" in scopes):
+    return "alignment"
+  home = _home(costs)[row.instruction.name]
+  if all(array.type == "u32" for array in row.instruction.arrays) and _draws(row.instruction, home, 4):
+    return "random numbers"
+  return "gradients" if _is_gradient(row.instruction, home, costs, 3) else part_of(row, costs)
+
+
+def _draws(instruction: Instruction, home: Computation, depth: int) -> bool:
+  """Returns whether random numbers are drawn from an instruction within a few steps."""
+  if re.search(r"jit\(_(bernoulli|uniform|gumbel|randint)", instruction.op_name):
+    return True
+  near = ("get-tuple-element", "copy", "copy-start", "copy-done", "fusion", "bitcast")
+  return depth > 0 and any(_draws(user, home, depth - 1) for user in home.users(instruction.name)
+                           if user.opcode in near)
+
+
+def _is_gradient(instruction: Instruction, home: Computation, costs: Costs, depth: int) -> bool:
+  """Returns whether an instruction, or what it is made of within a few steps, belongs to a backward pass."""
+  if "transpose(" in instruction.op_name:
+    return True
+  if not depth or instruction.op_name:
+    return False
+  if instruction.opcode == "fusion":
+    inner = costs.program.computations[instruction.called[0]]
+    if any("transpose(" in part.op_name for part in inner.instructions.values()):
+      return True
+  return any(_is_gradient(home.instructions[name], home, costs, depth - 1) for name in instruction.operands)
 
 
 def _part(instruction: Instruction, row: Cost | None, costs: Costs, seen: set) -> str | None:

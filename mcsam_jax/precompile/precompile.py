@@ -18,10 +18,11 @@ from mcsam_jax.benchmark.collectives import Transfer, transfers
 from mcsam_jax.decoding.greedy import room_sizes
 from mcsam_jax.errors import UserError
 from mcsam_jax.precompile.cost import Costs, analyse, total_by
-from mcsam_jax.precompile.parts import detail_of, part_of
+from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of
 from mcsam_jax.precompile.program import lower_decode, lower_train
 from mcsam_jax.precompile.roofline import roofline, utilisation
 from mcsam_jax.precompile.topology import Topology
+from mcsam_jax.training.flops import train_flops
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -119,11 +120,7 @@ def _model_flops(config: ConfigDict, costs: Costs, batch: int, vocab_size: int, 
                  what: str) -> tuple[float, str]:
   """Returns the operations of a step that the utilisation counts, over all devices, and how they were counted."""
   if what == "train":
-    try:
-      from mcsam_jax.training.flops import train_flops
-      return train_flops(config, vocab_size, batch), "of the network, from its config"
-    except ImportError:
-      pass
+    return train_flops(config, vocab_size, batch), "that the network needs"
   return costs.flops * devices, "all that the program executes"
 
 
@@ -184,15 +181,15 @@ def _memory(executable: jax.stages.Compiled, topology: Topology) -> dict[str, in
 
 
 def _collectives(sent: list[Transfer], costs: Costs) -> list[dict]:
-  """Returns a row a network, kind, number of members and part of the network: how many, and their bytes."""
+  """Returns a row a network, kind, number of members and purpose: how many, and their bytes."""
   rows = {}
   for transfer in sent:
-    key = (transfer.network, transfer.kind, transfer.members, part_of(transfer.cost, costs))
+    key = (transfer.network, transfer.kind, transfer.members, purpose_of(transfer.cost, costs))
     row = rows.setdefault(key, {"count": 0, "bytes": 0, "wire_bytes": 0})
     row["count"] += transfer.times
     row["bytes"] += transfer.bytes * transfer.times
     row["wire_bytes"] += round(transfer.wire_bytes)
-  return [dict(zip(("network", "kind", "members", "part"), key)) | row
+  return [dict(zip(("network", "kind", "members", "purpose"), key)) | row
           for key, row in sorted(rows.items(), key=lambda item: -item[1]["bytes"])]
 
 

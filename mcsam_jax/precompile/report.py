@@ -30,10 +30,12 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
   yield _row("  operations", f"{step['flops'] / 1e12:.3f} TFLOP of matrix products")
   yield _row("  HBM", f"{_bytes(step['hbm_bytes'])}: {_bytes(step['hbm_read'])} read, "
              f"{_bytes(step['hbm_written'])} written")
-  yield _row("  dearest branches", f"{dearest['flops'] / 1e12:.3f} TFLOP, {_bytes(dearest['hbm_bytes'])}, where all "
-             "conditionals take them (a step that is logged, ties)")
-  yield _row("  compiler's guess", f"{step['estimated_cycles'] / 1e6:.1f} million cycles: its own estimate of each "
-             "instruction, added up")
+  yield _row("  dearest branches", f"{dearest['flops'] / 1e12:.3f} TFLOP, {_bytes(dearest['hbm_bytes'])}, if all "
+             "conditionals took them (ties in the memory)")
+  clock = bound["chip"]["clock"]
+  seconds = f", {1000 * step['estimated_cycles'] / clock:.3f} ms at {clock / 1e9:.2f} GHz" if clock else ""
+  yield _row("  compiler's guess", f"{step['estimated_cycles'] / 1e6:.1f} million cycles{seconds}: its own estimate of "
+             "each instruction, added up; kernels have none")
   if step["loops_of_unknown_length"]:
     yield _row("", f"{step['loops_of_unknown_length']} loops whose length depends on the data: "
                + ("counted as reports of the longest length need" if figures["what"] == "decode" else "counted once"))
@@ -41,7 +43,7 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
   yield f"sent between devices in a {unit}, bytes of one device's results"
   for row in figures["collectives"]:
     yield _row(f"  {row['kind']}", f"{row['network'].upper()}  {row['count']:>5} x, {_bytes(row['bytes']):>9}, among "
-               f"{row['members']}: {row['part']}")
+               f"{row['members']}: {row['purpose']}")
   if not figures["collectives"]:
     yield "  nothing"
   yield ""

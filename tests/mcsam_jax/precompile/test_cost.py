@@ -5,7 +5,7 @@ import pytest
 from mcsam_jax.benchmark.collectives import collectives, transfers
 from mcsam_jax.precompile.cost import analyse, total_by
 from mcsam_jax.precompile.hlo import arrays_of, parse
-from mcsam_jax.precompile.parts import detail_of, part_of
+from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of
 
 KNOWN = ', backend_config={"known_trip_count":{"n":"10"}}'
 SCAN = """
@@ -70,6 +70,7 @@ def test_a_loop_counts_as_often_as_it_turns(count):
   assert (sent.kind, sent.bytes, sent.times, sent.members, sent.wire_bytes) == ("all-reduce", x, 10, 2, 10 * x)
   assert collectives(costs.program) == {"all-reduce": [x]}
   assert set(total_by(costs, lambda row: part_of(row, costs))) == {"decoder", "other"}
+  assert purpose_of(sent.cost, costs) == "gradients"
   assert "decoder, backward" in total_by(costs, lambda row: detail_of(row, costs))
 
 
