@@ -235,26 +235,20 @@ def step_rng(config: ConfigDict, step: jax.Array) -> jax.Array:
 
 
 def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int):
-  """Returns train_step(state, batch) -> (state, metrics).
-
-  Where loss or gradient isn't finite the state stays as it is, and metrics["finite"] is False.
-  """
+  """Returns train_step(state, batch) -> (state, metrics)."""
   optimizer = make_optimizer(config)
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     weights = Weights(1.0, config.model.align_weight)
     gradient, (loss, metrics, batch_stats) = loss_gradient(model, config, eos_id, state, batch,
                                                            step_rng(config, state.step), weights)
-    norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
       average = optax.incremental_update(params, average, 1 - average_decay(config, state.step))
-    new = TrainState(state.step + 1, params, batch_stats, opt_state, average)
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    return state, metrics | {"loss": loss, "gradient_norm": norm, "finite": finite}
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
   return train_step
 
