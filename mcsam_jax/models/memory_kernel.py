@@ -103,7 +103,7 @@ def forward(queries, keys, values, words, *, top_k, keep_rate, interpret):
                       pltpu.VMEM((grid.num_slots, LANES), values.dtype)],
       cost_estimate=grid.cost(products=2), interpret=interpret, name="memory_forward",
   )(grid.fill(queries), jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2), *map(grid.fill, grid.words))
-  return [output[..., :grid.num_queries] for output in outputs]
+  return tuple(output[..., :grid.num_queries] for output in outputs)
 
 
 def backward(queries, keys, values, words, answers, thresholds, lasts, log_sums, cotangents, *, keep_rate, interpret):
