@@ -101,11 +101,12 @@ class MemoryBank(nn.Module):
 def split_over(features: jax.Array) -> tuple[str, ...] | None:
   """Returns the axes of the ambient mesh over which the rows of features [..., L, D] are split.
 
-  None without a mesh whose axes the compiler divides the work over: a kernel, which it can't divide, then has to do
-  without. A table [vocabulary, D], or studies that can't be dealt out evenly, are whole on each device.
+  None where kernels can't be used: without a mesh that says how to divide their work, which the compiler can't, and
+  where 64-bit numbers are on, which they don't know. A table [vocabulary, D], or studies that can't be dealt out
+  evenly, are whole on each device.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if features.dtype == jnp.float64 or mesh.empty or set(mesh.auto_axes) != set(mesh.axis_names):
+  if jax.config.jax_enable_x64 or mesh.empty or set(mesh.auto_axes) != set(mesh.axis_names):
     return None
   axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
   devices = math.prod(mesh.shape[axis] for axis in axes)

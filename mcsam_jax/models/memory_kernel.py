@@ -3,10 +3,10 @@
 At published size the scores of a step are 1.2 GB, and finding the best of them reads them again and again. Here a tile
 of 128 queries and all slots stays in vector memory: product with the keys, the k-th largest score by a sorting network,
 softmax, product with the values. The backward kernel makes the same scores again and keeps those that reach the
-threshold which the forward one has found. `memory_bank.answer` is the same in plain JAX.
+threshold which the forward one has found. `MemoryBank.answer` is the same in plain JAX.
 
-Shapes: H heads, R queries, S slots, d width of a head. Queries lie along the lanes (the last axis): sorting slots is then
-maxima and minima of whole registers, and d, half a register wide, pads nothing.
+Shapes: H heads, R queries, S slots, d width of a head. Queries lie along the lanes (the last axis): sorting slots is
+then maxima and minima of whole registers, and d, half a register wide, pads nothing.
 """
 
 import functools
@@ -17,6 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
+
+from mcsam_jax.models import sorting_network
 
 LANES, SUBLANES = 128, 8          # of a vector register; a tile is 128 queries
 WORD = 32                         # slots whose dropout is told by the bits of one word
@@ -274,6 +276,11 @@ def over_queries(a: jax.Array, b: jax.Array) -> jax.Array:
 
 # Which slots answer.
 
+def list_length(top_k: int) -> int:
+  """Returns the least power of two that isn't below k."""
+  return 1 << (top_k - 1).bit_length()
+
+
 def score(query: jax.Array, keys, scores, top_k: int) -> tuple[jax.Array, jax.Array]:
   """Fills scores [S, 128] of a query [d, 128]; returns the k-th largest and the largest of them [1, 128]."""
   length = list_length(top_k)
@@ -282,12 +289,13 @@ def score(query: jax.Array, keys, scores, top_k: int) -> tuple[jax.Array, jax.Ar
     first = pl.multiple_of(number * length * SUBLANES, length * SUBLANES)
     at = pl.ds(first, length * SUBLANES)
     scores[at] = jnp.dot(keys[0, at], query, preferred_element_type=jnp.float32)
-    return tuple(best_of(best, descending([scores[pl.ds(first + row * SUBLANES, SUBLANES)] for row in range(length)])))
+    new = [scores[pl.ds(first + row * SUBLANES, SUBLANES)] for row in range(length)]
+    return tuple(sorting_network.best_of(best, sorting_network.descending(new)))
 
   none = jnp.full((SUBLANES, LANES), -jnp.inf)
   best = lax.fori_loop(0, scores.shape[0] // (length * SUBLANES), take, (none,) * length)
   for shift in (4, 2, 1):                                                      # over the eight rows of a register
-    best = best_of(best, [pltpu.roll(row, shift, 0) for row in best])
+    best = sorting_network.best_of(best, [pltpu.roll(row, shift, 0) for row in best])
   return best[top_k - 1][:1], best[0][:1]
 
 
@@ -308,37 +316,3 @@ def last_tied(scores, threshold: jax.Array, top_k: int) -> jax.Array:
 def behind(scores: jax.Array, threshold: jax.Array, first: int | jax.Array, last: jax.Array) -> jax.Array:
   """Returns which of the scores [n, 128] of slots from `first` on tie with the threshold behind slot `last`."""
   return (scores == threshold) & (lax.broadcasted_iota(jnp.int32, scores.shape, 0) + first > last)
-
-
-# Sorting networks: lists of registers, of which each row and lane is sorted by itself.
-
-def list_length(top_k: int) -> int:
-  """Returns the least power of two that isn't below k."""
-  return 1 << (top_k - 1).bit_length()
-
-
-def descending(rows: list) -> list:
-  """Returns the rows sorted by an odd-even merge sort (Batcher, 1968); their number is a power of two."""
-  half = len(rows) // 2
-  return merged(descending(rows[:half]), descending(rows[half:])) if half else rows
-
-
-def merged(a: list, b: list) -> list:
-  if len(a) == 1:
-    return [lax.max(a[0], b[0]), lax.min(a[0], b[0])]
-  even, odd = merged(a[::2], b[::2]), merged(a[1::2], b[1::2])
-  inner = [pick(x, y) for x, y in zip(odd[:-1], even[1:]) for pick in (lax.max, lax.min)]
-  return [even[0], *inner, odd[-1]]
-
-
-def best_of(a: list, b: list) -> list:
-  """Returns the larger half of two sorted lists, sorted: their maxima, one list turned, are a bitonic list."""
-  return from_bitonic([lax.max(x, y) for x, y in zip(a, reversed(b))])
-
-
-def from_bitonic(rows: list) -> list:
-  half = len(rows) // 2
-  if not half:
-    return rows
-  pairs = list(zip(rows[:half], rows[half:]))
-  return from_bitonic([lax.max(x, y) for x, y in pairs]) + from_bitonic([lax.min(x, y) for x, y in pairs])

@@ -1,4 +1,4 @@
-"""The memory's TPU kernels, interpreted on a CPU, against the same in plain JAX; and what the TPU's compiler makes of them."""
+"""The memory's TPU kernels, interpreted on a CPU, against the same in plain JAX; and compiled for TPUs."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.models import memory_bank, memory_kernel
+from mcsam_jax.models import memory_bank, memory_kernel, sorting_network
 
 
 def in_plain_jax(queries, keys, values, kept, top_k, keep_rate):
@@ -74,7 +74,7 @@ def test_devices_share_the_queries_and_add_up_the_gradients_of_the_slots():
 
 def test_the_network_sorts():
   rows = list(np.random.default_rng(0).permutation(32).astype(np.float32))
-  largest = memory_kernel.best_of(memory_kernel.descending(rows[:16]), memory_kernel.descending(rows[16:]))
+  largest = sorting_network.best_of(sorting_network.descending(rows[:16]), sorting_network.descending(rows[16:]))
   np.testing.assert_array_equal(largest, np.arange(31, 15, -1))
 
 
