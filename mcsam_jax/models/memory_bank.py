@@ -5,12 +5,17 @@ Keys and values depend on the slots alone, so `project` makes them once a step
 and every later call shares them.
 """
 
+import functools
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcsam_jax.models import layers
+from mcsam_jax.models import layers, memory_kernel
+
+BATCH_AXES = ("data", "fsdp")       # of the mesh: studies are split over them
 
 
 class MemoryBank(nn.Module):
@@ -31,7 +36,7 @@ class MemoryBank(nn.Module):
     self.slots = self.param("slots", nn.initializers.normal(1.0), (self.num_slots, self.slot_width))
     self.query, self.key, self.value, self.output = (
         nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype) for _ in range(4))
-    self.drop = nn.Dropout(self.dropout, broadcast_dims=(-3,))         # heads share what is dropped
+    self.drop = nn.Dropout(self.dropout)                               # heads share what is dropped
     if self.consolidation == "gate":
       self.gate = nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype)
 
@@ -43,13 +48,44 @@ class MemoryBank(nn.Module):
 
   def __call__(self, features: jax.Array, memory: layers.KeysValues, train: bool) -> jax.Array:
     """Returns the responses [..., L, D] of `memory` (from `project`) to `features` [..., L, D]."""
-    queries = features.reshape(-1, features.shape[-1])                 # [R, D]: all rows and positions alike
-    query = layers.split_heads(self.query(queries), self.num_heads)    # [H, R, D/H]
+    queries = self.query(features.reshape(-1, features.shape[-1]))     # [R, D]: all rows and positions alike
+    kept = self.kept_by_dropout(queries, train)                        # [R, S], or None
+    axes = split_over(features)
+    if self.is_mutable_collection("intermediates") or axes is None or not memory_kernel.supports(
+        self.num_slots, self.width // self.num_heads, self.top_k):
+      answers, weights = self.answer(queries, memory, kept)
+      self.sow("intermediates", "slot_weights", self.by_row(weights, features))
+    else:
+      answers = jax.lax.platform_dependent(queries, memory, kept, tpu=functools.partial(self.answer_on_tpu, axes=axes),
+                                           default=lambda *arrays: self.answer(*arrays)[0])
+    return self.output(answers).reshape(*features.shape[:-1], self.width)
+
+  @nn.nowrap
+  def answer(self, queries: jax.Array, memory: layers.KeysValues, kept: jax.Array | None):
+    """Returns the values [R, D] that answer queries [R, D], and the weights float32 [H, R, S] of the slots."""
+    query = layers.split_heads(queries, self.num_heads)                # [H, R, D/H]
     scores = layers.products(query, memory.keys)                       # [H, R, S]
     weights = jax.nn.softmax(keep_top_k(scores, self.top_k) / np.sqrt(query.shape[-1]), axis=-1)
-    self.sow("intermediates", "slot_weights", self.by_row(weights, features))   # free unless asked for
-    weights = self.drop(weights.astype(self.dtype), deterministic=not train)
-    return self.output(layers.merge_heads(weights @ memory.values)).reshape(*features.shape[:-1], self.width)
+    used = weights.astype(self.dtype)
+    if kept is not None:
+      used = jnp.where(kept, used / (1 - self.dropout), 0)
+    return layers.merge_heads(used @ memory.values), weights
+
+  @nn.nowrap
+  def answer_on_tpu(self, queries: jax.Array, memory: layers.KeysValues, kept: jax.Array | None,
+                    axes: tuple[str, ...]) -> jax.Array:
+    """Returns the same values; rows R are split over `axes` of the mesh."""
+    turned = queries.T.reshape(self.num_heads, -1, queries.shape[0])   # [H, D/H, R]
+    words = None if kept is None else memory_kernel.pack(kept)
+    keep_rate = 1.0 if kept is None else 1 - self.dropout
+    answers = memory_kernel.respond(turned, memory.keys, memory.values, words, self.top_k, keep_rate, axes)
+    return answers.reshape(self.width, -1).T
+
+  def kept_by_dropout(self, queries: jax.Array, train: bool) -> jax.Array | None:
+    """Returns which slots queries [R, D] may hear, bool [R, S]; None for all of them."""
+    if not train or not self.dropout:
+      return None
+    return self.drop(jnp.ones((len(queries), self.num_slots), jnp.float32), deterministic=False) != 0
 
   def by_row(self, weights: jax.Array, features: jax.Array) -> jax.Array:
     """[H, R, S] -> [..., H, L, S], as the features [..., L, D] lie."""
@@ -62,6 +98,21 @@ class MemoryBank(nn.Module):
     return features + responses
 
 
+def split_over(features: jax.Array) -> tuple[str, ...] | None:
+  """Returns the axes of the ambient mesh over which the rows of features [..., L, D] are split.
+
+  None where kernels can't be used: without a mesh that says how to divide their work, which the compiler can't, and
+  where 64-bit numbers are on, which they don't know. A table [vocabulary, D], or studies that can't be dealt out
+  evenly, are whole on each device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if jax.config.jax_enable_x64 or mesh.empty or set(mesh.auto_axes) != set(mesh.axis_names):
+    return None
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+  devices = math.prod(mesh.shape[axis] for axis in axes)
+  return axes if features.ndim > 2 and features.shape[0] % devices == 0 else ()
+
+
 def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
   """Returns scores [..., S] with all but the k largest at -inf; ties go to the lower index, so exactly k stay.
 
@@ -70,7 +121,7 @@ def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
   """
   if k >= scores.shape[-1]:
     return scores
-  still = jax.lax.stop_gradient(scores)
+  still = jax.lax.stop_gradient(scores).astype(jnp.float32)
   # How often `narrow` loops hangs on the scores: over several chips that would be a collective a turn.
   kept = jax.lax.platform_dependent(still, cpu=lambda scores: by_narrowing(scores, k),
                                     default=lambda scores: by_bits(scores, k))
