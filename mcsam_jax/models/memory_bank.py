@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.models import layers, memory_kernel
-
-BATCH_AXES = ("data", "fsdp")       # of the mesh: studies are split over them
+from mcsam_jax.partitioning import BATCH
 
 
 class MemoryBank(nn.Module):
@@ -108,7 +107,7 @@ def split_over(features: jax.Array) -> tuple[str, ...] | None:
   mesh = jax.sharding.get_abstract_mesh()
   if jax.config.jax_enable_x64 or mesh.empty or set(mesh.auto_axes) != set(mesh.axis_names):
     return None
-  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+  axes = tuple(axis for axis in BATCH if axis in mesh.axis_names)
   devices = math.prod(mesh.shape[axis] for axis in axes)
   return axes if features.ndim > 2 and features.shape[0] % devices == 0 else ()
 
