@@ -17,16 +17,49 @@ import jax.numpy as jnp
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
-def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-  """Returns a convolution without bias whose padding is PyTorch's: the same on all four sides."""
-  return nn.Conv(features, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False,
-                 kernel_init=HE, dtype=dtype, name=name)
+class Kernel(nn.Module):
+  """The kernel [k, k, C in, C out] of a convolution, by the name that weights files know."""
+  shape: tuple[int, int, int, int]
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    return self.param("kernel", HE, self.shape)
 
 
-def batch_norm(train: bool, dtype: Any, name: str, **kwargs) -> nn.BatchNorm:
-  """Returns a batch normalisation that keeps 0.9 of its running statistics at each training step."""
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name,
-                      **kwargs)
+class FrozenNorm(nn.Module):
+  """Batch norm by its running statistics, as the factor and the shift [C] that it then is for each channel."""
+  channels: int
+  epsilon: float
+  scale_init: Any = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    shape = (self.channels,)
+    scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
+    var = self.variable("batch_stats", "var", jnp.ones, shape).value
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    return factor, bias - mean * factor
+
+
+def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, dtype: Any, names: tuple[str, str],
+              scale_init: Any = nn.initializers.ones) -> jax.Array:
+  """Returns a convolution and its batch norm, whose variables get `names`; called in a compact method.
+
+  The padding is PyTorch's: the same on all four sides.
+  """
+  weights = Kernel((kernel, kernel, x.shape[-1], features), name=names[0])()
+  if train:
+    y = convolve(x, weights, stride, kernel // 2, dtype)
+    return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init,
+                        name=names[1])(y)
+  factor, shift = FrozenNorm(features, 1e-5, scale_init, name=names[1])()
+  return (convolve(x, weights * factor, stride, kernel // 2, dtype) + shift).astype(dtype)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, pad: int, dtype: Any) -> jax.Array:
+  return jax.lax.conv_general_dilated(x.astype(dtype), kernel.astype(dtype), (stride, stride), [(pad, pad)] * 2,
+                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class BasicBlock(nn.Module):
@@ -37,11 +70,9 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
-    y = nn.relu(batch_norm(train, self.dtype, "bn1")(y))
-    y = conv(self.width, 3, 1, self.dtype, "conv2")(y)
+    y = nn.relu(conv_norm(x, self.width, 3, self.stride, train, self.dtype, ("conv1", "bn1")))
     # The last scale of a branch starts at zero, so that a deep stack starts as its shortcuts.
-    y = batch_norm(train, self.dtype, "bn2", scale_init=nn.initializers.zeros)(y)
+    y = conv_norm(y, self.width, 3, 1, train, self.dtype, ("conv2", "bn2"), nn.initializers.zeros)
     return nn.relu(y + shortcut(x, y.shape, self.stride, train, self.dtype))
 
 
@@ -53,12 +84,9 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = conv(self.width, 1, 1, self.dtype, "conv1")(x)
-    y = nn.relu(batch_norm(train, self.dtype, "bn1")(y))
-    y = conv(self.width, 3, self.stride, self.dtype, "conv2")(y)
-    y = nn.relu(batch_norm(train, self.dtype, "bn2")(y))
-    y = conv(4 * self.width, 1, 1, self.dtype, "conv3")(y)
-    y = batch_norm(train, self.dtype, "bn3", scale_init=nn.initializers.zeros)(y)
+    y = nn.relu(conv_norm(x, self.width, 1, 1, train, self.dtype, ("conv1", "bn1")))
+    y = nn.relu(conv_norm(y, self.width, 3, self.stride, train, self.dtype, ("conv2", "bn2")))
+    y = conv_norm(y, 4 * self.width, 1, 1, train, self.dtype, ("conv3", "bn3"), nn.initializers.zeros)
     return nn.relu(y + shortcut(x, y.shape, self.stride, train, self.dtype))
 
 
@@ -66,8 +94,7 @@ def shortcut(x: jax.Array, shape: tuple[int, ...], stride: int, train: bool, dty
   """Returns `x`, projected where a block changes its shape; called inside a block's compact method."""
   if x.shape == shape:
     return x
-  x = conv(shape[-1], 1, stride, dtype, "downsample_0")(x)
-  return batch_norm(train, dtype, "downsample_1")(x)
+  return conv_norm(x, shape[-1], 1, stride, train, dtype, ("downsample_0", "downsample_1"))
 
 
 class ResNet(nn.Module):
@@ -82,8 +109,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv(self.stem_width, 7, self.stem_stride, self.dtype, "conv1")(images)
-    x = nn.relu(batch_norm(train, self.dtype, "bn1")(x))
+    x = nn.relu(conv_norm(images, self.stem_width, 7, self.stem_stride, train, self.dtype, ("conv1", "bn1")))
     if self.stem_stride == 2:
       x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))                  # [M, H/4, W/4, C]
     for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
