@@ -8,17 +8,34 @@ that learns phantoms from scratch on a CPU.
 Shapes: M images, H x W pixels, h x w patches, C channels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+EPSILON = 1e-5                                  # of batch norm
+SHORTCUT = ("downsample_0", "downsample_1")     # where a block changes the shape of its input
+BLOCK = "encoder_block"                         # what rematerialisation may keep, see `end_of_block`
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+  """The ReLU, whose gradient looks at the output, which the next convolution keeps anyway.
+
+  That of `nn.relu` looks at the input: on a TPU both were written.
+  """
+  return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda tangent, y, x: jnp.where(y > 0, tangent, 0))
 
 
 class Kernel(nn.Module):
-  """The kernel [k, k, C in, C out] of a convolution, by the name that weights files know."""
+  """The kernel [k, k, C in, C out] of a convolution."""
   shape: tuple[int, int, int, int]
 
   @nn.compact
@@ -27,7 +44,7 @@ class Kernel(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-  """Batch norm by its running statistics, as the factor and the shift [C] that it then is for each channel."""
+  """Batch norm by its running statistics: the factor and the shift [C] that it then is for each channel."""
   channels: int
   epsilon: float
   scale_init: Any = nn.initializers.ones
@@ -42,59 +59,88 @@ class FrozenNorm(nn.Module):
     return factor, bias - mean * factor
 
 
-def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, dtype: Any, names: tuple[str, str],
-              scale_init: Any = nn.initializers.ones) -> jax.Array:
-  """Returns a convolution and its batch norm, whose variables get `names`; called in a compact method.
-
-  The padding is PyTorch's: the same on all four sides.
-  """
-  weights = Kernel((kernel, kernel, x.shape[-1], features), name=names[0])()
-  if train:
-    y = convolve(x, weights, stride, kernel // 2, dtype)
-    return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init,
-                        name=names[1])(y)
-  factor, shift = FrozenNorm(features, 1e-5, scale_init, name=names[1])()
-  return (convolve(x, weights * factor, stride, kernel // 2, dtype) + shift).astype(dtype)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, pad: int, dtype: Any) -> jax.Array:
-  return jax.lax.conv_general_dilated(x.astype(dtype), kernel.astype(dtype), (stride, stride), [(pad, pad)] * 2,
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Returns the convolution in the type of `x`; the padding is PyTorch's, the same on all four sides."""
+  pad = kernel.shape[0] // 2
+  return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2,
                                       dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def folded(shape: tuple[int, int, int, int], names: tuple[str, str],
+           scale_init: Any = nn.initializers.ones) -> tuple[jax.Array, jax.Array]:
+  """Returns the kernel and the shift [C out] of a convolution with the frozen norm behind it (named `names`).
+
+  With the norm's factor in the kernel, the gradients of kernel and scale are both taken over the small
+  kernel. Behind the convolution, the scale's would have to keep and read its output once more.
+  """
+  kernel = Kernel(shape, name=names[0])()
+  factor, shift = FrozenNorm(shape[-1], EPSILON, scale_init, name=names[1])()
+  return kernel * factor, shift
+
+
+def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
+              scale_init: Any = nn.initializers.ones, pool: Callable[[jax.Array], jax.Array] = lambda y: y) -> jax.Array:
+  """Returns a convolution, batch norm and `pool` of `x`, in its type; called inside a compact method.
+
+  Args:
+    names: of the convolution's and the norm's variables.
+    pool: takes maxima; adding a constant to each channel may as well follow it.
+  """
+  shape = (kernel, kernel, x.shape[-1], features)
+  if train:
+    y = convolve(x, Kernel(shape, name=names[0])(), stride)
+    return pool(nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON, dtype=x.dtype,
+                             scale_init=scale_init, name=names[1])(y))
+  weights, shift = folded(shape, names, scale_init)
+  # The shift's gradient is a sum over all positions: there are fewer behind a pool.
+  return (pool(convolve(x, weights, stride)) + shift).astype(x.dtype)
+
+
+def end_of_block(x: jax.Array) -> jax.Array:
+  """Returns the ReLU of `x`, which alone is kept under `save_only_these_names(BLOCK)` (jax.checkpoint_policies).
+
+  The rest of a block, half as large again, is then computed twice, all but its last convolution.
+  """
+  return relu(checkpoint_name(x, BLOCK))
 
 
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut: [M, h, w, C] -> [M, h/stride, w/stride, width]."""
   width: int
   stride: int
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = nn.relu(conv_norm(x, self.width, 3, self.stride, train, self.dtype, ("conv1", "bn1")))
+    y = relu(conv_norm(x, self.width, 3, self.stride, train, ("conv1", "bn1")))
     # The last scale of a branch starts at zero, so that a deep stack starts as its shortcuts.
-    y = conv_norm(y, self.width, 3, 1, train, self.dtype, ("conv2", "bn2"), nn.initializers.zeros)
-    return nn.relu(y + shortcut(x, y.shape, self.stride, train, self.dtype))
+    y = conv_norm(y, self.width, 3, 1, train, ("conv2", "bn2"), nn.initializers.zeros)
+    if x.shape != y.shape:
+      x = conv_norm(x, self.width, 1, self.stride, train, SHORTCUT)
+    return end_of_block(y + x)
 
 
 class Bottleneck(nn.Module):
   """1x1, 3x3 and 1x1 convolutions and a shortcut: [M, h, w, C] -> [M, h/stride, w/stride, 4 width]."""
   width: int
   stride: int
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = nn.relu(conv_norm(x, self.width, 1, 1, train, self.dtype, ("conv1", "bn1")))
-    y = nn.relu(conv_norm(y, self.width, 3, self.stride, train, self.dtype, ("conv2", "bn2")))
-    y = conv_norm(y, 4 * self.width, 1, 1, train, self.dtype, ("conv3", "bn3"), nn.initializers.zeros)
-    return nn.relu(y + shortcut(x, y.shape, self.stride, train, self.dtype))
-
-
-def shortcut(x: jax.Array, shape: tuple[int, ...], stride: int, train: bool, dtype: Any) -> jax.Array:
-  """Returns `x`, projected where a block changes its shape; called inside a block's compact method."""
-  if x.shape == shape:
-    return x
-  return conv_norm(x, shape[-1], 1, stride, train, dtype, ("downsample_0", "downsample_1"))
+    y = relu(conv_norm(x, self.width, 1, 1, train, ("conv1", "bn1")))
+    y = relu(conv_norm(y, self.width, 3, self.stride, train, ("conv2", "bn2")))
+    features, inner, zeros = 4 * self.width, x.shape[-1], nn.initializers.zeros
+    if inner == features and self.stride == 1:
+      return end_of_block(conv_norm(y, features, 1, 1, train, ("conv3", "bn3"), zeros) + x)
+    if train:
+      return end_of_block(conv_norm(y, features, 1, 1, train, ("conv3", "bn3"), zeros)
+                          + conv_norm(x, features, 1, self.stride, train, SHORTCUT))
+    # The sum of two 1x1 convolutions is one of both inputs side by side: the largest arrays of a stage, the
+    # output and its gradient, are written and read once instead of twice.
+    weights, shifts = zip(folded((1, 1, self.width, features), ("conv3", "bn3"), zeros),
+                          folded((1, 1, inner, features), SHORTCUT))
+    both = jnp.concatenate([y, x[:, ::self.stride, ::self.stride]], axis=-1)
+    y = convolve(both, jnp.concatenate(weights, axis=2), 1) + sum(shifts)
+    return end_of_block(y.astype(x.dtype))
 
 
 class ResNet(nn.Module):
@@ -109,10 +155,16 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = nn.relu(conv_norm(images, self.stem_width, 7, self.stem_stride, train, self.dtype, ("conv1", "bn1")))
-    if self.stem_stride == 2:
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))                  # [M, H/4, W/4, C]
+    pool = {"pool": max_pool} if self.stem_stride == 2 else {}
+    x = images.astype(self.dtype)
+    x = conv_norm(x, self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"), **pool)   # [M, H/4, W/4, C]
+    # A maximum of ReLUs is the ReLU of the maximum, which has a quarter of the values.
+    x = end_of_block(x)
     for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
       for i in range(depth):
-        x = self.block(width, stride if i == 0 else 1, self.dtype, name=f"layer{stage}_{i}")(x, train)
+        x = self.block(width, stride if i == 0 else 1, name=f"layer{stage}_{i}")(x, train)
     return x
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
