@@ -79,20 +79,22 @@ def folded(shape: tuple[int, int, int, int], names: tuple[str, str],
 
 
 def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
-              scale_init: Any = nn.initializers.ones, pool: Callable[[jax.Array], jax.Array] = lambda y: y) -> jax.Array:
-  """Returns a convolution, batch norm and `pool` of `x`, in its type; called inside a compact method.
+              scale_init: Any = nn.initializers.ones,
+              pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+  """Returns a convolution and batch norm of `x`, in its type; called inside a compact method.
 
   Args:
     names: of the convolution's and the norm's variables.
-    pool: takes maxima; adding a constant to each channel may as well follow it.
+    pool: takes maxima of the result.
   """
+  pool = pool or (lambda y: y)
   shape = (kernel, kernel, x.shape[-1], features)
   if train:
     y = convolve(x, Kernel(shape, name=names[0])(), stride)
     return pool(nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON, dtype=x.dtype,
                              scale_init=scale_init, name=names[1])(y))
   weights, shift = folded(shape, names, scale_init)
-  # The shift's gradient is a sum over all positions: there are fewer behind a pool.
+  # Maxima don't mind whether a constant is added before or behind them. Behind, its gradient is a sum of fewer.
   return (pool(convolve(x, weights, stride)) + shift).astype(x.dtype)
 
 
@@ -155,9 +157,8 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    pool = {"pool": max_pool} if self.stem_stride == 2 else {}
-    x = images.astype(self.dtype)
-    x = conv_norm(x, self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"), **pool)   # [M, H/4, W/4, C]
+    x = conv_norm(images.astype(self.dtype), self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"),
+                  pool=max_pool if self.stem_stride == 2 else None)                        # [M, H/4, W/4, C]
     # A maximum of ReLUs is the ReLU of the maximum, which has a quarter of the values.
     x = end_of_block(x)
     for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
