@@ -22,18 +22,6 @@ SHORTCUT = ("downsample_0", "downsample_1")     # where a block changes the shap
 BLOCK = "encoder_block"                         # what rematerialisation may keep, see `end_of_block`
 
 
-@jax.custom_jvp
-def relu(x: jax.Array) -> jax.Array:
-  """The ReLU, whose gradient looks at the output, which the next convolution keeps anyway.
-
-  That of `nn.relu` looks at the input: on a TPU both were written.
-  """
-  return jnp.maximum(x, 0)
-
-
-relu.defjvps(lambda tangent, y, x: jnp.where(y > 0, tangent, 0))
-
-
 class Kernel(nn.Module):
   """The kernel [k, k, C in, C out] of a convolution."""
   shape: tuple[int, int, int, int]
@@ -66,36 +54,28 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
                                       dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def folded(shape: tuple[int, int, int, int], names: tuple[str, str],
-           scale_init: Any = nn.initializers.ones) -> tuple[jax.Array, jax.Array]:
-  """Returns the kernel and the shift [C out] of a convolution with the frozen norm behind it (named `names`).
-
-  With the norm's factor in the kernel, the gradients of kernel and scale are both taken over the small
-  kernel. Behind the convolution, the scale's would have to keep and read its output once more.
-  """
-  kernel = Kernel(shape, name=names[0])()
-  factor, shift = FrozenNorm(shape[-1], EPSILON, scale_init, name=names[1])()
-  return kernel * factor, shift
-
-
 def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
               scale_init: Any = nn.initializers.ones,
               pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
   """Returns a convolution and batch norm of `x`, in its type; called inside a compact method.
+
+  By frozen statistics, a norm is a factor and a shift for each channel. The factor goes into the kernel: then the
+  gradients of kernel and scale are both taken over that small array. Behind the convolution, the scale's gradient
+  would keep its output in memory and read it once more.
 
   Args:
     names: of the convolution's and the norm's variables.
     pool: takes maxima of the result.
   """
   pool = pool or (lambda y: y)
-  shape = (kernel, kernel, x.shape[-1], features)
+  weights = Kernel((kernel, kernel, x.shape[-1], features), name=names[0])()
   if train:
-    y = convolve(x, Kernel(shape, name=names[0])(), stride)
+    y = convolve(x, weights, stride)
     return pool(nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON, dtype=x.dtype,
                              scale_init=scale_init, name=names[1])(y))
-  weights, shift = folded(shape, names, scale_init)
+  factor, shift = FrozenNorm(features, EPSILON, scale_init, name=names[1])()
   # Maxima don't mind whether a constant is added before or behind them. Behind, its gradient is a sum of fewer.
-  return (pool(convolve(x, weights, stride)) + shift).astype(x.dtype)
+  return (pool(convolve(x, weights * factor, stride)) + shift).astype(x.dtype)
 
 
 def end_of_block(x: jax.Array) -> jax.Array:
@@ -103,7 +83,7 @@ def end_of_block(x: jax.Array) -> jax.Array:
 
   The rest of a block, half as large again, is then computed twice, all but its last convolution.
   """
-  return relu(checkpoint_name(x, BLOCK))
+  return nn.relu(checkpoint_name(x, BLOCK))
 
 
 class BasicBlock(nn.Module):
@@ -113,7 +93,7 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = relu(conv_norm(x, self.width, 3, self.stride, train, ("conv1", "bn1")))
+    y = nn.relu(conv_norm(x, self.width, 3, self.stride, train, ("conv1", "bn1")))
     # The last scale of a branch starts at zero, so that a deep stack starts as its shortcuts.
     y = conv_norm(y, self.width, 3, 1, train, ("conv2", "bn2"), nn.initializers.zeros)
     if x.shape != y.shape:
@@ -128,21 +108,12 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = relu(conv_norm(x, self.width, 1, 1, train, ("conv1", "bn1")))
-    y = relu(conv_norm(y, self.width, 3, self.stride, train, ("conv2", "bn2")))
-    features, inner, zeros = 4 * self.width, x.shape[-1], nn.initializers.zeros
-    if inner == features and self.stride == 1:
-      return end_of_block(conv_norm(y, features, 1, 1, train, ("conv3", "bn3"), zeros) + x)
-    if train:
-      return end_of_block(conv_norm(y, features, 1, 1, train, ("conv3", "bn3"), zeros)
-                          + conv_norm(x, features, 1, self.stride, train, SHORTCUT))
-    # The sum of two 1x1 convolutions is one of both inputs side by side: the largest arrays of a stage, the
-    # output and its gradient, are written and read once instead of twice.
-    weights, shifts = zip(folded((1, 1, self.width, features), ("conv3", "bn3"), zeros),
-                          folded((1, 1, inner, features), SHORTCUT))
-    both = jnp.concatenate([y, x[:, ::self.stride, ::self.stride]], axis=-1)
-    y = convolve(both, jnp.concatenate(weights, axis=2), 1) + sum(shifts)
-    return end_of_block(y.astype(x.dtype))
+    y = nn.relu(conv_norm(x, self.width, 1, 1, train, ("conv1", "bn1")))
+    y = nn.relu(conv_norm(y, self.width, 3, self.stride, train, ("conv2", "bn2")))
+    y = conv_norm(y, 4 * self.width, 1, 1, train, ("conv3", "bn3"), nn.initializers.zeros)
+    if x.shape != y.shape:
+      x = conv_norm(x, 4 * self.width, 1, self.stride, train, SHORTCUT)
+    return end_of_block(y + x)
 
 
 class ResNet(nn.Module):
