@@ -8,66 +8,112 @@ that learns phantoms from scratch on a CPU.
 Shapes: M images, H x W pixels, h x w patches, C channels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+EPSILON = 1e-5                                  # of batch norm
+SHORTCUT = ("downsample_0", "downsample_1")     # where a block changes the shape of its input
+BLOCK = "encoder_block"                         # what rematerialisation may keep, see `end_of_block`
 
 
-def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-  """Returns a convolution without bias whose padding is PyTorch's: the same on all four sides."""
-  return nn.Conv(features, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False,
-                 kernel_init=HE, dtype=dtype, name=name)
+class Kernel(nn.Module):
+  """The kernel [k, k, C in, C out] of a convolution."""
+  shape: tuple[int, int, int, int]
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    return self.param("kernel", HE, self.shape)
 
 
-def batch_norm(train: bool, dtype: Any, name: str, **kwargs) -> nn.BatchNorm:
-  """Returns a batch normalisation that keeps 0.9 of its running statistics at each training step."""
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name,
-                      **kwargs)
+class FrozenNorm(nn.Module):
+  """Batch norm by its running statistics: the factor and the shift [C] that it then is for each channel."""
+  channels: int
+  epsilon: float
+  scale_init: Any = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    shape = (self.channels,)
+    scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
+    var = self.variable("batch_stats", "var", jnp.ones, shape).value
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    return factor, bias - mean * factor
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Returns the convolution in the type of `x`; the padding is PyTorch's, the same on all four sides."""
+  pad = kernel.shape[0] // 2
+  return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2,
+                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
+              scale_init: Any = nn.initializers.ones,
+              pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+  """Returns a convolution and batch norm of `x`, in its type; called inside a compact method.
+
+  By frozen statistics, a norm is a factor and a shift for each channel. The factor goes into the kernel: then the
+  gradients of kernel and scale are both taken over that small array. Behind the convolution, the scale's gradient
+  would keep its output in memory and read it once more.
+
+  Args:
+    names: of the convolution's and the norm's variables.
+    pool: takes maxima of the result.
+  """
+  pool = pool or (lambda y: y)
+  weights = Kernel((kernel, kernel, x.shape[-1], features), name=names[0])()
+  if train:
+    y = convolve(x, weights, stride)
+    return pool(nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON, dtype=x.dtype,
+                             scale_init=scale_init, name=names[1])(y))
+  factor, shift = FrozenNorm(features, EPSILON, scale_init, name=names[1])()
+  # Maxima don't mind whether a constant is added before or behind them. Behind, its gradient is a sum of fewer.
+  return (pool(convolve(x, weights * factor, stride)) + shift).astype(x.dtype)
+
+
+def end_of_block(x: jax.Array) -> jax.Array:
+  """Returns the ReLU of `x`, which alone is kept under `save_only_these_names(BLOCK)` (jax.checkpoint_policies).
+
+  The rest of a block, half as large again, is then computed twice, all but its last convolution.
+  """
+  return nn.relu(checkpoint_name(x, BLOCK))
 
 
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut: [M, h, w, C] -> [M, h/stride, w/stride, width]."""
   width: int
   stride: int
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
-    y = nn.relu(batch_norm(train, self.dtype, "bn1")(y))
-    y = conv(self.width, 3, 1, self.dtype, "conv2")(y)
+    y = nn.relu(conv_norm(x, self.width, 3, self.stride, train, ("conv1", "bn1")))
     # The last scale of a branch starts at zero, so that a deep stack starts as its shortcuts.
-    y = batch_norm(train, self.dtype, "bn2", scale_init=nn.initializers.zeros)(y)
-    return nn.relu(y + shortcut(x, y.shape, self.stride, train, self.dtype))
+    y = conv_norm(y, self.width, 3, 1, train, ("conv2", "bn2"), nn.initializers.zeros)
+    if x.shape != y.shape:
+      x = conv_norm(x, self.width, 1, self.stride, train, SHORTCUT)
+    return end_of_block(y + x)
 
 
 class Bottleneck(nn.Module):
   """1x1, 3x3 and 1x1 convolutions and a shortcut: [M, h, w, C] -> [M, h/stride, w/stride, 4 width]."""
   width: int
   stride: int
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = conv(self.width, 1, 1, self.dtype, "conv1")(x)
-    y = nn.relu(batch_norm(train, self.dtype, "bn1")(y))
-    y = conv(self.width, 3, self.stride, self.dtype, "conv2")(y)
-    y = nn.relu(batch_norm(train, self.dtype, "bn2")(y))
-    y = conv(4 * self.width, 1, 1, self.dtype, "conv3")(y)
-    y = batch_norm(train, self.dtype, "bn3", scale_init=nn.initializers.zeros)(y)
-    return nn.relu(y + shortcut(x, y.shape, self.stride, train, self.dtype))
-
-
-def shortcut(x: jax.Array, shape: tuple[int, ...], stride: int, train: bool, dtype: Any) -> jax.Array:
-  """Returns `x`, projected where a block changes its shape; called inside a block's compact method."""
-  if x.shape == shape:
-    return x
-  x = conv(shape[-1], 1, stride, dtype, "downsample_0")(x)
-  return batch_norm(train, dtype, "downsample_1")(x)
+    y = nn.relu(conv_norm(x, self.width, 1, 1, train, ("conv1", "bn1")))
+    y = nn.relu(conv_norm(y, self.width, 3, self.stride, train, ("conv2", "bn2")))
+    y = conv_norm(y, 4 * self.width, 1, 1, train, ("conv3", "bn3"), nn.initializers.zeros)
+    if x.shape != y.shape:
+      x = conv_norm(x, 4 * self.width, 1, self.stride, train, SHORTCUT)
+    return end_of_block(y + x)
 
 
 class ResNet(nn.Module):
@@ -82,11 +128,15 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv(self.stem_width, 7, self.stem_stride, self.dtype, "conv1")(images)
-    x = nn.relu(batch_norm(train, self.dtype, "bn1")(x))
-    if self.stem_stride == 2:
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))                  # [M, H/4, W/4, C]
+    x = conv_norm(images.astype(self.dtype), self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"),
+                  pool=max_pool if self.stem_stride == 2 else None)                        # [M, H/4, W/4, C]
+    # A maximum of ReLUs is the ReLU of the maximum, which has a quarter of the values.
+    x = end_of_block(x)
     for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
       for i in range(depth):
-        x = self.block(width, stride if i == 0 else 1, self.dtype, name=f"layer{stage}_{i}")(x, train)
+        x = self.block(width, stride if i == 0 else 1, name=f"layer{stage}_{i}")(x, train)
     return x
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

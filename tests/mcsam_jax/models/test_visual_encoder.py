@@ -4,6 +4,8 @@ import json
 import pathlib
 import zlib
 
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.efficientnet import shifted_sum
+from mcsam_jax.models.resnet import Bottleneck, ResNet
 from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
 from mcsam_jax.pretrained.import_weights import convert, packaged_file
 from mcsam_jax.pretrained.torch_file import read_state_dict
@@ -92,6 +95,64 @@ def test_tiny_trains_statistics_only_when_asked():
   # By its statistics, an image's features don't depend on its neighbours in the batch.
   apply = jax.jit(encoder.apply)
   np.testing.assert_allclose(apply(variables, images)[:1], apply(variables, images[:1]), atol=1e-4)
+
+
+class Plain(nn.Module):
+  """The network of `ResNet`, step by step: batch norm behind each convolution, ReLU before the pool."""
+  depths: tuple[int, ...]
+  widths: tuple[int, ...]
+  strides: tuple[int, ...]
+  stem_width: int
+
+  @nn.compact
+  def __call__(self, images):
+    x = nn.relu(self.conv_norm(images, self.stem_width, 7, 2, "conv1", "bn1"))
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    for stage, (depth, width, first) in enumerate(zip(self.depths, self.widths, self.strides), 1):
+      for i in range(depth):
+        x = self.bottleneck(x, width, first if i == 0 else 1, f"layer{stage}_{i}/")
+    return x
+
+  def bottleneck(self, x, width, stride, at):
+    y = nn.relu(self.conv_norm(x, width, 1, 1, at + "conv1", at + "bn1"))
+    y = nn.relu(self.conv_norm(y, width, 3, stride, at + "conv2", at + "bn2"))
+    y = self.conv_norm(y, 4 * width, 1, 1, at + "conv3", at + "bn3")
+    if y.shape != x.shape:
+      x = self.conv_norm(x, 4 * width, 1, stride, at + "downsample_0", at + "downsample_1")
+    return nn.relu(y + x)
+
+  def conv_norm(self, x, features, kernel, stride, conv, norm):
+    y = nn.Conv(features, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False,
+                param_dtype=x.dtype, name=conv)(x)
+    return nn.BatchNorm(use_running_average=True, epsilon=1e-5, param_dtype=x.dtype, name=norm)(y)
+
+
+def nested(variables):
+  return traverse_util.unflatten_dict({tuple("/".join(path).split("/")): leaf
+                                       for path, leaf in traverse_util.flatten_dict(variables).items()})
+
+
+def test_frozen_norm_in_the_kernels_is_the_same_function_with_the_same_gradients():
+  sizes = {"depths": (2, 1), "widths": (4, 6), "strides": (1, 2), "stem_width": 4}   # all kinds of shortcut
+  quick = {"xla_backend_optimization_level": 0}
+  with jax.enable_x64():
+    draw = np.random.default_rng(0)
+    images, target = draw.standard_normal((2, 36, 36, 3)), draw.standard_normal((2, 5, 5, 24))
+    plain, own = Plain(**sizes), ResNet(Bottleneck, **sizes, dtype=jnp.float64)
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), shapes)
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])       # variances are positive
+
+    def value_and_gradients(apply, variables):
+      loss = lambda params, images: (apply({**variables, "params": params}, images) * target).sum()
+      return jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=quick)(variables["params"], images)
+
+    value, (params, pixels) = value_and_gradients(plain.apply, variables)
+    found, (found_params, found_pixels) = value_and_gradients(own.apply, nested(variables))
+  np.testing.assert_allclose(found, value, rtol=1e-12)
+  np.testing.assert_allclose(found_pixels, pixels, atol=1e-12 * np.abs(pixels).max())
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-12 * np.abs(other).max()),
+               found_params, nested(params))
 
 
 def test_bfloat16_features_keep_float32_parameters():
