@@ -87,7 +87,7 @@ class MCSAM(nn.Module):
              "feedforward_width": model.feedforward_width, "norm": model.norm, "dtype": dtype,
              "remat": self.config.train.remat == "layers"}
     if not self.config.encoder.frozen:
-      self.visual_encoder = make_encoder(self.config.encoder.name, dtype=dtype)
+      self.visual_encoder = make_encoder(self.config.encoder.name, dtype, remat=self.config.train.remat == "layers")
     self.patch_projection = nn.Dense(model.width, kernel_init=layers.xavier, dtype=dtype)
     if model.patch_positions == "learned":
       self.rows, self.columns, self.views = (

@@ -13,13 +13,11 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 EPSILON = 1e-5                                  # of batch norm
 SHORTCUT = ("downsample_0", "downsample_1")     # where a block changes the shape of its input
-BLOCK = "encoder_block"                         # what rematerialisation may keep, see `end_of_block`
 
 
 class Kernel(nn.Module):
@@ -78,14 +76,6 @@ def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool
   return (pool(convolve(x, weights * factor, stride)) + shift).astype(x.dtype)
 
 
-def end_of_block(x: jax.Array) -> jax.Array:
-  """Returns the ReLU of `x`, which alone is kept under `save_only_these_names(BLOCK)` (jax.checkpoint_policies).
-
-  The rest of a block, half as large again, is then computed twice, all but its last convolution.
-  """
-  return nn.relu(checkpoint_name(x, BLOCK))
-
-
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut: [M, h, w, C] -> [M, h/stride, w/stride, width]."""
   width: int
@@ -98,7 +88,7 @@ class BasicBlock(nn.Module):
     y = conv_norm(y, self.width, 3, 1, train, ("conv2", "bn2"), nn.initializers.zeros)
     if x.shape != y.shape:
       x = conv_norm(x, self.width, 1, self.stride, train, SHORTCUT)
-    return end_of_block(y + x)
+    return nn.relu(y + x)
 
 
 class Bottleneck(nn.Module):
@@ -113,7 +103,7 @@ class Bottleneck(nn.Module):
     y = conv_norm(y, 4 * self.width, 1, 1, train, ("conv3", "bn3"), nn.initializers.zeros)
     if x.shape != y.shape:
       x = conv_norm(x, 4 * self.width, 1, self.stride, train, SHORTCUT)
-    return end_of_block(y + x)
+    return nn.relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -125,16 +115,18 @@ class ResNet(nn.Module):
   stem_width: int = 64
   stem_stride: int = 2              # 2: a max pool halves again; 4: no pool, whose gradient is slow on a CPU
   dtype: Any = jnp.float32
+  remat: bool = False               # keep a block's input alone for the gradient, and compute the rest of it again
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     x = conv_norm(images.astype(self.dtype), self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"),
                   pool=max_pool if self.stem_stride == 2 else None)                        # [M, H/4, W/4, C]
     # A maximum of ReLUs is the ReLU of the maximum, which has a quarter of the values.
-    x = end_of_block(x)
+    x = nn.relu(x)
+    block = nn.remat(self.block, static_argnums=2) if self.remat else self.block
     for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
       for i in range(depth):
-        x = self.block(width, stride if i == 0 else 1, name=f"layer{stage}_{i}")(x, train)
+        x = block(width, stride if i == 0 else 1, name=f"layer{stage}_{i}")(x, train)
     return x
 
 

@@ -35,12 +35,15 @@ ENCODERS = {
 }
 
 
-def make_encoder(name: str, dtype: Any = jnp.float32, **kwargs) -> nn.Module:
-  """Returns the encoder `name` of ENCODERS; its `__call__(images, train=False)` computes in `dtype`."""
+def make_encoder(name: str, dtype: Any = jnp.float32, remat: bool = False, **kwargs) -> nn.Module:
+  """Returns the encoder `name` of ENCODERS; its `__call__(images, train=False)` computes in `dtype`.
+
+  remat: of ResNets: a block's activations are computed again for its gradient.
+  """
   if name == "efficientnet_lite0":
     return EfficientNetLite(dtype=dtype, **kwargs)
   if name == "resnet_tiny":
     return ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 128), (1, 2, 2, 1), stem_width=16, stem_stride=4,
-                  dtype=dtype, **kwargs)
+                  dtype=dtype, remat=remat, **kwargs)
   depths = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
-  return ResNet(Bottleneck, depths, (64, 128, 256, 512), (1, 2, 2, 2), dtype=dtype, **kwargs)
+  return ResNet(Bottleneck, depths, (64, 128, 256, 512), (1, 2, 2, 2), dtype=dtype, remat=remat, **kwargs)
