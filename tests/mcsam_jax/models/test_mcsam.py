@@ -10,8 +10,10 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.models.semantic_alignment import make_pairs
 
 B, V, P, C, T, VOCABULARY = 4, 2, 9, 16, 10, 30
+PAIRS = make_pairs(np.arange(B)[:, None], np.zeros((B, 14)), np.ones(B, bool))      # of reports that all differ
 SMALL = ["encoder.frozen=true", "model.width=32", "model.feedforward_width=48", "model.num_heads=4", "memory.num_heads=4",
          "memory.num_slots=40", "memory.top_k=6", "memory.slot_width=24", "model.num_prompts=3", "model.encoder_layers=1",
          "model.decoder_layers=2"]
@@ -47,7 +49,7 @@ def make(overrides=()):
   def whole(module):
     outputs = module(features, view_mask, view_ids, tokens, token_mask, train=False)
     if config.model.use_alignment:
-      module.align(outputs.image_code, outputs.report_code, jnp.eye(B), jnp.ones(B, bool))
+      module.align(outputs.image_code, outputs.report_code, PAIRS)
 
   variables = jax.jit(lambda key: model.init(key, method=whole))(jax.random.key(0))
   if config.model.use_alignment:
@@ -157,7 +159,7 @@ def test_without_the_memorys_answer_the_alignment_cannot_tell_pairs_apart():
   bank = variables["params"]["memory_bank"]
   silent = {"params": variables["params"] | {"memory_bank": bank | {"output": jax.tree.map(jnp.zeros_like, bank["output"])}}}
   outputs = run(model, silent, inputs)
-  aligned = model.apply(silent, outputs.image_code, outputs.report_code, jnp.eye(B), jnp.ones(B, bool), method="align")
+  aligned = model.apply(silent, outputs.image_code, outputs.report_code, PAIRS, method="align")
   np.testing.assert_allclose(aligned.loss, np.log(B), rtol=1e-6)
 
 

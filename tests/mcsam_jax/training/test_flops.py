@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mcsam_jax import config as configs
+from mcsam_jax.models.semantic_alignment import make_pairs
 from mcsam_jax.training import flops
 from mcsam_jax.training.step import init_state, make_model, make_train_step
 
@@ -34,9 +36,11 @@ def test_the_forward_pass_is_what_xla_counts(fields):
       ((V, GRID * GRID, 1280), jnp.float32), ((V,), bool), ((V,), jnp.int32), ((words + 1,), jnp.int32),
       ((words,), bool))]
 
+  pairs = make_pairs(np.arange(B)[:, None], np.zeros((B, 14)), np.ones(B, bool))
+
   def forward(module, *batch):
     outputs = module(*batch, train=False)
-    return outputs.logits, module.align(outputs.image_code, outputs.report_code, jnp.eye(B), jnp.ones(B, bool))
+    return outputs.logits, module.align(outputs.image_code, outputs.report_code, pairs)
 
   variables = jax.eval_shape(lambda *batch: model.init(jax.random.key(0), *batch, method=forward), *batch)
   lowered = jax.jit(lambda variables, *batch: model.apply(variables, *batch, method=forward)).lower(variables, *batch)
