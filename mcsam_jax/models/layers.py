@@ -5,11 +5,15 @@ that keys don't change (memory slots, patches, words already written) projects
 them once. Layers are pre-norm, as R2GenCMN's are.
 """
 
+import functools
+
 from flax import linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mcsam_jax.models.dropout import Dropout
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -59,7 +63,7 @@ class Attention(nn.Module):
   def setup(self):
     self.query, self.key, self.value, self.output = (
         nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype) for _ in range(4))
-    self.drop = nn.Dropout(self.dropout, broadcast_dims=(-3,))   # heads share what is dropped
+    self.drop = Dropout(self.dropout, (-3,))   # heads share what is dropped
 
   def keys_values(self, x: jax.Array, mask: jax.Array | None = None) -> KeysValues:
     """Projects x [..., L, D], with a mask that broadcasts to [..., H, Q, L] (True: may be seen)."""
@@ -101,7 +105,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = nn.relu(nn.Dense(self.hidden_width, kernel_init=xavier, dtype=self.dtype, name="hidden")(x))
-    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    x = Dropout(self.dropout)(x, deterministic=not train)
     return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="output")(x)
 
 
@@ -117,7 +121,7 @@ class EncoderLayer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
     """Returns [B, L, D] for x [B, L, D], where mask [B, L] says which positions exist."""
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = functools.partial(Dropout(self.dropout), deterministic=not train)
     attention = Attention(self.width, self.num_heads, self.dropout, self.dtype, name="self_attention")
     normed = Norm(self.norm, self.dtype, name="norm_attention")(x)
     x += drop(attention(normed, attention.keys_values(normed, mask[:, None, None, :]), train))

@@ -26,6 +26,7 @@ from ml_collections import FrozenConfigDict
 import numpy as np
 
 from mcsam_jax.models import layers
+from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import ReportDecoder, Study
 from mcsam_jax.models.semantic_alignment import Alignment, CodeHead, Pairs, SemanticAlignment
@@ -111,7 +112,7 @@ class MCSAM(nn.Module):
       self.code_gate = self.param("code_gate", nn.initializers.zeros, ())
     self.decoder = ReportDecoder(model.decoder_layers, vocab_size=self.vocab_size,
                                  num_prompts=model.num_prompts if model.use_prompts else 0, **sizes)
-    self.drop = nn.Dropout(model.dropout)
+    self.drop = Dropout(model.dropout)
 
   def __call__(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, tokens: jax.Array,
                token_mask: jax.Array, train: bool) -> Outputs:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.models import layers, memory_kernel
+from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.partitioning import BATCH
 
 
@@ -35,7 +36,7 @@ class MemoryBank(nn.Module):
     self.slots = self.param("slots", nn.initializers.normal(1.0), (self.num_slots, self.slot_width))
     self.query, self.key, self.value, self.output = (
         nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype) for _ in range(4))
-    self.drop = nn.Dropout(self.dropout)                               # heads share what is dropped
+    self.drop = Dropout(self.dropout)                               # heads share what is dropped
     if self.consolidation == "gate":
       self.gate = nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype)
 
@@ -84,7 +85,7 @@ class MemoryBank(nn.Module):
     """Returns which slots queries [R, D] may hear, bool [R, S]; None for all of them."""
     if not train or not self.dropout:
       return None
-    return self.drop(jnp.ones((len(queries), self.num_slots), jnp.float32), deterministic=False) != 0
+    return self.drop.kept((len(queries), self.num_slots))
 
   def by_row(self, weights: jax.Array, features: jax.Array) -> jax.Array:
     """[H, R, S] -> [..., H, L, S], as the features [..., L, D] lie."""

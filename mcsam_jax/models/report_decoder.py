@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.models import layers
+from mcsam_jax.models.dropout import Dropout
 
 
 @flax.struct.dataclass
@@ -47,7 +48,7 @@ class DecoderLayer(nn.Module):
         layers.Attention(self.width, self.num_heads, self.dropout, self.dtype) for _ in range(2))
     self.feedforward = layers.FeedForward(self.width, self.feedforward_width, self.dropout, self.dtype)
     self.norm_self, self.norm_cross, self.norm_feedforward = (layers.Norm(self.norm, self.dtype) for _ in range(3))
-    self.drop = nn.Dropout(self.dropout)
+    self.drop = Dropout(self.dropout)
 
   def own(self, x: jax.Array, mask: jax.Array | None = None) -> layers.KeysValues:
     """Returns the keys and values by which later positions will see x [..., L, D]."""
