@@ -82,13 +82,21 @@ def turn(image: jax.Array, angle: jax.Array, largest: float) -> jax.Array:
 
 
 def shear(image: jax.Array, slope: jax.Array, steepest: float) -> jax.Array:
-  """Returns an image [S, S] whose row r shows what stood slope * (r - centre) pixels to the right; edges are repeated."""
+  """Returns an image [S, S] whose row r shows what stood slope * (r - centre) pixels to the right; edges are repeated.
+
+  A row moves by whole pixels bit by bit of their number, each one shift of all rows and a choice for each, then by
+  what is left between two pixels.
+  """
   size = image.shape[0]
   reach = math.ceil(steepest * (size - 1) / 2)
-  wide = jnp.pad(image, ((0, 0), (reach, reach)), mode="edge")
-  moved = slope * (jnp.arange(size) - (size - 1) / 2)
-  return sum(jnp.maximum(0, 1 - jnp.abs(moved - pixels))[:, None] * wide[:, reach + pixels:reach + pixels + size]
-             for pixels in range(-reach, reach + 1))
+  num_bits = (2 * reach).bit_length()
+  moved = slope * (jnp.arange(size) - (size - 1) / 2) + reach                        # [S], not below 0
+  pixels = jnp.floor(moved).astype(jnp.int32)
+  image = jnp.pad(image, ((0, 0), (reach, 2**num_bits - reach)), mode="edge")        # [S, S + 2^bits]
+  for bit in range(num_bits):
+    image = jnp.where((pixels >> bit & 1)[:, None] == 1, image[:, 1 << bit:], image[:, :-(1 << bit)])
+  rest = (moved - pixels)[:, None]
+  return (1 - rest) * image[:, :-1] + rest * image[:, 1:]                            # [S, S]
 
 
 def relight(key: jax.Array, image: jax.Array) -> jax.Array:
