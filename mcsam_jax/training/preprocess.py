@@ -54,7 +54,7 @@ def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -
 def crop_and_turn(key: jax.Array, image: jax.Array) -> jax.Array:
   """Returns a random, slightly turned square of an image [S, S], scaled back to S.
 
-  Products with matrices of weights and sums of shifted copies, all bilinear: looking pixels up one by one, as a CPU
+  Products with matrices of weights and shifts of whole rows, all bilinear: looking pixels up one by one, as a CPU
   would, is what TPUs are slowest at.
   """
   size = image.shape[0]

@@ -13,6 +13,14 @@ from mcsam_jax.training.step import (align, count_tokens, init_state, make_model
 B, T, VOCABULARY, EOS = 4, 6, 20, 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+  """These programs run a few times each; most of XLA's optimisations would take longer than they save."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 def small(**more):
   fields = {"encoder.frozen": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
             "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
