@@ -8,6 +8,7 @@ Nothing here changes a result: one device is a mesh of 1 x 1 x 1. Code that runs
 call everything here too; arrays then stay as they are.
 """
 
+import math
 import re
 
 import jax
@@ -69,6 +70,11 @@ def parameter_specs(tree, sizes: dict[str, int]):
 def mesh_sizes() -> dict[str, int]:
   """Returns the sizes of the axes of the mesh that the code runs under; {} without one."""
   return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def batch_devices() -> int:
+  """Returns over how many devices a batch is split."""
+  return math.prod(mesh_sizes().get(axis, 1) for axis in BATCH)
 
 
 def gather_parameters(params):

@@ -2,7 +2,7 @@
 
 Both are reduced to one code; codes of a pair are drawn together and those of different pairs apart, over the whole
 global batch. Each device compares its own images and reports with all others (their codes are gathered, B x D numbers),
-a block of them at a time: the matrix of all pairs, a quarter of a gigabyte at a batch of 8,192, never exists.
+a block of them at a time: no device holds the matrix of all pairs, a quarter of a gigabyte at a batch of 8,192.
 """
 
 from flax import linen as nn
@@ -15,7 +15,7 @@ from mcsam_jax import partitioning
 from mcsam_jax.models import layers
 
 MAX_SCALE = 100.0   # of the logits; CLIP's bound (Radford et al., 2021)
-BLOCK = 1024        # codes that all of a device's own are compared with at once
+MOST_PAIRS = 2**23  # that a device compares at once; on a pod, where each has few studies, that is all of them
 
 
 @flax.struct.dataclass
@@ -127,9 +127,10 @@ LOWEST = -1e9       # below any logit, and finite, so that differences of two ar
 
 
 def blocks_of(tree):
-  """Returns arrays [B, ...] as [B / BLOCK, BLOCK, ...], filled up with zeros (not valid, where that is an array)."""
+  """Returns arrays [B, ...] as [blocks, size, ...], filled up with zeros (not valid, where that is an array)."""
   def block(leaf):
-    size = min(BLOCK, leaf.shape[0])
+    own = -(-leaf.shape[0] // partitioning.batch_devices())                      # rows on a device
+    size = min(max(MOST_PAIRS // own, 1), leaf.shape[0])
     filled = jnp.pad(leaf, ((0, -leaf.shape[0] % size), *((0, 0),) * (leaf.ndim - 1)))
     return filled.reshape(-1, size, *leaf.shape[1:])
   return jax.tree.map(block, tree)

@@ -35,9 +35,9 @@ def plain(image, report, mass, valid):
   return -(rows + columns).mean() / 2
 
 
-@pytest.mark.parametrize("block", [1024, 4, 1])
-def test_loss_equals_a_plain_computation_whatever_the_block(block, monkeypatch):
-  monkeypatch.setattr(semantic_alignment, "BLOCK", block)
+@pytest.mark.parametrize("pairs_at_once", [1024, 4 * 9, 1])
+def test_loss_equals_a_plain_computation_whatever_the_block(pairs_at_once, monkeypatch):
+  monkeypatch.setattr(semantic_alignment, "MOST_PAIRS", pairs_at_once)
   text, valid = np.array([0, 1, 0, 2, 3, 1, 4, 0, 5]), np.arange(9) != 4
   image, report = (np.asarray(codes(seed, 9), np.float64) for seed in (0, 1))
   known = pairs(jnp.asarray(text)[:, None], valid=jnp.asarray(valid))
@@ -47,8 +47,8 @@ def test_loss_equals_a_plain_computation_whatever_the_block(block, monkeypatch):
 
 def test_the_gradient_of_blocks_is_that_of_one(monkeypatch):
   known, weights = pairs(count=12), []
-  for block in (1024, 5):
-    monkeypatch.setattr(semantic_alignment, "BLOCK", block)
+  for pairs_at_once in (1024, 5 * 12):
+    monkeypatch.setattr(semantic_alignment, "MOST_PAIRS", pairs_at_once)
     weights.append(jax.grad(lambda image, report: align(image, report, known).loss, (0, 1))(codes(0, 12), codes(1, 12)))
   jax.tree.map(lambda whole, parts: np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-6), *weights)
 
