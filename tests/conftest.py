@@ -24,3 +24,12 @@ def compilation_cache(tmp_path_factory):
   import jax
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+  """For programs that run a few times: most of XLA's optimisations would take longer than they save."""
+  import jax
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)

@@ -11,14 +11,7 @@ from mcsam_jax.training.step import (align, count_tokens, init_state, make_model
                                      token_losses, token_mask)
 
 B, T, VOCABULARY, EOS = 4, 6, 20, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-  """These programs run a few times each; most of XLA's optimisations would take longer than they save."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def small(**more):

@@ -25,6 +25,7 @@ TINY = {
     "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2,
 }
 FIRST_HALF = 30
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def arguments(data_dir, **changes):
