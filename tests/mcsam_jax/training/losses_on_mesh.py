@@ -36,7 +36,7 @@ def made_up_batch(step: int, frozen: bool) -> dict:
   seen = {"features": rng.normal(size=(B, V, 4, 8)).astype(np.float32)} if frozen else {
       "images": rng.integers(0, 256, (B, V, SIZE, SIZE, 1)).astype(np.uint8)}
   return seen | {"tokens": tokens,
-      "view_mask": rng.random((B, V)) < 0.9, "view_ids": rng.integers(0, 3, (B, V)).astype(np.int32),
+      "view_mask": rng.random((B, V)) < [1.0, 0.7], "view_ids": rng.integers(0, 3, (B, V)).astype(np.int32),
       "labels": rng.integers(0, 4, (B, 14)).astype(np.int8), "record": np.arange(B, dtype=np.int32) + B * step,
       "epoch": np.zeros(B, np.int32), "valid": np.arange(B) != step % B}
 
