@@ -17,6 +17,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mcsam_jax.training.checkpoint import Checkpoints
@@ -100,7 +101,9 @@ def finished(base, workdir, **arguments) -> str:
 
 def last_state(workdir) -> dict:
   manager = Checkpoints(workdir, read_only=True).manager
-  return jax.tree.map(np.asarray, manager.restore(manager.latest_step()))
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])         # whatever devices it was saved from
+  return jax.tree.map(np.asarray, manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(
+      fallback_sharding=here)))
 
 
 def assert_equal(workdir, other):
