@@ -42,7 +42,7 @@ def measure(*arguments, processes=1, devices=8, float64=False, optimised=True):
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
   ended = [process.communicate() for process in started]
   assert all(process.returncode == 0 for process in started), "\n".join(error[-2000:] for _, error in ended)
-  return json.loads(ended[0][0])
+  return json.loads(ended[0][0].splitlines()[-1])                     # gloo's own lines stand before it
 
 
 def compare(found, expected, tolerance, first_tolerance=None):
