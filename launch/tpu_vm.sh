@@ -39,7 +39,7 @@ provide() {   # returns once every node is ready; what was preempted is deleted 
     state=$(requests '--format=value(state.state)') && state+=" $(nodes '--format=value(state)' | sort -u | xargs)"
   } 3>/dev/null || die "can't see the TPUs of $ZONE: is gcloud logged in?"; do
     case $state in
-      *PREEMPTED* | *TERMINATED* | SUSPEND*) echo "$NAME is preempted: making it anew"; delete ;;
+      *PREEMPTED* | *TERMINATED* | SUSPEND*) echo "$NAME is preempted: making it anew"; delete || sleep "$POLL" ;;
       FAILED*) die "failed; \`gcloud compute tpus queued-resources describe $NAME --zone=$ZONE\` says why" ;;
       ' ') create ;;
       'ACTIVE READY') return ;;

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import os
 from pathlib import Path
+import re
 import signal
 import sys
 import threading
@@ -12,7 +14,11 @@ import warnings
 
 from absl import logging
 
-from mcsam_jax.errors import Preempted, UserError
+from mcsam_jax.errors import Preempted, RUN_AGAIN, UserError
+
+# How JAX, its coordinator, gloo and TPU's network tell that a collective's other side is gone.
+LOST_HOST = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|heartbeat|launch group|"
+                       r"[Cc]onnection (reset|closed|refused)|[Cc]oordination service|peer")
 
 
 def demo(args, overrides):
@@ -174,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,
                             epilog="Fields of a config, all explained in configs/phantom.py, are set as "
                             "--config.field.name=value. Exit status: 0; 2 when something can be put right; "
-                            "75 after SIGTERM, when the same command goes on"
+                            "75 after SIGTERM or a lost host, when the same command goes on"
                             + ("; 3: it doesn't fit in memory." if run is precompile else "."))
     verb.set_defaults(run=run)
     for argument in arguments:
@@ -217,18 +223,33 @@ def run_verb(args, overrides: list[str]) -> int:
   except BrokenPipeError:                           # `mcsam ... | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
-  except OSError as error:
-    print(f"mcsam {args.verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-    return 2
   except KeyboardInterrupt:
     return 130
   except Exception as error:
-    if not type(error).__module__.startswith("tensorflow.python.framework.errors"):
-      leave_hosts(1, traceback.format_exc())
-      raise
-    print(f"mcsam {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)       # of a bucket, mostly
-    return 2
+    if will_pass(error):
+      print(f"mcsam {args.verb}: {' '.join(str(error).split())[:500]}; run the same command again", file=sys.stderr)
+      leave_hosts(RUN_AGAIN)
+      return RUN_AGAIN
+    if isinstance(error, OSError):
+      print(f"mcsam {args.verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+      return 2
+    if type(error).__module__.startswith("tensorflow.python.framework.errors"):
+      print(f"mcsam {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)     # of a bucket, mostly
+      return 2
+    leave_hosts(1, traceback.format_exc())
+    raise
   return 0
+
+
+def will_pass(error: Exception) -> bool:
+  """Tells whether an error is of the kind that another start doesn't meet: a lost host, a store that didn't answer."""
+  if isinstance(error, OSError):
+    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in (errno.ESTALE, errno.EREMOTEIO)
+  if type(error).__module__.startswith("tensorflow.python.framework.errors"):
+    return type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
+  jax = sys.modules.get("jax")
+  many = jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+  return many and isinstance(error, jax.errors.JaxRuntimeError) and bool(LOST_HOST.search(str(error)))
 
 
 def leave_hosts(status: int, last_words: str = "") -> None:

@@ -3,6 +3,7 @@
 The mesh has three axes. The batch is split over `data` and `fsdp`. Parameters, and the optimizer's state with them, are
 split over `fsdp` to save memory, and gathered when a step begins; over `tensor` each device holds some heads of every
 attention, some hidden units of every feed-forward layer and some words of the vocabulary, and works with these alone.
+(On TPU the memory's kernels take all heads on every device of `tensor`: their slots are the same for all queries.)
 
 Nothing here changes a result: one device is a mesh of 1 x 1 x 1. Code that runs without a mesh (`jax.set_mesh`) may
 call everything here too; arrays then stay as they are.
@@ -98,16 +99,8 @@ def split_parameters(params):
   return jax.tree.map(jax.lax.with_sharding_constraint, params, parameter_specs(params, sizes))
 
 
-def split_batch(tree):
-  """Returns arrays [B, ...] split over the devices of the batch."""
-  return _constrain(tree, PartitionSpec(BATCH))
-
-
 def everywhere(tree):
   """Returns arrays whole on every device."""
-  return _constrain(tree, PartitionSpec())
-
-
-def _constrain(tree, spec: PartitionSpec):
-  return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), tree) if mesh_sizes() else tree
+  whole = PartitionSpec()
+  return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole), tree) if mesh_sizes() else tree
 

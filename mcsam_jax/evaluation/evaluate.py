@@ -24,7 +24,7 @@ from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.scoring import format_table, score_reports
 from mcsam_jax.training import hosts
 from mcsam_jax.training.preemption import Stop
-from mcsam_jax.training.sharding import host_rows, make_mesh
+from mcsam_jax.training.sharding import decode_batch_size, host_rows, make_mesh
 from mcsam_jax.training.train import features_for_all
 from mcsam_jax.training.watchdog import Watchdog
 from mcsam_jax.training.workdir import Workdir, open_workdir
@@ -50,25 +50,26 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   config, tokenizer = work.config, work.tokenizer
   split, train = work.split(split_name), work.split("train")
   mesh = make_mesh(config)
-  with Watchdog(config.train.hang_minutes) as watchdog, Stop() as stop, jax.set_mesh(mesh):
+  with Watchdog(config.train.hang_minutes) as watchdog, Stop() as stop:
     show = watchdog.heard(hosts.only_first(show))
 
     # The model, or several.
     with watchdog.while_first_works():
       features = features_for_all(work, split, stop, show)
-    members = [load_member(each, mesh, split, step, show) for each in works]
+    with jax.set_mesh(mesh):
+      members = [load_member(each, mesh, split, step, show) for each in works]
 
-    # Its reports, each written once by all hosts together.
-    of = "the checkpoint" if len(members) == 1 else f"{len(members)} models, the first"
-    show(f"writing {len(split)} reports with {of} of step {members[0].step}, {config.decode.search}")
-    write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
-                         train.reports)
-    size = config.decode.batch_size
-    batches = lambda phase: watchdog.each(stop.between(
-        eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(mesh, size))), phase)
-    written = write([member.variables for member in members], batches("writing reports"))
-    slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
-                            batches("asking the memory")) if config.model.use_memory else None
+      # Its reports, each written once by all hosts together.
+      of = "the checkpoint" if len(members) == 1 else f"{len(members)} models, the first"
+      show(f"writing {len(split)} reports with {of} of step {members[0].step}, {config.decode.search}")
+      write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
+                           train.reports)
+      size = decode_batch_size(config, mesh)
+      batches = lambda phase: watchdog.each(stop.between(
+          eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(mesh, size))), phase)
+      written = write([member.variables for member in members], batches("writing reports"))
+      slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
+                              batches("asking the memory")) if config.model.use_memory else None
 
     # Their scores, which one host computes.
     stop.check()

@@ -23,6 +23,7 @@ from mcsam_jax.precompile.program import lower_decode, lower_train
 from mcsam_jax.precompile.roofline import roofline, utilisation
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.flops import train_flops
+from mcsam_jax.training.sharding import check_train_batch, decode_batch_size, make_mesh
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -63,11 +64,10 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
     UserError: a field doesn't go with the topology, or the compiler refuses.
   """
   vocab_size, source = (vocab_size, "given") if vocab_size else _vocabulary(config)
-  batch = config.train.batch_size if what == "train" else config.decode.batch_size
-  if batch % len(topology.devices):
-    field = "train.batch_size" if what == "train" else "decode.batch_size"
-    raise UserError(f"{field}={batch} can't be split over the {len(topology.devices)} devices of {topology.name}: "
-                    "make it a multiple, or give --studies-per-chip")
+  mesh = make_mesh(config, topology.devices)
+  if what == "train":
+    check_train_batch(config, mesh)
+  batch = config.train.batch_size if what == "train" else decode_batch_size(config, mesh)
   show(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
        "minutes for a large model")
   compiled = _compile(config, topology, what, vocab_size, verbose)

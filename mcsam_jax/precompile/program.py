@@ -14,7 +14,7 @@ from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.precompile.topology import Topology
-from mcsam_jax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from mcsam_jax.training.sharding import batch_sharding, decode_batch_size, make_mesh, replicated, state_sharding
 from mcsam_jax.training.step import init_state, make_model, make_train_step
 
 
@@ -38,7 +38,7 @@ def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int) -> jax
   mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
   writer = ReportWriter([model], config, _SpecialIds, mesh, config.decode.search)
-  batch = abstract_batch(config, config.decode.batch_size, mesh)
+  batch = abstract_batch(config, decode_batch_size(config, mesh), mesh)
   with jax.set_mesh(mesh):
     return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"})
 

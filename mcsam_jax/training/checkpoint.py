@@ -45,14 +45,15 @@ class Checkpoints:
             preservation_policy=None if read_only else self, create=not read_only, read_only=read_only,
             cleanup_tmp_directories=not read_only,
             lightweight_initialize=True))          # reads no file before it was verified
-    self.scores = {step: scores_of(self.directory / str(step)) for step in self.manager.all_steps()}
+    found = {step: scores_of(self.directory / str(step)) for step in self.manager.all_steps()}
+    self.scores = {int(step): scores for step, scores in hosts.agreed(found).items()}
     self._finishing: threading.Thread | None = None
     self._failure: Exception | None = None
 
   def steps(self) -> list[int]:
-    """Returns the steps that there are, finished ones if any is."""
+    """Returns the steps that there are, finished ones if any is; what host 0 sees, on all hosts."""
     steps = sorted(self.manager.all_steps())
-    return [step for step in steps if self._has_manifest(step)] or steps
+    return hosts.agreed([step for step in steps if self._has_manifest(step)] or steps)
 
   def latest(self) -> int | None:
     return max(self.steps(), default=None)
@@ -161,7 +162,7 @@ class Checkpoints:
     Raises:
       UserError: there is no such step, the files are damaged, or hold another model.
     """
-    steps = sorted(self.manager.all_steps())
+    steps = hosts.agreed(sorted(self.manager.all_steps()))
     if step not in steps:
       raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps or 'none'}")
     if problem := manifest.damage(self.directory / str(step)):

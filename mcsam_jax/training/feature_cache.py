@@ -143,7 +143,9 @@ def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, s
   while group := list(itertools.islice(pairs, len(batch))):
     slots, pixels = zip(*group)
     batch[:len(group)] = pixels
-    yield list(slots), np.asarray(encode(variables, jax.device_put(batch, split_over_devices)))[:len(group)]
+    with jax.set_mesh(mesh):                    # whatever mesh a run has over all hosts
+      encoded = np.asarray(encode(variables, jax.device_put(batch, split_over_devices)))
+    yield list(slots), encoded[:len(group)]
     count += len(group)
     now, last = time.monotonic(), len(group) < len(batch) or slots[-1] // num_views == len(split) - 1
     if last or now - shown > SECONDS_A_LINE:

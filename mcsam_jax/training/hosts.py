@@ -10,6 +10,7 @@ import contextlib
 import glob
 import importlib.util
 import itertools
+import json
 import os
 import signal
 
@@ -135,6 +136,16 @@ def first_then_others(work: Callable, within: Callable = contextlib.nullcontext)
   """Returns work() of each host; host 0 is done with it, and with the files that it makes, before the others begin."""
   result = on_first_host(work, within)
   return result if jax.process_index() == 0 else work()
+
+
+def agreed(value):
+  """Returns what host 0 gives, on all hosts: of files, say, that each sees at its own time. `value` fits into JSON."""
+  if jax.process_count() == 1:
+    return value
+  text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  letters = np.frombuffer(text.ljust(length), np.uint8) if jax.process_index() == 0 else np.zeros(length, np.uint8)
+  return json.loads(bytes(multihost_utils.broadcast_one_to_all(letters).astype(np.uint8)))
 
 
 def least(number: int) -> int:

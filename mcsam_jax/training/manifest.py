@@ -54,6 +54,7 @@ def damage(folder: epath.Path) -> str:
     pass
   except (ValueError, AttributeError):               # no JSON, or none of ours
     broken = True
+  recorded, broken = hosts.agreed([recorded, broken])
   names = sorted(recorded)
   mine = names[jax.process_index()::jax.process_count()]
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
@@ -70,6 +71,8 @@ def _problem(path: epath.Path, recorded: dict) -> str:
     found = _digest(path)
   except FileNotFoundError:
     return f"{path} is missing"
+  except OSError as error:                             # a bad sector, say; a bucket's faults are of other types
+    return f"{path} can't be read ({error.strerror or error})"
   if found["bytes"] != recorded["bytes"]:
     return f"{path} has {found['bytes']} bytes instead of {recorded['bytes']}"
   return "" if found == recorded else f"{path} has other bytes than were written"

@@ -93,19 +93,24 @@ class Stop:
 
 
 class _Voting:
-  """One number a host; the largest is the result."""
+  """One number a host; the largest is the result.
+
+  It has a mesh of its own, as JAX compiles nothing for other devices, or another order of them, than those of the mesh
+  that it works under: on TPU the run's follows the wires.
+  """
 
   def __init__(self):
-    mesh = Mesh(np.array(jax.devices()), ("hosts",))
-    split = NamedSharding(mesh, PartitionSpec("hosts"))
+    self.mesh = Mesh(np.array(jax.devices()), ("hosts",))
+    split = NamedSharding(self.mesh, PartitionSpec("hosts"))
     self.ballots = [jax.make_array_from_process_local_data(split, np.full(jax.local_device_count(), rank, np.int32))
                     for rank in range(len(SIGNALS) + 1)]              # made once: a vote copies nothing to a device
-    self.largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    self.largest = jax.jit(jnp.max, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
     self.cast = collections.deque()
 
   def read(self, asked_by: signal.Signals | None, ahead: int) -> signal.Signals | None:
     rank = 0 if asked_by is None else SIGNALS.index(asked_by) + 1
-    self.cast.append(self.largest(self.ballots[rank]))
+    with jax.set_mesh(self.mesh):
+      self.cast.append(self.largest(self.ballots[rank]))
     result = 0
     while len(self.cast) > ahead:
       result = max(result, int(self.cast.popleft()))

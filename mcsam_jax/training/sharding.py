@@ -23,26 +23,22 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
   over `fsdp` and `tensor` stays inside a slice.
 
   Raises:
-    UserError: the sizes don't multiply to the number of devices, or don't divide the batch, the heads or the slices.
+    UserError: the sizes don't multiply to the number of devices, or don't divide the heads or the slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = mesh_shape(config, len(devices))
-  rows = sizes[0] * sizes[1]
-  for field, size, parts in (("train.batch_size", config.train.batch_size, config.train.accumulate),
-                             ("decode.batch_size", config.decode.batch_size, 1)):
-    if size % (rows * parts):
-      turns = f" and {parts} turns (train.accumulate)" if parts > 1 else ""
-      raise UserError(f"{field}={size} can't be split over {rows} devices{turns}: make it a multiple of {rows * parts}")
   for field, heads in (("model.num_heads", config.model.num_heads), ("memory.num_heads", config.memory.num_heads)):
     if heads % sizes[2]:
       raise UserError(f"mesh.tensor={sizes[2]} must divide {field}={heads}")
   num_slices = len({getattr(device, "slice_index", 0) for device in devices})
   types = (AxisType.Auto,) * len(MESH_AXES)
   if num_slices == 1:
-    return jax.make_mesh(sizes, MESH_AXES, types, devices=devices)
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=types)
   if sizes[0] % num_slices:
     raise UserError(f"mesh.data={sizes[0]} must be a multiple of the {num_slices} slices: fsdp and tensor stay inside one")
-  grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1), devices)
+  grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // num_slices, *sizes[1:]), (num_slices, 1, 1), devices,
+                                              allow_split_physical_axes=True)
   return Mesh(grid, MESH_AXES, axis_types=types)
 
 
@@ -60,6 +56,21 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
     asked = ", ".join(f"mesh.{axis}={config.mesh[axis]}" for axis in MESH_AXES)
     raise UserError(f"{asked}: there are {num_devices} devices; the product must be that, one -1 takes what is left")
   return tuple(sizes)
+
+
+def check_train_batch(config: ConfigDict, mesh: Mesh) -> None:
+  """Raises UserError unless a training batch can be split evenly, in each of its turns."""
+  rows, turns = mesh.shape["data"] * mesh.shape["fsdp"], config.train.accumulate
+  if config.train.batch_size % (rows * turns):
+    named = f" and {turns} turns (train.accumulate)" if turns > 1 else ""
+    raise UserError(f"train.batch_size={config.train.batch_size} can't be split over {rows} devices{named}: make it a "
+                    f"multiple of {rows * turns}")
+
+
+def decode_batch_size(config: ConfigDict, mesh: Mesh) -> int:
+  """Returns how many studies are written at once: `decode.batch_size`, or a few more so that all devices have as many."""
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  return -(-config.decode.batch_size // rows) * rows
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -14,20 +14,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.pipeline import Split, eval_batches, make_batch, train_batches
+from input_pipeline.pipeline import Split, make_batch, train_batches
 from mcsam_jax.benchmark.chips import chip_of
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Preempted, UserError
-from mcsam_jax.evaluation.generate import ReportWriter
-from mcsam_jax.evaluation.nlg import nlg_scores
-from mcsam_jax.evaluation.protocols import apply_protocol
 from mcsam_jax.training import hosts
 from mcsam_jax.training.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.flops import train_flops
 from mcsam_jax.training.preemption import STEPS_AHEAD, Stop
 from mcsam_jax.training.progress import Progress
-from mcsam_jax.training.sharding import host_rows, make_mesh, on_mesh, replicated, state_sharding
-from mcsam_jax.training.step import init_state, make_eval_step, make_model, make_term_norms, make_train_step
+from mcsam_jax.training.sharding import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
+from mcsam_jax.training.step import init_state, make_model, make_term_norms, make_train_step
+from mcsam_jax.training.validation import Validation
 from mcsam_jax.training.watch import Watch, logged
 from mcsam_jax.training.watchdog import Watchdog
 from mcsam_jax.training.workdir import Workdir, claim, create_workdir
@@ -45,12 +43,12 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     watchdog = on_exit.enter_context(Watchdog(config.train.hang_minutes))
     show = watchdog.heard(hosts.only_first(show))
     mesh = make_mesh(config)
-    on_exit.enter_context(jax.set_mesh(mesh))
+    check_train_batch(config, mesh)
     show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
          f"mesh {dict(mesh.shape)}")
     stop = on_exit.enter_context(Stop())
     with watchdog.while_first_works():
-      work = hosts.first_then_others(lambda: open_or_create(workdir, config, show))
+      work = hosts.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)
     on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path)) or contextlib.nullcontext())
     run(work, mesh, stop, watchdog, on_exit, show)
 
@@ -74,7 +72,8 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   with watchdog.while_first_works():
     train_features, val_features = (features_for_all(work, split, stop, show) for split in (train_split, val_split))
 
-  # Model and state, initialised under jit straight into their sharding.
+  # Model and state, initialised under jit straight into their sharding. From here on all hosts compute together.
+  on_exit.enter_context(jax.set_mesh(mesh))
   model = make_model(config, tokenizer.vocab_size, work.grid)
   sample = make_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
                       train_features)
@@ -116,17 +115,17 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   on_exit.callback(watch.close)
 
   def look_and_save(step: int) -> None:
-    scores = look_at_val(state.variables)
-    writer.write_scalars(step, {f"val/{name}": value for name, value in scores.items()})
-    show("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
-    checkpoints.save(step, state, scores, place(step))
+    look = look_at_val(state.variables)
+    look.write(writer, step)
+    show("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in look.scores.items()))
+    checkpoints.save(step, state, look.scores, place(step))
 
   # Training.
   batches = train_batches(train_split, tokenizer, config, first_step, last - first_step, train_features,
                           host_rows(mesh, config.train.batch_size))
   done = first_step
-  try:
-    with stop.after_steps():
+  with stop.after_steps():                                # which lasts until all is saved
+    try:
       if not whole:
         look_and_save(first_step)
       for step, batch in watch.steps(on_mesh(mesh, batches)):
@@ -142,13 +141,13 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
         elif config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
           watch.settle()
           checkpoints.save(step, state, {}, place(step))
-  except Preempted:
-    if done > first_step:
-      watch.settle()
-      checkpoints.save(done, state, {}, place(done))
-    checkpoints.close()
-    show(f"stopped at step {done}/{last}, saved; the same command goes on from there")
-    raise
+    except Preempted:
+      if done > first_step:
+        watch.settle()
+        checkpoints.save(done, state, {}, place(done))
+      checkpoints.close()
+      show(f"stopped at step {done}/{last}, saved; the same command goes on from there")
+      raise
   watchdog.beat("waiting until the last checkpoint is written")
   checkpoints.close()
   show(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
@@ -169,43 +168,19 @@ def with_pretrained(state, work, shardings):
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
-  state = jax.device_put(state.replace(params=params, batch_stats=batch_stats), shardings)
+  state = jax.tree.map(on_devices, state.replace(params=params, batch_stats=batch_stats), shardings)
   if state.average is None:
     return state
   copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.average)
   return state.replace(average=copy(state.params))
 
 
-class Validation:
-  """Val loss over the whole split, and scores of the reports written for its first studies."""
+def on_devices(leaf: jax.Array | np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+  """Returns an array that every host has read from the same file as a global one; a global one as it is.
 
-  def __init__(self, model, config, tokenizer, mesh, split, features, train_reports, stop, watchdog):
-    self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
-    self.stop, self.watchdog = stop, watchdog
-    self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
-    self.write = ReportWriter([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
-
-  def batches(self, phase: str, limit: int = 0):
-    size = self.config.decode.batch_size
-    batches = eval_batches(self.split, self.tokenizer, self.config, size, self.features, limit,
-                           host_rows(self.mesh, size))
-    return self.watchdog.each(batches, phase)
-
-  def __call__(self, variables: dict) -> dict[str, float]:
-    """Returns the token loss and the scores (protocol r2gen) of the variables.
-
-    Raises:
-      Preempted: a host was asked to stop meanwhile.
-    """
-    batches = self.stop.between(on_mesh(self.mesh, self.batches("val loss")), ahead=STEPS_AHEAD)
-    sums = [self.eval_step(variables, batch) for batch in batches]
-    loss, tokens = np.sum(jax.device_get(sums), axis=0)
-    written = self.write([variables], self.stop.between(
-        self.batches("writing val reports", self.config.train.eval_studies)))
-    self.stop.check()
-    reports = self.split.reports
-    references, hypotheses = apply_protocol(
-        "r2gen", [reports[report.record] for report in written], [report.text for report in written],
-        self.tokenizer, self.config.data.cleaning, self.config.tokenizer.max_length)
-    scores = nlg_scores(references, hypotheses, metrics=("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")).corpus
-    return {"token_loss": float(loss / tokens), **scores, "distinct_reports": len(set(hypotheses))}
+  `jax.device_put` would first compare it between all hosts, which takes their number times its memory.
+  """
+  if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+    return leaf
+  whole = np.asarray(leaf)
+  return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

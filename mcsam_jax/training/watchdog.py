@@ -8,7 +8,6 @@ when there was none for too long, whatever the main thread is stuck in.
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import faulthandler
-import math
 import os
 import socket
 import threading
@@ -34,7 +33,7 @@ class Watchdog:
       leave: gets the status; os._exit, as a stuck main thread answers to no exception.
     """
     self._limit, self._leave = 60 * minutes, leave
-    self._closed = threading.Event()
+    self._closed, self._paused = threading.Event(), False
     self.beat("starting")
 
   def __enter__(self) -> "Watchdog":
@@ -61,11 +60,12 @@ class Watchdog:
   @contextlib.contextmanager
   def paused(self, phase: str) -> Iterator[None]:
     """Inside, silence is as it should be: another host has hours of work, and its own watchdog over it."""
-    self._last = (math.inf, phase)
+    self._paused = True
     try:
       yield
     finally:
       self.beat(f"what followed {phase}")
+      self._paused = False
 
   def while_first_works(self) -> contextlib.AbstractContextManager:
     """Inside, host 0 makes files (features, a memory bank) and the others wait for it without being watched."""
@@ -85,7 +85,7 @@ class Watchdog:
       if self._closed.wait(pause):
         return faulthandler.cancel_dump_traceback_later()
       since, phase = self._last
-      if time.monotonic() - since > self._limit:
+      if time.monotonic() - since > self._limit and not self._paused:
         break
     faulthandler.dump_traceback(file=STDERR)
     os.write(STDERR, (f"mcsam: {socket.gethostname()}: nothing has moved for {self._limit / 60:g} minutes "

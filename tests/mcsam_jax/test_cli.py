@@ -1,0 +1,55 @@
+"""Which status the command line leaves with."""
+
+import argparse
+import errno
+
+import jax
+import pytest
+import tensorflow as tf
+
+from mcsam_jax import cli
+from mcsam_jax.errors import RUN_AGAIN, UserError
+
+
+def status_of(error) -> int:
+  def run(args, overrides):
+    raise error
+  return cli.run_verb(argparse.Namespace(run=run, verb="train"), [])
+
+
+@pytest.mark.parametrize("error, status", [
+    (UserError("no such field"), 2),
+    (FileNotFoundError(errno.ENOENT, "No such file", "annotation.json"), 2),
+    (OSError(errno.ENOSPC, "No space left on device", "x"), 2),
+    (OSError(errno.ESTALE, "Stale file handle", "x"), RUN_AGAIN),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), RUN_AGAIN),
+    (TimeoutError("the store didn't answer"), RUN_AGAIN),
+    (tf.errors.NotFoundError(None, None, "gs://bucket/x"), 2),
+    (tf.errors.UnavailableError(None, None, "gs://bucket/x: 503"), RUN_AGAIN),
+])
+def test_what_passes_is_run_again_and_what_does_not_is_told(error, status, capsys):
+  assert status_of(error) == status
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith("mcsam train: ") and line.endswith("run the same command again") == (status == RUN_AGAIN)
+
+
+@pytest.mark.parametrize("message, lost", [
+    ("UNAVAILABLE: connection reset by peer", True),
+    ("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:2222", True),
+    ("INTERNAL: An unexpected peer shows up in the launch group with a different launch id", True),
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes", False),
+])
+def test_a_lost_host_is_run_again_by_those_that_are_left_and_a_full_memory_is_not(message, lost, monkeypatch, capsys):
+  left = []
+  error = jax.errors.JaxRuntimeError(message)
+  with pytest.raises(jax.errors.JaxRuntimeError):                # on a machine that stands alone there is no other
+    status_of(error)
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(cli, "leave_hosts", lambda status, last_words="": left.append(status))
+  if lost:
+    assert status_of(error) == RUN_AGAIN and left == [RUN_AGAIN]
+  else:
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      status_of(error)
+    assert left == [1]
