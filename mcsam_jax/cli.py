@@ -62,6 +62,26 @@ def evaluate(args, overrides):
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 
 
+def score(args, overrides):
+  from mcsam_jax.evaluation.score_files import score_files
+  refuse(overrides)
+  score_files(args.predictions, args.references, train=args.train, split=args.split, labeler=args.labeler,
+              subjects=args.subjects, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
+              prediction_field=args.prediction_field, reference_field=args.reference_field, id_field=args.id_field,
+              seed=args.seed, json_path=args.json)
+
+
+def compare(args, overrides):
+  from mcsam_jax.evaluation.compare import compare
+  refuse(overrides)
+  a, b = args.a or args.files[:1], args.b or args.files[1:]
+  if not a or not b or bool(args.a) != bool(args.b) or len(args.files) != (0 if args.a else 2):
+    raise UserError("give two files, or the runs of each arm: --a FILE... --b FILE...")
+  compare(a, b, references=args.references, train=args.train, split=args.split, protocol=args.protocol,
+          labeler=args.labeler, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
+          seed=args.seed, json_path=args.json)
+
+
 def benchmark(args, overrides):
   import json
   from mcsam_jax.config import load_config
@@ -135,6 +155,15 @@ def main(argv: list[str] | None = None) -> int:
   workdir = {"flags": ["--workdir"], "required": True, "help": "folder of the run"}
   split = {"flags": ["--split"], "default": "test", "choices": ["train", "val", "test"]}
   step = {"flags": ["--step"], "type": int, "help": "checkpoint; default: the best on val by train.best_metric, or the last"}
+  of_files = [                                      # how reports in files are read and prepared
+      {"flags": ["--train"], "metavar": "FILE", "help": "training reports: vocabulary of the protocol r2gen, copies, "
+       "constant baseline"},
+      {"flags": ["--split"], "default": "test", "help": "of an annotation.json that holds the references (test)"},
+      {"flags": ["--cleaning"], "choices": ["iu_xray", "mimic_cxr"], "help": "R2Gen's rules (iu_xray)"},
+      {"flags": ["--threshold"], "type": int, "help": "rarer words of train are <unk> (R2Gen's: 3 and 10)"},
+      {"flags": ["--max-length"], "type": int, "help": "of a report, under r2gen (R2Gen's: 60 and 100)"},
+      {"flags": ["--seed"], "type": int, "default": 0, "help": "of the resampling (0)"},
+      {"flags": ["--json"], "metavar": "FILE", "help": "write all of it"}]
   table = {
       demo: ("everything on synthetic X-rays, a few minutes on two CPU cores",
              workdir | {"required": False, "default": "runs/demo"}),
@@ -146,6 +175,28 @@ def main(argv: list[str] | None = None) -> int:
       evaluate: ("write and score the reports of a split; --config.decode.field=value says how", workdir, split, step,
                  {"flags": ["--ensemble"], "nargs": "+", "default": [], "metavar": "WORKDIR",
                   "help": "further runs, of other seeds, whose models write together with this one's"}),
+      score: ("any model's reports, given as files (.jsonl, .json, .csv, .txt): scores, intervals, baselines",
+              {"flags": ["--predictions"], "required": True, "metavar": "FILE", "help": "reports that were written"},
+              {"flags": ["--references"], "required": True, "metavar": "FILE",
+               "help": "the reports of radiologists, R2Gen's annotation.json too"},
+              {"flags": ["--labeler"], "default": "rules", "choices": ["rules", "none"],
+               "help": "reads findings (rules)"},
+              {"flags": ["--subjects"], "metavar": "FILE",
+               "help": "subject of each study; default: as the references say"},
+              {"flags": ["--prediction-field"], "metavar": "NAME", "help": "that holds the text; default: a usual one"},
+              {"flags": ["--reference-field"], "metavar": "NAME", "help": "likewise"},
+              {"flags": ["--id-field"], "metavar": "NAME", "help": "likewise, of both files"}, *of_files),
+      compare: ("is A better than B? Paired differences with intervals, over the same studies",
+                {"flags": ["files"], "nargs": "*", "metavar": "A B",
+                 "help": "eval/*.jsonl of workdirs, or predictions"},
+                {"flags": ["--a"], "nargs": "+", "default": [], "metavar": "FILE",
+                 "help": "A's runs, of several seeds"},
+                {"flags": ["--b"], "nargs": "+", "default": [], "metavar": "FILE", "help": "B's"},
+                {"flags": ["--references"], "metavar": "FILE", "help": "where the files of predictions hold none"},
+                {"flags": ["--protocol"], "choices": ["r2gen", "clean", "raw"],
+                 "help": "default: r2gen where its vocabulary is known, else clean"},
+                {"flags": ["--labeler"], "choices": ["stored", "rules", "none"],
+                 "help": "default: labels that the files hold, else rules"}, *of_files),
       benchmark: ("figures of this machine, as JSON",
                   {"flags": ["what"], "choices": ["decode", "input"],
                    "help": "decode: beam search on random weights; input: images a second from prepared records"},

@@ -5,18 +5,19 @@
   nearest   the report of the train image that looks most alike.
   medoid    of the 30 train images that look most alike, the report that has most in common with the others'.
 
-All three depend on the data (and the features of the encoder as it was before
-training) alone.
+All three depend on the data alone, and on features: of the encoder as it was
+before training, and where that was trained also of the model's own.
 """
 
 import collections
+import contextlib
 from typing import Sequence
 
 import numpy as np
 
 from mcsam_jax.evaluation.constants import constant_scores, word_f1
-from mcsam_jax.evaluation.java import Meteor
-from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
+from mcsam_jax.evaluation.java import JavaUnavailable, Meteor
+from mcsam_jax.evaluation.nlg import METRICS
 from mcsam_jax.evaluation.protocols import apply_protocol
 
 NUM_NEIGHBOURS = 30
@@ -47,10 +48,7 @@ def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], 
   scores = constant_scores(candidates, references)                          # metric -> [C]
   best = {metric: {"report": candidates[values.argmax()], "val_score": float(values.max())}
           for metric, values in scores.items()}
-  if meteor is None:
-    with Meteor() as own:
-      best["METEOR"] = _best_by_meteor(candidates, references, own)
-  else:
+  with contextlib.nullcontext(meteor) if meteor else Meteor() as meteor:
     best["METEOR"] = _best_by_meteor(candidates, references, meteor)
   return {metric: best[metric] for metric in METRICS}
 
@@ -72,8 +70,9 @@ def _best_by_meteor(candidates: list[str], references: list[str], meteor: Meteor
   """Returns the candidate with the best METEOR and that score, or None where METEOR can't be computed."""
   best = None
   for i in (-word_f1(candidates, references)).argsort(kind="stable")[:METEOR_SHORTLIST]:
-    value = nlg_scores(references, [candidates[i]] * len(references), meteor, ["METEOR"]).corpus["METEOR"]
-    if value is None:
+    try:
+      value, _ = meteor.score(references, [candidates[i]] * len(references))
+    except JavaUnavailable:
       return None
     if best is None or value > best["val_score"]:
       best = {"report": candidates[i], "val_score": value}
@@ -100,14 +99,24 @@ def nearest(features: np.ndarray, train_features: np.ndarray, count: int) -> np.
 
 
 def medoid(reports: Sequence[str]) -> int:
-  """Returns the index of the report with the highest mean word F1 (of multisets) with the others."""
-  counts = [collections.Counter(report.split()) for report in reports]
-  totals = [sum(words.values()) for words in counts]
-  overlap = np.zeros((len(reports), len(reports)))
-  for i, words in enumerate(counts):
-    for j in range(i):
-      shared = sum(min(count, counts[j][word]) for word, count in words.items())
-      overlap[i, j] = overlap[j, i] = 2 * shared / max(1, totals[i] + totals[j])
+  """Returns the index of the report with the highest mean word F1 (of multisets) with the others.
+
+  The k-th occurrence of a word is a thing of its own, so that multisets share as many words as sets share things, and
+  all pairs are one product of matrices.
+  """
+  number, places = {}, []
+  for report in reports:
+    seen = collections.Counter()
+    places.append([])
+    for word in report.split():
+      seen[word] += 1
+      places[-1].append(number.setdefault((word, seen[word]), len(number)))
+  holds = np.zeros((len(reports), max(1, len(number))), np.float32)             # [m, things]
+  for row, things in enumerate(places):
+    holds[row, things] = 1
+  totals = holds.sum(1)
+  overlap = 2 * (holds @ holds.T).astype(np.float64) / np.maximum(1, totals[:, None] + totals)
+  np.fill_diagonal(overlap, 0)
   return int(overlap.sum(1).argmax())
 
 

@@ -2,7 +2,7 @@
 
 Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
-  eval/SPLIT-STEP.jsonl   a line a study: id, reference, generated report, its scores
+  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports
   eval/constant.json      the constant report that is best on val for each metric, found once
 An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
 Fields of `decode` and `eval` that differ from the workdir's config stand in the name too: SPLIT-STEP-beam_size=1.*
@@ -13,7 +13,6 @@ import json
 import shutil
 
 import jax
-import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
@@ -21,7 +20,8 @@ from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
-from mcsam_jax.evaluation.scoring import format_table, score_reports
+from mcsam_jax.evaluation.score_table import format_table
+from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.training import hosts
 from mcsam_jax.training.preemption import Stop
 from mcsam_jax.training.sharding import decode_batch_size, host_rows, make_mesh
@@ -90,14 +90,14 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
     from input_pipeline.datasets.phantom_reports import read_labels
     if config.data.target == "findings":                 # what was drawn; an impression doesn't tell all of it
       reference_labels = [record["labels"] for record in split.without_images]
-  scores, rows = score_reports(
+  scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
       constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
-      findings=findings,
-      restricted=config.data.restricted, seed=config.eval.seed)
+      findings=findings, restricted=config.data.restricted, seed=config.eval.seed,
+      subjects=[record["subject_id"] or record["id"] for record in split.without_images])
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
@@ -108,27 +108,15 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
   name = "-".join([split.name, str(step), *others, *work.asked_for])
   target, table = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl"))
-  lines = [{"id": id_, "reference": reference, "generated": report.text, "log_prob": report.log_prob, "scores": row}
-           for id_, reference, report, row in zip(split.ids, split.reports, written, rows)]
+  lines = [{"id": record["id"], "subject": record["subject_id"] or record["id"], "reference": reference,
+            "generated": report.text, "log_prob": report.log_prob, "scores": row, "labels": labels and labels[number]}
+           for number, (record, reference, report, row) in enumerate(
+               zip(split.without_images, split.reports, written, rows))]
   write_whole(table, "".join(json.dumps(line) + "\n" for line in lines))
   write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
   show(format_table(scores))
   show(f"scores: {target}, a line a study: {table}")
   return scores
-
-
-def other_studies(count: int, num_permutations: int, seed: int) -> np.ndarray:
-  """Returns permutations [R, count] that give each study the images of another one; no two agree anywhere.
-
-  They are the turns of a single random cycle, so there are at most count - 1 of them, R <= `num_permutations`. The
-  generated report is a function of the images alone: what a model writes for study i when the images are permuted
-  is what it wrote for the study that they come from.
-  """
-  order = np.random.default_rng(seed).permutation(count)
-  turns = np.arange(1, min(num_permutations, count - 1) + 1)
-  others = np.empty((len(turns), count), np.int64)
-  others[:, order] = [np.roll(order, turn) for turn in turns]
-  return others
 
 
 def constant_reports(work: Workdir, show=print) -> dict:

@@ -12,9 +12,11 @@ import subprocess
 import threading
 import time
 
+import numpy as np
 from pycocoevalcap.meteor import meteor as pycoco_meteor
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+NUM_COUNTS = 23               # numbers that METEOR gives for a pair
 # What stands for an empty text, which METEOR's lines can't hold: words that match no other.
 _NO_REFERENCE, _NO_HYPOTHESIS = "emptyreference", "emptyhypothesis"
 
@@ -34,6 +36,7 @@ class Meteor:
     self._limits = start_seconds, pair_seconds
     self._process = None
     self._failure = ""
+    self._known = {}                                        # counts of each pair that was asked for
 
   def __enter__(self):
     return self
@@ -47,24 +50,56 @@ class Meteor:
     Raises:
       JavaUnavailable: there is no Java, or it failed or hung.
     """
+    counts = self.counts(references, hypotheses)
+    return float(meteor_score(counts.sum(0))), meteor_score(counts).tolist()
+
+  def counts(self, references: list[str], hypotheses: list[str]) -> np.ndarray:
+    """Returns float64 [n, 23]: what METEOR counts in each pair, to be summed for `meteor_score`.
+
+    A pair is asked for once. The single chunk of equal texts is no fragment, and METEOR leaves it out of sums.
+
+    Raises:
+      JavaUnavailable: there is no Java, or it failed or hung.
+    """
+    pairs = [(_one_line(meant, _NO_REFERENCE), _one_line(said, _NO_HYPOTHESIS))
+             for meant, said in zip(references, hypotheses, strict=True)]
+    new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+    if new:
+      self._known.update(zip(new, self._ask(new)))
+    return np.array([self._known[pair] for pair in pairs], np.float64).reshape(len(pairs), NUM_COUNTS)
+
+  def _ask(self, pairs: list[tuple[str, str]]) -> list[list[float]]:
     if self._failure:
       raise JavaUnavailable(self._failure)
     if self._process is None:
       self._process = self._start()
-    seconds = self._limits[0] + self._limits[1] * len(references)
-    late = threading.Timer(seconds, self._process.meteor_p.kill)
+    process = self._process.meteor_p
+    seconds = self._limits[0] + self._limits[1] * len(pairs)
+    late = threading.Timer(seconds, process.kill)
+    # All questions are on their way at once: a pair's way there and back would take as long as its answer.
+    questions = "".join(f"SCORE ||| {meant} ||| {said}\n" for meant, said in pairs).encode()
+    asking = threading.Thread(target=_write, args=(process.stdin, questions), daemon=True)
     began = time.monotonic()
     late.start()
+    asking.start()
     try:
-      return self._process.compute_score(
-          {i: [_one_line(text, _NO_REFERENCE)] for i, text in enumerate(references)},
-          {i: [_one_line(text, _NO_HYPOTHESIS)] for i, text in enumerate(hypotheses)})
+      answers = [[float(number) for number in process.stdout.readline().split()] for _ in pairs]
+      if any(len(answer) != NUM_COUNTS for answer in answers):
+        raise ValueError(f"not {NUM_COUNTS} numbers")
+      return [_without_whole_chunk(answer) for answer in answers]
     except (OSError, ValueError) as error:                  # a closed pipe, or an answer that is no number
       self._close()
       hung = time.monotonic() - began >= seconds
       self._fail(f"took more than {seconds:.0f} s" if hung else f"ended early ({type(error).__name__})")
     finally:
       late.cancel()
+      asking.join(1.0)
+
+  def start(self) -> None:
+    """Lets Java load its tables, which takes seconds, while the caller does something else."""
+    if self._process is None and not self._failure:
+      with contextlib.suppress(JavaUnavailable):            # which the first question will tell
+        self._process = self._start()
 
   def _start(self) -> pycoco_meteor.Meteor:
     if not shutil.which("java"):
@@ -92,6 +127,27 @@ class Meteor:
         pipe.close()
 
 
+def meteor_score(counts: np.ndarray) -> np.ndarray:
+  """Returns METEOR 1.5 [...] of summed counts [..., 23], as its Java computes it for English.
+
+  The parameters are those that it was tuned to (Denkowski and Lavie, WMT 2014, task "rank", which -l en means): alpha
+  weighs recall, delta content words, beta and gamma the penalty on matches in many chunks, and a match counts 1, .6,
+  .8 or .6 for exact, stem, synonym or paraphrase. Counts: length of hypothesis and reference; function words in each;
+  for each kind of match, content words of both and function words of both; chunks; matched words of each.
+  """
+  alpha, beta, gamma, delta, of_kind = 0.85, 0.2, 0.6, 0.75, np.array([1, 0.6, 0.8, 0.6])
+  lengths, function_words = counts[..., 0:2], counts[..., 2:4]                # [..., (hypothesis, reference)]
+  matches = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)            # [..., kind, (content, function), side]
+  chunks, matched = counts[..., 20], counts[..., 21:23]
+  weighted = np.einsum("...kcs,k,c->...s", matches, of_kind, [delta, 1 - delta])
+  with np.errstate(divide="ignore", invalid="ignore"):
+    precision, recall = np.moveaxis(
+        weighted / (delta * (lengths - function_words) + (1 - delta) * function_words), -1, 0)
+    f_mean = 1 / ((1 - alpha) / precision + alpha / recall)
+    penalty = gamma * (chunks / matched.mean(-1)) ** beta
+    return np.maximum(np.nan_to_num(f_mean * (1 - penalty)), 0)
+
+
 def ptb_tokenize(texts: list[str], seconds: float = 300.0) -> list[str]:
   """Returns the texts lower-cased, in Penn Treebank tokens, without punctuation, as pycocoevalcap does.
 
@@ -117,6 +173,19 @@ def ptb_tokenize(texts: list[str], seconds: float = 300.0) -> list[str]:
   if len(lines) != len(texts):
     raise JavaUnavailable(f"PTB tokens need Java, which gave {len(lines)} lines for {len(texts)} reports")
   return [" ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS) for line in lines]
+
+
+def _without_whole_chunk(counts: list[float]) -> list[float]:
+  written, meant = sum(counts[4:20:2]), sum(counts[5:20:2])                   # matched words
+  if counts[20] == 1 and [written, meant] == counts[:2]:
+    return [*counts[:20], 0.0, *counts[21:]]
+  return counts
+
+
+def _write(pipe, questions: bytes) -> None:
+  with contextlib.suppress(OSError, ValueError):            # who reads the answers will see that there are none
+    pipe.write(questions)
+    pipe.flush()
 
 
 def _one_line(text: str, if_empty: str) -> str:

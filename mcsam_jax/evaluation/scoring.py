@@ -1,33 +1,41 @@
-"""All that is said of a split's generated reports, in one dictionary, and the table that a person reads.
+"""All that is said of a split's generated reports, in one dictionary.
 
-Reports come in as text, whichever model wrote them. A score never stands alone:
-beside it are what no model is needed for (`baselines`) and what the same model
-says when it sees another study's images (`controls`).
+Reports come in as text, whichever model wrote them. A score never stands alone: with it come its interval, what no
+model is needed for (`baselines`), what the same model says when it sees another study's images (`controls`), and how
+far it is ahead of each of these on the same draws of subjects.
 """
 
-import collections
-from typing import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from typing import NamedTuple
 
 import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import neighbour_reports
-from mcsam_jax.evaluation.java import JavaUnavailable, Meteor
-from mcsam_jax.evaluation.labels import label_scores
-from mcsam_jax.evaluation.nlg import METRICS, NlgScores, nlg_scores
-from mcsam_jax.evaluation.protocols import (
-    DESCRIPTIONS, PROTOCOLS, UNKNOWN, apply_protocol, as_r2gen_reference, clean_hypothesis)
+from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences, intervals, points, resample
+from mcsam_jax.evaluation.java import Meteor
+from mcsam_jax.evaluation.judge import Judge, nlg_of
+from mcsam_jax.evaluation.labels import LabelCounts, label_values, mean_counts, points_of
+from mcsam_jax.evaluation.nlg import METRICS
+from mcsam_jax.evaluation.protocols import DESCRIPTIONS, PROTOCOLS, apply_protocol, as_r2gen_reference, clean_hypothesis
+from mcsam_jax.evaluation.variety import Variety
+
+METEOR_PERMUTATIONS = 2       # of the control, and under the main protocol alone: METEOR takes ten times as long as the
+                              # other metrics together
+_FAST = [metric for metric in METRICS if metric != "METEOR"]
 
 
 def score_reports(
     *, ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[str],
-    shuffled_hypotheses: Sequence[Sequence[str]], train_reports: Sequence[str], pooled: Mapping[str, np.ndarray],
-    constant: Mapping[str, dict | None], tokenizer, cleaning: str, max_length: int,
-    read_labels: Callable[[str], Mapping[str, str]] | None = None,
+    shuffled_hypotheses: Sequence[Sequence[str]], train_reports: Sequence[str] | None,
+    pooled: Mapping[str, np.ndarray] | None, constant: Mapping[str, dict | None] | None, tokenizer, cleaning: str,
+    max_length: int, read_labels: Callable[[str], Mapping[str, str]] | None = None,
     reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
-    restricted: bool = False, seed: int = 0,
-) -> tuple[dict, list[dict]]:
+    restricted: bool = False, seed: int = 0, subjects: Sequence[str] | None = None,
+    own_pooled: Mapping[str, np.ndarray] | None = None, meteor: Meteor | None = None,
+) -> tuple[dict, list[dict], list[dict] | None]:
   """Scores the reports of m studies.
 
   Args:
@@ -35,194 +43,218 @@ def score_reports(
     references: the reports as they were written.
     hypotheses: the generated reports; an empty one is allowed and scores zero.
     shuffled_hypotheses: R lists, in each what the model wrote for study i from the images of another study; the
-      control is their mean.
-    train_reports: n reports as they were written, one a train record.
-    pooled: "train" [n, C] and "split" [m, C], features of the frozen initial encoder.
-    constant: what `baselines.constant_baseline` found on val.
-    tokenizer: the model's.
+      control is their mean. None at all is allowed.
+    train_reports: n reports as they were written, one a train record; None where they aren't known.
+    pooled: "train" [n, C] and "split" [m, C], features of the frozen initial encoder; None: no such baselines.
+    constant: what `baselines.constant_baseline` found on val; None: no such baseline.
+    tokenizer: the model's; None leaves out the protocol r2gen, and what stands under it is then under clean.
     cleaning: one of `text.RULES`.
     max_length: tokens of a report, eos included.
-    read_labels: reads {finding: label} from a report; None where the data has no labeler.
+    read_labels: reads {finding: label} from a report, or has a method `read` for many; None: there is no labeler.
     reference_labels: the labels of the studies where they are known better than from their reports.
     findings: those of the labels that count.
     restricted: True leaves out every text of a report.
-    seed: of the bootstrap.
+    seed: of the resampling.
+    subjects: one a study; None: each study is a subject of its own.
+    own_pooled: like `pooled`, by the model's own encoder; adds the baselines `nearest_own` and `medoid_own`.
+    meteor: a running METEOR; None starts one for this call.
 
   Returns:
-    The scores, ready for JSON, and for each study its own scores under r2gen.
+    The scores, ready for JSON; for each study its own scores under the main protocol; for each study the labels of its
+    "reference" and its "generated" report (of `findings`), None without a labeler. In the scores, `intervals` repeats
+    their nesting with {"low", "high"} in place of a number.
 
   Raises:
     UserError: no study, a study that stands twice, or lists of different lengths.
   """
-  _check(ids, references, hypotheses, shuffled_hypotheses)
-  preparation = tokenizer, cleaning, max_length
-  if read_labels and reference_labels is None:
-    reference_labels = [read_labels(report) for report in references]
+  subjects = list(ids if subjects is None else subjects)
+  _check(ids, references, hypotheses, shuffled_hypotheses, subjects)
+  weights = resample(subjects, seed)
+  with contextlib.nullcontext(meteor) if meteor else Meteor() as meteor:
+    meteor.start()                                # it loads while the first texts are prepared
+    judge = Judge(references, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
+                  read_labels=read_labels, reference_labels=reference_labels, findings=findings)
+    model, per_study = _model(judge, hypotheses)
+    controls = {"shuffled_images": _shuffled(judge, shuffled_hypotheses)} if shuffled_hypotheses else {}
+    baselines = {}
+    if constant:
+      best_meteor = (constant.get("METEOR") or {}).get("report")      # METEOR is slow: of the others it isn't asked
+      chosen = {report: _baseline(judge, [report] * len(ids), METRICS if report == best_meteor else _FAST)
+                for report in dict.fromkeys(entry["report"] for entry in constant.values() if entry)}
+      baselines["constant"] = _constant(constant, chosen)
+    for name, reports in _neighbours(judge, train_reports, pooled, own_pooled, (tokenizer, cleaning, max_length)):
+      baselines[name] = _baseline(judge, reports)
 
-  def labels(reports):                            # one report a study, or several times that, counted together
-    if not read_labels:
-      return None
-    times = len(reports) // len(ids)
-    return label_scores(list(reference_labels) * times, list(map(read_labels, reports)), findings)
+  scores, sure = _with_intervals(model, weights)
+  for kind, systems in (("baselines", baselines), ("controls", controls)):
+    scores[kind], sure[kind] = {}, {}
+    for name, system in systems.items():
+      scores[kind][name], sure[kind][name] = _with_intervals(system, weights)
+      scores[kind][name]["model_minus_this"] = differences(_headline(model), _headline(system), weights)
+  if constant:
+    scores["baselines"]["constant"]["chosen_for"] = _chosen_for(constant, chosen, restricted)
+  if controls:
+    lead = scores["controls"]["shuffled_images"]["model_minus_this"]["nlg"]["CIDEr"]
+    scores["controls"]["shuffled_images"] |= {
+        "num_permutations": len(shuffled_hypotheses),
+        "num_permutations_METEOR": min(METEOR_PERMUTATIONS, len(shuffled_hypotheses)),
+        "CIDEr_difference": {"mean": lead["difference"], "low": lead["low"], "high": lead["high"]}}
 
-  with Meteor() as meteor:
-    def nlg(reports):
-      return {name: _nlg(name, references, reports, *preparation, meteor) for name in PROTOCOLS}
-
-    own, shuffled = nlg(hypotheses), _means([nlg(reports) for reports in shuffled_hypotheses])
-    r2gen_references, train = apply_protocol("r2gen", references, train_reports, *preparation)
-
-    def baseline(reports):
-      return {"nlg": nlg_scores(r2gen_references, reports, meteor).corpus, "labels": labels(reports)}
-
-    near, typical = neighbour_reports(pooled["split"], pooled["train"], train)
-    baselines = {"constant": _constant(constant, len(ids), baseline, restricted),
-                 "nearest": baseline(near), "medoid": baseline(typical)}
-
-  order = np.argsort(np.asarray(ids))             # the interval must not hang on the order of studies
-  difference = paired_difference(own["r2gen"].per_study["CIDEr"][order],
-                                 shuffled["r2gen"].per_study["CIDEr"][order], seed)
-  seen = {clean_hypothesis(report, cleaning) for report in train_reports}
-  seen.update(as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in train_reports)
-  scores = {
-      "num_studies": len(ids),
-      "nlg": _corpus(own),
-      "labels": labels(hypotheses),
-      "baselines": baselines,
-      "controls": {"shuffled_images": {
-          "num_permutations": len(shuffled_hypotheses), "nlg": _corpus(shuffled),
-          "labels": labels([report for reports in shuffled_hypotheses for report in reports]),
-          "CIDEr_difference": difference}},
-      **_variety([clean_hypothesis(report, cleaning) for report in hypotheses], seen, restricted),
-      "references": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length},
-      "notes": {key: note for result in own.values() for key, note in result.notes.items()},
-  }
-  return scores, _rows(own["r2gen"].per_study, len(ids))
+  variety, unseen = _variety_and_unseen(model, references, hypotheses, train_reports, tokenizer, cleaning, max_length,
+                                        weights, restricted)
+  for part in (variety, unseen):
+    scores |= part[0]
+    sure |= part[1]
+  return {
+      "num_studies": len(ids), "num_subjects": len(set(subjects)), **scores,
+      "intervals": {"level": LEVEL, "num_samples": len(weights), "resampled": "subjects", **sure},
+      "references": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length, "main": judge.main,
+                     "CIDEr": "document frequencies are those of all references, in resamples and parts too"},
+      "notes": judge.notes,
+  }, per_study, _labels(judge, hypotheses)
 
 
-def paired_difference(per_study_a: np.ndarray, per_study_b: np.ndarray, seed: int,
-                      num_samples: int = 1000) -> dict[str, float]:
-  """Returns the mean of a - b over studies and its 95 % interval, by the percentile bootstrap over studies.
+class _System(NamedTuple):
+  """One report a study, by whatever wrote them."""
+  nlg: Score                    # metric -> [R], or protocol -> metric -> [R]
+  main: Score                   # metric -> [R], under the main protocol
+  labels: LabelCounts | None
+  num_studies: int
 
-  Args:
-    per_study_a: [m], a system's scores.
-    per_study_b: [m], another's on the same studies, in the same order.
-    seed: of the resampling.
-    num_samples: times that m studies are drawn with replacement.
+
+def _model(judge: Judge, hypotheses: Sequence[str]) -> tuple[_System, list[dict]]:
+  scores = {protocol: judge.nlg(protocol, hypotheses) for protocol in PROTOCOLS}
+  per_study = scores[judge.main].per_study
+  rows = [{metric: None if values is None else float(values[i]) for metric, values in per_study.items()}
+          for i in range(len(hypotheses))]
+  return _by_protocol(judge, {protocol: [of] for protocol, of in scores.items()}, judge.labels(hypotheses)), rows
+
+
+def _labels(judge: Judge, hypotheses: Sequence[str]) -> list[dict] | None:
+  stated = judge.stated(hypotheses)
+  counted = lambda labels: {finding: labels[finding] for finding in judge.findings}
+  return stated and [{"reference": counted(truth), "generated": counted(said)}
+                     for truth, said in zip(judge.reference_labels, stated)]
+
+
+def _shuffled(judge: Judge, lists: Sequence[Sequence[str]]) -> _System:
+  metrics = lambda protocol, turn: METRICS if protocol == judge.main and turn < METEOR_PERMUTATIONS else _FAST
+  scores = {protocol: [judge.nlg(protocol, reports, metrics(protocol, turn)) for turn, reports in enumerate(lists)]
+            for protocol in PROTOCOLS}
+  labels = [judge.labels(reports) for reports in lists]
+  return _by_protocol(judge, scores, None if labels[0] is None else mean_counts(labels))
+
+
+def _by_protocol(judge: Judge, scores: Mapping, labels: LabelCounts | None) -> _System:
+  of_each = {protocol: None if several[0].counts is None else nlg_of(*several)
+             for protocol, several in scores.items()}
+  return _System(lambda weights: {protocol: of and of(weights) for protocol, of in of_each.items()},
+                 of_each[judge.main], labels, len(judge))
+
+
+def _baseline(judge: Judge, reports: Sequence[str], metrics: Sequence[str] = METRICS) -> _System:
+  nlg = nlg_of(judge.nlg(judge.main, reports, metrics))
+  return _System(nlg, nlg, judge.labels(reports), len(judge))
+
+
+def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation):
+  """Yields (name, reports) of the baselines that need features."""
+  features = {"": pooled, "_own": own_pooled}
+  if train_reports is None or not any(features.values()):
+    return
+  _, train = apply_protocol(judge.main, [], train_reports, *preparation)
+  for which, of in features.items():
+    if of:
+      yield from zip((f"nearest{which}", f"medoid{which}"), neighbour_reports(of["split"], of["train"], train))
+
+
+def _constant(constant: Mapping[str, dict | None], chosen: Mapping[str, _System]) -> _System:
+  """Returns each metric's score of the report that was chosen for it.
+
+  The labels are those of the chosen report that does best on this very split: generous to the baseline.
   """
-  difference = np.asarray(per_study_a, np.float64) - np.asarray(per_study_b, np.float64)     # [m]
-  rng = np.random.default_rng(seed)
-  means = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(num_samples)]
-  low, high = np.percentile(means, [2.5, 97.5])
-  return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
+  def nlg(weights):
+    of_each = {report: system.main(weights) for report, system in chosen.items()}
+    return {metric: entry and of_each[entry["report"]][metric] for metric, entry in constant.items()}
+  labels = [system.labels for system in chosen.values() if system.labels]
+  best = max(labels, key=lambda counts: points_of(counts)["micro"]["f1"], default=None)
+  return _System(nlg, nlg, best, next(iter(chosen.values())).num_studies)
 
 
-def format_table(scores: Mapping) -> str:
-  """Returns the scores as text: the model, its control and the baselines in rows, metrics in columns."""
-  control = scores["controls"]["shuffled_images"]
-  rows = [("this model", scores["nlg"]["r2gen"], scores["labels"]),
-          ("images shuffled", control["nlg"]["r2gen"], control["labels"]),
-          *((name, row["nlg"], row["labels"]) for name, row in (
-              ("constant report", scores["baselines"]["constant"]),
-              ("nearest image's", scores["baselines"]["nearest"]),
-              ("medoid of nearest", scores["baselines"]["medoid"])))]
-  columns = [metric.replace("_", "-") for metric in METRICS]
-  if scores["labels"]:
-    columns += ["micro-F1", "macro-F1"]
-  lines = [f"{scores['num_studies']} studies, protocol r2gen", _line("", columns)]
-  for name, nlg, labels in rows:
-    values = [nlg[metric] for metric in METRICS]
-    if labels:
-      values += [labels["micro"]["f1"], labels["macro"]["f1"]]
-    lines.append(_line(name, ["-" if value is None else f"{value:.3f}" for value in values]))
-  difference = control["CIDEr_difference"]
-  lines += [
-      f"CIDEr with its own images minus with shuffled ones ({control['num_permutations']} permutations), a study: "
-      f"{difference['mean']:.3f} (95 % interval {difference['low']:.3f} to {difference['high']:.3f})",
-      f"{scores['distinct_reports']} distinct reports, the commonest for {scores['most_common_share']:.1%}; "
-      f"{scores['copied_from_train']:.1%} stand word for word in train; "
-      f"{scores['mean_length']:.1f} words a report, {scores['unk_share']['words']:.1%} of them {UNKNOWN}",
-      *(f"{key}: {note}" for key, note in scores["notes"].items())]
-  return "\n".join(lines)
+def _chosen_for(constant: Mapping[str, dict | None], chosen: Mapping[str, _System], restricted: bool) -> dict:
+  """Returns for each metric the report that was chosen, its score on val, and all of its scores here."""
+  scores = {report: _points(system) for report, system in chosen.items()}
+  return {metric: entry and {**({} if restricted else {"report": entry["report"]}), "val_score": entry["val_score"],
+                             **scores[entry["report"]]}
+          for metric, entry in constant.items()}
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
-  return f"{name:<18}" + "".join(f"{cell:>9}" for cell in cells)
+def _points(system: _System) -> dict:
+  return {"nlg": points(system.nlg, system.num_studies), "labels": system.labels and points_of(system.labels)}
 
 
-def _check(ids, references, hypotheses, shuffled_hypotheses) -> None:
+def _with_intervals(system: _System, weights: np.ndarray) -> tuple[dict, dict]:
+  return _points(system), {"nlg": intervals(system.nlg, weights),
+                           "labels": system.labels and intervals(lambda of: label_values(system.labels, of), weights)}
+
+
+def _headline(system: _System) -> Score:
+  """Returns what systems are compared by: the metrics, and F1 of the findings."""
+  def values(weights):
+    labels = system.labels and label_values(system.labels, weights)
+    return {"nlg": system.main(weights),
+            "labels": labels and {average: {"f1": labels[average]["f1"]} for average in ("micro", "macro")}}
+  return values
+
+
+def _variety_and_unseen(model: _System, references, hypotheses, train_reports, tokenizer, cleaning, max_length,
+                        weights, restricted) -> list[tuple[dict, dict]]:
+  """Returns (scores, intervals) of how reports vary, and of the studies whose reference isn't in train."""
+  written, meant = ([clean_hypothesis(report, cleaning) for report in reports] for reports in (hypotheses, references))
+  seen = None
+  if train_reports is not None:
+    trained_on = {clean_hypothesis(report, cleaning) for report in train_reports}
+    seen = trained_on | ({as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in train_reports}
+                         if tokenizer else set())
+  variety, of_references = Variety(hypotheses, written, seen), Variety(references, meant, seen and trained_on)
+  about = {"distinct_reports": variety.num_distinct, **points(variety.values, len(written)),
+           "of_references": {"distinct_reports": of_references.num_distinct,
+                             **points(of_references.values, len(written))}}
+  if not restricted:
+    about["most_common_report"] = variety.commonest
+  described = about, intervals(variety.values, weights)
+  if seen is None:
+    return [described, ({}, {})]
+  new = np.array([report not in trained_on for report in meant], np.float64)
+  if not new.any():
+    return [described, ({"unseen_references": {"num_studies": 0}}, {})]
+  part = lambda of: _headline(model)(of * new)
+  return [described, ({"unseen_references": {"num_studies": int(new.sum()), **points(part, len(new))}},
+                      {"unseen_references": intervals(part, weights)})]
+
+
+def other_studies(count: int, num_permutations: int, seed: int) -> np.ndarray:
+  """Returns permutations [R, count] that give each study the images of another one; no two agree anywhere.
+
+  They are the turns of a single random cycle, so there are at most count - 1 of them, R <= `num_permutations`. The
+  generated report is a function of the images alone: what a model writes for study i when the images are permuted
+  is what it wrote for the study that they come from.
+  """
+  order = np.random.default_rng(seed).permutation(count)
+  turns = np.arange(1, min(num_permutations, count - 1) + 1)
+  others = np.empty((len(turns), count), np.int64)
+  others[:, order] = [np.roll(order, turn) for turn in turns]
+  return others
+
+
+def _check(ids, references, hypotheses, shuffled_hypotheses, subjects) -> None:
   if not ids:
     raise UserError("no study to score: the split is empty")
   twice = len(ids) - len(set(ids))
   if twice:                                       # which ones is not said: an id may be restricted
     raise UserError(f"{twice} of {len(ids)} reports belong to a study that stands there already; "
                     "each study is scored once")
-  for name, reports in (("references", references), ("hypotheses", hypotheses),
+  for name, reports in (("references", references), ("hypotheses", hypotheses), ("subjects", subjects),
                         *(("hypotheses for shuffled images", reports) for reports in shuffled_hypotheses)):
     if len(reports) != len(ids):
       raise UserError(f"{len(reports)} {name} for {len(ids)} studies: give one a study")
-
-
-def _nlg(protocol, references, hypotheses, tokenizer, cleaning, max_length, meteor) -> NlgScores:
-  """Returns the scores under a protocol; their corpus is None where the protocol can't be applied."""
-  try:
-    pairs = apply_protocol(protocol, references, hypotheses, tokenizer, cleaning, max_length)
-  except JavaUnavailable as reason:
-    return NlgScores(None, None, {protocol: str(reason)})
-  return nlg_scores(*pairs, meteor)
-
-
-def _means(results: Sequence[Mapping[str, NlgScores]]) -> dict[str, NlgScores]:
-  """Returns the means over several lists of reports for the same studies, of corpus and study scores alike."""
-  def mean(values):
-    return None if any(value is None for value in values) else np.mean(values, axis=0)
-
-  def all_metrics(scores):
-    return None if scores[0] is None else {metric: mean([row[metric] for row in scores]) for metric in scores[0]}
-
-  means = {}
-  for protocol, first in results[0].items():
-    corpus, per_study = (all_metrics([getattr(result[protocol], field) for result in results])
-                         for field in ("corpus", "per_study"))
-    means[protocol] = NlgScores(corpus, per_study, first.notes)
-  return means
-
-
-def _corpus(results: Mapping[str, NlgScores]) -> dict:
-  return {protocol: result.corpus for protocol, result in results.items()}
-
-
-def _constant(chosen, num_studies, baseline, restricted) -> dict:
-  """Returns each metric's score of the report that was chosen for it, and all scores of all chosen reports.
-
-  `labels` are those of the chosen report that does best on this very split: generous to the baseline.
-  """
-  scored = {entry["report"]: baseline([entry["report"]] * num_studies) for entry in chosen.values() if entry}
-  choices = {metric: entry and {**({} if restricted else {"report": entry["report"]}),
-                                "val_score": entry["val_score"], **scored[entry["report"]]}
-             for metric, entry in chosen.items()}
-  labels = [scores["labels"] for scores in scored.values() if scores["labels"]]
-  return {"nlg": {metric: choice and choice["nlg"][metric] for metric, choice in choices.items()},
-          "labels": max(labels, key=lambda of: of["micro"]["f1"], default=None),
-          "chosen_for": choices}
-
-
-def _variety(reports: Sequence[str], seen: set[str], restricted: bool) -> dict:
-  """Returns how different the cleaned reports are from each other and from those of train."""
-  (commonest, times), = collections.Counter(sorted(reports)).most_common(1)
-  words = [report.split() for report in reports]
-  total = sum(map(len, words))
-  return {
-      "distinct_reports": len(set(reports)),
-      "most_common_share": times / len(reports),
-      **({} if restricted else {"most_common_report": commonest}),
-      "copied_from_train": sum(report in seen for report in reports) / len(reports),
-      "unk_share": {"reports": sum(UNKNOWN in row for row in words) / len(reports),
-                    "words": sum(row.count(UNKNOWN) for row in words) / max(1, total)},
-      "mean_length": total / len(reports),
-  }
-
-
-def _rows(per_study: Mapping[str, np.ndarray | None], num_studies: int) -> list[dict]:
-  return [{metric: None if values is None else float(values[i]) for metric, values in per_study.items()}
-          for i in range(num_studies)]

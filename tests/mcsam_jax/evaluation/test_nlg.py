@@ -1,4 +1,4 @@
-"""The metrics are pycocoevalcap's to the last digit, and nothing that Java does takes them away."""
+"""The metrics are pycocoevalcap's to the last digit, for any weights, and nothing that Java does takes them away."""
 
 import json
 import os
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax.evaluation.java import JavaUnavailable, Meteor, ptb_tokenize
-from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
+from mcsam_jax.evaluation.nlg import METRICS, nlg_scores, nlg_values
+from mcsam_jax.evaluation.pair_counts import longest_common
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
 REFERENCES = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]
@@ -52,6 +53,64 @@ def test_meteor_agrees_with_reference_numbers(meteor, expected):
                       [pair["hypothesis"] for pair in expected["pairs"]], meteor, ["METEOR"])
   assert scores.corpus["METEOR"] == pytest.approx(expected["corpus"]["METEOR"], abs=1e-6)
   np.testing.assert_allclose(scores.per_study["METEOR"], expected["per_pair"]["METEOR"], atol=1e-6)
+
+
+@needs_java
+def test_meteor_sums_as_its_java_does(meteor, expected):
+  """Also where texts are equal, short, or share nothing: its own command for a corpus gives the same."""
+  references = [pair["reference"] for pair in expected["pairs"][:40]] + ["a", "the heart is big", "no effusion"]
+  hypotheses = [pair["hypothesis"] for pair in expected["pairs"][:40]] + ["a", "the heart is big", "clear lungs"]
+  found = meteor.score(references, hypotheses)
+  corpus, per_study = meteor._process.compute_score(               # pycocoevalcap's own, in the same process
+      {i: [text] for i, text in enumerate(references)}, {i: [text] for i, text in enumerate(hypotheses)})
+  assert found[0] == pytest.approx(corpus, abs=1e-14) and found[1] == pytest.approx(per_study, abs=1e-14)
+
+
+def drawn_reports(seed, count):
+  rng = np.random.default_rng(seed)
+  words = np.array("the heart lungs are is clear normal . no effusion seen".split())
+  return [" ".join(rng.choice(words, rng.integers(0, 30))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_agrees_with_pycocoevalcap_on_any_text(count):
+  from pycocoevalcap.bleu.bleu import Bleu
+  from pycocoevalcap.cider.cider import Cider
+  from pycocoevalcap.rouge.rouge import Rouge
+  references, hypotheses = drawn_reports(0, count), drawn_reports(1, count)
+  hypotheses[0] = ""
+  truth, said = ({i: [text] for i, text in enumerate(reports)} for reports in (references, hypotheses))
+  found = nlg_scores(references, hypotheses, metrics=WITHOUT_JAVA)
+  bleus = zip(*Bleu(4).compute_score(truth, said, verbose=0))
+  peers = {**{f"BLEU_{n}": both for n, both in enumerate(bleus, 1)},
+           "ROUGE_L": Rouge().compute_score(truth, said), "CIDEr": Cider().compute_score(truth, said)}
+  for metric, (corpus, per_study) in peers.items():
+    assert found.corpus[metric] == pytest.approx(corpus, rel=1e-12, abs=1e-15)
+    np.testing.assert_allclose(found.per_study[metric], per_study, rtol=1e-12, atol=1e-15)
+
+
+def test_weights_count_a_study_as_often_as_if_it_stood_there_so_often():
+  references, hypotheses, times = drawn_reports(2, 12), drawn_reports(3, 12), np.arange(12) % 4
+  counts = nlg_scores(references, hypotheses, metrics=WITHOUT_JAVA).counts
+  found = nlg_values(counts, times.astype(float))
+  repeated = np.repeat(np.arange(12), times)
+  listed = nlg_scores([references[i] for i in repeated], [hypotheses[i] for i in repeated], metrics=WITHOUT_JAVA)
+  for metric in ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "ROUGE_L"):
+    assert found[metric] == pytest.approx(listed.corpus[metric], rel=1e-9)
+  assert found["CIDEr"] == pytest.approx(counts.cider[repeated].mean())           # its idf stays that of all 12
+  assert found["METEOR"] is None
+
+
+def test_longest_common_subsequence():
+  assert longest_common("a b c b d a b".split(), "b d c a b a".split()) == 4      # b c b a: the textbook's
+  assert longest_common([], ["a"]) == longest_common(["a"], []) == longest_common(["a"], ["b"]) == 0
+  rng = np.random.default_rng(0)
+  for _ in range(30):
+    first, second = (list(rng.integers(0, 4, rng.integers(0, 90))) for _ in range(2))
+    table = np.zeros((len(first) + 1, len(second) + 1), int)
+    for i, j in np.ndindex(len(first), len(second)):
+      table[i + 1, j + 1] = table[i, j] + 1 if first[i] == second[j] else max(table[i, j + 1], table[i + 1, j])
+    assert longest_common(first, second) == table[-1, -1]
 
 
 def test_known_answers():
@@ -138,10 +197,12 @@ def test_java_that_hangs_is_ended_and_not_asked_again(monkeypatch, tmp_path):
 
 
 def test_the_process_ends_with_its_block(monkeypatch, tmp_path):
-  answers = "read pair; echo counts; read question; echo 0.25; echo 0.5; exec sleep 60"
-  fake_java(tmp_path, answers, monkeypatch)
+  counts = "2 4 0 0 2 2 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 2 2"         # 2 of 4 words, in one piece
+  fake_java(tmp_path, f"read pair; echo {counts}; exec sleep 60", monkeypatch)
+  expected = 1 / (0.15 / 1 + 0.85 / 0.5) * (1 - 0.6 * 0.5 ** 0.2)
   with Meteor() as process:
-    assert process.score(["a b"], ["a b"]) == (0.5, [0.25])
+    score, per_study = process.score(["a b c d"] * 2, ["a b"] * 2)        # a pair is asked for once
+    assert [score, *per_study] == pytest.approx([expected] * 3)
     child = process._process.meteor_p
     assert child.poll() is None
   assert child.poll() is not None

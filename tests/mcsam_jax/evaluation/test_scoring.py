@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
-from mcsam_jax.evaluation.evaluate import other_studies
-from mcsam_jax.evaluation.nlg import METRICS
-from mcsam_jax.evaluation.scoring import format_table, paired_difference, score_reports
+from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
+from mcsam_jax.evaluation.score_table import format_table
+from mcsam_jax.evaluation.scoring import other_studies, score_reports
 
 HEART, FLUID = "The heart is enlarged. No effusion.", "There is an effusion."
 NORMAL = "Lungs are clear. No effusion."
@@ -48,7 +49,7 @@ def arguments():
 
 
 def test_the_numbers(arguments):
-  scores, per_study = score_reports(**arguments)
+  scores, per_study, labels = score_reports(**arguments)
   assert json.loads(json.dumps(scores)) == scores
   assert scores["num_studies"] == len(per_study) == 6
   assert scores["nlg"]["raw"] is None and scores["nlg"]["r2gen"]["METEOR"] is None
@@ -64,7 +65,7 @@ def test_the_numbers(arguments):
 
 
 def test_baselines_and_control(arguments):
-  scores, _ = score_reports(**arguments)
+  scores, *_ = score_reports(**arguments)
   near = scores["baselines"]["nearest"]           # the features tell all
   assert near["nlg"]["BLEU_4"] == pytest.approx(1, abs=1e-6)
   assert near["labels"]["micro"]["f1"] == 1
@@ -76,6 +77,104 @@ def test_baselines_and_control(arguments):
   assert control["nlg"]["r2gen"]["CIDEr"] < scores["nlg"]["r2gen"]["CIDEr"]
   assert control["labels"]["micro"]["f1"] < scores["labels"]["micro"]["f1"]
   assert 0 < control["CIDEr_difference"]["low"] < control["CIDEr_difference"]["mean"]
+
+
+def test_every_score_has_an_interval_that_holds_it(arguments):
+  scores = score_reports(**arguments)[0]
+  def check(value, interval):
+    if isinstance(value, dict):
+      for key in value.keys() & interval.keys():
+        check(value[key], interval[key])
+    elif value is None:
+      assert interval is None
+    else:
+      assert interval["low"] - 1e-9 <= value <= interval["high"] + 1e-9
+  sure = scores["intervals"]
+  for part in ("nlg", "labels", "baselines", "controls", "unk_share"):
+    check(scores[part], sure[part])
+  for place in (("labels", "uncertain_positive", "five_findings", "samples", "f1"), ("copied_from_train",),
+                ("baselines", "constant", "nlg", "CIDEr"), ("controls", "shuffled_images", "nlg", "r2gen", "BLEU_1")):
+    low_high = sure
+    for key in place:
+      low_high = low_high[key]
+    assert low_high["low"] < low_high["high"]
+  assert sure["resampled"] == "subjects" and sure["num_samples"] == 1000
+
+
+def test_subjects_are_drawn_and_not_studies(arguments):
+  def rouge_l(subjects):
+    scores = score_reports(**arguments, subjects=subjects)[0]
+    assert (scores["num_studies"], scores["num_subjects"]) == (6, len(set(subjects)))
+    return scores["intervals"]["nlg"]["clean"]["ROUGE_L"]
+  # Two subjects can be drawn in three ways; the second has the one report with a word of five wrong.
+  assert rouge_l(["a", "a", "a", "b", "b", "b"]) == pytest.approx({"low": (1 + 0.8 + 1) / 3, "high": 1})
+  assert rouge_l(["a"] * 6) == pytest.approx({"low": 5.8 / 6, "high": 5.8 / 6})
+
+
+def test_the_model_is_compared_with_each_baseline(arguments):
+  scores = score_reports(**arguments)[0]
+  for of in (*scores["baselines"].values(), *scores["controls"].values()):
+    nlg = of["nlg"].get("r2gen", of["nlg"])
+    for metric in ("BLEU_4", "CIDEr"):
+      assert of["model_minus_this"]["nlg"][metric]["difference"] == pytest.approx(
+          scores["nlg"]["r2gen"][metric] - nlg[metric])
+    assert of["model_minus_this"]["labels"]["micro"]["f1"]["difference"] == pytest.approx(
+        scores["labels"]["micro"]["f1"] - of["labels"]["micro"]["f1"])
+
+
+def test_the_models_own_features_give_baselines_of_their_own(arguments):
+  turned = {"train": arguments["pooled"]["train"], "split": np.roll(arguments["pooled"]["split"], 1, 0)}
+  scores = score_reports(**arguments, own_pooled=turned)[0]
+  assert scores["baselines"]["nearest"]["nlg"]["BLEU_4"] == pytest.approx(1, abs=1e-6)
+  assert scores["baselines"]["nearest_own"]["nlg"]["BLEU_4"] < 0.9 and "medoid_own" in scores["baselines"]
+  assert "nearest, own" in format_table(scores)
+
+
+def test_references_that_stand_in_train_are_told_apart(arguments):
+  assert score_reports(**arguments)[0]["unseen_references"] == {"num_studies": 0}
+  new = ["Lungs are small.", "The heart is enlarged. There is an effusion."]
+  arguments["references"] = [*SPLIT[:4], *new]
+  scores = score_reports(**arguments)[0]
+  unseen = scores["unseen_references"]
+  assert unseen["num_studies"] == 2
+  tokenizer = arguments["tokenizer"]
+  meant = [tokenizer.decode(tokenizer.encode(report)) for report in new]
+  alone = nlg_scores(meant, WRITTEN[4:], metrics=["BLEU_2", "ROUGE_L"]).corpus
+  assert {metric: unseen["nlg"][metric] for metric in alone} == pytest.approx(alone)
+  assert unseen["labels"]["micro"]["f1"] == pytest.approx(2 / 3)          # the heart is said, one of two findings
+  assert scores["intervals"]["unseen_references"]["nlg"]["ROUGE_L"]["low"] <= unseen["nlg"]["ROUGE_L"]
+  assert scores["of_references"]["copied_from_train"] == pytest.approx(4 / 6)
+
+
+def test_shares_of_what_nobody_can_know(arguments):
+  arguments["hypotheses"] = ["the heart is xxxx .", "unchanged effusion .", *WRITTEN[2:]]
+  scores = score_reports(**arguments)[0]
+  assert scores["xxxx_share"] == scores["prior_claims_share"] == pytest.approx(1 / 6)
+  assert scores["of_references"]["prior_claims_share"] == scores["of_references"]["xxxx_share"] == 0
+  assert "a claim about an earlier study: 16.7% (references 0.0%)" in format_table(scores)
+
+
+def test_labels_of_both_reports_come_with_each_study(arguments):
+  labels = score_reports(**arguments)[2]
+  assert labels[4] == {"reference": read_labels(FLUID), "generated": read_labels(WRITTEN[4])}
+  assert labels[4]["reference"]["Pleural Effusion"] == "positive" != labels[4]["generated"]["Pleural Effusion"]
+  calls = []
+  batched = types.SimpleNamespace(read=lambda reports: calls.append(len(reports)) or list(map(read_labels, reports)))
+  scores = score_reports(**{**arguments, "read_labels": batched})
+  assert scores[0]["labels"] == score_reports(**arguments)[0]["labels"] and scores[2] == labels
+  assert len(calls) < 10                                                  # many at once, and none twice
+  assert sum(calls) == len(set(SPLIT) | set(WRITTEN) | {
+      entry["report"] for entry in arguments["constant"].values() if entry})
+
+
+def test_a_table_of_scores_that_an_earlier_version_stored(arguments):
+  scores = score_reports(**arguments)[0]
+  for key in ("intervals", "num_subjects", "unseen_references", "of_references", "xxxx_share", "prior_claims_share"):
+    del scores[key]
+  for of in (*scores["baselines"].values(), *scores["controls"].values()):
+    del of["model_minus_this"]
+  del scores["references"]["main"]
+  assert "this model" in format_table(scores) and "95 % interval" not in format_table(scores).splitlines()[3]
 
 
 def test_the_control_is_the_mean_over_its_permutations(arguments):
@@ -111,7 +210,7 @@ def test_order_of_studies_does_not_matter(arguments):
                             for name in ("ids", "references", "hypotheses")},
             "shuffled_hypotheses": [[reports[i] for i in order] for reports in arguments["shuffled_hypotheses"]],
             "pooled": {**arguments["pooled"], "split": arguments["pooled"]["split"][order]}}
-  (there, rows), (back, turned_rows) = score_reports(**arguments), score_reports(**turned)
+  (there, rows, _), (back, turned_rows, _) = score_reports(**arguments), score_reports(**turned)
   for scores in (there, back):
     scores["flat"] = json.loads(json.dumps(scores), parse_float=lambda text: round(float(text), 9))
   assert back["flat"] == there["flat"]
@@ -130,7 +229,7 @@ def test_known_labels_go_before_read_ones(arguments):
 
 
 def test_without_a_labeler_labels_are_null(arguments):
-  scores, _ = score_reports(**{**arguments, "read_labels": None})
+  scores, *_ = score_reports(**{**arguments, "read_labels": None})
   assert scores["labels"] is None and scores["baselines"]["nearest"]["labels"] is None
   assert "micro-F1" not in format_table(scores)
 
@@ -138,8 +237,8 @@ def test_without_a_labeler_labels_are_null(arguments):
 def test_the_table_shows_the_model_beside_the_rest(arguments):
   table = format_table(score_reports(**arguments)[0])
   rows = [line.split("  ")[0] for line in table.splitlines()]
-  assert [name for name in rows if name][1:6] == [
-      "this model", "images shuffled", "constant report", "nearest image's", "medoid of nearest"]
+  assert [name for name in rows if name][1:7] == [
+      "this model", "95 % interval", "images shuffled", "constant report", "nearest image's", "medoid of nearest"]
   assert "METEOR needs Java, which is not installed" in table
 
 
@@ -150,19 +249,6 @@ def test_bad_input_is_named(arguments):
     score_reports(**{**arguments, "hypotheses": WRITTEN[:5]})
   with pytest.raises(UserError, match="the split is empty"):
     score_reports(**{**arguments, "ids": []})
-
-
-def test_paired_difference_has_the_right_sign_and_width():
-  rng = np.random.default_rng(0)
-  base = rng.standard_normal(400)
-  better = paired_difference(base + 1 + rng.standard_normal(400), base, seed=0)
-  assert better["low"] < better["mean"] < better["high"] and better["low"] > 0
-  assert better["high"] - better["low"] == pytest.approx(2 * 1.96 / 400 ** 0.5, rel=0.15)
-  worse = paired_difference(base, base + 1, seed=0)
-  assert worse == pytest.approx({"mean": -1, "low": -1, "high": -1})
-  equal = paired_difference(base, rng.permutation(base), seed=0)
-  assert equal["low"] < 0 < equal["high"]
-  assert paired_difference(base, base, seed=3) == {"mean": 0, "low": 0, "high": 0}
 
 
 def test_scoring_imports_neither_jax_nor_tensorflow():

@@ -10,6 +10,7 @@ import pytest
 from input_pipeline.prepare import prepare
 from mcsam_jax import cli
 from mcsam_jax import config as configs
+from mcsam_jax.evaluation.compare import compare
 from mcsam_jax.training.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
 from mcsam_jax.training.workdir import claim
@@ -92,10 +93,19 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   scores = json.loads((trained / "eval" / "test-60.json").read_text())
   lines = [json.loads(line) for line in (trained / "eval" / "test-60.jsonl").read_text().splitlines()]
   assert scores["num_studies"] == len(lines) == len({line["id"] for line in lines}) == 6
+  assert scores["num_subjects"] == len({line["subject"] for line in lines}) == 6
+  assert all(line["labels"]["reference"].keys() == line["labels"]["generated"].keys() for line in lines)
   assert set(scores["baselines"]) == {"constant", "nearest", "medoid"}
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
   assert scores["pretraining_data"] == "none"
+
+  path = str(trained / "eval" / "test-60.jsonl")
+  result = compare([path], [path], show=lambda line: None)
+  assert (result["protocol"], result["labeler"], result["num_studies"]) == ("r2gen", "stored", 6)
+  assert result["a"]["nlg"]["BLEU_4"] == pytest.approx(scores["nlg"]["r2gen"]["BLEU_4"])
+  assert result["a"]["labels"]["micro"] == pytest.approx(scores["labels"]["micro"])
+  assert set(result["a_minus_b"]["nlg"]["CIDEr"].values()) == {0}
 
 
 def test_the_size_of_the_last_batch_changes_no_report(trained, capsys):

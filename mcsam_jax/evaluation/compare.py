@@ -1,0 +1,202 @@
+"""`mcsam compare`: is A better than B? Paired differences with intervals, over the same studies, several seeds an arm.
+
+An arm is one or more runs of the same model that differ in their seed; its score is the mean over its runs. Two things
+are by chance, and both are drawn again 1,000 times: which patients there are (subjects with replacement, the same ones
+for both arms), and which seeds were trained (an arm's runs with replacement, within each draw of subjects). The draws
+of k runs are spread by sqrt(k / (k - 1)) around their mean, since k draws from k runs vary less than k new trainings
+would (Rao and Wu, JASA 1988). Arms with equally many runs draw them together, first with first: right where they share
+their seeds, and no wrong where they don't. With a single run an arm's seed is taken for granted, which is said.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+
+from etils import epath
+import numpy as np
+
+from input_pipeline.datasets.findings import FINDINGS
+from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
+from mcsam_jax.errors import UserError
+from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences_of, map_leaves, resample, subtract
+from mcsam_jax.evaluation.compare_table import format_comparison
+from mcsam_jax.evaluation.java import Meteor
+from mcsam_jax.evaluation.judge import Judge, nlg_of
+from mcsam_jax.evaluation.labels import label_values
+from mcsam_jax.evaluation.report_files import Reports, match, read_reports
+from mcsam_jax.evaluation.score_files import R2GEN, make_reader
+from mcsam_jax.whole_file import write_whole
+
+
+def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None, train: str | None = None,
+            split: str = "test", protocol: str | None = None, labeler: str | None = None, cleaning: str | None = None,
+            threshold: int | None = None, max_length: int | None = None, seed: int = 0, json_path: str | None = None,
+            show=print) -> dict:
+  """Compares two arms; returns {"a", "b", "a_minus_b", ...}, ready for JSON.
+
+  Args:
+    a, b: the files of each arm's runs: eval/SPLIT-STEP.jsonl of workdirs, or predictions as `report_files` reads them.
+    references: a file; None: the prediction files hold them.
+    train: training reports, for the vocabulary of r2gen where no workdir has it.
+    split: of an annotation.json that holds the references.
+    protocol: r2gen | clean | raw; None: r2gen if the vocabulary is known, else clean.
+    labeler: stored (in the files) | rules | none; None: stored where all files have labels, else rules.
+    cleaning, threshold, max_length: as for `score_files`; None: as the evaluations say, else R2Gen's for IU X-Ray.
+    seed: of the draws.
+    json_path: where the comparison is written.
+
+  Raises:
+    UserError: files about different studies, with different references, or at fault otherwise.
+  """
+  files = [[read_reports(path, "predictions", split) for path in arm] for arm in (a, b)]
+  runs, sizes = [run for arm in files for run in arm], [len(arm) for arm in files]
+  truth = _references(runs[0].path, references, split)
+  orders = [match(truth, run) if references else _same_studies(truth, run, split) for run in runs]
+  said = _said_by_evaluation(runs[0].path)
+  cleaning = cleaning or said.get("cleaning", "iu_xray")
+  threshold, max_length = threshold or R2GEN[cleaning][0], max_length or said.get("max_length", R2GEN[cleaning][1])
+  tokenizer = _tokenizer(runs, train, cleaning, threshold, truth.texts)
+  protocol = protocol or ("r2gen" if tokenizer else "clean")
+  if protocol == "r2gen" and not tokenizer:
+    raise UserError("--protocol r2gen needs one vocabulary for all runs: give --train, or choose clean")
+  labeler = labeler or ("stored" if all(run.rows[0].get("labels") for run in runs) else "rules")
+  read_labels, reference_labels = (_stored_labels(truth, runs) if labeler == "stored" else (make_reader(labeler), None))
+  findings = tuple(reference_labels[0]) if reference_labels else FINDINGS
+
+  with Meteor() as meteor:
+    meteor.start()
+    judge = Judge(truth.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
+                  read_labels=read_labels, reference_labels=reference_labels, findings=findings)
+    scores = [_score(judge, protocol, [run.texts[row] for row in order]) for run, order in zip(runs, orders)]
+
+  subjects = truth.subjects or truth.ids or truth.places
+  weights, ones = resample(subjects, seed), np.ones((1, len(judge)))
+  arms = scores[:sizes[0]], scores[sizes[0]:]
+  whole = [[score(ones) for score in arm] for arm in arms]                          # of each run
+  point = [_weighted(of, np.full((1, len(of)), 1 / len(of))) for of in whole]
+  samples = [_weighted([score(weights) for score in arm], of)
+             for arm, of in zip(arms, draw_runs(sizes, len(weights), seed))]
+  result = {
+      **{name: {"files": list(map(str, paths)), **_floats(mean), "runs": [_floats(run)["nlg"] for run in each]}
+         for name, paths, mean, each in zip("ab", (a, b), point, whole)},
+      "a_minus_b": differences_of(subtract(*point), subtract(*samples)),
+      "num_studies": len(judge), "num_subjects": len(set(subjects)), "protocol": protocol, "cleaning": cleaning,
+      "max_length": max_length, "labeler": labeler, "level": LEVEL, "num_samples": len(weights),
+      "support": _support(judge), "notes": {**judge.notes, **_notes(sizes)}}
+  show(format_comparison(result))
+  if json_path:
+    write_whole(json_path, json.dumps(result, indent=2) + "\n")
+    show(f"comparison: {json_path}")
+  return result
+
+
+def _references(first: str, path: str | None, split: str) -> Reports:
+  """Returns the references, of a file of their own or of the first run."""
+  if path:
+    return read_reports(path, "references", split)
+  try:
+    return read_reports(first, "references", split)
+  except UserError as error:
+    raise UserError(f"{error}; or give the references with --references") from error
+
+
+def _same_studies(truth: Reports, run: Reports, split: str) -> list[int]:
+  """Returns the row of `run` for each study of the first run, whose references it must share."""
+  if truth.ids and run.ids:
+    ours, others = set(truth.ids), set(run.ids)
+    if ours != others:
+      raise UserError(f"{truth.path} and {run.path} are about different studies: {len(ours - others)} are only in the "
+                      f"first and {len(others - ours)} only in the second; evaluate both on the same split")
+  order = match(truth, run)
+  meant = read_reports(run.path, "references", split).texts
+  differ = [place for place, text, row in zip(truth.places, truth.texts, order) if text != meant[row]]
+  if differ:
+    raise UserError(f"{truth.path} and {run.path} have different references for {len(differ)} of {len(order)} studies "
+                    f"(the first: {differ[0]} of the former): give one file for both with --references")
+  return order
+
+
+def _said_by_evaluation(path: str) -> Mapping:
+  """Returns how an evaluation prepared its references, {} for files of others."""
+  beside = epath.Path(path).with_suffix(".json")
+  try:
+    return json.loads(beside.read_text()).get("references", {}) if beside.exists() else {}
+  except (ValueError, AttributeError):
+    return {}
+
+
+def _tokenizer(runs: Sequence[Reports], train: str | None, cleaning: str, threshold: int, references: Sequence[str]):
+  """Returns the tokenizer that r2gen's references pass: of the training reports, or of the runs' workdirs.
+
+  None where a run has no workdir, or where vocabularies make different references.
+  """
+  if train:
+    return WordTokenizer.train(read_reports(train, "references", "train").texts, cleaning, threshold, False)
+  folders = [epath.Path(run.path).parent.parent / "tokenizer" for run in runs]
+  if not all((folder / "tokenizer.json").exists() for folder in folders):
+    return None
+  first, *others = map(load_tokenizer, dict.fromkeys(folders))
+  decoded = lambda tokenizer: [tokenizer.decode(tokenizer.encode(text)) for text in references]
+  return first if all(decoded(first) == decoded(other) for other in others) else None
+
+
+def _stored_labels(truth: Reports, runs: Sequence[Reports]):
+  """Returns what looks up the labels of a report in the runs' files, and those of the references.
+
+  Raises:
+    UserError: a row without labels, or labels that two readers have read.
+  """
+  stated, meant = {}, {}
+  for run in runs:
+    for row, text, place, study in zip(run.rows, run.texts, run.places, run.ids or run.places):
+      labels = row.get("labels")
+      if not labels:
+        raise UserError(f"{run.path} {place}: no labels; evaluate it again, or choose --labeler rules")
+      for known, key, value in ((stated, text, labels["generated"]), (meant, study, labels["reference"])):
+        if known.setdefault(key, value) != value:
+          raise UserError(f"{run.path} {place}: its labels differ from those that stand elsewhere for the same report: "
+                          "they come from different labelers; choose --labeler rules")
+  return stated.__getitem__, [meant[study] for study in truth.ids or truth.places]
+
+
+def _score(judge: Judge, protocol: str, hypotheses: Sequence[str]) -> Score:
+  """Returns the function of weights [R, n] that gives {"nlg", "labels"} of one run."""
+  scores = judge.nlg(protocol, hypotheses)
+  if scores.counts is None:
+    raise UserError(f"--protocol {protocol}: {judge.notes[protocol]}")
+  nlg, labels = nlg_of(scores), judge.labels(hypotheses)
+  return lambda weights: {"nlg": nlg(weights), "labels": labels and label_values(labels, weights)}
+
+
+def _weighted(runs: Sequence[Mapping], weights: np.ndarray) -> dict:
+  """Returns the mean over k runs with weights [R, k]."""
+  def mean(*arrays):
+    return None if any(array is None for array in arrays) else (np.stack(arrays, 1) * weights).sum(1)
+  return map_leaves(mean, *runs)
+
+
+def _floats(score: Mapping) -> dict:
+  return map_leaves(lambda array: None if array is None else float(array[0]), score)
+
+
+def _support(judge: Judge) -> dict[str, int]:
+  """Returns how many references have each finding, uncertain ones not counted."""
+  return {finding: sum(labels[finding] == "positive" for labels in judge.reference_labels)
+          for finding in judge.findings} if judge.reference_labels else {}
+
+
+def _notes(sizes: Sequence[int]) -> dict[str, str]:
+  notes = {f"seeds of {name}": "a single run: the intervals don't know what another seed would have given"
+           for name, size in zip("AB", sizes) if size == 1}
+  return notes | {f"seeds of {name}": f"{size} runs: few, so that intervals are still somewhat too narrow"
+                  for name, size in zip("AB", sizes) if 1 < size < 5}
+
+
+def draw_runs(sizes: Sequence[int], num_samples: int, seed: int) -> list[np.ndarray]:
+  """Returns for each arm of k runs weights [R, k] that sum to 1: how much each run counts in each sample."""
+  drawn = {}
+  for arm, k in enumerate(sizes):
+    rng = np.random.default_rng([seed, 1, 0 if len(set(sizes)) == 1 else arm])       # apart from the draws of subjects
+    times = rng.multinomial(k, np.full(k, 1 / k), num_samples) / k
+    drawn[arm] = 1 / k + math.sqrt(k / (k - 1)) * (times - 1 / k) if k > 1 else times
+  return [drawn[arm] for arm in range(len(sizes))]

@@ -1,0 +1,104 @@
+"""`mcsam score`: all scores of any model's reports, given as files, without a checkpoint, JAX or TensorFlow."""
+
+from collections.abc import Callable, Mapping
+import json
+
+from input_pipeline import text
+from input_pipeline.tokenizer import WordTokenizer
+from mcsam_jax.errors import UserError
+from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.java import Meteor
+from mcsam_jax.evaluation.labeler import read_labels
+from mcsam_jax.evaluation.report_files import Reports, match, read_reports
+from mcsam_jax.evaluation.score_table import format_table
+from mcsam_jax.evaluation.scoring import other_studies, score_reports
+from mcsam_jax.whole_file import write_whole
+
+R2GEN = {"iu_xray": (3, 60), "mimic_cxr": (10, 100)}     # R2Gen's threshold of words, and length of reports
+LABELERS = ("rules", "none")
+NUM_PERMUTATIONS = 10
+
+
+def score_files(predictions: str, references: str, *, train: str | None = None, split: str = "test",
+                labeler: str = "rules", subjects: str | None = None, cleaning: str | None = None,
+                threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
+                reference_field: str | None = None, id_field: str | None = None, seed: int = 0,
+                json_path: str | None = None, show=print) -> dict:
+  """Scores a file of predictions against a file of references; returns what `scoring.score_reports` does.
+
+  Args:
+    predictions, references, train: files as `report_files` reads them. With the training reports come the protocol
+      r2gen, the constant baseline, the share of copies and the scores on references that aren't in train.
+    split: of an annotation.json that holds the references.
+    labeler: rules | none.
+    subjects: a file with the subject of each study; None: as the references have them, else a study is a subject.
+    cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray. With mimic_cxr no text of a report is written.
+    threshold: words that stand less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
+    max_length: words of a report under r2gen, one more than are kept; None: R2Gen's for `cleaning`.
+    json_path: where the scores are written.
+
+  Raises:
+    UserError: a file or a value at fault.
+  """
+  cleaning = cleaning or "iu_xray"
+  if cleaning not in text.RULES:
+    raise UserError(f"--cleaning {cleaning}: expected one of {', '.join(text.RULES)}")
+  threshold, max_length = threshold or R2GEN[cleaning][0], max_length or R2GEN[cleaning][1]
+  truth = read_reports(references, "references", split, reference_field, id_field)
+  written = read_reports(predictions, "predictions", split, prediction_field, id_field)
+  hypotheses = [written.texts[row] for row in match(truth, written)]
+  if truth.ids is None or written.ids is None:
+    show(f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of both "
+         "files")
+  ids = truth.ids or written.ids or truth.places
+
+  train_reports = val = tokenizer = constant = None
+  if train:
+    train_reports, val = _train_and_val(train, reference_field, id_field)
+    tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
+  restricted = cleaning == "mimic_cxr"                    # whose reports are not to be passed on
+  with Meteor() as meteor:
+    meteor.start()
+    if train:
+      show(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric")
+      constant = constant_baseline(train_reports, val or train_reports, tokenizer, cleaning, max_length, meteor)
+    others = other_studies(len(ids), NUM_PERMUTATIONS, seed)
+    scores, *_ = score_reports(
+        ids=ids, references=truth.texts, hypotheses=hypotheses,
+        shuffled_hypotheses=[[hypotheses[row] for row in other] for other in others], train_reports=train_reports,
+        pooled=None, constant=constant, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
+        read_labels=make_reader(labeler), restricted=restricted, seed=seed, subjects=_subjects(truth, subjects),
+        meteor=meteor)
+  if not train:
+    scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
+                        "constant": "left out, as are copies of training reports: give --train"}
+  scores = {"predictions": str(predictions), "references_file": str(references),
+            **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
+  show(format_table(scores))
+  if json_path:
+    write_whole(json_path, json.dumps(scores, indent=2) + "\n")
+    show(f"scores: {json_path}")
+  return scores
+
+
+def make_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
+  """Returns what reads {finding: label} from a report; None for none."""
+  if labeler not in LABELERS:
+    raise UserError(f"--labeler {labeler}: expected one of {', '.join(LABELERS)}")
+  return read_labels if labeler == "rules" else None
+
+
+def _train_and_val(path: str, reference_field, id_field) -> tuple[list[str], list[str] | None]:
+  """Returns the training reports, and those of val where the file is an annotation.json that has them."""
+  train = read_reports(path, "references", "train", reference_field, id_field)
+  if not train.places[0].endswith(" of train"):
+    return train.texts, None
+  return train.texts, read_reports(path, "references", "val", reference_field, id_field).texts
+
+
+def _subjects(references: Reports, path: str | None) -> list[str] | None:
+  """Returns the subject of each study, None where nobody says."""
+  if path is None:
+    return references.subjects
+  given = read_reports(path, "subjects")
+  return [given.texts[row] for row in match(references, given, "subject")]

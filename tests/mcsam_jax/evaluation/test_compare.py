@@ -1,0 +1,169 @@
+"""A comparison finds what was planted, and nothing where there is nothing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.datasets.findings import FINDINGS
+from input_pipeline.tokenizer import WordTokenizer
+from mcsam_jax.cli import main
+from mcsam_jax.errors import UserError
+from mcsam_jax.evaluation.bootstrap import map_leaves
+from mcsam_jax.evaluation.compare import compare, draw_runs
+
+WORDS = "the heart lungs are is clear normal no effusion seen enlarged small".split()
+
+
+def read_labels(report):
+  return {finding: "positive" if finding == "Cardiomegaly" and "enlarged" in report else "absent"
+          for finding in FINDINGS}
+
+
+@pytest.fixture(autouse=True)
+def no_java_and_a_labeler(monkeypatch, tmp_path):
+  monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+  monkeypatch.setattr("mcsam_jax.evaluation.score_files.read_labels", read_labels)
+
+
+def drawn(seed, count=80):
+  rng = np.random.default_rng(seed)
+  return [" ".join(rng.choice(WORDS, 12)) + " ." for _ in range(count)]
+
+
+def damaged(reports, share, seed):
+  """Every word is another one with probability `share`."""
+  rng = np.random.default_rng(seed)
+  return [" ".join(rng.choice(WORDS) if rng.random() < share else word for word in report.split())
+          for report in reports]
+
+
+def write(path, references, generated, **more):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(json.dumps(
+      {"id": f"s{i}", "subject": f"p{i // 2}", "reference": meant, "generated": said,
+       **{key: values[i] for key, values in more.items()}}) + "\n"
+      for i, (meant, said) in enumerate(zip(references, generated))))
+  return str(path)
+
+
+def run(a, b, **options):
+  a, b = (arm if isinstance(arm, list) else [arm] for arm in (a, b))
+  return compare(a, b, show=lambda line: None, **options)
+
+
+def leaves(tree):
+  found = []
+  map_leaves(found.append, tree)
+  return found
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path):
+  truth = drawn(0)
+  paths = [write(tmp_path / f"{i}.jsonl", truth, damaged(truth, 0.3, i)) for i in range(3)]
+  for arm in (paths[:1], paths):
+    result = run(arm, arm)
+    assert all(value in (0, None) for value in leaves(result["a_minus_b"]))
+    assert result["a"]["nlg"] == result["b"]["nlg"] and result["a"]["nlg"]["CIDEr"] > 0
+
+
+def test_the_better_arm_is_found_and_chance_is_not(tmp_path):
+  truth = drawn(0)
+  good, other, bad = ([write(tmp_path / f"{share}-{seed}.jsonl", truth, damaged(truth, share, seed))
+                       for seed in seeds] for share, seeds in ((0.2, (1, 2, 3)), (0.2, (4, 5, 6)), (0.35, (7, 8, 9))))
+  better, even = run(good, bad)["a_minus_b"], run(good, other)["a_minus_b"]
+  for metric in ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr"):
+    assert better["nlg"][metric]["low"] > 0
+    assert even["nlg"][metric]["low"] < 0 < even["nlg"][metric]["high"]
+  assert better["nlg"]["METEOR"] is None
+  turned = run(bad, good)["a_minus_b"]["nlg"]["CIDEr"]
+  assert turned["difference"] == pytest.approx(-better["nlg"]["CIDEr"]["difference"])
+  assert better["labels"]["per_finding"]["Cardiomegaly"]["f1"]["difference"] > 0
+
+
+def test_an_arm_is_the_mean_of_its_runs(tmp_path):
+  truth = drawn(0)
+  paths = [write(tmp_path / f"{i}.jsonl", truth, damaged(truth, 0.1 + 0.2 * i, i)) for i in range(3)]
+  both = run(paths[:2], paths[2])
+  single = [run(path, paths[2]) for path in paths[:2]]
+  for metric in ("BLEU_4", "CIDEr"):
+    assert both["a"]["nlg"][metric] == pytest.approx(np.mean([one["a"]["nlg"][metric] for one in single]))
+    assert [one[metric] for one in both["a"]["runs"]] == [one["a"]["nlg"][metric] for one in single]
+  assert "seeds of B" in both["notes"]
+
+
+def test_draws_of_runs_vary_as_new_trainings_would():
+  """The variance of a mean of k scores is their variance (k - 1 in its denominator) over k."""
+  scores = np.array([1.0, 2.0, 4.0])
+  (weights,) = draw_runs([3], 40_000, seed=0)
+  np.testing.assert_allclose(weights.sum(1), 1)
+  assert (weights @ scores).mean() == pytest.approx(scores.mean(), abs=0.02)
+  assert (weights @ scores).var() == pytest.approx(scores.var(ddof=1) / 3, rel=0.03)
+  first, second = draw_runs([3, 3], 100, seed=0)
+  np.testing.assert_array_equal(first, second)                     # paired, where there are as many
+  first, second = draw_runs([3, 2], 100, seed=0)
+  assert np.corrcoef(first[:, 0], second[:, 0])[0, 1] < 0.5
+  np.testing.assert_array_equal(draw_runs([1], 5, 0)[0], np.ones((5, 1)))
+
+
+def test_labels_that_the_files_hold_are_used(tmp_path):
+  truth = drawn(0)
+  stated = [{"reference": read_labels(text), "generated": read_labels("")} for text in truth]
+  perfect = [{"reference": read_labels(text), "generated": read_labels(text)} for text in truth]
+  a = write(tmp_path / "a.jsonl", truth, damaged(truth, 0.5, 1), labels=stated)
+  b = write(tmp_path / "b.jsonl", truth, truth, labels=perfect)
+  result = run(a, b)
+  assert result["labeler"] == "stored"
+  assert result["support"]["Cardiomegaly"] == sum("enlarged" in text for text in truth)
+  assert result["a_minus_b"]["labels"]["micro"]["f1"]["difference"] == -1
+  assert run(a, b, labeler="rules")["a"]["labels"]["micro"]["f1"] > 0
+  turned = write(tmp_path / "c.jsonl", truth, damaged(truth, 0.5, 1), labels=perfect)
+  with pytest.raises(UserError, match="c.jsonl line 1: its labels differ from .* choose --labeler rules"):
+    run(a, turned)
+
+
+def test_r2gen_where_workdirs_have_one_vocabulary(tmp_path):
+  truth = drawn(0)
+  paths = []
+  for name, words in (("x", truth), ("y", truth), ("z", ["the heart is normal ."] * 5)):
+    paths.append(write(tmp_path / name / "eval" / "test-7.jsonl", truth, damaged(truth, 0.3, 0)))
+    (tmp_path / name / "tokenizer").mkdir()
+    WordTokenizer.train(words, "iu_xray", 1, False).save(tmp_path / name / "tokenizer")
+    (tmp_path / name / "eval" / "test-7.json").write_text(json.dumps(
+        {"references": {"cleaning": "iu_xray", "max_length": 8}}))
+  same = run(paths[0], paths[1])
+  assert (same["protocol"], same["max_length"]) == ("r2gen", 8)
+  assert run(paths[0], paths[2])["protocol"] == "clean"                # references would differ
+  with pytest.raises(UserError, match="--protocol r2gen needs one vocabulary for all runs"):
+    run(paths[0], paths[2], protocol="r2gen")
+
+
+def test_only_the_same_studies_with_the_same_references_are_compared(tmp_path):
+  truth = drawn(0)
+  a = write(tmp_path / "a.jsonl", truth, truth)
+  fewer = write(tmp_path / "fewer.jsonl", truth[:78], truth[:78])
+  with pytest.raises(UserError, match="a.jsonl and .*fewer.jsonl are about different studies: 2 are only in the first "
+                                      "and 0 only in the second"):
+    run(a, fewer)
+  other = write(tmp_path / "other.jsonl", [*truth[:79], "something else ."], truth)
+  with pytest.raises(UserError, match="different references for 1 of 80 studies .the first: line 80 of the former."):
+    run(a, other)
+  bare = tmp_path / "bare.jsonl"
+  bare.write_text("".join(json.dumps({"id": f"s{i}", "pred": text}) + "\n" for i, text in enumerate(truth)))
+  with pytest.raises(UserError, match="give the references with --references"):
+    run(str(bare), a)
+  assert run(str(bare), a, references=a)["a_minus_b"]["nlg"]["CIDEr"]["difference"] == 0
+
+
+def test_the_verb_prints_a_table_and_refuses_half_of_a_question(tmp_path, capsys):
+  truth = drawn(0)
+  a, b = (write(tmp_path / f"{i}.jsonl", truth, damaged(truth, share, i)) for i, share in ((0, 0.1), (1, 0.6)))
+  assert main(["compare", a, b, "--json", str(tmp_path / "c.json")]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert "80 studies of 40 subjects, protocol clean, labels: rules" in lines[2]
+  assert [line for line in lines if line.startswith("CIDEr")][0].endswith(" *")
+  assert any(line.startswith("  Cardiomegaly") for line in lines)
+  assert json.loads((tmp_path / "c.json").read_text())["num_subjects"] == 40
+  for arguments in ([a], [a, "--b", b], [a, b, b], ["--a", a]):
+    assert main(["compare", *arguments]) == 2
+    assert "give two files, or the runs of each arm" in capsys.readouterr().err

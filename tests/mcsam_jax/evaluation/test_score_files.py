@@ -1,0 +1,170 @@
+"""Files of any model's reports are read, matched and scored; what is wrong with them is told by file and line."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.errors import UserError
+from mcsam_jax.evaluation.report_files import match, read_reports
+from mcsam_jax.evaluation.score_files import score_files
+
+HEART, FLUID, NORMAL = "The heart is enlarged. No effusion.", "There is an effusion.", "Lungs are clear. No effusion."
+NORMAL_CLEANED = "lungs are clear . no effusion ."
+REFERENCES = {"s1": HEART, "s2": FLUID, "s3": NORMAL, "s4": NORMAL}
+WRITTEN = {"s2": "there is an effusion .", "s1": "the heart is big . no effusion .",
+           "s4": "lungs are clear . no effusion .", "s3": "lungs are clear . no effusion ."}
+SUBJECTS = {"s1": "p1", "s2": "p1", "s3": "p2", "s4": "p3"}
+
+
+def read_labels(report):
+  stated = {"Cardiomegaly": "enlarged" in report, "Pleural Effusion": "an effusion" in report}
+  return {finding: "positive" if stated.get(finding) else "absent" for finding in FINDINGS}
+
+
+@pytest.fixture(autouse=True)
+def no_java_and_a_labeler(monkeypatch, tmp_path):
+  monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+  monkeypatch.setattr("mcsam_jax.evaluation.score_files.read_labels", read_labels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """The same reports in every kind of file."""
+  rows = [{"id": name, "report": text, "subject_id": SUBJECTS[name]} for name, text in REFERENCES.items()]
+  write = lambda name, text: (tmp_path / name).write_text(text)
+  lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)
+  write("references.jsonl", lines(rows))
+  write("references.txt", "".join(text + "\n" for text in REFERENCES.values()))
+  write("references.csv", "study_id,report\n" + "".join(f'{name},"{text}"\n' for name, text in REFERENCES.items()))
+  write("annotation.json", json.dumps({"train": [{"id": f"t{i}", "report": text} for i, text in enumerate(
+      [HEART, FLUID, NORMAL] * 4)], "val": [{"id": "v", "report": NORMAL}], "test": rows}))
+  write("predictions.jsonl", lines({"id": name, "generated": text} for name, text in WRITTEN.items()))
+  write("predictions.json", json.dumps(WRITTEN))
+  write("list.json", json.dumps([{"image_id": name, "pred": [text]} for name, text in WRITTEN.items()]))
+  write("predictions.tsv", "id\tprediction\n" + "".join(f"{name}\t{text}\n" for name, text in WRITTEN.items()))
+  write("predictions.txt", "".join(WRITTEN[name] + "\n" for name in REFERENCES))
+  return tmp_path
+
+
+def score(folder, predictions="predictions.jsonl", references="references.jsonl", **options):
+  options = {name: str(folder / value) if name in ("train", "subjects") else value for name, value in options.items()}
+  return score_files(str(folder / predictions), str(folder / references), show=lambda line: None, **options)
+
+
+@pytest.mark.parametrize("predictions", ["predictions.json", "list.json", "predictions.tsv", "predictions.txt"])
+def test_the_kind_of_file_does_not_matter(folder, predictions):
+  expected = score(folder)
+  assert expected["nlg"]["clean"]["BLEU_1"] == pytest.approx(26 / 27, abs=1e-6)         # one word of 27 is another
+  assert score(folder, predictions)["nlg"] == expected["nlg"]
+  without_ids = ["references.txt"] * predictions.endswith(".txt")        # must be in the same order
+  for references in ("references.csv", "annotation.json", *without_ids):
+    assert score(folder, predictions, references)["nlg"] == expected["nlg"]
+
+
+def test_without_train_what_needs_it_is_left_out_and_said(folder):
+  scores = score(folder)
+  assert scores["nlg"]["r2gen"] is None and scores["baselines"] == {} and scores["copied_from_train"] is None
+  assert {"r2gen", "constant"} <= scores["notes"].keys()
+  assert scores["labels"]["micro"] == pytest.approx({"precision": 1, "recall": 1 / 2, "f1": 2 / 3})
+  assert score(folder, labeler="none")["labels"] is None
+  assert json.loads(json.dumps(scores)) == scores
+
+
+def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
+  scores = score(folder, references="annotation.json", train="annotation.json", json_path=str(folder / "scores.json"))
+  assert scores["nlg"]["r2gen"]["BLEU_1"] == pytest.approx(26 / 27, abs=1e-6)
+  assert scores["baselines"]["constant"]["chosen_for"]["BLEU_4"]["report"] == NORMAL_CLEANED      # val's
+  assert scores["baselines"]["constant"]["model_minus_this"]["nlg"]["CIDEr"]["difference"] > 0
+  assert scores["copied_from_train"] == 3 / 4
+  assert scores["unseen_references"] == {"num_studies": 0}
+  assert json.loads((folder / "scores.json").read_text())["nlg"] == scores["nlg"]
+  # "heart" stands 4 times in train: with a threshold of 5 the reference's is <unk> and the written one a miss.
+  rare = score(folder, references="annotation.json", train="annotation.json", threshold=5)
+  assert rare["nlg"]["r2gen"]["BLEU_1"] < scores["nlg"]["r2gen"]["BLEU_1"]
+  assert rare["nlg"]["clean"] == scores["nlg"]["clean"]
+
+
+def test_with_the_rules_of_mimic_cxr_no_text_is_written(folder):
+  options = dict(references="annotation.json", train="annotation.json", threshold=1)
+  assert "effusion" not in json.dumps(score(folder, **options, cleaning="mimic_cxr")).lower().replace(
+      "pleural effusion", "")
+  assert "effusion ." in json.dumps(score(folder, **options))
+
+
+def test_subjects_come_from_the_references_or_a_file(folder):
+  assert score(folder)["num_subjects"] == 3
+  assert score(folder, references="references.csv")["num_subjects"] == 4
+  (folder / "subjects.csv").write_text("id,subject\ns4,x\ns3,x\ns2,x\ns1,y\n")
+  assert score(folder, references="references.csv", subjects="subjects.csv")["num_subjects"] == 2
+  (folder / "subjects.txt").write_text("x\nx\n")
+  with pytest.raises(UserError, match="4 reports in .*references.csv and 2 in .*subjects.txt: .*txt has no ids"):
+    score(folder, references="references.csv", subjects="subjects.txt")
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.jsonl", '{"id": "s1", "generated": "a"}\n{"id": "s1", "generated": "b"}\n',
+     "x.jsonl line 2: its id stands in line 1 already; a study is scored once"),
+    ("x.jsonl", '{"id": "s1", "generated": "a"}\n{"id": ', "x.jsonl line 2: not JSON"),
+    ("x.jsonl", '{"id": "s1", "words": "a"}\n', "x.jsonl line 1: no field any of generated, .* there are id, words: "
+     "name it with --prediction-field"),
+    ("x.jsonl", '{"id": "s1", "generated": "a"}\n{"id": "s2"}\n', "x.jsonl line 2: field generated is missing"),
+    ("x.jsonl", '{"id": "s1", "generated": null}\n', "x.jsonl line 1: field generated is no text but NoneType"),
+    ("x.jsonl", '{"id": "s1", "generated": "a"}\n',
+     "x.jsonl has no prediction for 3 of the 4 studies of .*references.jsonl .the first: line 2.: add them"),
+    ("x.json", json.dumps({**WRITTEN, "s5": "a", "s6": "b"}),
+     "x.json has 2 studies that .*references.jsonl hasn't .the first: entry 5.: take them out"),
+    ("x.json", json.dumps({"train": [], "val": []}),
+     "x.json has no split test, it has train, val: choose with --split"),
+    ("x.json", json.dumps({"nlg": {}, "baselines": {}}), "x.json holds scores: give the .jsonl beside it"),
+    ("x.csv", "id,report\ns1,a, b\n", "x.csv line 2: it has another number of fields than the header"),
+    ("x.txt", "a\nb\n", "4 reports in .*references.jsonl and 2 in .*x.txt: .*x.txt has no ids, so both must hold"),
+    ("x.txt", "", "x.txt holds no reports"),
+    ("x.pkl", "", "x.pkl: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from .pkl"),
+    ("absent.jsonl", None, "absent.jsonl not found"),
+])
+def test_faults_are_told_by_file_and_line(folder, name, content, message):
+  if content is not None:
+    (folder / name).write_text(content)
+  with pytest.raises(UserError, match=message) as found:
+    score(folder, name)
+  assert "s1" not in str(found.value).replace(str(folder), "")          # an id may be restricted
+  assert "\n" not in str(found.value)
+
+
+def test_a_named_field_goes_before_the_usual_ones(folder):
+  (folder / "x.jsonl").write_text('{"id": "a", "uid": "b", "report": "wrong", "mine": "right"}\n')
+  found = read_reports(str(folder / "x.jsonl"), "predictions", text_field="mine", id_field="uid")
+  assert (found.texts, found.ids) == (["right"], ["b"])
+  assert match(found, found) == [0]
+
+
+def test_the_verb_imports_neither_jax_nor_tensorflow(folder):
+  code = ("import sys; from mcsam_jax.cli import main; status = main(sys.argv[1:]); "
+          "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules); "
+          "sys.exit(status or str(heavy))")
+  root = pathlib.Path(__file__).parents[3]
+  run = lambda *arguments: subprocess.run(
+      [sys.executable, "-c", code, *map(str, arguments), "--labeler", "none"], capture_output=True, text=True,
+      env={**os.environ, "PYTHONPATH": str(root), "PATH": ""})
+  done = run("score", "--predictions", folder / "predictions.jsonl", "--references", folder / "annotation.json",
+             "--train", folder / "annotation.json")
+  assert done.stderr.strip() == "set()" and "4 studies of 3 subjects, protocol r2gen" in done.stdout
+  done = run("compare", folder / "predictions.jsonl", folder / "predictions.json", "--references",
+             folder / "references.jsonl")
+  assert done.stderr.strip() == "set()" and "+0.000 to +0.000" in done.stdout
+
+
+def test_other_outputs_score_as_our_own_do(folder):
+  """A line a study of `mcsam evaluate` is read for either role."""
+  (folder / "eval.jsonl").write_text("".join(json.dumps(
+      {"id": name, "subject": SUBJECTS[name], "reference": text, "generated": WRITTEN[name]}) + "\n"
+      for name, text in REFERENCES.items()))
+  ours = score(folder, "eval.jsonl", "eval.jsonl")
+  assert ours["nlg"] == score(folder)["nlg"] and ours["num_subjects"] == 3
+  np.testing.assert_array_less(0, ours["nlg"]["clean"]["CIDEr"])
