@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
                            "average_decay": 0.998})
   config.train.update({"batch_size": 16, "num_steps": 2500, "log_every": 125, "eval_every": 250, "eval_studies": 0})
   config.decode.update({"search": "consensus", "num_samples": 128, "temperature": 1.0, "recall_share": 0.8})
-  config.eval.labeler = "none"
+  config.eval.labeler = "rules"
   return config

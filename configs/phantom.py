@@ -160,7 +160,11 @@ def get_config() -> ConfigDict:
   })
 
   config.eval = ConfigDict({
-      "labeler": "phantom",               # reads findings from reports: phantom (exact) | none
+      "labeler": "phantom",               # reads findings: phantom (exact) | rules (of any report) | chexbert | none
+      "chexbert": "",                     # its .npz, of `mcsam import-weights chexbert.pth FILE.npz --chexbert`
+      "chexbert_dtype": "float32",        # of its computation: float32 | bfloat16 (faster on accelerators)
+      "radeval": "",                      # more scores, by the package RadEval (extra `clinical`), which fetches models
+                                          # from their hub: names of evaluation/radeval.py, with commas; "": none
       "num_permutations": 10,             # of the images between studies, whose mean is the shuffled-images control
       "seed": 0,                          # of the permutations and of the interval's resampling
   })

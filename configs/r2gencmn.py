@@ -28,5 +28,5 @@ def get_config() -> ConfigDict:
   config.train.update({"batch_size": 16, "num_steps": 13000, "log_every": 130, "eval_every": 1300,
                        "eval_studies": 0, "best_metric": "BLEU_4"})            # 100 epochs of 2,069 studies
   config.decode.update({"beam_size": 3, "finished": "occupy"})
-  config.eval.labeler = "none"
+  config.eval.labeler = "rules"
   return config

@@ -129,6 +129,13 @@ def precompile(args, overrides):
 
 
 def import_weights(args, overrides):
+  if args.chexbert:
+    from mcsam_jax.pretrained.chexbert import import_chexbert
+    refuse(overrides)
+    if args.config or not args.vocabulary:
+      raise UserError("--chexbert goes with --vocabulary vocab.txt, bert-base-uncased's, and without --config")
+    import_chexbert(args.source, args.destination, args.vocabulary)
+    return
   if args.vocabulary:
     from mcsam_jax.pretrained.medclip import import_word_vectors
     refuse(overrides)
@@ -225,7 +232,9 @@ def main(argv: list[str] | None = None) -> int:
                        {"flags": ["source"], "help": "a .pth, .bin or .safetensors file, or efficientnet-lite0 (the installed PyPI package)"},
                        {"flags": ["destination"], "help": "the .npz to write; with --config the workdir to make"},
                        config | {"required": False, "help": "of a whole model: r2gencmn, or a config like it"},
-                       {"flags": ["--vocabulary"], "help": "vocab.txt of a BERT in SOURCE: its word vectors are written"}),
+                       {"flags": ["--vocabulary"], "help": "vocab.txt of a BERT in SOURCE: its word vectors are written"},
+                       {"flags": ["--chexbert"], "action": "store_true",
+                        "help": "SOURCE is chexbert.pth; with --vocabulary, which goes into the .npz"}),
   }
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,

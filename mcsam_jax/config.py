@@ -15,7 +15,8 @@ from mcsam_jax.models.visual_encoder import ENCODERS
 from mcsam_jax.whole_file import write_whole
 
 CONFIGS = epath.Path(configs.__path__[0])
-PATHS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors")
+PATHS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors",
+         "eval.chexbert")
 OPTIONS = {   # fields that take one of a few words
     "data.cleaning": ("iu_xray", "mimic_cxr"),
     "data.dicom_rendering": ("voi", "mimic_cxr_jpg"),
@@ -43,7 +44,8 @@ OPTIONS = {   # fields that take one of a few words
     "train.eval_search": ("beam", "consensus"),
     "decode.search": ("beam", "consensus"),
     "decode.finished": ("refill", "occupy"),
-    "eval.labeler": ("phantom", "none"),
+    "eval.labeler": ("phantom", "rules", "chexbert", "none"),
+    "eval.chexbert_dtype": ("float32", "bfloat16"),
 }
 NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
 NEW = ("train.max_faults", "train.accumulate", "train.remat", "train.hang_minutes", "train.profile_steps",
@@ -150,7 +152,7 @@ def check_values(config: ConfigDict) -> None:
                     f"train.num_steps={values['train.num_steps']}")
   if values["data.name"] != "phantom":
     if values["eval.labeler"] == "phantom":
-      raise UserError(f"eval.labeler=phantom reads the phantom's wording; set none for data.name={values['data.name']}")
+      raise UserError(f"eval.labeler=phantom reads the phantom's wording; set rules for data.name={values['data.name']}")
     if values["model.align_targets"] == "label_similarity" and (
         values["data.name"] != "mimic_cxr" or values["data.mimic_cxr.labels"] == "none"):
       raise UserError(f"model.align_targets=label_similarity: data.name={values['data.name']} has no labels")

@@ -16,10 +16,13 @@ import jax
 
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
+from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.generate import ReportWriter, Written
+from mcsam_jax.evaluation.labelers import Labeler, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
+from mcsam_jax.evaluation.radeval import radeval_scores, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.training import hosts
@@ -50,6 +53,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   config, tokenizer = work.config, work.tokenizer
   split, train = work.split(split_name), work.split("train")
   mesh = make_mesh(config)
+  labeler = make_labeler(config)
+  score_names(config.eval.radeval)                      # what it needs is missed now, not when all is written
   with Watchdog(config.train.hang_minutes) as watchdog, Stop() as stop:
     show = watchdog.heard(hosts.only_first(show))
 
@@ -74,33 +79,33 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     # Their scores, which one host computes.
     stop.check()
     with watchdog.paused("scoring"):
-      return hosts.on_first_host(lambda: score(works, members, split, written, slots, show), within=stop.at_once) or {}
+      return hosts.on_first_host(lambda: score(works, members, split, written, slots, labeler, show),
+                                 within=stop.at_once) or {}
 
 
 def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, written: Sequence[Written],
-          slots: dict | None, show) -> dict:
+          slots: dict | None, labeler: Labeler | None, show) -> dict:
   """Scores the reports that the members wrote for a split, and writes both to the first workdir; returns the scores."""
   work, step = works[0], members[0].step
   config, tokenizer, train = work.config, work.tokenizer, work.split("train")
   hypotheses = [report.text for report in written]
   others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)   # given the images of another
-  read_labels, reference_labels, findings = None, None, FINDINGS
-  if config.eval.labeler == "phantom":
-    from input_pipeline.datasets.phantom_patient import PHANTOM_FINDINGS as findings
-    from input_pipeline.datasets.phantom_reports import read_labels
-    if config.data.target == "findings":                 # what was drawn; an impression doesn't tell all of it
-      reference_labels = [record["labels"] for record in split.without_images]
+  reference_labels = None
+  if labeler and labeler.name == "phantom" and config.data.target == "findings":
+    reference_labels = [record["labels"] for record in split.without_images]   # what was drawn; impressions tell less
   scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
       constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
-      max_length=config.tokenizer.max_length, read_labels=read_labels, reference_labels=reference_labels,
-      findings=findings, restricted=config.data.restricted, seed=config.eval.seed,
+      max_length=config.tokenizer.max_length, read_labels=labeler, reference_labels=reference_labels,
+      findings=labeler.findings if labeler else FINDINGS, restricted=config.data.restricted, seed=config.eval.seed,
       subjects=[record["subject_id"] or record["id"] for record in split.without_images])
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
+  if config.eval.radeval:
+    add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses, show)
   if slots is not None:
     scores["slots_answering"] = slots
 
@@ -117,6 +122,19 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   show(format_table(scores))
   show(f"scores: {target}, a line a study: {table}")
   return scores
+
+
+def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], references: Sequence[str],
+                hypotheses: Sequence[str], show) -> None:
+  """Adds what the package RadEval says to the scores and to those of each study, or a note on why it can't."""
+  show(f"scores by RadEval: {', '.join(names)}")
+  try:
+    scores["radeval"], per_study = radeval_scores(names, references, hypotheses)
+  except UserError as error:                            # hours of writing must not be lost to a download
+    scores["radeval"], scores["notes"]["radeval"] = None, str(error)
+    return
+  for number, row in enumerate(rows):
+    row.update({key: float(values[number]) for key, values in per_study.items()})
 
 
 def constant_reports(work: Workdir, show=print) -> dict:

@@ -61,6 +61,8 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   tensors = read_state_dict(path)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: a whole R2GenCMN; give --config r2gencmn, and a workdir instead of {dst}")
+  if any(name.startswith("linear_heads.") for name in tensors):
+    raise UserError(f"{path}: a CheXbert; give --chexbert --vocabulary vocab.txt (bert-base-uncased's)")
   if medclip.is_medclip(tensors):
     architecture, names = "resnet50", medclip
   else:

@@ -29,13 +29,13 @@ DTYPES = {
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
     "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
 }
-NESTS = ("state_dict", "model")           # keys under which training scripts keep the state dict
+NESTS = ("state_dict", "model_state_dict", "model")     # keys under which training scripts keep the state dict
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
   """Returns the tensors of a checkpoint by their names in its state dict.
 
-  A state dict below a key `state_dict` or `model` is found; a leading `module.` of every name, the trace
+  A state dict below a key of `NESTS` is found; a leading `module.` of every name, the trace
   of a parallel wrapper, is dropped.
 
   Raises:
@@ -62,7 +62,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
   tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, np.ndarray)}
   if not tensors:
     raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under "
-                    f"{' or '.join(NESTS)}")
+                    f"{', '.join(NESTS)}")
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
   return tensors

@@ -39,25 +39,48 @@ def load_weights(path: epath.PathLike, expected_variables: dict) -> tuple[dict, 
   Raises:
     UserError: no such file, damaged, or of other names or shapes: each is listed.
   """
+  flat, meta = read_weights(path, f"write it with `mcsam import-weights SRC {path}`")
+  return fit(flat, expected_variables, f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"), meta
+
+
+def read_weights(path: epath.PathLike, how_to_get: str) -> tuple[dict[str, np.ndarray], dict]:
+  """Returns the variables of a file by flat name, whatever they are, and its meta.
+
+  Args:
+    how_to_get: such a file; ends the line where there is none.
+
+  Raises:
+    UserError: no such file, or damaged.
+  """
   try:
     with np.load(io.BytesIO(epath.Path(path).read_bytes())) as file:
       flat = {name: file[name] for name in file.files}
     meta = json.loads(str(flat.pop("meta")))
   except FileNotFoundError as error:
-    raise UserError(f"{path} not found: write it with `mcsam import-weights SRC {path}`") from error
+    raise UserError(f"{path} not found: {how_to_get}") from error
   except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
     raise UserError(f"{path} is damaged or not of `mcsam import-weights` ({error}); write it again"
                     ) from error
+  return flat, meta
+
+
+def fit(flat: dict[str, np.ndarray], expected_variables: dict, otherwise: str) -> dict:
+  """Returns variables by flat name as the expected tree, in its types.
+
+  Args:
+    otherwise: begins the line where a name or shape differs.
+
+  Raises:
+    UserError: names or shapes differ: each is listed.
+  """
   expected = traverse_util.flatten_dict(expected_variables, sep="/")
   problems = [f"missing {name}" for name in expected if name not in flat]
   problems += [f"unexpected {name}" for name in flat if name not in expected]
   problems += [f"{name} is {list(flat[name].shape)}, expected {list(leaf.shape)}"
                for name, leaf in expected.items() if name in flat and flat[name].shape != leaf.shape]
   if problems:
-    raise UserError(f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder: "
-                    + "; ".join(problems))
-  flat = {name: flat[name].astype(leaf.dtype) for name, leaf in expected.items()}
-  return traverse_util.unflatten_dict(flat, sep="/"), meta
+    raise UserError(f"{otherwise}: " + "; ".join(problems))
+  return traverse_util.unflatten_dict({name: flat[name].astype(leaf.dtype) for name, leaf in expected.items()}, sep="/")
 
 
 def weights_digest(variables: dict) -> str:

@@ -36,7 +36,7 @@ from mcsam_jax.whole_file import write_whole
 MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_faults",
               "train.hang_minutes", "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir",
               "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
-              "decode.batch_size")                            # without making it another run
+              "decode.batch_size", "eval.chexbert")           # without making it another run
 
 
 @dataclasses.dataclass
@@ -106,7 +106,7 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
                  meta.get("pretraining_data", "none"),
                  tuple(f"{name}={config[section][name]}"
                        for section, _, name in (field.partition(".") for field in changed)
-                       if section in ("decode", "eval") and name != "batch_size"))
+                       if section in ("decode", "eval") and name not in ("batch_size", "chexbert")))
 
 
 def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:

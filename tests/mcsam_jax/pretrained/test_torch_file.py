@@ -124,7 +124,7 @@ def test_types_strides_and_shared_storages(tmp_path, torch, write):
 
 
 @FORMATS
-@pytest.mark.parametrize("nest", ["state_dict", "model"])
+@pytest.mark.parametrize("nest", ["state_dict", "model", "model_state_dict"])
 def test_nested_and_wrapped_state_dicts(tmp_path, torch, write, nest):
   tensor = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,))
   found = read_state_dict(written(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))

@@ -210,7 +210,7 @@ def test_two_hosts_write_the_reports_of_one(base):
     assert ours["id"] == theirs["id"] and ours["generated"] == theirs["generated"]
 
 
-@pytest.mark.parametrize("compute_dtype, limit", [("float64", 1e-10), ("float32", 1e-3)])
+@pytest.mark.parametrize("compute_dtype, limit", [("float64", 1e-10), ("float32", 5e-3)])
 def test_saved_on_eight_devices_it_goes_on_on_two_and_on_one(base, compute_dtype, limit):
   """In float64 as if nothing had happened; in float32 with what 53 steps of AdamW make of rounding."""
   eight, two, one, whole = (f"{name}-{compute_dtype}" for name in ("eight", "two", "one", "whole"))
