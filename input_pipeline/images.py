@@ -26,13 +26,16 @@ from mcsam_jax.errors import Unreadable
 JPEG_QUALITY = 95
 cv2.setNumThreads(1)         # the pipeline has threads of its own
 _ORIENTATION = 0x0112      # EXIF tag; 1 is upright
+_PHOTOMETRIC = 262         # TIFF tag; 0: white is zero
+# Read by Pillow itself. Its other formats are left out: some start programs (EPS), none holds a film.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM")
 
 
 def load_jpeg(path: epath.Path, short_side: int, dicom_rendering: str = "voi") -> bytes:
   """Returns the image of a file as a grayscale JPEG whose shorter side is at most `short_side` pixels.
 
   Args:
-    path: PNG, JPEG or anything else that Pillow reads, or DICOM.
+    path: PNG, JPEG or another of FORMATS, or DICOM.
     short_side: pixels; never scaled up. 0: as it is.
     dicom_rendering: one of dicom.RENDERINGS; other formats do not ask for it.
 
@@ -55,14 +58,18 @@ def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes
   if dicom.is_dicom(data):
     gray = PIL.Image.fromarray(dicom.render(data, dicom_rendering))     # at full size, scaled down below
   else:
-    with PIL.Image.open(io.BytesIO(data)) as image:
+    with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+      pages = getattr(image, "n_frames", 1)
+      if pages > 1 and image.format != "MPO":       # an MPO is a JPEG with smaller copies of it
+        raise ValueError(f"a file of {pages} pages, expected one picture")
       gray_jpeg = image.format == "JPEG" and image.mode == "L"
       if short_side:    # a large JPEG is decoded at a half, a quarter or an eighth, never below twice what is needed:
         image.draft("L", (2 * short_side, 2 * short_side))                           # four times as fast
       image.load()                                  # a file that was cut fails here
       if gray_jpeg and image.getexif().get(_ORIENTATION, 1) == 1 and not 0 < short_side < min(image.size):
         return data
-      gray = to_grayscale(PIL.ImageOps.exif_transpose(image))
+      white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0
+      gray = to_grayscale(PIL.ImageOps.exif_transpose(image), white_is_zero)
   scale = short_side / min(gray.size)
   if 0 < scale < 1:
     gray = gray.resize([round(side * scale) for side in gray.size], PIL.Image.Resampling.BILINEAR)
@@ -71,11 +78,21 @@ def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes
   return encoded.getvalue()
 
 
-def to_grayscale(image: PIL.Image.Image) -> PIL.Image.Image:
-  """Returns `image` in 8 bits; deeper ones are stretched from their darkest to their brightest pixel."""
+def to_grayscale(image: PIL.Image.Image, white_is_zero: bool = False) -> PIL.Image.Image:
+  """Returns `image` in 8 bits; deeper ones are stretched from their darkest to their brightest pixel.
+
+  Args:
+    white_is_zero: as a TIFF may have it; Pillow minds that in 8 bits alone.
+
+  Raises:
+    ValueError: pixels that are no numbers.
+  """
   if not image.mode.startswith(("I", "F")):
     return image.convert("L")
-  return PIL.Image.fromarray(dicom.stretch(np.asarray(image, np.float64)))    # Pillow would clip at 255
+  deep = np.asarray(image, np.float64)              # Pillow would clip at 255
+  if not np.isfinite(deep).all():
+    raise ValueError("pixels that are no finite numbers")
+  return PIL.Image.fromarray(dicom.stretch(-deep if white_is_zero else deep))
 
 
 def decode(jpeg: bytes, image_size: int, out: np.ndarray | None = None) -> np.ndarray:

@@ -82,6 +82,11 @@ def compare(args, overrides):
           seed=args.seed, json_path=args.json)
 
 
+def report(args, overrides):
+  from mcsam_jax.evaluation.report import report
+  report(args.workdir, args.images, args.step, overrides, args.group, args.json, args.out, args.page)
+
+
 def benchmark(args, overrides):
   import json
   from mcsam_jax.config import load_config
@@ -204,6 +209,15 @@ def main(argv: list[str] | None = None) -> int:
                  "help": "default: r2gen where its vocabulary is known, else clean"},
                 {"flags": ["--labeler"], "choices": ["stored", "rules", "none"],
                  "help": "default: labels that the files hold, else rules"}, *of_files),
+      report: ("write the reports of images of your own; research software, no medical device", workdir,
+               {"flags": ["images"], "nargs": "+", "metavar": "IMAGE",
+                "help": "PNG, JPEG, TIFF, BMP, WebP, DICOM, or folders of them"}, step,
+               {"flags": ["--group"], "default": "auto", "choices": ["auto", "all", "folder", "file"],
+                "help": "which files are one study: those of a DICOM study, of a small folder, or whose names differ in "
+                        "the view alone (auto); all of them; those of each folder; each file"},
+               {"flags": ["--json"], "action": "store_true", "help": "one object instead of text"},
+               {"flags": ["--out"], "default": "", "metavar": "FILE", "help": "write text or JSON there"},
+               {"flags": ["--page"], "default": "", "metavar": "FILE", "help": "also write a page to look at (.html)"}),
       benchmark: ("figures of this machine, as JSON",
                   {"flags": ["what"], "choices": ["decode", "input"],
                    "help": "decode: beam search on random weights; input: images a second from prepared records"},

@@ -3,7 +3,7 @@
 Shapes: B studies, K beams or draws, R training reports, T words, D width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 
@@ -81,7 +81,11 @@ class ReportWriter:
 
     `variables`: of each model.
     """
-    written, codes, prepared = [], None, self._prepare(variables)
+    return list(self.one_by_one(variables, batches))
+
+  def one_by_one(self, variables: Sequence[dict], batches: Iterable[dict]) -> Iterator[Written]:
+    """Yields the same reports, each as soon as its batch is written."""
+    codes, prepared = None, self._prepare(variables)
     if self._consensus and self.config.decode.recall_share:
       codes = [self._train_codes(*member) for member in zip(self.models, variables, prepared)]
     shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
@@ -95,8 +99,7 @@ class ReportWriter:
             chosen = self._consensus.best([self.tokenizer.clean(text).split() for text in texts],
                                           None if likelihood is None else likelihood[row],
                                           self.config.decode.recall_share)
-          written.append(Written(int(record), texts[chosen], candidates[chosen], float(scores[chosen])))
-    return written
+          yield Written(int(record), texts[chosen], candidates[chosen], float(scores[chosen]))
 
   def _train_codes(self, model: MCSAM, variables: dict, prepared: Prepared) -> np.ndarray:
     """Returns what each training report recalls, as the alignment of a model sees it [R, D]."""

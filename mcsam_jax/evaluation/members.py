@@ -39,14 +39,19 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
   Raises:
     UserError: the workdir holds no training, or no such step; a damaged checkpoint.
   """
+  first = np.zeros(1, np.int64)
+  sample = make_batch(split, first, first, work.tokenizer, work.config, work.features(split))
+  return restore_member(work, mesh, sample, step, show)
+
+
+def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = None, show=print) -> Member:
+  """Returns the same for a model whose inputs have the shapes of the batch `sample`; no records are asked for."""
   config, tokenizer = work.config, work.tokenizer
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
   step = checkpoints.best() if step is None else step
   if step is None:
     raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --config ... --workdir {work.path}` first")
   model = make_model(config, tokenizer.vocab_size, work.grid)
-  first = np.zeros(1, np.int64)
-  sample = make_batch(split, first, first, tokenizer, config, work.features(split))
   empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
   state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)), show)
   return Member(str(work.path), model, state.variables, step)

@@ -56,7 +56,7 @@ def cached_features(config: ConfigDict, split_name: str, split: Sequence[dict], 
   Raises:
     UserError: no space, or the folder can't be written.
   """
-  per_image = jax.eval_shape(lambda: _encode(encoder, config, variables, _blank(config, 1))).shape[1:]
+  per_image = jax.eval_shape(lambda: encode_images(encoder, config, variables, _blank(config, 1))).shape[1:]
   shape = (len(split), config.data.num_views, *per_image)
   path = _folder(config, split, variables) / f"{split_name}.npy"
   try:
@@ -86,10 +86,18 @@ def pooled_features(config: ConfigDict, split: Sequence[dict], encoder: nn.Modul
                     show: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [n, C] as `pooled` does, without keeping the patches; zeros where there is no image."""
   result = np.zeros((len(split), ENCODERS[config.encoder.name].channels), np.float32)
-  encode = lambda variables, batch: _encode(encoder, config, variables, batch).mean(1)
+  encode = lambda variables, batch: encode_images(encoder, config, variables, batch).mean(1)
   for slots, means in _encoded_images(config, split, 1, 0, encode, variables, "pooled features", show):
     result[slots] = means
   return result
+
+
+def pooled_images(config: ConfigDict, studies: Sequence[dict], encoder: nn.Module, variables: dict,
+                  show: Callable[[str], None] = print) -> np.ndarray:
+  """Returns float32 [M, C], the mean over the patches of each view that the model sees of some studies."""
+  encode = lambda variables, batch: encode_images(encoder, config, variables, batch).mean(1)
+  return np.concatenate([means for _, means in _encoded_images(
+      config, studies, config.data.num_views, 0, encode, variables, "pooled features", show)])
 
 
 def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, split: Sequence[dict],
@@ -106,7 +114,7 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
       file.seek(0)
       file.write(header)
     done = (file.seek(0, os.SEEK_END) - len(header)) // slot_bytes
-    encode = lambda variables, batch: _encode(encoder, config, variables, batch).astype("float16")
+    encode = lambda variables, batch: encode_images(encoder, config, variables, batch).astype("float16")
     label = f"features of {path.stem}"
     for slots, features in _encoded_images(config, split, shape[1], done, encode, variables, label, show):
       for slot, image_features in zip(slots, features):
@@ -156,7 +164,7 @@ def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, s
       shown = now
 
 
-def _encode(encoder: nn.Module, config: ConfigDict, variables: dict, batch: jax.Array) -> jax.Array:
+def encode_images(encoder: nn.Module, config: ConfigDict, variables: dict, batch: jax.Array) -> jax.Array:
   """Returns the features [M, P, C] of uint8 images [M, S, S, 1]."""
   features = encoder.apply(variables, preprocess(batch[None], config.encoder.name)[0])
   return features.reshape(features.shape[0], -1, features.shape[-1])

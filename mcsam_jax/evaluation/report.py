@@ -1,0 +1,177 @@
+"""`mcsam report`: the reports of a user's own images, as text, as JSON, or as a page to look at.
+
+What can't be read is refused in a line on stderr, the others get their reports, and the status is 2 at the end.
+Compiled programs are kept for the next call (`keep_programs`). Of what is in the files besides pixels nothing is
+written but the view.
+"""
+
+from collections.abc import Iterator, Sequence
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+import platform
+import sys
+import time
+
+from etils import epath
+import jax
+
+from input_pipeline import own_images
+from input_pipeline.own_images import Film, Study
+from input_pipeline.prefetch import ordered_map
+from mcsam_jax.config import absolute
+from mcsam_jax.errors import Unreadable, UserError
+from mcsam_jax.evaluation import report_text
+from mcsam_jax.evaluation.familiar import Familiar, load_or_learn, RARE
+from mcsam_jax.evaluation.own_images_model import OwnImagesModel, Result
+from mcsam_jax.training.workdir import open_workdir, Workdir
+from mcsam_jax.whole_file import write_whole
+
+BATCH = 4                 # studies written together: few, as most calls bring few, and one program serves any number
+ONE_DEVICE = [f"--config.mesh.{axis}=1" for axis in ("data", "fsdp", "tensor")]
+
+
+def report(workdir: str, given: Sequence[str], step: int | None = None, overrides: Sequence[str] = (),
+           grouping: str = "auto", as_json: bool = False, out: str = "", page: str = "", write=print,
+           show=lambda line: print(line, file=sys.stderr, flush=True)) -> dict:
+  """Writes the reports of image files and folders; returns what the JSON holds.
+
+  Args:
+    step: of the checkpoint; None: the best on val, or the last.
+    overrides: `--config.field=value` of fields that don't belong to the model.
+    grouping: which files are one study, one of own_images.GROUPINGS.
+    as_json: one object instead of text.
+    out: file that takes the text or JSON; "": `write` does.
+    page: HTML file to write besides; "": none.
+    write, show: take a text of the result; a line of progress or of refusal.
+
+  Raises:
+    UserError: no image was found, or some can't be read (the reports of the others are out by then); no checkpoint.
+  """
+  started = time.monotonic()
+  keep_programs()
+  work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides])
+  found = own_images.find(given, grouping)
+  if not found.studies and not found.refused:
+    others = f" ({found.passed_over} other files)" if found.passed_over else ""
+    raise UserError(f"no image in {', '.join(map(str, given))}{others}: give PNG, JPEG or DICOM files, or folders of "
+                    "them")
+  whole = {"notice": report_text.NOTICE, "workdir": str(workdir), "step": None, "search": None,
+           "pretraining_data": work.pretraining_data, "usual_likeness": None, "notes": [], "studies": [], "refused": []}
+  if found.passed_over:
+    whole["notes"].append(f"{found.passed_over} file(s) in the folders are no images")
+
+  def refuse(error: Unreadable) -> None:
+    whole["refused"].append({"file": error.path, "reason": error.reason})
+    show(f"refused {error}")
+
+  for error in found.refused:
+    refuse(error)
+  results, model, familiar = [], None, load_or_learn(work, show) if found.studies else None
+  studies = readable(found.studies, work, familiar, refuse)
+  for first in studies:                             # the model is loaded once there is something to write about
+    model = OwnImagesModel(work, step, familiar, show)
+    whole |= {"step": model.member.step, "search": model.search, "usual_likeness": familiar and familiar.usual}
+    whole["notes"] += model.notes + ([] if familiar else [
+        f"whether an image is like those of training can't be told: their records aren't on this machine, nor is "
+        f"{work.path / 'familiar.npz'}, which the first call where they are leaves"])
+    show(f"loaded step {model.member.step} in {time.monotonic() - started:.1f} s")
+    started = time.monotonic()
+    for result in model.reports(itertools.chain([first], studies)):
+      results.append(result)
+      whole["studies"].append(as_dict(result, familiar))
+      if not as_json and not out:
+        write(report_text.of_study(whole["studies"][-1], len(results)))
+    show(f"{len(results)} report(s) in {time.monotonic() - started:.1f} s")
+
+  text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
+  if out:
+    write_whole(absolute(out), text + "\n")
+    show(f"reports: {absolute(out)}")
+  else:
+    write(text)
+  if page and results:
+    write_page(absolute(page), model, results, show)
+  if whole["refused"]:
+    raise UserError(f"{len(whole['refused'])} file(s) can't be read, see above; {len(results)} report(s) written")
+  return whole
+
+
+def readable(found: Sequence[Sequence[Film]], work: Workdir, familiar: Familiar | None, refuse) -> Iterator[Study]:
+  """Yields the studies of which a film can be read; `refuse` takes the Unreadable of each that can't."""
+  alone = familiar.first_view if familiar else "frontal"
+  read = lambda films: own_images.read_study(films, work.config.data, alone)
+  for study in ordered_map(read, found, work.config.train.host_threads):
+    for error in study.refused:
+      refuse(error)
+    if study.films:
+      yield study
+
+
+def as_dict(result: Result, familiar: Familiar | None) -> dict:
+  """Returns what the JSON says of a study; of its files nothing but their names, as the user gave them, and views."""
+  study, warnings = result.study, list(result.study.warnings)
+  films = []
+  for film, likeness in itertools.zip_longest([*study.films, *study.left_out], result.likeness):
+    films.append({"file": film.name, "view": film.view, "view_told_by": film.told_by, "shown": film in study.films,
+                  "likeness": None if likeness is None else round(likeness, 3)})
+    if likeness is not None and likeness < familiar.usual:
+      warnings.append(f"{film.name} doesn't look like a chest X-ray of the kind that the model was trained on "
+                      f"(likeness {likeness:.2f}; {1 - RARE:.1%} of the val images reach {familiar.usual:.2f})")
+  return {"images": films, "report": result.written.text, "log_prob": round(result.written.log_prob, 4),
+          "warnings": warnings}
+
+
+def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result], show) -> None:
+  """Writes the page of the reports: images, findings, where each word looked, what the memory recalled; no scores.
+
+  What training reports recall the same is shown where the records are on this machine and aren't restricted.
+  """
+  from mcsam_jax.evaluation.labelers import make_labeler
+  from mcsam_jax.evaluation.page import write_page as write_html
+  from mcsam_jax.evaluation.page_of_split import mentions_by
+  work, written = model.work, [result.written for result in results]
+  studies = []
+  for result in results:
+    names = ", ".join(film.name for film in result.study.films)
+    warnings = as_dict(result, model.familiar)["warnings"]          # no reader of the page may miss them
+    studies.append({"id": "; ".join([names, *(f"warning: {warning}" for warning in warnings)]),
+                    "generated": result.written.text, "images": result.study.jpegs,
+                    "views": [film.view for film in result.study.films]})
+  labeler, mentions = make_labeler(work.config), mentions_by(work.config.eval.labeler)
+  if labeler:
+    for study, labels in zip(studies, labeler.read([report.text for report in written])):
+      study["labels"] = labels
+  if mentions:
+    for study in studies:
+      study["mentions"] = mentions(study["generated"])
+  whys, slots, train_reports = model.reasons([result.study for result in results], written)
+  for study, why in zip(studies, whys):
+    study["why"] = why
+  restricted = work.config.data.restricted
+  write_html(path, None, studies, title="Chest X-ray reports",
+             subtitle=f"{len(studies)} studies of one's own, step {model.member.step}, {model.search} search",
+             findings=labeler.findings if labeler else (), slots=slots, train_reports=train_reports,
+             restricted=restricted, show_restricted=restricted)
+  show(f"page: {path}")
+
+
+def keep_programs() -> None:
+  """Lets JAX keep compiled programs between calls, unless the user has said where (JAX_COMPILATION_CACHE_DIR).
+
+  They hold no images and no reports. What was compiled for one processor may not run on another that shares the home
+  folder, so each kind has a folder of its own.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  try:
+    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(line for line in facts if line.startswith(("flags", "Features")))
+  except (OSError, StopIteration):
+    processor = platform.processor()
+  kind = hashlib.sha256(f"{platform.machine()} {processor}".encode()).hexdigest()[:10]
+  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  jax.config.update("jax_compilation_cache_dir", str(Path(home) / "mcsam" / f"xla-{kind}"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
