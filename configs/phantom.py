@@ -167,5 +167,7 @@ def get_config() -> ConfigDict:
                                           # from their hub: names of evaluation/radeval.py, with commas; "": none
       "num_permutations": 10,             # of the images between studies, whose mean is the shuffled-images control
       "seed": 0,                          # of the permutations and of the interval's resampling
+      "page": True,                       # write an HTML page too, with every study and why its report was written
+      "page_restricted": False,           # True: the page of a restricted data set shows reports, images and ids as well
   })
   return config

@@ -212,7 +212,9 @@ def read_config(path: epath.Path) -> ConfigDict:
     if field not in found and sections and (sections[0] in (*NOT_OF_THE_MODEL, "data") or field in NEW):
       owner = config
       for section in sections:
-        owner = owner.setdefault(section, ConfigDict())
+        if section not in owner:
+          owner[section] = ConfigDict()
+        owner = owner[section]
       owner[name] = value
   check_tree(config, defaults, str(path))
   return config

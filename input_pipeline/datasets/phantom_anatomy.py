@@ -40,3 +40,18 @@ def draw_study(seed, findings: tuple[Finding, ...] | None = None) -> Study:
   draw = {"frontal": phantom_frontal.draw, "lateral": phantom_lateral.draw}
   images = tuple(draw[view](patient, by_name, rng) for view, rng in zip(views, view_rngs))
   return Study(patient, tuple(findings), views, images)
+
+
+def find_findings(seed, least_change: int = 12) -> dict[str, tuple[np.ndarray, ...]]:
+  """Returns where each finding of `draw_study(seed)` is to be seen, by its name: bool [256, 256], one a view.
+
+  A pixel belongs to a finding that changes it by more than `least_change` of 255 levels: the study is drawn once more
+  without it. So an enlarged heart is where it is larger, and a pneumothorax where lung is missing.
+  """
+  study = draw_study(seed)
+  places = {}
+  for finding in study.findings:
+    without = draw_study(seed, tuple(other for other in study.findings if other is not finding))
+    places[finding.name] = tuple(np.abs(shown.astype(np.int16) - hidden) > least_change
+                                 for shown, hidden in zip(study.images, without.images))
+  return places

@@ -7,8 +7,10 @@ with. `read_findings` gets all of it back from any text in this language: raw,
 cleaned (lower case, no punctuation but full stops), or written by a model.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -155,24 +157,49 @@ STATED = {                                   # the attributes that each finding 
 }
 
 
+class Mention(NamedTuple):
+  """Where a report names a finding, and what it says of it."""
+  finding: str
+  label: str                                 # negative | positive
+  start: int                                 # characters of the report
+  end: int
+
+
 def read_findings(report: str) -> dict[str, Statement]:
   """Returns what a report states of each of PHANTOM_FINDINGS; positive statements outweigh negative ones."""
   statements = {name: Statement() for name in PHANTOM_FINDINGS}
   for sentence in re.sub(r"[^a-z0-9.]+", " ", report.lower()).split("."):
-    for pattern, names in NORMAL_TERMS.items():
-      match = re.search(pattern, sentence)
-      if match and not NEGATION.search(match[0]):
-        for name in names:
-          if statements[name].state == "absent":
-            statements[name] = Statement("negative")
-    for name, pattern in TERMS.items():
-      for match in re.finditer(pattern, sentence):
-        if NEGATION.search(sentence[:match.end()]):
-          if statements[name].state == "absent":
-            statements[name] = Statement("negative")
-        elif statements[name].state != "positive":
-          statements[name] = _read_attributes(name, sentence, match)
+    for name, state, match in _named(sentence):
+      if state == "positive" and statements[name].state != "positive":
+        statements[name] = _read_attributes(name, sentence, match)
+      elif statements[name].state == "absent":
+        statements[name] = Statement(state)
   return statements
+
+
+def _named(sentence: str) -> Iterator[tuple[str, str, re.Match]]:
+  """Yields the findings that a sentence names, or says to be absent, with their state and the words that do."""
+  for pattern, names in NORMAL_TERMS.items():
+    match = re.search(pattern, sentence)
+    if match and not NEGATION.search(match[0]):
+      yield from ((name, "negative", match) for name in names)
+  for name, pattern in TERMS.items():
+    for match in re.finditer(pattern, sentence):
+      yield name, "negative" if NEGATION.search(sentence[:match.end()]) else "positive", match
+
+
+def mentions(report: str) -> list[Mention]:
+  """Returns all mentions of PHANTOM_FINDINGS in a report, in its order."""
+  runs = [(run.start(), run[0] if run[0][0].isalnum() or run[0] == "." else " ")
+          for run in re.finditer(r"[a-z0-9]+|\.|[^a-z0-9.]+", report.lower())]
+  plain = "".join(words for _, words in runs)                          # as `read_findings` reads it
+  origin = [start + i for start, words in runs for i in range(len(words))]
+  found, begin = [], 0
+  for sentence in plain.split("."):
+    found += [Mention(name, state, origin[begin + match.start()], origin[begin + match.end() - 1] + 1)
+              for name, state, match in _named(sentence)]
+    begin += len(sentence) + 1
+  return sorted(found, key=lambda mention: (mention.start, mention.end))
 
 
 def _read_attributes(name: str, sentence: str, term: re.Match) -> Statement:

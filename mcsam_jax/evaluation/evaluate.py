@@ -3,6 +3,7 @@
 Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
   eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports
+  eval/SPLIT-STEP.html    both to look at, with where each word looked and what the memory recalled (see `page.py`)
   eval/constant.json      the constant report that is best on val for each metric, found once
 An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
 Fields of `decode` and `eval` that differ from the workdir's config stand in the name too: SPLIT-STEP-beam_size=1.*
@@ -22,9 +23,11 @@ from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import Labeler, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
+from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
 from mcsam_jax.evaluation.radeval import radeval_scores, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
+from mcsam_jax.evaluation.why import describe_slots, explain_reports
 from mcsam_jax.training import hosts
 from mcsam_jax.training.preemption import Stop
 from mcsam_jax.training.sharding import decode_batch_size, host_rows, make_mesh
@@ -75,16 +78,22 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       written = write([member.variables for member in members], batches("writing reports"))
       slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
                               batches("asking the memory")) if config.model.use_memory else None
+      reasons = None
+      if config.eval.page and (config.eval.page_restricted or not config.data.restricted):
+        show("asking why: where each word looked, and what the memory recalled")
+        reasons = Reasons(explain_reports(members[0], config, tokenizer, mesh, batches("explaining reports"), written,
+                                          train.reports),
+                          describe_slots(members[0], config, tokenizer, work.bank, mesh))
 
     # Their scores, which one host computes.
     stop.check()
     with watchdog.paused("scoring"):
-      return hosts.on_first_host(lambda: score(works, members, split, written, slots, labeler, show),
+      return hosts.on_first_host(lambda: score(works, members, split, written, slots, reasons, labeler, show),
                                  within=stop.at_once) or {}
 
 
 def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, written: Sequence[Written],
-          slots: dict | None, labeler: Labeler | None, show) -> dict:
+          slots: dict | None, reasons: Reasons | None, labeler: Labeler | None, show) -> dict:
   """Scores the reports that the members wrote for a split, and writes both to the first workdir; returns the scores."""
   work, step = works[0], members[0].step
   config, tokenizer, train = work.config, work.tokenizer, work.split("train")
@@ -112,15 +121,18 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   # Files: written whole or not at all.
   others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
   name = "-".join([split.name, str(step), *others, *work.asked_for])
-  target, table = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl"))
+  target, table, page = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl", "html"))
   lines = [{"id": record["id"], "subject": record["subject_id"] or record["id"], "reference": reference,
             "generated": report.text, "log_prob": report.log_prob, "scores": row, "labels": labels and labels[number]}
            for number, (record, reference, report, row) in enumerate(
                zip(split.without_images, split.reports, written, rows))]
   write_whole(table, "".join(json.dumps(line) + "\n" for line in lines))
+  if config.eval.page:
+    write_split_page(page, work, split, step, written, scores, rows, reasons, read_labels=labeler,
+                     reference_labels=reference_labels, findings=labeler.findings if labeler else FINDINGS)
   write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
   show(format_table(scores))
-  show(f"scores: {target}, a line a study: {table}")
+  show(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.page else ""))
   return scores
 
 

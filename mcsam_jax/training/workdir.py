@@ -106,7 +106,8 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
                  meta.get("pretraining_data", "none"),
                  tuple(f"{name}={config[section][name]}"
                        for section, _, name in (field.partition(".") for field in changed)
-                       if section in ("decode", "eval") and name not in ("batch_size", "chexbert")))
+                       if section in ("decode", "eval")
+                       and name not in ("batch_size", "chexbert", "page", "page_restricted")))
 
 
 def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:

@@ -1,5 +1,7 @@
 """Config files, overrides, and what is said of a wrong one."""
 
+import json
+
 import pytest
 
 from mcsam_jax import config as configs
@@ -67,3 +69,12 @@ def test_a_saved_config_is_read_back_and_a_damaged_one_named(tmp_path):
 def test_differences_name_the_fields():
   changed = configs.load_config("phantom", ["--config.seed=5"])
   assert configs.differences(changed, configs.load_config("phantom")) == ["seed: 5, 0"]
+
+
+def test_a_field_that_an_older_workdir_lacks_takes_its_default(tmp_path):
+  config = configs.load_config("phantom")
+  configs.save_config(config, tmp_path / "config.json")
+  stored = json.loads((tmp_path / "config.json").read_text())
+  del stored["eval"]["page"], stored["data"]["mimic_cxr"], stored["prepare"]
+  (tmp_path / "config.json").write_text(json.dumps(stored))
+  assert configs.read_config(tmp_path / "config.json").to_dict() == config.to_dict()

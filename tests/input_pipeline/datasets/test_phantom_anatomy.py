@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.phantom_anatomy import draw_study
+from input_pipeline.datasets.phantom_anatomy import draw_study, find_findings
 from input_pipeline.datasets.phantom_patient import PHANTOM_FINDINGS, Finding, sample_findings
 
 # A finding of each kind, where it must change the frontal view (rows, columns), and how.
@@ -89,3 +89,17 @@ def test_findings_never_hide_each_other():
         assert side not in findings["Pleural Effusion"].sides
     if {"Atelectasis", "Pleural Effusion"} <= findings.keys():
       assert not set(findings["Atelectasis"].sides) & set(findings["Pleural Effusion"].sides)
+
+
+def test_findings_are_found_where_they_were_drawn():
+  for seed in range(6):
+    places = find_findings(seed)
+    study = draw_study(seed)
+    assert list(places) == [finding.name for finding in study.findings]
+    for finding in study.findings:
+      assert len(places[finding.name]) == len(study.images)
+      frontal = places[finding.name][0]
+      assert 30 < frontal.sum() < 0.6 * frontal.size
+      if finding.side in ("left", "right") and finding.name != "Support Devices":      # a catheter crosses over
+        x = np.nonzero(frontal)[1].mean()
+        assert (x < study.patient.center) == (finding.side == "right"), finding

@@ -1,5 +1,6 @@
 """Reports of a small random network: the same in any company, from one program, and explained."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,7 +28,8 @@ class Network:
     self.tokenizer = WordTokenizer.train(REPORTS * 4, "iu_xray", 1, False)
     self.model = make_model(self.config, self.tokenizer.vocab_size, 3)
     self.batch_size = batch_size
-    self.variables = init_state(self.model, self.config, next(self.batches(1))).variables
+    init = jax.jit(lambda batch: init_state(self.model, self.config, batch).variables)
+    self.variables = init(next(self.batches(1)))
     self.variables["params"]["decoder"]["logits"]["kernel"] *= 8                # so that studies differ in their report
 
   def batches(self, count):

@@ -23,7 +23,7 @@ TINY = {
     "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
     "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
     "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.host_threads": 1,
-    "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2,
+    "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.page": False,
 }
 FIRST_HALF = 30
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -88,7 +88,7 @@ def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, m
 
 
 def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test")
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.page=true")
   assert status == 0, err
   scores = json.loads((trained / "eval" / "test-60.json").read_text())
   lines = [json.loads(line) for line in (trained / "eval" / "test-60.jsonl").read_text().splitlines()]
@@ -99,6 +99,8 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
   assert scores["pretraining_data"] == "none"
+  page = (trained / "eval" / "test-60.html").read_text()
+  assert all(json.dumps(line["generated"])[1:-1] in page and line["id"] in page for line in lines)
 
   path = str(trained / "eval" / "test-60.jsonl")
   result = compare([path], [path], show=lambda line: None)

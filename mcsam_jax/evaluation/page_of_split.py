@@ -1,0 +1,83 @@
+"""The page of an evaluated split: what `page.write_page` wants, from a workdir, a split and what was written for it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import importlib.util
+
+from etils import epath
+
+from input_pipeline.splits import Split
+from mcsam_jax.evaluation.generate import Written
+from mcsam_jax.evaluation.page import write_page
+from mcsam_jax.evaluation.why import Slot, Why
+from mcsam_jax.training.workdir import Workdir
+
+
+@dataclasses.dataclass
+class Reasons:
+  """Why the reports of a split were written."""
+  whys: Sequence[Why]             # of each
+  slots: Sequence[Slot]           # what each slot of the memory stands for; [] without memory
+
+
+@dataclasses.dataclass
+class SplitStudies:
+  """The studies of a split as the page wants them; records are read while it is written, one by one."""
+  work: Workdir
+  split: Split
+  written: Sequence[Written]
+  rows: Sequence[Mapping]                             # the scores of each study
+  whys: Sequence[Why] | None
+  labels: Sequence[Mapping[str, str]] | None          # of the generated reports
+  reference_labels: Sequence[Mapping[str, str]] | None
+  mentions: Callable | None                           # finds findings in a report
+
+  def __len__(self) -> int:
+    return len(self.written)
+
+  def __iter__(self) -> Iterator[dict]:
+    num_views = self.work.config.data.num_views
+    for number, report in enumerate(self.written):
+      record, reference = self.split[report.record], self.split.reports[report.record]
+      study = {"id": record["id"], "generated": report.text, "reference": reference, "scores": self.rows[number],
+               "images": record["images"][:num_views], "views": record["views"][:num_views]}
+      if self.whys:
+        study["why"] = self.whys[number]
+      if self.labels:
+        study |= {"labels": self.labels[number], "reference_labels": self.reference_labels[number]}
+      if self.labels and self.mentions:
+        study |= {"mentions": self.mentions(report.text), "reference_mentions": self.mentions(reference)}
+      yield study
+
+
+def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, written: Sequence[Written],
+                     scores: Mapping, rows: Sequence[Mapping], reasons: Reasons | None, *,
+                     read_labels: Callable[[str], Mapping[str, str]] | None,
+                     reference_labels: Sequence[Mapping[str, str]] | None, findings: Sequence[str]) -> None:
+  """Writes the page of `written`, one report a study of a split, in its order (arguments as in `evaluate.score`)."""
+  config, labels = work.config, None
+  if read_labels:
+    read = getattr(read_labels, "read", lambda reports: list(map(read_labels, reports)))      # a Labeler: all at once
+    labels = read([report.text for report in written])
+    reference_labels = reference_labels or read(split.reports)
+  studies = SplitStudies(work, split, written, rows, reasons and reasons.whys, labels, reference_labels,
+                         mentions_by(config.eval.labeler))
+  number = len(scores.get("models", [1]))
+  write_page(path, scores, studies, title=f"Chest X-ray reports, {split.name} split",
+             subtitle=f"{len(written):,} studies of {config.data.name}, " + (
+                 f"{number} models together, the first" if number > 1 else "the checkpoint"
+                 ) + f" of step {step}, {config.decode.search} search" + (
+                     "; words and memory are explained by the first model" if number > 1 and reasons else ""),
+             findings=findings, slots=reasons.slots if reasons else (), train_reports=work.split("train").reports,
+             restricted=config.data.restricted, show_restricted=config.eval.page_restricted)
+
+
+def mentions_by(labeler: str) -> Callable | None:
+  """Returns what finds the mentions of findings in a report, for a value of eval.labeler; None where nothing can."""
+  if labeler == "phantom":
+    from input_pipeline.datasets.phantom_reports import mentions
+    return mentions
+  if labeler == "none" or not importlib.util.find_spec("mcsam_jax.evaluation.labeler"):
+    return None
+  from mcsam_jax.evaluation.labeler import mentions
+  return mentions
