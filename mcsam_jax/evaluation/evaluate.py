@@ -72,7 +72,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       show(f"writing {len(split)} reports with {of} of step {members[0].step}, {config.decode.search}")
       write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
                            train.reports)
-      size = decode_batch_size(config, mesh)
+      size = decode_batch_size(config, mesh.shape)
       batches = lambda phase: watchdog.each(stop.between(
           eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(mesh, size))), phase)
       written = write([member.variables for member in members], batches("writing reports"))

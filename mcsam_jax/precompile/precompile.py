@@ -17,13 +17,14 @@ from input_pipeline.tokenizer import load_tokenizer
 from mcsam_jax.benchmark.collectives import Transfer, transfers
 from mcsam_jax.decoding.greedy import room_sizes
 from mcsam_jax.errors import UserError
+from mcsam_jax.partitioning import MESH_AXES
 from mcsam_jax.precompile.cost import Costs, analyse, total_by
 from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of
 from mcsam_jax.precompile.program import lower_decode, lower_train
 from mcsam_jax.precompile.roofline import roofline, utilisation
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.flops import train_flops
-from mcsam_jax.training.sharding import check_train_batch, decode_batch_size, make_mesh
+from mcsam_jax.training.sharding import check_train_batch, decode_batch_size, mesh_shape
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -64,10 +65,10 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
     UserError: a field doesn't go with the topology, or the compiler refuses.
   """
   vocab_size, source = (vocab_size, "given") if vocab_size else _vocabulary(config)
-  mesh = make_mesh(config, topology.devices)
+  sizes = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
   if what == "train":
-    check_train_batch(config, mesh)
-  batch = config.train.batch_size if what == "train" else decode_batch_size(config, mesh)
+    check_train_batch(config, sizes)
+  batch = config.train.batch_size if what == "train" else decode_batch_size(config, sizes)
   show(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
        "minutes for a large model")
   compiled = _compile(config, topology, what, vocab_size, verbose)

@@ -38,7 +38,7 @@ def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int) -> jax
   mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
   writer = ReportWriter([model], config, _SpecialIds, mesh, config.decode.search)
-  batch = abstract_batch(config, decode_batch_size(config, mesh), mesh)
+  batch = abstract_batch(config, decode_batch_size(config, mesh.shape), mesh)
   with jax.set_mesh(mesh):
     return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"})
 

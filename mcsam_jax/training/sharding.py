@@ -4,7 +4,7 @@ What lies where is decided by the rules of `mcsam_jax/partitioning.py`.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -58,18 +58,18 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
   return tuple(sizes)
 
 
-def check_train_batch(config: ConfigDict, mesh: Mesh) -> None:
-  """Raises UserError unless a training batch can be split evenly, in each of its turns."""
-  rows, turns = mesh.shape["data"] * mesh.shape["fsdp"], config.train.accumulate
+def check_train_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
+  """Raises UserError unless a training batch can be split evenly over a mesh of these sizes, in each of its turns."""
+  rows, turns = sizes["data"] * sizes["fsdp"], config.train.accumulate
   if config.train.batch_size % (rows * turns):
     named = f" and {turns} turns (train.accumulate)" if turns > 1 else ""
     raise UserError(f"train.batch_size={config.train.batch_size} can't be split over {rows} devices{named}: make it a "
                     f"multiple of {rows * turns}")
 
 
-def decode_batch_size(config: ConfigDict, mesh: Mesh) -> int:
+def decode_batch_size(config: ConfigDict, sizes: Mapping[str, int]) -> int:
   """Returns how many studies are written at once: `decode.batch_size`, or a few more so that all devices have as many."""
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = sizes["data"] * sizes["fsdp"]
   return -(-config.decode.batch_size // rows) * rows
 
 

@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     watchdog = on_exit.enter_context(Watchdog(config.train.hang_minutes))
     show = watchdog.heard(hosts.only_first(show))
     mesh = make_mesh(config)
-    check_train_batch(config, mesh)
+    check_train_batch(config, mesh.shape)
     show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
          f"mesh {dict(mesh.shape)}")
     stop = on_exit.enter_context(Stop())

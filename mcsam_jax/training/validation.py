@@ -79,7 +79,7 @@ class Validation:
 
   def batches(self, phase: str, limit: int = 0) -> Iterator[dict]:
     """Yields this host's rows of the batches of val, of all its studies or the first `limit`."""
-    size = decode_batch_size(self.config, self.mesh)
+    size = decode_batch_size(self.config, self.mesh.shape)
     batches = eval_batches(self.split, self.tokenizer, self.config, size, self.features, limit,
                            host_rows(self.mesh, size))
     return self.watchdog.each(batches, phase)

@@ -26,7 +26,7 @@ split = [{"images": [shade(level)]} for level in (10, 200, 90)]
 encoder, variables = make_encoder("resnet_tiny"), random_encoder(config)
 alone = pooled_features(config, split, encoder, variables, lambda line: None)
 mesh = make_mesh(config, jax.devices()[::-1])
-assert [device.id for device in mesh.devices.flat] == [3, 2, 1, 0] and decode_batch_size(config, mesh) == 8
+assert [device.id for device in mesh.devices.flat] == [3, 2, 1, 0] and decode_batch_size(config, mesh.shape) == 8
 with jax.set_mesh(mesh):
   votes = _Voting()
   assert votes.read(None, 0) is None and votes.read(signal.SIGTERM, 0) == signal.SIGTERM
