@@ -130,7 +130,8 @@ def get_config() -> ConfigDict:
       "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
       "keep_last": 2,                     # checkpoints
       "best_metric": "",                  # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
-                                          # BLEU_4 | ROUGE_L | CIDEr; "": the last step is, as the scores of a few hundred
+                                          # BLEU_4 | ROUGE_L | CIDEr | micro_F1 | macro_F1 | CIDEr_macro_F1 (the mean of both;
+                                          # F1 takes an eval.labeler); "": the last step is, as the scores of a few hundred
                                           # val studies vary more with the draw than from step to step
       "host_threads": 2,                  # that decode images
       "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops

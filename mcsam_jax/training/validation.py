@@ -1,7 +1,8 @@
 """A look at val while a model trains: how likely its reports are, and how good those are that are written.
 
-The loss takes the whole split, the scores the reports of `train.eval_studies` studies. For TensorBoard a look holds,
-where the data set isn't restricted, the same few studies each time: images, reference and what is written now.
+The loss takes the whole split, the scores the reports of `train.eval_studies` studies. For TensorBoard a look holds the
+labels finding by finding and, where the data set isn't restricted, the same few studies each time: images, reference
+and what is written now.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ import PIL.Image
 
 from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.evaluation.generate import ReportWriter, Written
+from mcsam_jax.evaluation.labelers import make_labeler
+from mcsam_jax.evaluation.labels import label_scores
 from mcsam_jax.evaluation.nlg import nlg_scores
 from mcsam_jax.evaluation.protocols import apply_protocol
 from mcsam_jax.training.preemption import STEPS_AHEAD, Stop
@@ -29,7 +32,7 @@ NUM_SAMPLES = 4                                        # studies that TensorBoar
 
 class Look(NamedTuple):
   """What one look at val found."""
-  scores: dict[str, float]          # token_loss, METRICS, distinct_reports
+  scores: dict[str, float]          # token_loss, METRICS, distinct_reports; micro_F1, macro_F1, CIDEr_macro_F1 with labels
   texts: dict[str, str]             # Markdown, by TensorBoard's tag
   images: dict[str, np.ndarray]     # uint8 [V, H, W, 1], by TensorBoard's tag
 
@@ -50,6 +53,7 @@ class Validation:
     self.stop, self.watchdog = stop, watchdog
     self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
     self.write = ReportWriter([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
+    self.labeler = make_labeler(config, mesh)
 
   def __call__(self, variables: dict) -> Look:
     """Returns what is found with these variables.
@@ -70,12 +74,25 @@ class Validation:
     scores = {"token_loss": float(loss / tokens), **nlg_scores(references, hypotheses, metrics=METRICS).corpus,
               "distinct_reports": len(set(hypotheses))}
     texts = {}
+    if self.labeler:
+      self.watchdog.beat("reading findings from val reports")
+      labels = label_scores(self.reference_labels(written), self.labeler.read([report.text for report in written]),
+                            self.labeler.findings)
+      scores |= {"micro_F1": labels["micro"]["f1"], "macro_F1": labels["macro"]["f1"],
+                 "CIDEr_macro_F1": (scores["CIDEr"] + labels["macro"]["f1"]) / 2}
+      texts["findings"] = findings_table(labels["per_finding"])
     images = {}
     if not self.config.data.restricted and jax.process_index() == 0:
       texts["reports"] = "\n\n---\n\n".join(sample_text(self.split, report) for report in samples(written))
       images = {f"images_{place}": views_of(self.split[report.record])
                 for place, report in enumerate(samples(written), 1)}
     return Look(scores, texts, images)
+
+  def reference_labels(self, written: Sequence[Written]) -> list[Mapping[str, str]]:
+    """Returns the labels of the studies: what was drawn of phantoms' findings, else what is read from the reports."""
+    if self.labeler.name == "phantom" and self.config.data.target == "findings":
+      return [self.split.without_images[report.record]["labels"] for report in written]
+    return self.labeler.read([self.split.reports[report.record] for report in written])
 
   def batches(self, phase: str, limit: int = 0) -> Iterator[dict]:
     """Yields this host's rows of the batches of val, of all its studies or the first `limit`."""
@@ -100,3 +117,10 @@ def views_of(record: Mapping) -> np.ndarray:
   """Returns the images of a record as squares of one size, uint8 [V, 256, 256, 1]."""
   views = [PIL.Image.open(io.BytesIO(image)).convert("L").resize((256, 256)) for image in record["images"]]
   return np.stack([np.asarray(view) for view in views])[..., None]
+
+
+def findings_table(per_finding: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns the label scores finding by finding, in Markdown."""
+  rows = [f"| {finding} | {row['support']} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} |"
+          for finding, row in per_finding.items()]
+  return "\n".join(["| finding | in references | precision | recall | F1 |", "| --- | --- | --- | --- | --- |", *rows])
