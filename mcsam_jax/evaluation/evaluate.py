@@ -20,7 +20,7 @@ from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.generate import ReportWriter, Written
-from mcsam_jax.evaluation.labelers import Labeler, make_labeler
+from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
@@ -99,16 +99,14 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   config, tokenizer, train = work.config, work.tokenizer, work.split("train")
   hypotheses = [report.text for report in written]
   others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)   # given the images of another
-  reference_labels = None
-  if labeler and labeler.name == "phantom" and config.data.target == "findings":
-    reference_labels = [record["labels"] for record in split.without_images]   # what was drawn; impressions tell less
   scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
       constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
-      max_length=config.tokenizer.max_length, read_labels=labeler, reference_labels=reference_labels,
-      findings=labeler.findings if labeler else FINDINGS, restricted=config.data.restricted, seed=config.eval.seed,
+      max_length=config.tokenizer.max_length, read_labels=labeler,
+      reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
+      restricted=config.data.restricted, seed=config.eval.seed,
       subjects=[record["subject_id"] or record["id"] for record in split.without_images])
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
@@ -128,8 +126,8 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
                zip(split.without_images, split.reports, written, rows))]
   write_whole(table, "".join(json.dumps(line) + "\n" for line in lines))
   if config.eval.page:
-    write_split_page(page, work, split, step, written, scores, rows, reasons, read_labels=labeler,
-                     reference_labels=reference_labels, findings=labeler.findings if labeler else FINDINGS)
+    write_split_page(page, work, split, step, written, scores, rows, reasons, labels=labels,
+                     findings=labeler.findings if labeler else FINDINGS)
   write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
   show(format_table(scores))
   show(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.page else ""))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
+from input_pipeline.splits import Split
 
 ReadMany = Callable[[Sequence[str]], Sequence[Mapping[str, str]]]
 
@@ -41,6 +42,16 @@ class Labeler:
   def __call__(self, report: str) -> Mapping[str, str]:
     """Returns the labels of one report."""
     return self.read([report])[0]
+
+
+def drawn_labels(labeler: Labeler | None, config: ConfigDict, split: Split) -> list[Mapping[str, str]] | None:
+  """Returns the labels of a split's records where they are known better than from its reports, else None.
+
+  Those of phantoms are what was drawn; an impression tells less of it.
+  """
+  if labeler and labeler.name == "phantom" and config.data.target == "findings":
+    return [record["labels"] for record in split.without_images]
+  return None
 
 
 def make_labeler(config: ConfigDict, mesh: Mesh | None = None) -> Labeler | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import importlib.util
 
 from etils import epath
 
@@ -28,8 +27,7 @@ class SplitStudies:
   written: Sequence[Written]
   rows: Sequence[Mapping]                             # the scores of each study
   whys: Sequence[Why] | None
-  labels: Sequence[Mapping[str, str]] | None          # of the generated reports
-  reference_labels: Sequence[Mapping[str, str]] | None
+  labels: Sequence[Mapping] | None                    # of each study's "reference" and "generated" report
   mentions: Callable | None                           # finds findings in a report
 
   def __len__(self) -> int:
@@ -44,7 +42,7 @@ class SplitStudies:
       if self.whys:
         study["why"] = self.whys[number]
       if self.labels:
-        study |= {"labels": self.labels[number], "reference_labels": self.reference_labels[number]}
+        study |= {"labels": self.labels[number]["generated"], "reference_labels": self.labels[number]["reference"]}
       if self.labels and self.mentions:
         study |= {"mentions": self.mentions(report.text), "reference_mentions": self.mentions(reference)}
       yield study
@@ -52,15 +50,15 @@ class SplitStudies:
 
 def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, written: Sequence[Written],
                      scores: Mapping, rows: Sequence[Mapping], reasons: Reasons | None, *,
-                     read_labels: Callable[[str], Mapping[str, str]] | None,
-                     reference_labels: Sequence[Mapping[str, str]] | None, findings: Sequence[str]) -> None:
-  """Writes the page of `written`, one report a study of a split, in its order (arguments as in `evaluate.score`)."""
-  config, labels = work.config, None
-  if read_labels:
-    read = getattr(read_labels, "read", lambda reports: list(map(read_labels, reports)))      # a Labeler: all at once
-    labels = read([report.text for report in written])
-    reference_labels = reference_labels or read(split.reports)
-  studies = SplitStudies(work, split, written, rows, reasons and reasons.whys, labels, reference_labels,
+                     labels: Sequence[Mapping] | None, findings: Sequence[str]) -> None:
+  """Writes the page of `written`, one report a study of a split, in its order.
+
+  Args:
+    scores, rows, labels: as `scoring.score_reports` returns them.
+    findings: those that the labels hold.
+  """
+  config = work.config
+  studies = SplitStudies(work, split, written, rows, reasons and reasons.whys, labels,
                          mentions_by(config.eval.labeler))
   number = len(scores.get("models", [1]))
   write_page(path, scores, studies, title=f"Chest X-ray reports, {split.name} split",
@@ -77,7 +75,7 @@ def mentions_by(labeler: str) -> Callable | None:
   if labeler == "phantom":
     from input_pipeline.datasets.phantom_reports import mentions
     return mentions
-  if labeler == "none" or not importlib.util.find_spec("mcsam_jax.evaluation.labeler"):
+  if labeler == "none":
     return None
   from mcsam_jax.evaluation.labeler import mentions
   return mentions

@@ -17,7 +17,7 @@ import PIL.Image
 
 from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.evaluation.generate import ReportWriter, Written
-from mcsam_jax.evaluation.labelers import make_labeler
+from mcsam_jax.evaluation.labelers import drawn_labels, make_labeler
 from mcsam_jax.evaluation.labels import label_scores
 from mcsam_jax.evaluation.nlg import nlg_scores
 from mcsam_jax.evaluation.protocols import apply_protocol
@@ -89,9 +89,10 @@ class Validation:
     return Look(scores, texts, images)
 
   def reference_labels(self, written: Sequence[Written]) -> list[Mapping[str, str]]:
-    """Returns the labels of the studies: what was drawn of phantoms' findings, else what is read from the reports."""
-    if self.labeler.name == "phantom" and self.config.data.target == "findings":
-      return [self.split.without_images[report.record]["labels"] for report in written]
+    """Returns the labels of the studies: those of their records where these count, else what is read from reports."""
+    drawn = drawn_labels(self.labeler, self.config, self.split)
+    if drawn is not None:
+      return [drawn[report.record] for report in written]
     return self.labeler.read([self.split.reports[report.record] for report in written])
 
   def batches(self, phase: str, limit: int = 0) -> Iterator[dict]:
