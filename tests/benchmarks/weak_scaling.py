@@ -19,8 +19,9 @@ import tempfile
 import time
 
 FIELDS = {"encoder.name": "resnet50", "encoder.weights": "", "encoder.frozen": False, "data.num_views": 1,
-          "data.image_size": 224, "memory_init.kind": "random", "train.log_every": 1, "train.eval_every": 10**6,
-          "train.eval_studies": 1, "data.phantom.num_train": 200, "data.phantom.num_val": 2, "data.phantom.num_test": 2}
+          "data.image_size": 224, "memory_init.kind": "random", "optimizer.warmup_steps": 1, "train.log_every": 1,
+          "train.eval_every": 10**6, "train.eval_studies": 1, "data.phantom.num_train": 200, "data.phantom.num_val": 2,
+          "data.phantom.num_test": 2}
 
 
 def mcsam(verb: str, fields: dict, core: int, workdir: str | None = None, **environment: str) -> subprocess.Popen:
