@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
                        "decoder_layers": 3})
   config.optimizer.update({"learning_rate": 4e-4, "encoder_learning_rate": 1e-4, "warmup_steps": 2000})
   config.train.update({"batch_size": 256, "num_steps": 30000, "compute_dtype": "bfloat16", "log_every": 100,
-                       "eval_every": 2000, "checkpoint_every": 500, "eval_studies": 512, "best_metric": "CIDEr_macro_F1",
+                       "eval_every": 2000, "checkpoint_every": 500, "eval_studies": 512,
                        "host_threads": 16, "max_faults": 100})
   config.eval.labeler = "rules"
   return config

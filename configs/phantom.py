@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
       "phantom": {                        # the synthetic set
           "seed": 0,
           "num_train": 1600,              # studies
-          "num_val": 100,
+          "num_val": 200,
           "num_test": 300,
       },
       "mimic_cxr": {                      # what PhysioNet gives
@@ -126,13 +126,12 @@ def get_config() -> ConfigDict:
       "log_every": 20,                    # steps
       "eval_every": 130,                  # steps between looks at val; a checkpoint goes with each
       "checkpoint_every": 0,              # steps between further checkpoints, without a look at val; 0: none
-      "eval_studies": 100,                # val studies that are written and scored at each look; 0: all
+      "eval_studies": 200,                # val studies that are written and scored at each look; 0: all
       "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
       "keep_last": 2,                     # checkpoints
-      "best_metric": "",                  # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
-                                          # BLEU_4 | ROUGE_L | CIDEr | micro_F1 | macro_F1 | CIDEr_macro_F1 (the mean of both;
-                                          # F1 takes an eval.labeler); "": the last step is, as the scores of a few hundred
-                                          # val studies vary more with the draw than from step to step
+      "best_metric": "CIDEr_macro_F1",    # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
+                                          # BLEU_4 | ROUGE_L | CIDEr | micro_F1 | macro_F1 | CIDEr_macro_F1 (the mean of
+                                          # CIDEr and macro-F1 of findings); "": the last checkpoint is evaluated
       "host_threads": 2,                  # that decode images
       "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
       "hang_minutes": 30.0,               # without a sign of life before the process leaves with status 75; 0: it never does

@@ -5,8 +5,9 @@
   nearest   the report of the train image that looks most alike.
   medoid    of the 30 train images that look most alike, the report that has most in common with the others'.
 
-All three depend on the data alone, and on features: of the encoder as it was
-before training, and where that was trained also of the model's own.
+  nearest_own, medoid_own   the same two, by what the evaluated model makes of images itself (own_features.py).
+
+The first three depend on the data alone, and on features of the encoder as it was before training.
 """
 
 import collections

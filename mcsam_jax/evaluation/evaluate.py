@@ -2,18 +2,21 @@
 
 Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
-  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports
+  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports;
+                          the reports stand there before they are scored
   eval/SPLIT-STEP.html    both to look at, with where each word looked and what the memory recalled (see `page.py`)
   eval/constant.json      the constant report that is best on val for each metric, found once
 An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
 Fields of `decode` and `eval` that differ from the workdir's config stand in the name too: SPLIT-STEP-beam_size=1.*
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import shutil
 
+from etils import epath
 import jax
+import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
@@ -23,6 +26,7 @@ from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
+from mcsam_jax.evaluation.own_features import own_pooled
 from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
 from mcsam_jax.evaluation.radeval import radeval_scores, score_names
 from mcsam_jax.evaluation.score_table import format_table
@@ -63,7 +67,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
     # The model, or several.
     with watchdog.while_first_works():
-      features = features_for_all(work, split, stop, show)
+      features, train_features = (features_for_all(work, each, stop, show) for each in (split, train))
     with jax.set_mesh(mesh):
       members = [load_member(each, mesh, split, step, show) for each in works]
 
@@ -73,27 +77,34 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
                            train.reports)
       size = decode_batch_size(config, mesh.shape)
-      batches = lambda phase: watchdog.each(stop.between(
-          eval_batches(split, tokenizer, config, size, features, batch_slice=host_rows(mesh, size))), phase)
-      written = write([member.variables for member in members], batches("writing reports"))
+      of_split = lambda phase, of=split, seen=features: watchdog.each(stop.between(
+          eval_batches(of, tokenizer, config, size, seen, batch_slice=host_rows(mesh, size))), phase)
+      written = write([member.variables for member in members], of_split("writing reports"))
+      hosts.on_first_host(lambda: write_table(file_of(works, split, members[0].step, "jsonl"), split, written))
+
+      # What else is asked of the model: for baselines by its own eyes, of its memory, and why.
+      own = {"split": own_pooled(members[0], config, mesh, of_split("pooling what it sees"), len(split)),
+             "train": own_pooled(members[0], config, mesh,
+                                 of_split("pooling the training images", train, train_features), len(train))}
       slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
-                              batches("asking the memory")) if config.model.use_memory else None
+                              of_split("asking the memory")) if config.model.use_memory else None
       reasons = None
       if config.eval.page and (config.eval.page_restricted or not config.data.restricted):
         show("asking why: where each word looked, and what the memory recalled")
-        reasons = Reasons(explain_reports(members[0], config, tokenizer, mesh, batches("explaining reports"), written,
+        reasons = Reasons(explain_reports(members[0], config, tokenizer, mesh, of_split("explaining reports"), written,
                                           train.reports),
                           describe_slots(members[0], config, tokenizer, work.bank, mesh))
 
     # Their scores, which one host computes.
     stop.check()
     with watchdog.paused("scoring"):
-      return hosts.on_first_host(lambda: score(works, members, split, written, slots, reasons, labeler, show),
+      return hosts.on_first_host(lambda: score(works, members, split, written, own, slots, reasons, labeler, show),
                                  within=stop.at_once) or {}
 
 
 def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, written: Sequence[Written],
-          slots: dict | None, reasons: Reasons | None, labeler: Labeler | None, show) -> dict:
+          own: Mapping[str, np.ndarray], slots: dict | None, reasons: Reasons | None, labeler: Labeler | None,
+          show) -> dict:
   """Scores the reports that the members wrote for a split, and writes both to the first workdir; returns the scores."""
   work, step = works[0], members[0].step
   config, tokenizer, train = work.config, work.tokenizer, work.split("train")
@@ -102,7 +113,7 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
-      pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)},
+      pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)}, own_pooled=own,
       constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=labeler,
       reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
@@ -117,14 +128,9 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
     scores["slots_answering"] = slots
 
   # Files: written whole or not at all.
-  others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
-  name = "-".join([split.name, str(step), *others, *work.asked_for])
-  target, table, page = (work.path / "eval" / f"{name}.{kind}" for kind in ("json", "jsonl", "html"))
-  lines = [{"id": record["id"], "subject": record["subject_id"] or record["id"], "reference": reference,
-            "generated": report.text, "log_prob": report.log_prob, "scores": row, "labels": labels and labels[number]}
-           for number, (record, reference, report, row) in enumerate(
-               zip(split.without_images, split.reports, written, rows))]
-  write_whole(table, "".join(json.dumps(line) + "\n" for line in lines))
+  target, table, page = (file_of(works, split, step, kind) for kind in ("json", "jsonl", "html"))
+  write_table(table, split, written, [{"scores": row, "labels": labels and labels[number]}
+                                      for number, row in enumerate(rows)])
   if config.eval.page:
     write_split_page(page, work, split, step, written, scores, rows, reasons, labels=labels,
                      findings=labeler.findings if labeler else FINDINGS)
@@ -132,6 +138,21 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   show(format_table(scores))
   show(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.page else ""))
   return scores
+
+
+def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epath.Path:
+  """Returns where a result goes: its name tells what it is of, and `kind` what it is."""
+  others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
+  return works[0].path / "eval" / f"{'-'.join([split.name, str(step), *others, *works[0].asked_for])}.{kind}"
+
+
+def write_table(path: epath.Path, split: Split, written: Sequence[Written], known: Sequence[dict] | None = None) -> None:
+  """Writes a line a study, with what is `known` of each report; before scoring, so that no report can be lost, nothing."""
+  lines = [{"id": record["id"], "subject": record["subject_id"] or record["id"], "reference": reference,
+            "generated": report.text, "log_prob": report.log_prob, **more}
+           for record, reference, report, more in zip(split.without_images, split.reports, written,
+                                                      known or [{}] * len(written))]
+  write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], references: Sequence[str],

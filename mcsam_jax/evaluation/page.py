@@ -40,6 +40,7 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection
     scores: {metric: number} of this study; may be absent, as may all that follows.
     labels, reference_labels: {finding: label} of the generated report and of the reference.
     mentions, reference_mentions: where the reports name findings: objects with finding, label, start, end (characters).
+    warnings: texts, for the reader to see before the report.
     why: a `why.Why`.
 
   Args:

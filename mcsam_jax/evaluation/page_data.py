@@ -37,12 +37,13 @@ def columns_of(studies: Iterable[Mapping], findings: Sequence[str], save_image: 
     slots: what each slot of the memory stands for (`why.Slot`); of those that a study names the words are kept.
     train_reports: of which those that a study names are kept.
   """
-  data = {"findings": list(findings), "id": [], "gen": [], "ref": [], "views": [], "scores": {}, "logp": [],
+  data = {"findings": list(findings), "id": [], "warnings": [], "gen": [], "ref": [], "views": [], "scores": {}, "logp": [],
           "labels": [], "genMarks": [], "refMarks": [], "words": [], "prob": [], "slots": [], "near": [],
           "slotWords": {}, "train": {}}
   lumps, metrics = [], {}
   for number, study in enumerate(studies):
     data["id"].append(study["id"])
+    data["warnings"].append(list(study.get("warnings", ())))
     data["gen"].append(study["generated"])
     data["ref"].append(study.get("reference"))
     data["labels"].append(_labels(study, findings))

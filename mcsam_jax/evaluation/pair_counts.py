@@ -83,8 +83,10 @@ class References:
     shared, cosines, idf = [], 0.0, self._idf
     for a, b, norm_a, norm_b in zip(said.grams, meant.grams, said.norms, meant.norms):
       least, product = 0, 0.0
-      for gram in a.keys() & b.keys():
-        there = b[gram]
+      for gram in a:                                      # in the order of the text: so a sum is the same in each run
+        there = b.get(gram)
+        if there is None:
+          continue
         both = min(a[gram], there)
         least += both
         product += both * there * idf[gram] ** 2          # CIDEr: the weights of what was said are clipped

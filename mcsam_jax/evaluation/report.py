@@ -135,11 +135,9 @@ def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result
   work, written = model.work, [result.written for result in results]
   studies = []
   for result in results:
-    names = ", ".join(film.name for film in result.study.films)
-    warnings = as_dict(result, model.familiar)["warnings"]          # no reader of the page may miss them
-    studies.append({"id": "; ".join([names, *(f"warning: {warning}" for warning in warnings)]),
-                    "generated": result.written.text, "images": result.study.jpegs,
-                    "views": [film.view for film in result.study.films]})
+    studies.append({"id": ", ".join(film.name for film in result.study.films),
+                    "warnings": as_dict(result, model.familiar)["warnings"], "generated": result.written.text,
+                    "images": result.study.jpegs, "views": [film.view for film in result.study.films]})
   labeler, mentions = make_labeler(work.config), mentions_by(work.config.eval.labeler)
   if labeler:
     for study, labels in zip(studies, labeler.read([report.text for report in written])):

@@ -25,7 +25,7 @@ from mcsam_jax.training.preemption import STEPS_AHEAD, Stop
 from mcsam_jax.training.progress import Progress
 from mcsam_jax.training.sharding import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
 from mcsam_jax.training.step import init_state, make_model, make_term_norms, make_train_step
-from mcsam_jax.training.validation import Validation
+from mcsam_jax.training.validation import Validation, check_best_metric
 from mcsam_jax.training.watch import Watch, logged
 from mcsam_jax.training.watchdog import Watchdog
 from mcsam_jax.training.workdir import Workdir, claim, create_workdir
@@ -44,6 +44,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     show = watchdog.heard(hosts.only_first(show))
     mesh = make_mesh(config)
     check_train_batch(config, mesh.shape)
+    check_best_metric(config)
     show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
          f"mesh {dict(mesh.shape)}")
     stop = on_exit.enter_context(Stop())

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 
 from input_pipeline.pipeline import Split, eval_batches
+from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import drawn_labels, make_labeler
 from mcsam_jax.evaluation.labels import label_scores
@@ -28,6 +29,13 @@ from mcsam_jax.training.watchdog import Watchdog
 
 METRICS = ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")     # METEOR takes a Java that a pod's host may lack
 NUM_SAMPLES = 4                                        # studies that TensorBoard shows
+
+
+def check_best_metric(config: ConfigDict) -> None:
+  """Raises UserError where the best checkpoint is to be known by findings that nothing reads."""
+  if config.train.best_metric.endswith("_F1") and config.eval.labeler == "none":
+    raise UserError(f"train.best_metric={config.train.best_metric} counts findings, which eval.labeler=none doesn't "
+                    "read: set another labeler, or train.best_metric=CIDEr")
 
 
 class Look(NamedTuple):

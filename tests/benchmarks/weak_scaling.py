@@ -53,7 +53,9 @@ def examples_per_second(hosts: int, studies: int, steps: int, fields: dict, core
       process.wait()
   if len(arrived) < steps + 1:
     sys.exit(f"{hosts} host(s) left after {len(arrived)} of {steps + 1} steps; its message stands above")
-  return hosts * studies * steps / (arrived[-1] - arrived[0])
+  rate = hosts * studies * steps / (arrived[-1] - arrived[0])
+  print(f"{hosts} host(s): {rate:.3f} examples a second", file=sys.stderr, flush=True)
+  return rate
 
 
 def main() -> None:

@@ -23,7 +23,9 @@ class Card {
     this.words = studies.words(study);
     this.pinned = this.shown = -1;
     const attributes = {class: "card", tabindex: 0, "data-study": study, "aria-label": `Study ${data.id[study]}`};
-    this.node = make("article", attributes, this.head(),
+    const warnings = data.warnings[study].map((text) =>
+      make("p", {class: "warning"}, make("strong", {}, "Warning: "), text));
+    this.node = make("article", attributes, this.head(), ...warnings,
                      make("div", {class: "body"}, this.pictures(), this.reports()), this.why());
     this.listen();
     this.show(-1);

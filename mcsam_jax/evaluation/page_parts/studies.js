@@ -29,7 +29,7 @@ class Studies {
       }
     });
     this.texts = data.gen.map((report, study) =>
-      `${data.id[study]}\n${report}\n${data.ref[study] ?? ""}`.toLowerCase());
+      [data.id[study], report, data.ref[study] ?? "", ...data.warnings[study]].join("\n").toLowerCase());
     this.keys = new Map([["order", {name: "as in the split", value: (study) => study}]]);
     for (const [metric, values] of Object.entries(data.scores)) {
       this.keys.set(metric, {name: metric.replace(/_/g, "-"), value: (study) => values[study], score: true});

@@ -2,7 +2,10 @@
 
 import json
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -87,6 +90,17 @@ def test_agrees_with_pycocoevalcap_on_any_text(count):
   for metric, (corpus, per_study) in peers.items():
     assert found.corpus[metric] == pytest.approx(corpus, rel=1e-12, abs=1e-15)
     np.testing.assert_allclose(found.per_study[metric], per_study, rtol=1e-12, atol=1e-15)
+
+
+def test_every_process_finds_the_same_bits():
+  code = ("from mcsam_jax.evaluation.nlg import nlg_scores; from test_nlg import WITHOUT_JAVA, drawn_reports\n"
+          "found = nlg_scores(drawn_reports(4, 60), drawn_reports(5, 60), metrics=WITHOUT_JAVA)\n"
+          "print({name: float(value).hex() for name, value in found.corpus.items()})")
+  here = pathlib.Path(__file__)
+  path = os.pathsep.join(map(str, (here.parents[3], here.parent)))
+  found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}).stdout for seed in "1234"}
+  assert len(found) == 1 and "CIDEr" in found.pop()
 
 
 def test_weights_count_a_study_as_often_as_if_it_stood_there_so_often():

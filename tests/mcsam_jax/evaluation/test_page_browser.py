@@ -161,11 +161,12 @@ def test_marks_differ_without_colour_too(opened, studies):
 
 def test_hostile_text_is_only_text_and_nothing_is_fetched(browser, studies, tmp_path):
   study = studies[0] | {"id": HOSTILE, "generated": HOSTILE, "reference": HOSTILE, "mentions": [],
-                        "reference_mentions": []}
+                        "reference_mentions": [], "warnings": [HOSTILE]}
   show(browser, tmp_path, [study], title=HOSTILE, train_reports=[HOSTILE] * 40)
   browser.key("j")
   browser.key("m")
   assert browser.value("document.querySelector('article h3').textContent") == HOSTILE
+  assert browser.value("document.querySelector('article .warning').textContent") == f"Warning: {HOSTILE}"
   assert browser.value("document.querySelector('.recalled .report').textContent") == HOSTILE
   assert browser.value("typeof window.hacked") == "undefined"
   asked = [event["params"]["request"]["url"] for event in browser.events

@@ -224,12 +224,13 @@ def test_without_the_records_a_workdir_is_enough(workdir, told, evaluated, folde
 
 
 @pytest.mark.slow
-def test_a_page_of_own_images(workdir, folders, tmp_path, capsys):
-  pytest.importorskip("mcsam_jax.evaluation.page")
-  status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--page", tmp_path / "page.html")
+def test_a_page_of_own_images(workdir, told, folders, tmp_path, capsys):
+  status, _, err = run(capsys, "report", "--workdir", workdir, folders, told.own / "photo.png",
+                       "--page", tmp_path / "page.html")
   page = (tmp_path / "page.html").read_text()
   assert status == 0, err
   assert "no medical device" in page and "phantom-val-000000/frontal.jpg" in page
+  assert page.count("photo.png doesn't look like a chest X-ray") == 1
 
 
 def test_familiar_is_what_nearly_all_val_images_reach():

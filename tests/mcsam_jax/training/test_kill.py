@@ -34,7 +34,8 @@ SMALL = {
     "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random", "tokenizer.threshold": 1,
     "tokenizer.max_length": 12, "train.batch_size": 8, "train.num_steps": 60, "train.eval_every": 25,
     "train.checkpoint_every": 3, "train.log_every": 1, "train.eval_studies": 8, "train.host_threads": 1,
-    "optimizer.warmup_steps": 5, "decode.batch_size": 8, "decode.beam_size": 2, "eval.num_permutations": 2,
+    "train.best_metric": "", "optimizer.warmup_steps": 5, "decode.batch_size": 8, "decode.beam_size": 2,
+    "eval.num_permutations": 2,
 }
 pytestmark = pytest.mark.slow
 

@@ -7,13 +7,19 @@ import jax
 import numpy as np
 import pytest
 
+from input_pipeline.pipeline import eval_batches, make_batch
 from input_pipeline.prepare import prepare
 from mcsam_jax import cli
 from mcsam_jax import config as configs
+from mcsam_jax.evaluation import evaluate as evaluation
 from mcsam_jax.evaluation.compare import compare
+from mcsam_jax.evaluation.members import load_member
+from mcsam_jax.evaluation.own_features import own_pooled
 from mcsam_jax.training.checkpoint import Checkpoints
+from mcsam_jax.training.sharding import make_mesh
+from mcsam_jax.training.step import visual_inputs
 from mcsam_jax.training.train import train
-from mcsam_jax.training.workdir import claim
+from mcsam_jax.training.workdir import claim, open_workdir
 
 TINY = {
     "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
@@ -22,8 +28,9 @@ TINY = {
     "model.encoder_layers": 0, "model.decoder_layers": 1, "model.num_prompts": 2, "memory.num_heads": 2,
     "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
     "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
-    "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.host_threads": 1,
-    "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4, "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.page": False,
+    "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.best_metric": "",
+    "train.host_threads": 1, "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4,
+    "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.page": False,
 }
 FIRST_HALF = 30
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -95,7 +102,7 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   assert scores["num_studies"] == len(lines) == len({line["id"] for line in lines}) == 6
   assert scores["num_subjects"] == len({line["subject"] for line in lines}) == 6
   assert all(line["labels"]["reference"].keys() == line["labels"]["generated"].keys() for line in lines)
-  assert set(scores["baselines"]) == {"constant", "nearest", "medoid"}
+  assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_own", "medoid_own"}
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
   assert scores["pretraining_data"] == "none"
@@ -108,6 +115,44 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   assert result["a"]["nlg"]["BLEU_4"] == pytest.approx(scores["nlg"]["r2gen"]["BLEU_4"])
   assert result["a"]["labels"]["micro"] == pytest.approx(scores["labels"]["micro"])
   assert set(result["a_minus_b"]["nlg"]["CIDEr"].values()) == {0}
+
+
+def test_reports_are_kept_when_their_scoring_fails(trained, tmp_path, monkeypatch):
+  workdir = tmp_path / "run"
+  shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval"))
+
+  def full_disk(**arguments):
+    raise OSError("no space")
+
+  monkeypatch.setattr(evaluation, "score_reports", full_disk)
+  with pytest.raises(OSError, match="no space"):
+    evaluation.evaluate(str(workdir), "test", show=lambda line: None)
+  lines = [json.loads(line) for line in (workdir / "eval" / "test-60.jsonl").read_text().splitlines()]
+  assert len(lines) == 6 and all(line["generated"] and line["reference"] for line in lines)
+  assert not (workdir / "eval" / "test-60.json").exists()
+
+
+def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
+  work = open_workdir(trained)
+  split, config, mesh = work.split("test"), work.config, make_mesh(work.config)
+  with jax.set_mesh(mesh):
+    member = load_member(work, mesh, split)
+    batches = list(eval_batches(split, work.tokenizer, config, 4))
+    pooled = own_pooled(member, config, mesh, batches, len(split))
+    np.testing.assert_array_equal(own_pooled(member, config, mesh, batches[::-1], len(split)), pooled)
+  assert pooled.shape == (6, config.model.width) and np.ptp(pooled, 0).max() > 0
+  for number in (0, 5):
+    batch = make_batch(split, np.array([number]), np.zeros(1, np.int64), work.tokenizer, config)
+    memory = member.model.apply(member.variables, method="project_memory")
+    encoded = member.model.apply(member.variables, *visual_inputs(config, batch), memory, False, method="encode")
+    expected = np.asarray(encoded.patches)[0][np.asarray(encoded.patch_mask)[0]].mean(0)
+    np.testing.assert_allclose(pooled[number], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_best_step_by_findings_that_nothing_reads_is_refused(data_dir, tmp_path, capsys):
+  fields = arguments(data_dir, train__best_metric="CIDEr_macro_F1", eval__labeler="none")
+  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path / "run", *fields)
+  assert status == 2 and "train.best_metric=CIDEr_macro_F1 counts findings" in err and not (tmp_path / "run").exists()
 
 
 def test_the_size_of_the_last_batch_changes_no_report(trained, capsys):

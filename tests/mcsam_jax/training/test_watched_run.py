@@ -27,7 +27,7 @@ TINY = {
     "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random", "tokenizer.threshold": 1,
     "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 30, "train.eval_every": 10,
     "train.log_every": 5, "train.eval_studies": 4, "train.host_threads": 1, "train.profile_steps": 3,
-    "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2,
+    "train.best_metric": "", "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2,
 }
 BAD = 25                          # the step whose loss is lost: the one before moved the parameters out of all bounds
 
