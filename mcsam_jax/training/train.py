@@ -104,7 +104,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   # Steps, compiled at their first call.
   train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
                        out_shardings=(shardings, replicated(mesh)))
-  term_norms = jax.jit(make_term_norms(model, config, eos_id), out_shardings=replicated(mesh))
+  term_norms = make_term_norms(model, config, eos_id, replicated(mesh))
   look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_split.reports, stop, watchdog)
 
   # What watches them.

@@ -127,7 +127,7 @@ def test_the_terms_norms_are_of_the_gradient_that_a_step_takes():
   config = small()
   model = make_model(config, VOCABULARY, 2)
   state = jax.jit(lambda: init_state(model, config, batch()))()
-  norms = jax.jit(make_term_norms(model, config, EOS))(state, batch())
+  norms = make_term_norms(model, config, EOS)(state, batch())
   whole = jax.jit(make_train_step(model, config, EOS))(state, batch())[1]["gradient_norm"]
   token, alignment = float(norms["gradient_norm_token"]), float(norms["gradient_norm_align"])
   assert alignment > 0 and abs(token - alignment) <= whole * 1.0001 and whole <= (token + alignment) * 1.0001
