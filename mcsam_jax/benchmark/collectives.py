@@ -45,7 +45,7 @@ def transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
   for row in costs.rows:
     for instruction in _inside(costs.program, row.instruction):
       kind = instruction.opcode.removesuffix("-start")
-      if kind in KINDS:
+      if kind in KINDS and not costs.program.goes_on(instruction):
         found.append(Transfer(kind, "ici", _result_bytes(kind, instruction), row.times,
                               group_size(instruction, num_devices), row))
       elif instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
@@ -61,7 +61,7 @@ def collectives(program: Program) -> dict[str, list[int]]:
   for computation in program.computations.values():
     for instruction in computation.instructions.values():
       kind = instruction.opcode.removesuffix("-start")
-      if kind in KINDS:
+      if kind in KINDS and not program.goes_on(instruction):
         found.setdefault(kind, []).append(_result_bytes(kind, instruction))
   return found
 

@@ -7,7 +7,8 @@ counts as often as it runs, and bytes count where they are read from HBM or writ
   multiplications by padding and by the zeros of dilation. Element-wise work is not counted: another unit does it.
 - HBM bytes are what top-level instructions read and write there, once an operand, with the elements that fill up
   tiles. A fused computation that takes a slice of an operand, or updates one in place, counts the slice. A convolution
-  that reads an operand again for the next window isn't seen: the figure is a lower bound of the traffic.
+  that reads an operand again for the next window isn't seen: the figure is a lower bound of the traffic. What a
+  fusion hands on of a collective that proceeds beside its work isn't moved; its operand and result count once.
 - Of a conditional one branch counts: the cheapest (what a step does that meets no ties in the memory) or, with
   `dearest`, the dearest. A branch with a loop of unknown length is always taken: there a search goes on.
 - A loop whose number of turns isn't in the program is named in `unknown_loops`; the caller says how often it turns.
@@ -131,6 +132,8 @@ def hbm_read(program: Program, computation: Computation, instruction: Instructio
 
 def _read_of(program: Program, computation: Computation, user: Instruction, number: int, whole: int) -> int:
   """Returns how many of the `whole` bytes of operand `number` a user reads."""
+  if program.goes_on(user) or (user.opcode == "tuple" and _carries_collective(computation)):
+    return 0
   if user.opcode in _SLICES:
     return _bytes(user) if number == 0 else whole
   if user.opcode in ("dynamic-update-slice", "scatter"):
@@ -165,7 +168,13 @@ def hbm_written(program: Program, computation: Computation, instruction: Instruc
   return total
 
 
+def _carries_collective(computation: Computation) -> bool:
+  return any(instruction.collective_piece for instruction in computation.instructions.values())
+
+
 def _written(program: Program, computation: Computation, instruction: Instruction, place: int, whole: int) -> int:
+  if program.goes_on(instruction):
+    return 0
   if instruction.opcode in ("dynamic-update-slice", "scatter"):
     return _bytes(computation.instructions[instruction.operands[1 if instruction.opcode[0] == "d" else -1]])
   if instruction.opcode == "fusion":
@@ -175,7 +184,9 @@ def _written(program: Program, computation: Computation, instruction: Instructio
       root = inner.instructions[root.operands[place]]
     while root.opcode == "bitcast":
       root = inner.instructions[root.operands[0]]
-    return whole if root.opcode == "parameter" else _written(program, inner, root, 0, whole)
+    if root.opcode == "parameter":
+      return 0 if _carries_collective(inner) else whole
+    return _written(program, inner, root, 0, whole)
   return whole
 
 

@@ -81,6 +81,14 @@ class Instruction:
     return tuple(name.removeprefix("%") for name in names if name)
 
   @property
+  def collective_piece(self) -> tuple[str, str] | None:
+    """Kind and channel of the asynchronous collective that it is a piece of; None where it is none."""
+    if '"async_collective_fusion_config"' not in self.attributes:
+      return None
+    channel = re.search(r"channel_id=(\d+)", self.attributes)
+    return channel and (self.opcode, channel[1])
+
+  @property
   def op_name(self) -> str:
     """The path of JAX's scopes that the instruction comes from."""
     found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
@@ -126,6 +134,21 @@ class Program:
   computations: dict[str, Computation]
   entry: Computation
   frames: dict[int, tuple[str, str, int]]   # frame -> file, function, the frame that called it (0: none)
+
+  def goes_on(self, instruction: Instruction) -> bool:
+    """Tells whether it goes on with a collective that another instruction has begun.
+
+    An asynchronous collective is written out in each of the fusions beside whose work it proceeds, whole every time;
+    its pieces share kind and channel. The first that stands in the program is taken for all of it.
+    """
+    if not hasattr(self, "_begun"):
+      self._begun = {}
+      for computation in self.computations.values():
+        for found in computation.instructions.values():
+          if found.collective_piece:
+            self._begun.setdefault(found.collective_piece, found.name)
+    piece = instruction.collective_piece
+    return piece is not None and self._begun[piece] != instruction.name
 
   def stack(self, frame: int) -> list[tuple[str, str]]:
     """Returns (file, function) of a frame and of its callers, the innermost first."""

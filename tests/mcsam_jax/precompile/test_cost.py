@@ -188,6 +188,48 @@ def test_results_of_collectives():
   assert (across.kind, across.network, across.bytes, across.members, across.wire_bytes) == ("all-reduce", "dcn", 32, 4, 48)
 
 
+PIECES = """
+HloModule gather, is_scheduled=true
+
+%begins (part: f32[16,128], x: f32[512,128]) -> (f32[512,128], f32[16,128], f32[128,128]) {
+  %part = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %x = f32[512,128]{1,0:T(8,128)} parameter(1)
+  %all.1 = f32[128,128]{1,0:T(8,128)} all-gather(%part), channel_id=16, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"-1","flag_end":"-1"}}
+  %y = f32[512,128]{1,0:T(8,128)} negate(%x)
+  ROOT %out = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) tuple(%y, %part, %all.1)
+}
+
+%goes_on (part: f32[16,128], buffer: f32[128,128], x: f32[512,128]) -> (f32[512,128], f32[16,128], f32[128,128], f32[128,128]) {
+  %part.2 = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %buffer = f32[128,128]{1,0:T(8,128)} parameter(1)
+  %x.2 = f32[512,128]{1,0:T(8,128)} parameter(2)
+  %all.2 = f32[128,128]{1,0:T(8,128)} all-gather(%part.2), channel_id=16, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}
+  %y.2 = f32[512,128]{1,0:T(8,128)} negate(%x.2)
+  ROOT %out.2 = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) tuple(%y.2, %part.2, %buffer, %all.2)
+}
+
+ENTRY %main (part: f32[16,128], x: f32[512,128]) -> f32[512,128] {
+  %part.0 = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %x.0 = f32[512,128]{1,0:T(8,128)} parameter(1)
+  %first = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) fusion(%part.0, %x.0), kind=kCustom, calls=%begins
+  %y.0 = f32[512,128]{1,0:T(8,128)} get-tuple-element(%first), index=0
+  %same = f32[16,128]{1,0:T(8,128)} get-tuple-element(%first), index=1
+  %all = f32[128,128]{1,0:T(8,128)} get-tuple-element(%first), index=2
+  %second = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) fusion(%same, %all, %y.0), kind=kCustom, calls=%goes_on
+  ROOT %end = f32[512,128]{1,0:T(8,128)} get-tuple-element(%second), index=0
+}
+"""
+
+
+def test_a_collective_beside_the_work_of_several_fusions_counts_once():
+  costs = analyse(PIECES)
+  sent, = transfers(costs, 8)
+  assert (sent.kind, sent.bytes, sent.members, sent.times) == ("all-gather", 128 * 128 * 4, 8, 1)
+  assert collectives(costs.program) == {"all-gather": [128 * 128 * 4]}
+  x, part, gathered = (rows * 128 * 4 for rows in (512, 16, 128))
+  assert [(row.hbm_read, row.hbm_written) for row in costs.rows] == [(x + part, x + gathered), (x, x)]
+
+
 def test_sources_are_found():
   program = parse("HloModule m\n\nFileNames\n1 \"/a/training/step.py\"\n2 \"/a/optax/x.py\"\n\nFunctionNames\n1 \"outer\"\n"
                   "2 \"inner\"\n\nFileLocations\n1 {file_name_id=1 function_name_id=1 line=1}\n"
