@@ -26,7 +26,7 @@ from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
-from mcsam_jax.evaluation.own_features import own_pooled
+from mcsam_jax.evaluation.own_features import make_own_pooled
 from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
 from mcsam_jax.evaluation.radeval import radeval_scores, score_names
 from mcsam_jax.evaluation.score_table import format_table
@@ -83,9 +83,9 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       hosts.on_first_host(lambda: write_table(file_of(works, split, members[0].step, "jsonl"), split, written))
 
       # What else is asked of the model: for baselines by its own eyes, of its memory, and why.
-      own = {"split": own_pooled(members[0], config, mesh, of_split("pooling what it sees"), len(split)),
-             "train": own_pooled(members[0], config, mesh,
-                                 of_split("pooling the training images", train, train_features), len(train))}
+      own_pooled = make_own_pooled(members[0], config, mesh)
+      own = {"split": own_pooled(of_split("pooling what it sees"), len(split)),
+             "train": own_pooled(of_split("pooling the training images", train, train_features), len(train))}
       slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
                               of_split("asking the memory")) if config.model.use_memory else None
       reasons = None

@@ -1,6 +1,6 @@
 """What a model itself makes of images, as one vector a study: by these too a nearest image is looked for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import functools
 
 import jax
@@ -13,14 +13,12 @@ from mcsam_jax.training.sharding import on_mesh, replicated
 from mcsam_jax.training.step import visual_inputs
 
 
-def own_pooled(member: Member, config: ConfigDict, mesh: jax.sharding.Mesh, batches: Iterable[dict],
-               count: int) -> np.ndarray:
-  """Returns float32 [n, D]: the encoded patches of each study, mean over those of the views that exist.
+def make_own_pooled(member: Member, config: ConfigDict,
+                    mesh: jax.sharding.Mesh) -> Callable[[Iterable[dict], int], np.ndarray]:
+  """Returns a function of a split, compiled once: the encoded patches of each study, mean over the views that exist.
 
-  Args:
-    member: the model that looks.
-    batches: this host's rows of the batches of a split, as `eval_batches` gives them.
-    count: n, the studies of the split.
+  It takes this host's rows of the batches of a split, as `eval_batches` gives them, and n, the studies of the split; it
+  returns float32 [n, D] on all hosts. `member` is the model that looks.
   """
   @functools.partial(jax.jit, out_shardings=replicated(mesh))
   def pool(variables: dict, batch: dict) -> tuple[jax.Array, ...]:
@@ -29,9 +27,11 @@ def own_pooled(member: Member, config: ConfigDict, mesh: jax.sharding.Mesh, batc
     shares = encoded.patch_mask / jnp.maximum(encoded.patch_mask.sum(-1, keepdims=True), 1)           # [B, N]
     return batch["record"], batch["valid"], jnp.einsum("bnd,bn->bd", encoded.patches.astype(jnp.float32), shares)
 
-  pooled = np.zeros((count, config.model.width), np.float32)
-  shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
-  for batch in on_mesh(mesh, shown):
-    records, valid, vectors = jax.device_get(pool(member.variables, batch))
-    pooled[records[valid]] = vectors[valid]
-  return pooled
+  def own_pooled(batches: Iterable[dict], count: int) -> np.ndarray:
+    pooled = np.zeros((count, config.model.width), np.float32)
+    shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
+    for batch in on_mesh(mesh, shown):
+      records, valid, vectors = jax.device_get(pool(member.variables, batch))
+      pooled[records[valid]] = vectors[valid]
+    return pooled
+  return own_pooled

@@ -36,7 +36,8 @@ def fields(tmp_path_factory):
   values = {"data.source_dir": folder, "data.data_dir": folder / "data", "data.image_size": 64, "data.short_side": 64,
             "encoder.name": "resnet50", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "model.width": 64,
             "model.feedforward_width": 96, "model.encoder_layers": 2, "model.decoder_layers": 2, "memory.num_slots": 128,
-            "memory.slot_width": 64, "memory.top_k": 8, "decode.batch_size": 3, "train.batch_size": 2, "train.num_steps": 1, "optimizer.warmup_steps": 0}
+            "memory.slot_width": 64, "memory.top_k": 8, "decode.batch_size": 3, "train.batch_size": 2,
+            "train.num_steps": 1, "optimizer.warmup_steps": 0, "eval.page": False}
   arguments = [f"--config.{name}={value}" for name, value in values.items()]
   prepare(configs.load_config("r2gencmn", arguments), show=lambda line: None)
   return arguments

@@ -14,7 +14,7 @@ from mcsam_jax import config as configs
 from mcsam_jax.evaluation import evaluate as evaluation
 from mcsam_jax.evaluation.compare import compare
 from mcsam_jax.evaluation.members import load_member
-from mcsam_jax.evaluation.own_features import own_pooled
+from mcsam_jax.evaluation.own_features import make_own_pooled
 from mcsam_jax.training.checkpoint import Checkpoints
 from mcsam_jax.training.sharding import make_mesh
 from mcsam_jax.training.step import visual_inputs
@@ -138,8 +138,9 @@ def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split)
     batches = list(eval_batches(split, work.tokenizer, config, 4))
-    pooled = own_pooled(member, config, mesh, batches, len(split))
-    np.testing.assert_array_equal(own_pooled(member, config, mesh, batches[::-1], len(split)), pooled)
+    own_pooled = make_own_pooled(member, config, mesh)
+    pooled = own_pooled(batches, len(split))
+    np.testing.assert_array_equal(own_pooled(batches[::-1], len(split)), pooled)
   assert pooled.shape == (6, config.model.width) and np.ptp(pooled, 0).max() > 0
   for number in (0, 5):
     batch = make_batch(split, np.array([number]), np.zeros(1, np.int64), work.tokenizer, config)
