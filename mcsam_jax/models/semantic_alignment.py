@@ -5,6 +5,8 @@ global batch. Each device compares its own images and reports with all others (t
 a block of them at a time: no device holds the matrix of all pairs, a quarter of a gigabyte at a batch of 8,192.
 """
 
+import functools
+
 from flax import linen as nn
 import flax.struct
 import jax
@@ -71,56 +73,130 @@ class SemanticAlignment(nn.Module):
     return jnp.minimum(jnp.exp(self.log_scale), MAX_SCALE)
 
   def __call__(self, image_code: jax.Array, report_code: jax.Array, pairs: Pairs) -> Alignment:
-    """Aligns image and report codes [B, D] of `pairs`."""
-    scale, valid = self.scale(), pairs.valid
-    image_code, report_code = normalise(image_code), normalise(report_code)
-    everyone = partitioning.everywhere(pairs)
-    of_images, hits = contrast(scale * image_code, report_code, pairs, everyone, self.targets)
-    of_reports, _ = contrast(scale * report_code, image_code, pairs, everyone, self.targets)
+    """Aligns image and report codes [B, D] of `pairs`; codes of half precision are sent and multiplied in it."""
+    scale, valid, dtype = self.scale(), pairs.valid, jnp.result_type(image_code, report_code)
+    of_images, of_reports, hits = contrast(
+        scale * normalise(image_code), normalise(report_code), pairs, self.targets, dtype)
     count = jnp.maximum(valid.sum(), 1)
     return Alignment(loss=jnp.where(valid, of_images + of_reports, 0).sum() / (2 * count),
                      accuracy=(hits & valid).sum() / count, temperature=1 / scale)
 
 
-def contrast(own: jax.Array, others: jax.Array, pairs: Pairs, everyone: Pairs,
-             targets: str) -> tuple[jax.Array, jax.Array]:
-  """Returns the cross-entropy [B] of each code against all others, and whether the likeliest has the same text [B].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def contrast(images: jax.Array, reports: jax.Array, pairs: Pairs, targets: str,
+             dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Compares all images with all reports by their codes [B, D], one of the two with the logits' scale in it.
 
-  Row i is -sum_j t_ij log softmax_j(own_i . others_j), where t_i is the target mass, brought to sum 1, of those that
-  are valid. Logarithm and sums are carried along from block to block (as in online softmax: Milakov & Gimelshein,
-  2018); the gradient computes each block's logits again.
+  Returns the cross-entropy [B] of each image against the reports, that [B] of each report against the images, and
+  whether the report that is most like an image has the text of its own [B]. An image's is
+  -sum_j t_ij log softmax_j(image_i . report_j), where t_i is the target mass, brought to sum 1, of valid studies.
+
+  What is sent are the codes, once, and three numbers a study. An autodiff of these losses would gather the codes and
+  then sum the gradients of all codes over all devices. But the gradient of one code only needs its own row of logits
+  and of what the others found in theirs (the logarithm and the mass below), as the logits of reports are those of
+  images transposed, and so is the mass of targets.
+  """
+  losses, _ = contrast_forward(images, reports, pairs, targets, dtype)
+  return losses
+
+
+def contrast_forward(images, reports, pairs, targets, dtype):
+  images, reports = images.astype(dtype), reports.astype(dtype)
+  everyone = partitioning.everywhere((images, reports, pairs))
+  of_images, hits = compare(images, everyone[1], pairs, everyone[2], targets)
+  of_reports, _ = compare(reports, everyone[0], pairs, everyone[2], targets)
+  return (cross_entropy(of_images, pairs), cross_entropy(of_reports, pairs), hits), (
+      images, reports, pairs, everyone, of_images, of_reports)
+
+
+def contrast_backward(targets, _, kept, gradients):
+  images, reports, pairs, (all_images, all_reports, everyone), of_images, of_reports = kept
+  of_images, of_reports = (found.replace(gradient=jnp.where(pairs.valid, gradient, 0.0))
+                           for found, gradient in zip((of_images, of_reports), gradients))
+  all_of_images, all_of_reports = partitioning.everywhere((of_images, of_reports))
+  return (pull(images, all_reports, pairs, everyone, of_images, all_of_reports, targets),
+          pull(reports, all_images, pairs, everyone, of_reports, all_of_images, targets), None)
+
+
+contrast.defvjp(contrast_forward, contrast_backward)
+
+
+@flax.struct.dataclass
+class Rows:
+  """What B codes found in their rows of logits."""
+  logarithm: jax.Array     # of the sum of their exponentials [B]
+  weighted: jax.Array      # their sum, each times its target mass [B]
+  mass: jax.Array          # sum of the target mass [B]
+  gradient: jax.Array | None = None   # of the loss, in each row's cross-entropy [B]
+
+
+def cross_entropy(rows: Rows, pairs: Pairs) -> jax.Array:
+  return jnp.where(pairs.valid, rows.logarithm - rows.weighted / rows.mass, 0.0)
+
+
+def compare(own: jax.Array, others: jax.Array, pairs: Pairs, everyone: Pairs,
+            targets: str) -> tuple[Rows, jax.Array]:
+  """Returns what own codes found in their rows of logits, and whether the likeliest other has the same text [B].
 
   Args:
-    own: codes [B, D], split over the devices like `pairs`, their logits' scale in them.
-    others: codes [B, D] of the other kind, gathered here; `everyone` are their pairs.
-  """
-  blocks = blocks_of((partitioning.everywhere(others), everyone))
+    own: codes [B, D], split over the devices like `pairs`.
+    others: codes [B, D] of the other kind, whole on every device like `everyone`, their pairs.
 
-  @jax.checkpoint
-  def compare(seen, block):
+  Maximum and sums are carried along from block to block (as in online softmax: Milakov & Gimelshein, 2018).
+  """
+  def add(seen, block):
     codes, theirs = block
-    logits = own @ codes.T                                                      # [B, block]
-    logits = jnp.where(theirs.valid, logits, -jnp.inf)
+    logits = jnp.where(theirs.valid, product(own, codes.T), -jnp.inf)           # [B, block]
     mass = jnp.where(theirs.valid, target_mass(targets, pairs, theirs), 0.0)
-    best = jax.lax.stop_gradient(logits.argmax(-1, keepdims=True))
-    best_logit = jax.lax.stop_gradient(jnp.take_along_axis(logits, best, -1)[:, 0])
+    best = logits.argmax(-1, keepdims=True)
+    best_logit = jnp.take_along_axis(logits, best, -1)[:, 0]
     same = jnp.take_along_axis(same_text(pairs, theirs), best, -1)[:, 0]
     highest = jnp.maximum(seen["highest"], best_logit)
-    shrink = jnp.exp(seen["highest"] - highest)
     return {
         "highest": highest,
-        "exponentials": seen["exponentials"] * shrink + jnp.exp(logits - highest[:, None]).sum(-1),
+        "exponentials": (seen["exponentials"] * jnp.exp(seen["highest"] - highest)
+                         + jnp.exp(logits - highest[:, None]).sum(-1)),
         "weighted": seen["weighted"] + (mass * jnp.where(theirs.valid, logits, 0.0)).sum(-1),
         "mass": seen["mass"] + mass.sum(-1),
         "hit": jnp.where(best_logit > seen["highest"], same, seen["hit"]),
     }, None
 
-  zeros = jnp.zeros_like(own[:, 0])
+  zeros = jnp.zeros_like(own[:, 0], layers.at_least_float32(own).dtype)
   nothing = {"highest": jnp.full_like(zeros, LOWEST), "exponentials": zeros, "weighted": zeros, "mass": zeros,
              "hit": zeros > 0}
-  seen, _ = jax.lax.scan(compare, nothing, blocks)
-  losses = seen["highest"] + jnp.log(seen["exponentials"]) - seen["weighted"] / jnp.maximum(seen["mass"], 1e-9)
-  return jnp.where(pairs.valid, losses, 0.0), seen["hit"]
+  seen, _ = jax.lax.scan(add, nothing, blocks_of((others, everyone)))
+  return Rows(logarithm=seen["highest"] + jnp.log(seen["exponentials"]), weighted=seen["weighted"],
+              mass=jnp.maximum(seen["mass"], 1e-9)), seen["hit"]
+
+
+def pull(own: jax.Array, others: jax.Array, pairs: Pairs, everyone: Pairs, rows: Rows, columns: Rows,
+         targets: str) -> jax.Array:
+  """Returns the gradient [B, D] of own codes by all cross-entropies.
+
+  A logit is in two of them: that of its row, and that of its column, which is a row of the other kind of codes. In each
+  its gradient is the softmax less the target.
+
+  Args:
+    own, others, pairs, everyone: as in `compare`.
+    rows, columns: what own codes and the others found in their rows, the second whole on every device.
+  """
+  def add(gradient, block):
+    codes, theirs, columns = block
+    logits = product(own, codes.T)
+    mass = target_mass(targets, pairs, theirs)
+    of_logits = sum(found.gradient * (jnp.exp(logits - found.logarithm) - mass / found.mass)
+                    for found in (jax.tree.map(lambda leaf: leaf[:, None], rows), columns))
+    of_logits = jnp.where(pairs.valid[:, None] & theirs.valid, of_logits, 0.0)
+    return gradient + product(of_logits, codes), None
+
+  nothing = jnp.zeros_like(own, layers.at_least_float32(own).dtype)
+  return jax.lax.scan(add, nothing, blocks_of((others, everyone, columns)))[0]
+
+
+def product(left: jax.Array, right: jax.Array) -> jax.Array:
+  """Returns the matrix product of arrays of half precision, or wider, summed in float32 or wider."""
+  return jnp.matmul(left, right, preferred_element_type=jnp.promote_types(
+      jnp.result_type(left, right), jnp.float32))
 
 
 LOWEST = -1e9       # below any logit, and finite, so that differences of two are

@@ -45,6 +45,39 @@ def test_loss_equals_a_plain_computation_whatever_the_block(pairs_at_once, monke
   np.testing.assert_allclose(align(codes(0, 9), codes(1, 9), known).loss, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("targets", ["identity", "same_text", "label_similarity"])
+def test_gradients_are_those_of_the_plain_loss(targets):
+  """Written down without blocks, and left to autodiff; of codes, of the temperature, beside rows that only pad."""
+  valid = jnp.arange(9) != 4
+  known = pairs(jnp.array([0, 1, 0, 2, 3, 1, 4, 0, 5])[:, None], (codes(3, 9, 14) > 0.3).astype(float), valid)
+  module = SemanticAlignment(0.07, targets)
+
+  def loss(image, report, log_scale):
+    return module.apply({"params": {"log_scale": log_scale}}, image, report, known).loss
+
+  def autodiff(image, report, log_scale):
+    logits = jnp.exp(log_scale) * semantic_alignment.normalise(image) @ semantic_alignment.normalise(report).T
+    mass = jnp.where(valid, target_mass(targets, known, known), 0)
+    mass = mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-9)
+    rows = sum((mass * jax.nn.log_softmax(jnp.where(valid, one, -1e30))).sum(-1) for one in (logits, logits.T))
+    return -jnp.where(valid, rows, 0).sum() / 2 / valid.sum()
+
+  arguments = codes(0, 9), codes(1, 9), jnp.log(8.0)
+  for ours, theirs in zip(jax.grad(loss, (0, 1, 2))(*arguments), jax.grad(autodiff, (0, 1, 2))(*arguments)):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_codes_of_half_precision_are_compared_in_it_and_summed_in_float32():
+  image, report = (code.astype(jnp.bfloat16) for code in (codes(0, 12), codes(1, 12)))
+  known = pairs(count=12)
+  found, gradient = jax.value_and_grad(lambda image: align(image, report, known).loss)(image)
+  expected, theirs = jax.value_and_grad(lambda image: align(image, report.astype(jnp.float32), known).loss)(
+      image.astype(jnp.float32))
+  assert found.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found, expected, rtol=5e-3)
+  np.testing.assert_allclose(gradient.astype(jnp.float32), theirs, atol=0.02 * np.abs(theirs).max())
+
+
 def test_the_gradient_of_blocks_is_that_of_one(monkeypatch):
   known, weights = pairs(count=12), []
   for pairs_at_once in (1024, 5 * 12):
