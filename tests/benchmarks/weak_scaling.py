@@ -4,11 +4,13 @@
 
 Each host trains ResNet-50 and all behind it on `studies` phantoms of one view, so two hosts do twice the work a step
 and sum their gradients over gloo. What is timed are `steps` steps behind as many others, with the norms of the loss
-terms, which a run logs with the last of them, by the clock of whoever started the hosts. Prints JSON; a step takes half
-a minute and longer.
+terms, which a run logs with the last of them, by the clock of whoever started the hosts. Two hosts that train apart, at
+the same time, show what the machine itself allows: its cores share memory and caches. Prints JSON; a step takes half a
+minute and longer.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -34,29 +36,43 @@ def mcsam(verb: str, fields: dict, core: int, workdir: str | None = None, **envi
       preexec_fn=lambda: os.sched_setaffinity(0, {core}))
 
 
-def examples_per_second(hosts: int, studies: int, steps: int, fields: dict, cores: list[int], cache: str) -> float:
+def examples_per_second(hosts: int, studies: int, steps: int, fields: dict, cores: list[int], cache: str,
+                        joined: bool = True) -> float:
+  """Returns the rate of hosts that train together or, not `joined`, each for itself at the same time."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  fields = fields | {"train.batch_size": hosts * studies, "train.num_steps": 2 * steps, "train.log_every": steps}
+  cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+  joined = joined and hosts > 1
+  fields = fields | {"train.batch_size": (hosts if joined else 1) * studies, "train.num_steps": 2 * steps,
+                     "train.log_every": steps}
   with tempfile.TemporaryDirectory() as folder:
-    cluster = {} if hosts == 1 else {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
-    started = [mcsam("train", fields, cores[host], f"{folder}/run", JAX_COMPILATION_CACHE_DIR=f"{cache}/{host}",
-                     **cluster, **({"JAX_PROCESS_ID": str(host)} if cluster else {})) for host in range(hosts)]
-    arrived = []
-    for line in started[0].stdout:
-      if line.startswith("step "):
-        arrived.append(time.monotonic())
-      if len(arrived) == 2:                          # what follows, a look at val and a checkpoint, isn't timed
-        break
+    started = [mcsam("train", fields, cores[host], f"{folder}/{0 if joined else host}",
+                     JAX_COMPILATION_CACHE_DIR=f"{cache}/{host}",
+                     **(cluster | {"JAX_PROCESS_ID": str(host)} if joined else {})) for host in range(hosts)]
+    logging = started[:1] if joined else started
+    with concurrent.futures.ThreadPoolExecutor(hosts) as pool:
+      seconds = list(pool.map(seconds_between_logs, logging))
     for process in started:
       process.kill()
       process.wait()
-  if len(arrived) < 2:
+  if None in seconds:
     sys.exit(f"{hosts} host(s) left before step {2 * steps}; the message stands above")
-  rate = hosts * studies * steps / (arrived[-1] - arrived[0])
-  print(f"{hosts} host(s): {rate:.3f} examples a second", file=sys.stderr, flush=True)
+  rate = sum(hosts / len(logging) * studies * steps / each for each in seconds)
+  print(f"{hosts} host(s){'' if joined or hosts == 1 else ' apart'}: {rate:.3f} examples a second", file=sys.stderr,
+        flush=True)
   return rate
+
+
+def seconds_between_logs(process: subprocess.Popen) -> float | None:
+  """Returns the time between a run's first two logged steps; what follows, a look at val and a checkpoint, isn't in it."""
+  arrived = []
+  for line in process.stdout:
+    if line.startswith("step "):
+      arrived.append(time.monotonic())
+    if len(arrived) == 2:
+      return arrived[1] - arrived[0]
+  return None
 
 
 def main() -> None:
@@ -73,12 +89,13 @@ def main() -> None:
         override.removeprefix("--config.").split("=", 1) for override in overrides)
     if mcsam("prepare", fields, cores[0]).wait():
       sys.exit("mcsam prepare failed; its message stands above")
-    one, two = [], []
+    one, two, apart = [], [], []
     for _ in range(args.repeats):
-      one.append(examples_per_second(1, args.studies, args.steps, fields, cores, cache))
-      two.append(examples_per_second(2, args.studies, args.steps, fields, cores, cache))
-  print(json.dumps({"studies_a_host": args.studies, "one_host": one, "two_hosts": two,
-                    "ratio": round(statistics.median(two) / statistics.median(one), 3)}, indent=2))
+      for rates, hosts, joined in ((one, 1, False), (two, 2, True), (apart, 2, False)):
+        rates.append(examples_per_second(hosts, args.studies, args.steps, fields, cores, cache, joined))
+  one_host, two_hosts, two_apart = map(statistics.median, (one, two, apart))
+  print(json.dumps({"studies_a_host": args.studies, "one_host": one, "two_hosts": two, "two_hosts_apart": apart,
+                    "ratio": round(two_hosts / one_host, 3), "ratio_apart": round(two_apart / one_host, 3)}, indent=2))
 
 
 if __name__ == "__main__":
