@@ -18,7 +18,8 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences_of, map_leaves, resample, subtract
+from mcsam_jax.evaluation.bootstrap import (
+    LEVEL, ONE_SUBJECT, Score, differences_of, map_leaves, resample, subtract)
 from mcsam_jax.evaluation.compare_table import format_comparison
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
@@ -82,7 +83,8 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
       "a_minus_b": differences_of(subtract(*point), subtract(*samples)),
       "num_studies": len(judge), "num_subjects": len(set(subjects)), "protocol": protocol, "cleaning": cleaning,
       "max_length": max_length, "labeler": labeler, "level": LEVEL, "num_samples": len(weights),
-      "support": _support(judge), "notes": {**judge.notes, **_notes(sizes)}}
+      "support": _support(judge), "notes": {**judge.notes, **_notes(sizes),
+                                                **({} if len(weights) else {"intervals": ONE_SUBJECT})}}
   show(format_comparison(result))
   if json_path:
     write_whole(json_path, json.dumps(result, indent=2) + "\n")

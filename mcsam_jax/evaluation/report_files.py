@@ -36,7 +36,7 @@ class Reports(NamedTuple):
   path: str
   ids: list[str] | None             # None: the file has none
   texts: list[str]
-  subjects: list[str] | None
+  subjects: list[str] | None        # None: the file has none; of a study without one its id or place, as of its own
   rows: list[Mapping]               # what else stands there
   places: list[str]                 # where each stands: "line 7", "entry 7 of test"
 
@@ -66,12 +66,15 @@ def read_reports(path: str, role: str, split: str = "test", text_field: str | No
                       _FLAGS[role])
   if id_field or any(name in rows[0] for name in ID_FIELDS):
     id_field = _field(path, places[0], rows[0], id_field, ID_FIELDS, "the ids", "name it with --id-field")
-  subject_field = next((name for name in SUBJECT_FIELDS if name in rows[0]), None)
-  texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
-  ids, subjects = (field and [_text(path, place, row, field) for place, row in zip(places, rows)]
-                   for field in (id_field, subject_field))
+  subject_field = text_field if role == "subjects" else next((name for name in SUBJECT_FIELDS if name in rows[0]), None)
+  ids = id_field and [_text(path, place, row, id_field) for place, row in zip(places, rows)]
   if ids:
     _refuse_twice(path, ids, places)
+  subjects = subject_field and _subjects(path, rows, places, subject_field, ids or places)
+  if role == "subjects":
+    texts = subjects or ids or places
+  else:
+    texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
   return Reports(str(path), ids, texts, subjects, rows, places)
 
 
@@ -151,6 +154,13 @@ def _text(path, place: str, row: Mapping, field: str) -> str:
     what = "is missing" if field not in row else f"is no text but {type(value).__name__}"
     raise UserError(f"{path} {place}: field {field} {what}")
   return value
+
+
+def _subjects(path, rows: Sequence[Mapping], places: Sequence[str], field: str, own: Sequence[str]) -> list[str] | None:
+  """Returns the subject of each study, its `own` name where the field is blank; None where it is in all of them."""
+  named = ["" if row.get(field, "") is None else _text(path, place, row, field).strip()
+           for place, row in zip(places, rows)]
+  return [name or instead for name, instead in zip(named, own)] if any(named) else None
 
 
 def _refuse_twice(path, ids: Sequence[str], places: Sequence[str]) -> None:

@@ -102,6 +102,18 @@ def test_subjects_come_from_the_references_or_a_file(folder):
   assert score(folder, references="references.csv")["num_subjects"] == 4
   (folder / "subjects.csv").write_text("id,subject\ns4,x\ns3,x\ns2,x\ns1,y\n")
   assert score(folder, references="references.csv", subjects="subjects.csv")["num_subjects"] == 2
+  (folder / "subjects.csv").write_text("id,subject\ns4,x\ns3,\ns2, \ns1,x\n")          # who s2 and s3 are isn't known
+  assert score(folder, references="references.csv", subjects="subjects.csv")["num_subjects"] == 3
+  (folder / "blank.csv").write_text("study_id,report,subject_id\n" + "".join(
+      f'{name},"{text}",\n' for name, text in REFERENCES.items()))
+  scores = score(folder, references="blank.csv")
+  assert scores["num_subjects"] == 4 and read_reports(str(folder / "blank.csv"), "references").subjects is None
+  interval = scores["intervals"]["nlg"]["clean"]["CIDEr"]
+  assert interval["low"] < interval["high"]
+  (folder / "null.jsonl").write_text("".join(json.dumps(
+      {"id": name, "report": text, "subject_id": {"s1": "p", "s2": "p"}.get(name)}) + "\n"
+      for name, text in REFERENCES.items()))
+  assert read_reports(str(folder / "null.jsonl"), "references").subjects == ["p", "p", "s3", "s4"]
   (folder / "subjects.txt").write_text("x\nx\n")
   with pytest.raises(UserError, match="4 reports in .*references.csv and 2 in .*subjects.txt: .*txt has no ids"):
     score(folder, references="references.csv", subjects="subjects.txt")
