@@ -137,6 +137,14 @@ def test_subjects_come_from_the_references_or_a_file(folder):
     ("x.csv", "id,report\ns1,a, b\n", "x.csv line 2: it has another number of fields than the header"),
     ("x.txt", "a\nb\n", "4 reports in .*references.jsonl and 2 in .*x.txt: .*x.txt has no ids, so both must hold"),
     ("x.txt", "", "x.txt holds no reports"),
+    ("x.csv", "s1,A text of s1\ns2,Another\n", "x.csv line 1: no field any of generated, .* for the predictions among "
+     "its 2 columns: give it a header, or name it with --prediction-field"),
+    ("x.jsonl", '{"s1": "A text of s1", "hint": 1, "A text of s1": 2}\n',
+     "x.jsonl line 1: no field any of .*, there are hint, 2 that aren't shown: name it"),
+    ("x.csv", 'id,report\n"s1",a\ns2,"b\ns3,c\ns4,d\n', "x.csv line 3: the row that begins there can't be read"),
+    ("x.csv", "id,report\ns1," + 200_000 * "a", "x.csv line 2: the row that begins there can't be read"),
+    ("x.json", '{"s2": "a", "s1": "b", "s3": "c", "s1": "d"}', "x.json: entry 4 of an object has the name of an earlier"),
+    ("x.jsonl", '{"id": "s1", "pred": "b", "pred": "s1"}', "x.jsonl line 1: entry 3 of an object has the name of an"),
     ("x.pkl", "", "x.pkl: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from .pkl"),
     ("absent.jsonl", None, "absent.jsonl not found"),
 ])
@@ -147,6 +155,11 @@ def test_faults_are_told_by_file_and_line(folder, name, content, message):
     score(folder, name)
   assert "s1" not in str(found.value).replace(str(folder), "")          # an id may be restricted
   assert "\n" not in str(found.value)
+
+
+def test_a_line_ends_at_a_line_break_alone(folder):
+  (folder / "x.txt").write_bytes("a\u2028b\r\nc\x0cd\n\ne\n".encode())
+  assert read_reports(str(folder / "x.txt"), "predictions").texts == ["a\u2028b", "c\x0cd", "", "e"]
 
 
 def test_a_named_field_goes_before_the_usual_ones(folder):
