@@ -32,6 +32,10 @@ _FLAGS = {"predictions": "name it with --prediction-field", "references": "name 
           "subjects": "rename the field"}
 
 
+class NoSplit(UserError):
+  """An annotation.json lacks the split that was asked for."""
+
+
 class Reports(NamedTuple):
   """n reports of one file, in its order."""
   path: str
@@ -127,7 +131,7 @@ def _rows_of_table(path, content: str, delimiter: str):
 def _rows_of_json(path, content, split: str):
   if isinstance(content, Mapping) and "train" in content and isinstance(content["train"], list):
     if not isinstance(content.get(split), list):
-      raise UserError(f"{path} has no split {split}, it has {_names(content)}: choose with --split")
+      raise NoSplit(f"{path} has no split {split}, it has {_names(content)}: choose with --split")
     content, of = content[split], f" of {split}"
   elif isinstance(content, Mapping):
     if {"nlg", "baselines"} <= content.keys():

@@ -9,7 +9,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.labeler import read_labels
-from mcsam_jax.evaluation.report_files import Reports, match, read_reports
+from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, read_reports
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.whole_file import write_whole
@@ -28,7 +28,8 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
 
   Args:
     predictions, references, train: files as `report_files` reads them. With the training reports come the protocol
-      r2gen, the constant baseline, the share of copies and the scores on references that aren't in train.
+      r2gen, the constant baseline (the best on val where `train` has that split, else on train), the share of copies
+      and the scores on references that aren't in train.
     split: of an annotation.json that holds the references.
     labeler: rules | none.
     subjects: a file with the subject of each study; None: as the references have them, else a study is a subject.
@@ -72,6 +73,12 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   if not train:
     scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
                         "constant": "left out, as are copies of training reports: give --train"}
+  else:
+    scores["baselines"]["constant"]["chosen_on"] = "val" if val else "train"
+    if not val:
+      scores["notes"]["constant"] = f"chosen on the training reports themselves: {train} has none of val"
+      for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
+        entry["train_score"] = entry.pop("val_score")
   scores = {"predictions": str(predictions), "references_file": str(references),
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
   show(format_table(scores))
@@ -89,11 +96,14 @@ def make_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
 
 
 def _train_and_val(path: str, reference_field, id_field) -> tuple[list[str], list[str] | None]:
-  """Returns the training reports, and those of val where the file is an annotation.json that has them."""
+  """Returns the training reports, and those of val, None where the file is no annotation.json that has them."""
   train = read_reports(path, "references", "train", reference_field, id_field)
   if not train.places[0].endswith(" of train"):
     return train.texts, None
-  return train.texts, read_reports(path, "references", "val", reference_field, id_field).texts
+  try:
+    return train.texts, read_reports(path, "references", "val", reference_field, id_field).texts
+  except NoSplit:
+    return train.texts, None
 
 
 def _subjects(references: Reports, path: str | None) -> list[str] | None:

@@ -90,6 +90,21 @@ def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
   assert rare["nlg"]["clean"] == scores["nlg"]["clean"]
 
 
+@pytest.mark.parametrize("train", ["no_val.json", "references.jsonl"])
+def test_without_val_the_constant_is_chosen_on_train_and_that_is_said(folder, train):
+  splits = json.loads((folder / "annotation.json").read_text())
+  (folder / "no_val.json").write_text(json.dumps({"train": splits["train"], "test": splits["test"]}))
+  options = dict(references="annotation.json", threshold=1)
+  scores = score(folder, train=train, **options)
+  constant = scores["baselines"]["constant"]
+  assert constant["chosen_on"] == "train" and "has none of val" in scores["notes"]["constant"]
+  assert constant["chosen_for"]["BLEU_4"]["train_score"] > 0 and "val_score" not in constant["chosen_for"]["BLEU_4"]
+  with_val = score(folder, train="annotation.json", **options)
+  constant = with_val["baselines"]["constant"]
+  assert constant["chosen_on"] == "val" and constant["chosen_for"]["BLEU_4"]["val_score"] == pytest.approx(1, abs=1e-6)
+  assert "constant" not in with_val["notes"]
+
+
 def test_with_the_rules_of_mimic_cxr_no_text_is_written(folder):
   options = dict(references="annotation.json", train="annotation.json", threshold=1)
   assert "effusion" not in json.dumps(score(folder, **options, cleaning="mimic_cxr")).lower().replace(
