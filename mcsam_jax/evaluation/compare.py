@@ -25,7 +25,7 @@ from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import label_values
 from mcsam_jax.evaluation.report_files import Reports, match, read_reports
-from mcsam_jax.evaluation.score_files import R2GEN, make_reader
+from mcsam_jax.evaluation.score_files import make_reader, preparation
 from mcsam_jax.whole_file import write_whole
 
 
@@ -42,7 +42,8 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
     split: of an annotation.json that holds the references.
     protocol: r2gen | clean | raw; None: r2gen if the vocabulary is known, else clean.
     labeler: stored (in the files) | rules | none; None: stored where all files have labels, else rules.
-    cleaning, threshold, max_length: as for `score_files`; None: as the evaluations say, else R2Gen's for IU X-Ray.
+    cleaning, threshold, max_length: as for `score_files`; None: as the evaluations of all runs say, else R2Gen's for
+      IU X-Ray.
     seed: of the draws.
     json_path: where the comparison is written.
 
@@ -53,9 +54,8 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   runs, sizes = [run for arm in files for run in arm], [len(arm) for arm in files]
   truth = _references(runs[0].path, references, split)
   orders = [match(truth, run) if references else _same_studies(truth, run, split) for run in runs]
-  said = _said_by_evaluation(runs[0].path)
-  cleaning = cleaning or said.get("cleaning", "iu_xray")
-  threshold, max_length = threshold or R2GEN[cleaning][0], max_length or said.get("max_length", R2GEN[cleaning][1])
+  said = _said_by_evaluations(runs, {"cleaning": cleaning, "max_length": max_length})
+  cleaning, threshold, max_length = preparation(said["cleaning"], threshold, said["max_length"])
   tokenizer = _tokenizer(runs, train, cleaning, threshold, truth.texts)
   protocol = protocol or ("r2gen" if tokenizer else "clean")
   if protocol == "r2gen" and not tokenizer:
@@ -118,12 +118,29 @@ def _same_studies(truth: Reports, run: Reports, split: str) -> list[int]:
   return order
 
 
+def _said_by_evaluations(runs: Sequence[Reports], asked: Mapping) -> dict:
+  """Returns what is `asked` for, and where that is None what the runs' evaluations did; None where none of them tells.
+
+  Raises:
+    UserError: evaluations that prepared their references in different ways.
+  """
+  said, chosen = [_said_by_evaluation(run.path) for run in runs], {}
+  for name, value in asked.items():
+    values = list(dict.fromkeys(of[name] for of in said if of))
+    if value is None and len(values) > 1:
+      raise UserError(f"the runs were evaluated with different values of {name} ({', '.join(map(str, values))}): choose "
+                      f"one for all with --{name.replace('_', '-')}")
+    chosen[name] = next(iter(values), None) if value is None else value
+  return chosen
+
+
 def _said_by_evaluation(path: str) -> Mapping:
   """Returns how an evaluation prepared its references, {} for files of others."""
   beside = epath.Path(path).with_suffix(".json")
   try:
-    return json.loads(beside.read_text()).get("references", {}) if beside.exists() else {}
-  except (ValueError, AttributeError):
+    said = json.loads(beside.read_text())["references"] if beside.exists() else {}
+    return {"cleaning": str(said["cleaning"]), "max_length": int(said["max_length"])} if said else {}
+  except (ValueError, TypeError, LookupError):
     return {}
 
 

@@ -41,10 +41,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   Raises:
     UserError: a file or a value at fault.
   """
-  cleaning = cleaning or "iu_xray"
-  if cleaning not in text.RULES:
-    raise UserError(f"--cleaning {cleaning}: expected one of {', '.join(text.RULES)}")
-  threshold, max_length = threshold or R2GEN[cleaning][0], max_length or R2GEN[cleaning][1]
+  cleaning, threshold, max_length = preparation(cleaning, threshold, max_length)
   truth = read_reports(references, "references", split, reference_field, id_field)
   written = read_reports(predictions, "predictions", split, prediction_field, id_field)
   hypotheses = [written.texts[row] for row in match(truth, written)]
@@ -86,6 +83,20 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
     write_whole(json_path, json.dumps(scores, indent=2) + "\n")
     show(f"scores: {json_path}")
   return scores
+
+
+def preparation(cleaning: str | None, threshold: int | None, max_length: int | None) -> tuple[str, int, int]:
+  """Returns how reports are prepared: what was asked for, and R2Gen's values for what is None."""
+  cleaning = cleaning or "iu_xray"
+  if cleaning not in text.RULES:
+    raise UserError(f"--cleaning {cleaning}: expected one of {', '.join(text.RULES)}")
+  threshold, max_length = (usual if asked is None else asked
+                           for asked, usual in zip((threshold, max_length), R2GEN[cleaning]))
+  if threshold < 1:
+    raise UserError(f"--threshold {threshold}: at least 1, which keeps every word of train")
+  if max_length < 2:
+    raise UserError(f"--max-length {max_length}: at least 2, a word and the end of the report")
+  return cleaning, threshold, max_length
 
 
 def make_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:

@@ -105,6 +105,14 @@ def test_without_val_the_constant_is_chosen_on_train_and_that_is_said(folder, tr
   assert "constant" not in with_val["notes"]
 
 
+@pytest.mark.parametrize("options, message", [
+    ({"threshold": 0}, "--threshold 0: at least 1"), ({"threshold": -3}, "--threshold -3: at least 1"),
+    ({"max_length": 0}, "--max-length 0: at least 2"), ({"max_length": 1}, "--max-length 1: at least 2")])
+def test_values_that_leave_nothing_are_refused(folder, options, message):
+  with pytest.raises(UserError, match=message):
+    score(folder, **options)
+
+
 def test_with_the_rules_of_mimic_cxr_no_text_is_written(folder):
   options = dict(references="annotation.json", train="annotation.json", threshold=1)
   assert "effusion" not in json.dumps(score(folder, **options, cleaning="mimic_cxr")).lower().replace(
