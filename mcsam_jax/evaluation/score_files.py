@@ -23,7 +23,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
                 labeler: str = "rules", subjects: str | None = None, cleaning: str | None = None,
                 threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
                 reference_field: str | None = None, id_field: str | None = None, seed: int = 0,
-                json_path: str | None = None, show=print) -> dict:
+                json_path: str | None = None, with_texts: bool = False, show=print) -> dict:
   """Scores a file of predictions against a file of references; returns what `scoring.score_reports` does.
 
   Args:
@@ -32,11 +32,13 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       and the scores on references that aren't in train.
     split: of an annotation.json that holds the references.
     labeler: rules | none.
-    subjects: a file with the subject of each study; None: as the references have them, else a study is a subject.
-    cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray. With mimic_cxr no text of a report is written.
+    subjects: a file with the subject of each study, by id, or in the order of references without ids; None: as the
+      references have them, else a study is a subject.
+    cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray.
     threshold: words that stand less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
     max_length: words of a report under r2gen, one more than are kept; None: R2Gen's for `cleaning`.
     json_path: where the scores are written.
+    with_texts: among them the commonest report and the constant ones. Not of a data set that must not be shared.
 
   Raises:
     UserError: a file or a value at fault.
@@ -49,12 +51,12 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
     show(f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of both "
          "files")
   ids = truth.ids or written.ids or truth.places
+  subject_of_each = _subjects(truth, subjects, split, id_field)
 
   train_reports = val = tokenizer = constant = None
   if train:
     train_reports, val = _train_and_val(train, reference_field, id_field)
     tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
-  restricted = cleaning == "mimic_cxr"                    # whose reports are not to be passed on
   with Meteor() as meteor:
     meteor.start()
     if train:
@@ -65,7 +67,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
         ids=ids, references=truth.texts, hypotheses=hypotheses,
         shuffled_hypotheses=[[hypotheses[row] for row in other] for other in others], train_reports=train_reports,
         pooled=None, constant=constant, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
-        read_labels=make_reader(labeler), restricted=restricted, seed=seed, subjects=_subjects(truth, subjects),
+        read_labels=make_reader(labeler), restricted=not with_texts, seed=seed, subjects=subject_of_each,
         meteor=meteor)
   if not train:
     scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
@@ -117,9 +119,12 @@ def _train_and_val(path: str, reference_field, id_field) -> tuple[list[str], lis
     return train.texts, None
 
 
-def _subjects(references: Reports, path: str | None) -> list[str] | None:
+def _subjects(references: Reports, path: str | None, split: str, id_field: str | None) -> list[str] | None:
   """Returns the subject of each study, None where nobody says."""
   if path is None:
     return references.subjects
-  given = read_reports(path, "subjects")
+  given = read_reports(path, "subjects", split, id_field=id_field)
+  if references.ids and given.ids is None:
+    raise UserError(f"{given.path} has no ids, which {references.path} has: add them, or name their field with "
+                    "--id-field; by order alone, studies could get the subjects of others")
   return [given.texts[row] for row in match(references, given, "subject")]

@@ -77,7 +77,8 @@ def test_without_train_what_needs_it_is_left_out_and_said(folder):
 
 
 def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
-  scores = score(folder, references="annotation.json", train="annotation.json", json_path=str(folder / "scores.json"))
+  scores = score(folder, references="annotation.json", train="annotation.json", json_path=str(folder / "scores.json"),
+                 with_texts=True)
   assert scores["nlg"]["r2gen"]["BLEU_1"] == pytest.approx(26 / 27, abs=1e-6)
   assert scores["baselines"]["constant"]["chosen_for"]["BLEU_4"]["report"] == NORMAL_CLEANED      # val's
   assert scores["baselines"]["constant"]["model_minus_this"]["nlg"]["CIDEr"]["difference"] > 0
@@ -113,11 +114,16 @@ def test_values_that_leave_nothing_are_refused(folder, options, message):
     score(folder, **options)
 
 
-def test_with_the_rules_of_mimic_cxr_no_text_is_written(folder):
-  options = dict(references="annotation.json", train="annotation.json", threshold=1)
-  assert "effusion" not in json.dumps(score(folder, **options, cleaning="mimic_cxr")).lower().replace(
-      "pleural effusion", "")
-  assert "effusion ." in json.dumps(score(folder, **options))
+@pytest.mark.parametrize("cleaning", [None, "mimic_cxr"])
+def test_no_text_is_written_unless_it_is_asked_for(folder, cleaning):
+  options = dict(references="annotation.json", train="annotation.json", threshold=1, cleaning=cleaning)
+  path = folder / "scores.json"
+  score(folder, **options, json_path=str(path))
+  assert "effusion" not in path.read_text().lower().replace("pleural effusion", "")
+  score(folder, **options, json_path=str(path), with_texts=True)
+  scores = json.loads(path.read_text())
+  assert scores["most_common_report"] == NORMAL_CLEANED
+  assert scores["baselines"]["constant"]["chosen_for"]["BLEU_4"]["report"] == NORMAL_CLEANED
 
 
 def test_subjects_come_from_the_references_or_a_file(folder):
@@ -138,8 +144,28 @@ def test_subjects_come_from_the_references_or_a_file(folder):
       for name, text in REFERENCES.items()))
   assert read_reports(str(folder / "null.jsonl"), "references").subjects == ["p", "p", "s3", "s4"]
   (folder / "subjects.txt").write_text("x\nx\n")
-  with pytest.raises(UserError, match="4 reports in .*references.csv and 2 in .*subjects.txt: .*txt has no ids"):
-    score(folder, references="references.csv", subjects="subjects.txt")
+  with pytest.raises(UserError, match="4 reports in .*references.txt and 2 in .*subjects.txt: .*txt has no ids"):
+    score(folder, "predictions.txt", "references.txt", subjects="subjects.txt")
+  (folder / "subjects.txt").write_text("x\nx\nx\ny\n")
+  assert score(folder, "predictions.txt", "references.txt", subjects="subjects.txt")["num_subjects"] == 2
+
+
+def test_subjects_are_matched_by_the_named_id(folder):
+  rows = "study,subject\ns4,x\ns3,x\ns2,y\ns1,z\n"
+  (folder / "subjects.csv").write_text(rows)
+  with pytest.raises(UserError, match="subjects.csv has no ids, which .*references.jsonl has: .* name their field with"):
+    score(folder, subjects="subjects.csv")
+  for name, field in (("predictions", "generated"), ("references", "report")):
+    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    (folder / f"{name}_of.jsonl").write_text("".join(
+        json.dumps({"study": row["id"], field: row[field]}) + "\n" for row in lines))
+  of = lambda subjects: score(folder, "predictions_of.jsonl", "references_of.jsonl", subjects=subjects,
+                              id_field="study")["intervals"]["nlg"]["clean"]["ROUGE_L"]
+  named = of("subjects.csv")
+  (folder / "ordered.csv").write_text("study,subject\ns1,z\ns2,y\ns3,x\ns4,x\n")
+  assert named == of("ordered.csv")
+  (folder / "turned.csv").write_text("study,subject\ns1,x\ns2,x\ns3,y\ns4,z\n")       # as the order alone would have it
+  assert named != of("turned.csv")
 
 
 @pytest.mark.parametrize("name, content, message", [
