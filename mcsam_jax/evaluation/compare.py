@@ -24,7 +24,7 @@ from mcsam_jax.evaluation.compare_table import format_comparison
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import label_values
-from mcsam_jax.evaluation.report_files import Reports, match, read_reports
+from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports
 from mcsam_jax.evaluation.score_files import make_reader, preparation
 from mcsam_jax.whole_file import write_whole
 
@@ -82,14 +82,17 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   point = [_weighted(of, np.full((1, len(of)), 1 / len(of))) for of in whole]
   samples = [_weighted([score(weights) for score in arm], of)
              for arm, of in zip(arms, draw_runs(sizes, len(weights), seed))]
+  notes = {**judge.notes, **_notes(sizes), **({} if len(weights) else {"intervals": ONE_SUBJECT})}
+  for run, order in zip(runs, orders):
+    notes |= note_of_copies(truth, run, order)
   result = {
       **{name: {"files": list(map(str, paths)), **_floats(mean), "runs": [_floats(run)["nlg"] for run in each]}
          for name, paths, mean, each in zip("ab", (a, b), point, whole)},
       "a_minus_b": differences_of(subtract(*point), subtract(*samples)),
       "num_studies": len(judge), "num_subjects": len(set(subjects)), "protocol": protocol, "cleaning": cleaning,
       "max_length": max_length, "labeler": labeler, "level": LEVEL, "num_samples": len(weights),
-      "support": _support(judge), "notes": {**judge.notes, **_notes(sizes),
-                                                **({} if len(weights) else {"intervals": ONE_SUBJECT})}}
+      "fields": {"references": truth.text_field, "predictions": [run.text_field for run in runs]},
+      "support": _support(judge), "notes": notes}
   show(format_comparison(result))
   if json_path:
     write_whole(json_path, json.dumps(result, indent=2) + "\n")

@@ -22,8 +22,8 @@ from mcsam_jax.errors import UserError
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
 SUBJECT_FIELDS = ("subject", "subject_id", "patient_id", "patient")
 TEXT_FIELDS = {
-    "predictions": ("generated", "prediction", "predicted", "pred", "hypothesis", "hyp", "generated_report", "output",
-                    "res", "report", "text", "caption", "findings"),
+    "predictions": ("generated", "prediction", "predicted", "pred", "hypothesis", "hyp", "candidate",
+                    "generated_report", "output", "res", "report", "text", "caption", "findings"),
     "references": ("reference", "ref", "ground_truth", "gt", "gts", "target", "original", "report", "text", "caption",
                    "findings"),
     "subjects": (*SUBJECT_FIELDS, "text"),
@@ -44,6 +44,7 @@ class Reports(NamedTuple):
   subjects: list[str] | None        # None: the file has none; of a study without one its id or place, as of its own
   rows: list[Mapping]               # what else stands there
   places: list[str]                 # where each stands: "line 7", "entry 7 of test"
+  text_field: str                   # that the texts were read from
 
 
 def read_reports(path: str, role: str, split: str = "test", text_field: str | None = None,
@@ -80,7 +81,7 @@ def read_reports(path: str, role: str, split: str = "test", text_field: str | No
     texts = subjects or ids or places
   else:
     texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
-  return Reports(str(path), ids, texts, subjects, rows, places)
+  return Reports(str(path), ids, texts, subjects, rows, places, text_field)
 
 
 def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
@@ -208,6 +209,14 @@ def _refuse_twice(path, ids: Sequence[str], places: Sequence[str]) -> None:
       such = f" (and {more} more such)" if more else ""
       raise UserError(f"{path} {place}: its id stands in {first[name]} already{such}; a study is scored once")
     first[name] = place
+
+
+def note_of_copies(references: Reports, written: Reports, order: Sequence[int]) -> dict[str, str]:
+  """Returns a note where all predictions are their references: then mostly the wrong field was read."""
+  if any(meant != written.texts[row] for meant, row in zip(references.texts, order)):
+    return {}
+  return {f"field {written.text_field} of {written.path}": "all of its reports equal their references, word for word: "
+          "is it what the model wrote?"}
 
 
 def match(references: Reports, others: Reports, what: str = "prediction") -> list[int]:

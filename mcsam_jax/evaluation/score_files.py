@@ -9,7 +9,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.labeler import read_labels
-from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, read_reports
+from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.whole_file import write_whole
@@ -46,7 +46,10 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   cleaning, threshold, max_length = preparation(cleaning, threshold, max_length)
   truth = read_reports(references, "references", split, reference_field, id_field)
   written = read_reports(predictions, "predictions", split, prediction_field, id_field)
-  hypotheses = [written.texts[row] for row in match(truth, written)]
+  show(f"predictions: field {written.text_field} of {written.path}; references: field {truth.text_field} of "
+       f"{truth.path}")
+  order = match(truth, written)
+  hypotheses = [written.texts[row] for row in order]
   if truth.ids is None or written.ids is None:
     show(f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of both "
          "files")
@@ -78,7 +81,9 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       scores["notes"]["constant"] = f"chosen on the training reports themselves: {train} has none of val"
       for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
         entry["train_score"] = entry.pop("val_score")
+  scores["notes"] |= note_of_copies(truth, written, order)
   scores = {"predictions": str(predictions), "references_file": str(references),
+            "fields": {"predictions": written.text_field, "references": truth.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
   show(format_table(scores))
   if json_path:

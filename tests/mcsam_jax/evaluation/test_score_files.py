@@ -218,6 +218,22 @@ def test_a_named_field_goes_before_the_usual_ones(folder):
   assert match(found, found) == [0]
 
 
+def test_the_fields_are_said_and_a_copy_of_the_references_is_noticed(folder):
+  said = []
+  write = lambda field: (folder / "x.jsonl").write_text("".join(json.dumps(
+      {"id": name, "report": text, field: WRITTEN[name]}) + "\n" for name, text in REFERENCES.items()))
+  run = lambda: score_files(str(folder / "x.jsonl"), str(folder / "references.jsonl"), show=said.append)
+  write("ours")
+  scores = run()
+  assert scores["fields"] == {"predictions": "report", "references": "report"}
+  assert any("predictions: field report of" in line for line in said)
+  assert f"field report of {folder / 'x.jsonl'}: all of its reports equal their references" in said[-1]
+  write("candidate")
+  scores = run()
+  assert scores["fields"]["predictions"] == "candidate" and scores["nlg"] == score(folder)["nlg"]
+  assert not any(key.startswith("field") for key in scores["notes"])
+
+
 def test_the_verb_imports_neither_jax_nor_tensorflow(folder):
   code = ("import sys; from mcsam_jax.cli import main; status = main(sys.argv[1:]); "
           "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules); "
