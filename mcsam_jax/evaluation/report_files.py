@@ -33,7 +33,7 @@ _FLAGS = {"predictions": "name it with --prediction-field", "references": "name 
 
 
 class NoSplit(UserError):
-  """An annotation.json lacks the split that was asked for."""
+  """An annotation.json lacks the split that was asked for, or has no reports in it."""
 
 
 class Reports(NamedTuple):
@@ -133,6 +133,8 @@ def _rows_of_json(path, content, split: str):
   if isinstance(content, Mapping) and "train" in content and isinstance(content["train"], list):
     if not isinstance(content.get(split), list):
       raise NoSplit(f"{path} has no split {split}, it has {_names(content)}: choose with --split")
+    if not content[split]:
+      raise NoSplit(f"{path} holds no reports in its split {split}")
     content, of = content[split], f" of {split}"
   elif isinstance(content, Mapping):
     if {"nlg", "baselines"} <= content.keys():

@@ -91,10 +91,11 @@ def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
   assert rare["nlg"]["clean"] == scores["nlg"]["clean"]
 
 
-@pytest.mark.parametrize("train", ["no_val.json", "references.jsonl"])
+@pytest.mark.parametrize("train", ["no_val.json", "empty_val.json", "references.jsonl"])
 def test_without_val_the_constant_is_chosen_on_train_and_that_is_said(folder, train):
   splits = json.loads((folder / "annotation.json").read_text())
   (folder / "no_val.json").write_text(json.dumps({"train": splits["train"], "test": splits["test"]}))
+  (folder / "empty_val.json").write_text(json.dumps({**splits, "val": []}))
   options = dict(references="annotation.json", threshold=1)
   scores = score(folder, train=train, **options)
   constant = scores["baselines"]["constant"]
