@@ -198,6 +198,19 @@ def test_subjects_of_the_runs_count_where_the_references_have_none(tmp_path):
   assert given["a_minus_b"]["nlg"]["ROUGE_L"] == pytest.approx(own["a_minus_b"]["nlg"]["ROUGE_L"])
 
 
+def test_a_single_subject_gives_no_intervals(tmp_path):
+  truth, said = drawn(0), []
+  a = write(tmp_path / "a.jsonl", truth, damaged(truth, 0.1, 0))
+  b = write(tmp_path / "b.jsonl", truth, damaged(truth, 0.6, 1))
+  (tmp_path / "r.jsonl").write_text("".join(
+      json.dumps({"id": f"s{i}", "ref": text, "subject": "p"}) + "\n" for i, text in enumerate(truth)))
+  result = compare([a], [b], references=str(tmp_path / "r.jsonl"), show=said.append)
+  lead = result["a_minus_b"]["nlg"]["CIDEr"]
+  assert lead["difference"] > 0 and lead["low"] is None and "one subject" in result["notes"]["intervals"]
+  (row,) = [line for line in said[-1].splitlines() if line.startswith("CIDEr")]
+  assert row.endswith(f"{lead['difference']:+.3f}")
+
+
 def test_r2gen_where_workdirs_have_one_vocabulary(tmp_path):
   truth = drawn(0)
   paths = []

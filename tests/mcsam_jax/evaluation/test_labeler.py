@@ -52,13 +52,11 @@ def test_sentences_that_no_rule_was_made_for():
 @pytest.mark.parametrize("sentence, label", [
     ("There isn't an effusion.", "negative"), ("An effusion can't be excluded.", "uncertain"),
     ("There isn't a free-flowing effusion.", "negative"), ("No pleural-effusion.", "negative")])
-@pytest.mark.parametrize("apostrophe", "\u2019\u02bc\u2018'")
-@pytest.mark.parametrize("hyphen", "\u2010\u2011\u2013-")
-def test_a_typographic_apostrophe_or_hyphen_is_one(sentence, label, apostrophe, hyphen):
-  report = sentence.replace("'", apostrophe).replace("-", hyphen)
-  assert read_labels(report)["Pleural Effusion"] == label
-  assert read_labels(report) == read_labels(sentence)
-  assert [mention[2:] for mention in mentions(report)] == [mention[2:] for mention in mentions(sentence)]
+def test_a_typographic_apostrophe_or_hyphen_is_one(sentence, label):
+  for apostrophe, hyphen in ("'-", "\u2019\u2010", "\u02bc\u2011", "\u2018\u2013"):
+    report = sentence.replace("'", apostrophe).replace("-", hyphen)
+    assert read_labels(report)["Pleural Effusion"] == label
+    assert mentions(report) == mentions(sentence)                       # in the same places
 
 
 @pytest.mark.parametrize("rules", ["iu_xray", "mimic_cxr"])
