@@ -141,8 +141,8 @@ def _said_by_evaluations(runs: Sequence[Reports], asked: Mapping) -> dict:
   for name, value in asked.items():
     values = list(dict.fromkeys(of[name] for of in said if of))
     if value is None and len(values) > 1:
-      raise UserError(f"the runs were evaluated with different values of {name} ({', '.join(map(str, values))}): choose "
-                      f"one for all with --{name.replace('_', '-')}")
+      raise UserError(f"the runs were evaluated with different values of {name} ({', '.join(map(str, values))}): "
+                      f"choose one for all with --{name.replace('_', '-')}")
     chosen[name] = next(iter(values), None) if value is None else value
   return chosen
 

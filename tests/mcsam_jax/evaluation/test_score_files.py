@@ -154,7 +154,7 @@ def test_subjects_come_from_the_references_or_a_file(folder):
 def test_subjects_are_matched_by_the_named_id(folder):
   rows = "study,subject\ns4,x\ns3,x\ns2,y\ns1,z\n"
   (folder / "subjects.csv").write_text(rows)
-  with pytest.raises(UserError, match="subjects.csv has no ids, which .*references.jsonl has: .* name their field with"):
+  with pytest.raises(UserError, match="subjects.csv has no ids, which .*references.jsonl has: .* name their field"):
     score(folder, subjects="subjects.csv")
   for name, field in (("predictions", "generated"), ("references", "report")):
     lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
@@ -193,7 +193,7 @@ def test_subjects_are_matched_by_the_named_id(folder):
      "x.jsonl line 1: no field any of .*, there are hint, 2 that aren't shown: name it"),
     ("x.csv", 'id,report\n"s1",a\ns2,"b\ns3,c\ns4,d\n', "x.csv line 3: the row that begins there can't be read"),
     ("x.csv", "id,report\ns1," + 200_000 * "a", "x.csv line 2: the row that begins there can't be read"),
-    ("x.json", '{"s2": "a", "s1": "b", "s3": "c", "s1": "d"}', "x.json: entry 4 of an object has the name of an earlier"),
+    ("x.json", '{"s2": "a", "s1": "b", "s3": "c", "s1": "d"}', "x.json: entry 4 of an object has the name of an"),
     ("x.jsonl", '{"id": "s1", "pred": "b", "pred": "s1"}', "x.jsonl line 1: entry 3 of an object has the name of an"),
     ("x.pkl", "", "x.pkl: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from .pkl"),
     ("absent.jsonl", None, "absent.jsonl not found"),
