@@ -68,7 +68,7 @@ def score(args, overrides):
   score_files(args.predictions, args.references, train=args.train, split=args.split, labeler=args.labeler,
               subjects=args.subjects, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
               prediction_field=args.prediction_field, reference_field=args.reference_field, id_field=args.id_field,
-              seed=args.seed, json_path=args.json)
+              seed=args.seed, json_path=args.json, with_texts=args.with_texts)
 
 
 def compare(args, overrides):
@@ -197,7 +197,10 @@ def main(argv: list[str] | None = None) -> int:
                "help": "subject of each study; default: as the references say"},
               {"flags": ["--prediction-field"], "metavar": "NAME", "help": "that holds the text; default: a usual one"},
               {"flags": ["--reference-field"], "metavar": "NAME", "help": "likewise"},
-              {"flags": ["--id-field"], "metavar": "NAME", "help": "likewise, of both files"}, *of_files),
+              {"flags": ["--id-field"], "metavar": "NAME", "help": "likewise, of all files"},
+              {"flags": ["--with-texts"], "action": "store_true",
+               "help": "--json also holds the commonest report and the constant ones: not of data that must not be "
+               "shared"}, *of_files),
       compare: ("is A better than B? Paired differences with intervals, over the same studies",
                 {"flags": ["files"], "nargs": "*", "metavar": "A B",
                  "help": "eval/*.jsonl of workdirs, or predictions"},

@@ -14,6 +14,7 @@ import numpy as np
 
 NUM_SAMPLES = 1000
 LEVEL = 0.95
+ONE_SUBJECT = "left out: all studies are of one subject, which says nothing of others"
 
 Score = Callable[[np.ndarray], Mapping]          # weights [R, n] -> nested dicts of arrays [R], or of None
 
@@ -22,7 +23,8 @@ def resample(subjects: Sequence[str], seed: int, num_samples: int = NUM_SAMPLES)
   """Returns float64 [R, n]: how often each of n studies counts when their subjects are drawn with replacement.
 
   As many subjects are drawn as there are, by their names in alphabetical order: the draws of a subject depend on the
-  seed and on which subjects there are, not on the order of the studies.
+  seed and on which subjects there are, not on the order of the studies. A single subject is drawn every time and says
+  nothing of others: R is 0 then, and what is computed from the weights has no intervals.
 
   Args:
     subjects: n, of each study; studies of one subject have the same.
@@ -30,7 +32,8 @@ def resample(subjects: Sequence[str], seed: int, num_samples: int = NUM_SAMPLES)
     num_samples: R.
   """
   names, of_study = np.unique(np.asarray(list(map(str, subjects))), return_inverse=True)
-  draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), num_samples)
+  draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)),
+                                                  num_samples if len(names) > 1 else 0)
   return draws[:, of_study].astype(np.float64)
 
 
@@ -40,17 +43,22 @@ def points(score: Score, num_studies: int) -> dict:
 
 
 def intervals(score: Score, weights: np.ndarray) -> dict:
-  """Returns {"low", "high"}, the 95 % interval, for each number of a score, in the same nested dicts."""
+  """Returns {"low", "high"}, the 95 % interval, for each number of a score, in the same nested dicts.
+
+  None for each without samples.
+  """
   return intervals_of(score(weights))
 
 
 def intervals_of(samples: Mapping) -> dict:
   """Returns {"low", "high"}, between which LEVEL of each array [R] lies, as much outside on either side.
 
-  None stays None.
+  None stays None, and becomes of each array where R is 0.
   """
   leaves = []
   map_leaves(lambda array: array is None or leaves.append(array), samples)
+  if leaves and not len(leaves[0]):
+    return map_leaves(lambda array: None, samples)
   outside = (1 - LEVEL) / 2
   # All at once: a report has a thousand numbers, and one call of `quantile` costs as much as sorting an array.
   bounds = iter(np.quantile(leaves, [outside, 1 - outside], axis=1).T.tolist() if leaves else ())
@@ -60,7 +68,7 @@ def intervals_of(samples: Mapping) -> dict:
 def differences(first: Score, second: Score, weights: np.ndarray) -> dict:
   """Returns {"difference", "low", "high"} of first minus second for each number: both see the same draws of subjects.
 
-  What is None in either is None.
+  What is None in either is None. Without samples "low" and "high" are.
   """
   ones = np.ones((1, weights.shape[1]))
   return differences_of(subtract(first(ones), second(ones)), subtract(first(weights), second(weights)))
@@ -77,9 +85,9 @@ def subtract(first: Mapping, second: Mapping) -> dict:
   return map_leaves(lambda a, b: None if a is None or b is None else a - b, first, second)
 
 
-def _join(found: Mapping, bounds: Mapping) -> dict:
-  if "low" in bounds:
-    return {**found, **bounds}
+def _join(found: Mapping, bounds: Mapping | None) -> dict:
+  if bounds is None or "low" in bounds:
+    return {**found, **(bounds or {"low": None, "high": None})}
   return {key: below if below is None else _join(below, bounds[key]) for key, below in found.items()}
 
 

@@ -15,16 +15,17 @@ import math
 from etils import epath
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS
+from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences_of, map_leaves, resample, subtract
+from mcsam_jax.evaluation.bootstrap import (
+    LEVEL, ONE_SUBJECT, Score, differences_of, map_leaves, resample, subtract)
 from mcsam_jax.evaluation.compare_table import format_comparison
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import label_values
-from mcsam_jax.evaluation.report_files import Reports, match, read_reports
-from mcsam_jax.evaluation.score_files import R2GEN, make_reader
+from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports
+from mcsam_jax.evaluation.score_files import make_reader, preparation
 from mcsam_jax.whole_file import write_whole
 
 
@@ -36,12 +37,15 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
 
   Args:
     a, b: the files of each arm's runs: eval/SPLIT-STEP.jsonl of workdirs, or predictions as `report_files` reads them.
-    references: a file; None: the prediction files hold them.
+    references: a file; None: the prediction files hold them. Subjects are its own, else those of the first run that
+      has any.
     train: training reports, for the vocabulary of r2gen where no workdir has it.
     split: of an annotation.json that holds the references.
     protocol: r2gen | clean | raw; None: r2gen if the vocabulary is known, else clean.
-    labeler: stored (in the files) | rules | none; None: stored where all files have labels, else rules.
-    cleaning, threshold, max_length: as for `score_files`; None: as the evaluations say, else R2Gen's for IU X-Ray.
+    labeler: stored (in the files) | rules | none; None: stored where all files have labels and the references that
+      these were read from, else rules.
+    cleaning, threshold, max_length: as for `score_files`; None: as the evaluations of all runs say, else R2Gen's for
+      IU X-Ray.
     seed: of the draws.
     json_path: where the comparison is written.
 
@@ -52,15 +56,16 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   runs, sizes = [run for arm in files for run in arm], [len(arm) for arm in files]
   truth = _references(runs[0].path, references, split)
   orders = [match(truth, run) if references else _same_studies(truth, run, split) for run in runs]
-  said = _said_by_evaluation(runs[0].path)
-  cleaning = cleaning or said.get("cleaning", "iu_xray")
-  threshold, max_length = threshold or R2GEN[cleaning][0], max_length or said.get("max_length", R2GEN[cleaning][1])
+  said = _said_by_evaluations(runs, {"cleaning": cleaning, "max_length": max_length})
+  cleaning, threshold, max_length = preparation(said["cleaning"], threshold, said["max_length"])
   tokenizer = _tokenizer(runs, train, cleaning, threshold, truth.texts)
   protocol = protocol or ("r2gen" if tokenizer else "clean")
   if protocol == "r2gen" and not tokenizer:
     raise UserError("--protocol r2gen needs one vocabulary for all runs: give --train, or choose clean")
-  labeler = labeler or ("stored" if all(run.rows[0].get("labels") for run in runs) else "rules")
-  read_labels, reference_labels = (_stored_labels(truth, runs) if labeler == "stored" else (make_reader(labeler), None))
+  labeler = labeler or ("stored" if not references and all(_labels_of(run.rows[0]) for run in runs) else "rules")
+  if labeler == "stored" and references:
+    _check_labelled(truth, runs, orders, split)
+  read_labels, reference_labels = _stored_labels(runs, orders) if labeler == "stored" else (make_reader(labeler), None)
   findings = tuple(reference_labels[0]) if reference_labels else FINDINGS
 
   with Meteor() as meteor:
@@ -69,20 +74,25 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
                   read_labels=read_labels, reference_labels=reference_labels, findings=findings)
     scores = [_score(judge, protocol, [run.texts[row] for row in order]) for run, order in zip(runs, orders)]
 
-  subjects = truth.subjects or truth.ids or truth.places
+  of_runs = ([run.subjects[row] for row in order] for run, order in zip(runs, orders) if run.subjects)
+  subjects = truth.subjects or next(of_runs, None) or truth.ids or truth.places
   weights, ones = resample(subjects, seed), np.ones((1, len(judge)))
   arms = scores[:sizes[0]], scores[sizes[0]:]
   whole = [[score(ones) for score in arm] for arm in arms]                          # of each run
   point = [_weighted(of, np.full((1, len(of)), 1 / len(of))) for of in whole]
   samples = [_weighted([score(weights) for score in arm], of)
              for arm, of in zip(arms, draw_runs(sizes, len(weights), seed))]
+  notes = {**judge.notes, **_notes(sizes), **({} if len(weights) else {"intervals": ONE_SUBJECT})}
+  for run, order in zip(runs, orders):
+    notes |= note_of_copies(truth, run, order)
   result = {
       **{name: {"files": list(map(str, paths)), **_floats(mean), "runs": [_floats(run)["nlg"] for run in each]}
          for name, paths, mean, each in zip("ab", (a, b), point, whole)},
       "a_minus_b": differences_of(subtract(*point), subtract(*samples)),
       "num_studies": len(judge), "num_subjects": len(set(subjects)), "protocol": protocol, "cleaning": cleaning,
       "max_length": max_length, "labeler": labeler, "level": LEVEL, "num_samples": len(weights),
-      "support": _support(judge), "notes": {**judge.notes, **_notes(sizes)}}
+      "fields": {"references": truth.text_field, "predictions": [run.text_field for run in runs]},
+      "support": _support(judge), "notes": notes}
   show(format_comparison(result))
   if json_path:
     write_whole(json_path, json.dumps(result, indent=2) + "\n")
@@ -108,20 +118,42 @@ def _same_studies(truth: Reports, run: Reports, split: str) -> list[int]:
       raise UserError(f"{truth.path} and {run.path} are about different studies: {len(ours - others)} are only in the "
                       f"first and {len(others - ours)} only in the second; evaluate both on the same split")
   order = match(truth, run)
-  meant = read_reports(run.path, "references", split).texts
-  differ = [place for place, text, row in zip(truth.places, truth.texts, order) if text != meant[row]]
+  differ = _differing(truth, run, order, split)
   if differ:
     raise UserError(f"{truth.path} and {run.path} have different references for {len(differ)} of {len(order)} studies "
                     f"(the first: {differ[0]} of the former): give one file for both with --references")
   return order
 
 
+def _differing(truth: Reports, run: Reports, order: Sequence[int], split: str) -> list[str]:
+  """Returns the places in `truth` of references that the file of `run` has otherwise."""
+  meant = read_reports(run.path, "references", split).texts
+  return [place for place, text, row in zip(truth.places, truth.texts, order) if text != meant[row]]
+
+
+def _said_by_evaluations(runs: Sequence[Reports], asked: Mapping) -> dict:
+  """Returns what is `asked` for, and where that is None what the runs' evaluations did; None where none of them tells.
+
+  Raises:
+    UserError: evaluations that prepared their references in different ways.
+  """
+  said, chosen = [_said_by_evaluation(run.path) for run in runs], {}
+  for name, value in asked.items():
+    values = list(dict.fromkeys(of[name] for of in said if of))
+    if value is None and len(values) > 1:
+      raise UserError(f"the runs were evaluated with different values of {name} ({', '.join(map(str, values))}): "
+                      f"choose one for all with --{name.replace('_', '-')}")
+    chosen[name] = next(iter(values), None) if value is None else value
+  return chosen
+
+
 def _said_by_evaluation(path: str) -> Mapping:
   """Returns how an evaluation prepared its references, {} for files of others."""
   beside = epath.Path(path).with_suffix(".json")
   try:
-    return json.loads(beside.read_text()).get("references", {}) if beside.exists() else {}
-  except (ValueError, AttributeError):
+    said = json.loads(beside.read_text())["references"] if beside.exists() else {}
+    return {"cleaning": str(said["cleaning"]), "max_length": int(said["max_length"])} if said else {}
+  except (ValueError, TypeError, LookupError):
     return {}
 
 
@@ -140,23 +172,40 @@ def _tokenizer(runs: Sequence[Reports], train: str | None, cleaning: str, thresh
   return first if all(decoded(first) == decoded(other) for other in others) else None
 
 
-def _stored_labels(truth: Reports, runs: Sequence[Reports]):
+def _labels_of(row: Mapping) -> Mapping | None:
+  """Returns the labels that `mcsam evaluate` stored with a study, None where there are none or something else."""
+  labels = row.get("labels")
+  both = [labels.get(of) for of in ("reference", "generated")] if isinstance(labels, Mapping) else [None]
+  if not all(isinstance(of, Mapping) and of and all(value in LABEL_VALUES for value in of.values()) for of in both):
+    return None
+  return labels if both[0].keys() == both[1].keys() else None
+
+
+def _check_labelled(truth: Reports, runs: Sequence[Reports], orders: Sequence[Sequence[int]], split: str) -> None:
+  """Refuses stored labels that were read from other references than those that are given."""
+  for run, order in zip(runs, orders):
+    if differ := _differing(truth, run, order, split):
+      raise UserError(f"the labels in {run.path} are of other references than {truth.path} for {len(differ)} of "
+                      f"{len(order)} studies (the first: {differ[0]} of the latter): choose --labeler rules")
+
+
+def _stored_labels(runs: Sequence[Reports], orders: Sequence[Sequence[int]]):
   """Returns what looks up the labels of a report in the runs' files, and those of the references.
 
   Raises:
     UserError: a row without labels, or labels that two readers have read.
   """
   stated, meant = {}, {}
-  for run in runs:
-    for row, text, place, study in zip(run.rows, run.texts, run.places, run.ids or run.places):
-      labels = row.get("labels")
-      if not labels:
-        raise UserError(f"{run.path} {place}: no labels; evaluate it again, or choose --labeler rules")
-      for known, key, value in ((stated, text, labels["generated"]), (meant, study, labels["reference"])):
-        if known.setdefault(key, value) != value:
-          raise UserError(f"{run.path} {place}: its labels differ from those that stand elsewhere for the same report: "
-                          "they come from different labelers; choose --labeler rules")
-  return stated.__getitem__, [meant[study] for study in truth.ids or truth.places]
+  for run, order in zip(runs, orders):
+    for study, row in enumerate(order):
+      labels, where = _labels_of(run.rows[row]), f"{run.path} {run.places[row]}"
+      if labels is None:
+        raise UserError(f"{where}: no labels as evaluations store them; evaluate it again, or choose --labeler rules")
+      for known, key, value in ((stated, run.texts[row], labels["generated"]), (meant, study, labels["reference"])):
+        if known.setdefault(key, value) != value or value.keys() != meant.get(0, value).keys():
+          raise UserError(f"{where}: its labels differ from those that stand elsewhere for the same report, or are of "
+                          "other findings: they come from different labelers; choose --labeler rules")
+  return stated.__getitem__, [meant[study] for study in range(len(meant))]
 
 
 def _score(judge: Judge, protocol: str, hypotheses: Sequence[str]) -> Score:

@@ -49,5 +49,8 @@ def _at(tree: Mapping, path: tuple):
 def _row(title: str, a: float | None, b: float | None, lead: Mapping | None) -> str:
   if lead is None:
     return f"{title:<58}{'-':>8}{'-':>8}"
+  row = f"{title:<58}{a:>8.3f}{b:>8.3f}{lead['difference']:>+9.3f}"
+  if lead["low"] is None:                         # of a single subject
+    return row
   star = " *" if lead["low"] > 0 or lead["high"] < 0 else ""
-  return f"{title:<58}{a:>8.3f}{b:>8.3f}{lead['difference']:>+9.3f}   {lead['low']:+.3f} to {lead['high']:+.3f}{star}"
+  return f"{row}   {lead['low']:+.3f} to {lead['high']:+.3f}{star}"

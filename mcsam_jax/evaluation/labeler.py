@@ -22,11 +22,11 @@ Cardiomediastinum. docs/labeler.md has its agreement with manual labels.
 
 import functools
 import re
-import string
 from typing import NamedTuple, Sequence
 
 from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.evaluation import finding_terms
+from mcsam_jax.evaluation.lower_case import lower
 
 _RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
 _OTHER = "Other"                                # no finding of CheXpert, but nothing normal either
@@ -66,7 +66,6 @@ _TERMS, _ORGANS = _Scanner(finding_terms.TERMS), _Scanner(finding_terms.ORGANS)
 _STATES, _CUES = _Scanner(finding_terms.STATES), _Scanner(finding_terms.CUES)
 _ASSERTED = _compile(rf"(?:[\s,]|\b(?:and|also)\b)*(?:{finding_terms.ASSERTED})\b")
 _SENTENCE_END = re.compile(r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;|\n[ \t]*\n")
-_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)         # keeps every character's place
 _OR, _AND_OR = re.compile(r"\b(?:or|nor|versus|vs|andor)\b"), re.compile(r"\b(?:and|or|andor)\b")
 _OR_BEFORE, _OR_AFTER = re.compile(r"\b(?:or|andor)\s+(?:\w+\s+){0,2}$"), re.compile(r"[\s,]*(?:and/)?(?:or|andor)\b")
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|may|could|no|not|without|there)\b")
@@ -87,7 +86,7 @@ def read_labels(report: str) -> dict[str, str]:
     if _RANK[mention.label] > _RANK[labels[mention.finding]]:
       labels[mention.finding] = mention.label
   found = any(_RANK[label] > 1 for finding, label in labels.items() if finding != "Support Devices")
-  if not found and (set(labels.values()) != {"absent"} or _SAYS_SOMETHING.search(report.translate(_LOWER))):
+  if not found and (set(labels.values()) != {"absent"} or _SAYS_SOMETHING.search(lower(report))):
     labels["No Finding"] = "positive"
   del labels[_OTHER]
   return labels
@@ -103,7 +102,7 @@ def mentions(report: str) -> list[Mention]:
 
 
 def _read(report: str) -> list[Mention]:
-  text, start, found = report.translate(_LOWER), 0, []
+  text, start, found = lower(report), 0, []
   for end, following in [*(match.span() for match in _SENTENCE_END.finditer(report)), (len(text), len(text))]:
     found += [Mention(finding, label, start + first, start + last)
               for finding, label, first, last in _read_sentence(text[start:end])]

@@ -89,8 +89,8 @@ def facts(scores: Mapping) -> list[tuple[str, str]]:
   difference = _at(scores, "controls", "shuffled_images", "CIDEr_difference") or {}
   slots = scores.get("slots_answering") or {}
   known = {
-      "CIDEr that the images add": difference and (
-          f"{difference['mean']:.3f} a study ({difference['low']:.3f} to {difference['high']:.3f})"),
+      "CIDEr that the images add": difference and f"{difference['mean']:.3f} a study" + (
+          "" if difference["low"] is None else f" ({difference['low']:.3f} to {difference['high']:.3f})"),
       "different reports": scores.get("distinct_reports") and (
           f"{scores['distinct_reports']} of {scores['num_studies']}"),
       "commonest report": share(scores.get("most_common_share")),

@@ -11,10 +11,12 @@ a missing or wished-for film ("no prior for comparison", "follow up to resolutio
 """
 
 import re
-import string
 
-# A blank stands for any run of blanks and line breaks; entries match whole words.
-_FILM = (r"(?:stud(?:y|ies)|exam(?:s|inations?)?|radiographs?|films?|x ?-?rays?|images?|imaging|ct|cxr|scans?|"
+from mcsam_jax.evaluation.lower_case import lower
+
+# A blank stands for any run of blanks and line breaks, "~" for the same, hyphens too, or nothing; entries match whole
+# words.
+_FILM = (r"(?:stud(?:y|ies)|exam(?:s|inations?)?|radiographs?|films?|x~rays?|images?|imaging|ct|cxr|scans?|"
          r"comparisons?|reports?|xxxx|_+)")
 _EARLIER = r"(?:prior|previous|earlier|preceding|recent|last|outside|old|comparison)"
 _HOW = r"(?:slight(?:ly)?|mild(?:ly)?|significant(?:ly)?|marked(?:ly)?|minimal(?:ly)?|somewhat|further|also|now|again)"
@@ -63,9 +65,8 @@ _CLAIMS = (
 )
 _PATTERN = re.compile(r"(?<!\w)(?:(?P<other>{})|{})(?!\w)".format(
     *("|".join(words).replace(" ", r"\s+").replace("~", r"[\s\-]*") for words in (_NOT_MEANT, _CLAIMS))))
-_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def prior_claims(report: str) -> list[tuple[int, int]]:
   """Returns the spans of `report` that compare with an earlier study, in their order; none overlap."""
-  return [match.span() for match in _PATTERN.finditer(report.translate(_LOWER)) if not match["other"]]
+  return [match.span() for match in _PATTERN.finditer(lower(report)) if not match["other"]]

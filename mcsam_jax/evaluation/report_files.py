@@ -5,13 +5,14 @@
   .csv, .tsv     a header, then a row a study
   .txt           a report a line, without ids
 
-Faults are told by file and line or entry, never by an id: the data set may be restricted.
+Faults are told by file and line or entry, never by an id or a text: the data set may be restricted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
 import json
+import re
 from typing import NamedTuple
 
 from etils import epath
@@ -21,8 +22,8 @@ from mcsam_jax.errors import UserError
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
 SUBJECT_FIELDS = ("subject", "subject_id", "patient_id", "patient")
 TEXT_FIELDS = {
-    "predictions": ("generated", "prediction", "predicted", "pred", "hypothesis", "hyp", "generated_report", "output",
-                    "res", "report", "text", "caption", "findings"),
+    "predictions": ("generated", "prediction", "predicted", "pred", "hypothesis", "hyp", "candidate",
+                    "generated_report", "output", "res", "report", "text", "caption", "findings"),
     "references": ("reference", "ref", "ground_truth", "gt", "gts", "target", "original", "report", "text", "caption",
                    "findings"),
     "subjects": (*SUBJECT_FIELDS, "text"),
@@ -31,14 +32,19 @@ _FLAGS = {"predictions": "name it with --prediction-field", "references": "name 
           "subjects": "rename the field"}
 
 
+class NoSplit(UserError):
+  """An annotation.json lacks the split that was asked for, or has no reports in it."""
+
+
 class Reports(NamedTuple):
   """n reports of one file, in its order."""
   path: str
   ids: list[str] | None             # None: the file has none
   texts: list[str]
-  subjects: list[str] | None
+  subjects: list[str] | None        # None: the file has none; of a study without one its id or place, as of its own
   rows: list[Mapping]               # what else stands there
   places: list[str]                 # where each stands: "line 7", "entry 7 of test"
+  text_field: str                   # that the texts were read from
 
 
 def read_reports(path: str, role: str, split: str = "test", text_field: str | None = None,
@@ -66,13 +72,16 @@ def read_reports(path: str, role: str, split: str = "test", text_field: str | No
                       _FLAGS[role])
   if id_field or any(name in rows[0] for name in ID_FIELDS):
     id_field = _field(path, places[0], rows[0], id_field, ID_FIELDS, "the ids", "name it with --id-field")
-  subject_field = next((name for name in SUBJECT_FIELDS if name in rows[0]), None)
-  texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
-  ids, subjects = (field and [_text(path, place, row, field) for place, row in zip(places, rows)]
-                   for field in (id_field, subject_field))
+  subject_field = text_field if role == "subjects" else next((name for name in SUBJECT_FIELDS if name in rows[0]), None)
+  ids = id_field and [_text(path, place, row, id_field) for place, row in zip(places, rows)]
   if ids:
     _refuse_twice(path, ids, places)
-  return Reports(str(path), ids, texts, subjects, rows, places)
+  subjects = subject_field and _subjects(path, rows, places, subject_field, ids or places)
+  if role == "subjects":
+    texts = subjects or ids or places
+  else:
+    texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
+  return Reports(str(path), ids, texts, subjects, rows, places, text_field)
 
 
 def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
@@ -87,19 +96,14 @@ def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
     raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
   kind = path.suffix.lower()
   if kind == ".txt":
-    for number, line in enumerate(content.splitlines(), 1):
-      yield f"line {number}", {"text": line}
+    for number, line in enumerate(content.removesuffix("\n").split("\n") if content else (), 1):
+      yield f"line {number}", {"text": line.removesuffix("\r")}
   elif kind == ".jsonl":
     for number, line in enumerate(content.split("\n"), 1):
       if line.strip():
         yield f"line {number}", _parse(path, f"line {number}", line)
   elif kind in (".csv", ".tsv"):
-    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter="\t" if kind == ".tsv" else ",")
-    for row in reader:
-      if None in row or None in row.values():
-        raise UserError(f"{path} line {reader.line_num}: it has another number of fields than the header; put texts "
-                        "with commas or line breaks in quotes")
-      yield f"line {reader.line_num}", row
+    yield from _rows_of_table(path, content, "\t" if kind == ".tsv" else ",")
   elif kind == ".json":
     yield from _rows_of_json(path, _parse(path, "", content), split)
   else:
@@ -107,10 +111,30 @@ def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
                     f"{kind or 'a file without such an ending'}")
 
 
+def _rows_of_table(path, content: str, delimiter: str):
+  # Strict: else a quote that nobody closes makes one report of all that follow.
+  reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+  begin = 1
+  try:
+    if reader.fieldnames:
+      begin = reader.line_num + 1
+    for row in reader:
+      if None in row or None in row.values():
+        raise UserError(f"{path} line {reader.line_num}: it has another number of fields than the header; put texts "
+                        "with commas or line breaks in quotes")
+      yield f"line {reader.line_num}", row
+      begin = reader.line_num + 1
+  except csv.Error as error:
+    raise UserError(f"{path} line {begin}: the row that begins there can't be read ({error}); put texts with commas or "
+                    "line breaks in quotes, and write a quote inside them twice") from error
+
+
 def _rows_of_json(path, content, split: str):
   if isinstance(content, Mapping) and "train" in content and isinstance(content["train"], list):
     if not isinstance(content.get(split), list):
-      raise UserError(f"{path} has no split {split}, it has {', '.join(content)}: choose with --split")
+      raise NoSplit(f"{path} has no split {split}, it has {_names(content)}: choose with --split")
+    if not content[split]:
+      raise NoSplit(f"{path} holds no reports in its split {split}")
     content, of = content[split], f" of {split}"
   elif isinstance(content, Mapping):
     if {"nlg", "baselines"} <= content.keys():
@@ -126,19 +150,38 @@ def _rows_of_json(path, content, split: str):
 
 def _parse(path, place: str, content: str):
   try:
-    return json.loads(content)
+    return json.loads(content, object_pairs_hook=lambda pairs: _object(path, place, pairs))
   except ValueError as error:
     raise UserError(f"{path}{place and ' ' + place}: not JSON ({error})") from error
+
+
+def _object(path, place: str, pairs: Sequence[tuple[str, object]]) -> dict:
+  """Returns an object of JSON, of which `json` itself would keep the last where a name stands twice."""
+  found = {}
+  for number, (name, value) in enumerate(pairs, 1):
+    if name in found:
+      raise UserError(f"{path}{place and ' ' + place}: entry {number} of an object has the name of an earlier one; "
+                      "a study is scored once")
+    found[name] = value
+  return found
 
 
 def _field(path, place, row: Mapping, asked: str | None, usual: Sequence[str], what: str, way_out: str) -> str:
   """Returns the name of the field that holds something."""
   found = asked if asked in row else None if asked else next((name for name in usual if name in row), None)
   if found is None:
-    wanted = asked or f"any of {', '.join(usual)}"
-    raise UserError(f"{path} {place}: no field {wanted} for {what}, there are {', '.join(map(str, row))}: "
-                    f"{way_out}")
+    wanted = f"no field {asked or 'any of ' + ', '.join(usual)} for {what}"
+    if epath.Path(path).suffix.lower() in (".csv", ".tsv"):          # without a header its names are a report's
+      raise UserError(f"{path} line 1: {wanted} among its {len(row)} columns: give it a header, or {way_out}")
+    raise UserError(f"{path} {place}: {wanted}, there are {_names(row)}: {way_out}")
   return found
+
+
+def _names(row: Mapping) -> str:
+  """Returns the names of fields, but for those that could be an id or a text."""
+  names = [name for name in row if re.fullmatch("[A-Za-z_]{1,30}", name)][:10]
+  more = len(row) - len(names)
+  return ", ".join([*names, *([f"{more} that aren't shown"] if more else [])])
 
 
 def _text(path, place: str, row: Mapping, field: str) -> str:
@@ -153,6 +196,13 @@ def _text(path, place: str, row: Mapping, field: str) -> str:
   return value
 
 
+def _subjects(path, rows: Sequence[Mapping], places: Sequence[str], field: str, own: Sequence[str]) -> list[str] | None:
+  """Returns the subject of each study, its `own` name where the field is blank; None where it is in all of them."""
+  named = ["" if row.get(field, "") is None else _text(path, place, row, field).strip()
+           for place, row in zip(places, rows)]
+  return [name or instead for name, instead in zip(named, own)] if any(named) else None
+
+
 def _refuse_twice(path, ids: Sequence[str], places: Sequence[str]) -> None:
   first = {}
   for name, place in zip(ids, places):
@@ -161,6 +211,14 @@ def _refuse_twice(path, ids: Sequence[str], places: Sequence[str]) -> None:
       such = f" (and {more} more such)" if more else ""
       raise UserError(f"{path} {place}: its id stands in {first[name]} already{such}; a study is scored once")
     first[name] = place
+
+
+def note_of_copies(references: Reports, written: Reports, order: Sequence[int]) -> dict[str, str]:
+  """Returns a note where all predictions are their references: then mostly the wrong field was read."""
+  if any(meant != written.texts[row] for meant, row in zip(references.texts, order)):
+    return {}
+  return {f"field {written.text_field} of {written.path}": "all of its reports equal their references, word for word: "
+          "is it what the model wrote?"}
 
 
 def match(references: Reports, others: Reports, what: str = "prediction") -> list[int]:

@@ -9,7 +9,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.labeler import read_labels
-from mcsam_jax.evaluation.report_files import Reports, match, read_reports
+from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.whole_file import write_whole
@@ -23,40 +23,43 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
                 labeler: str = "rules", subjects: str | None = None, cleaning: str | None = None,
                 threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
                 reference_field: str | None = None, id_field: str | None = None, seed: int = 0,
-                json_path: str | None = None, show=print) -> dict:
+                json_path: str | None = None, with_texts: bool = False, show=print) -> dict:
   """Scores a file of predictions against a file of references; returns what `scoring.score_reports` does.
 
   Args:
     predictions, references, train: files as `report_files` reads them. With the training reports come the protocol
-      r2gen, the constant baseline, the share of copies and the scores on references that aren't in train.
+      r2gen, the constant baseline (the best on val where `train` has that split, else on train), the share of copies
+      and the scores on references that aren't in train.
     split: of an annotation.json that holds the references.
     labeler: rules | none.
-    subjects: a file with the subject of each study; None: as the references have them, else a study is a subject.
-    cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray. With mimic_cxr no text of a report is written.
+    subjects: a file with the subject of each study, by id, or in the order of references without ids; None: as the
+      references have them, else a study is a subject.
+    cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray.
     threshold: words that stand less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
     max_length: words of a report under r2gen, one more than are kept; None: R2Gen's for `cleaning`.
     json_path: where the scores are written.
+    with_texts: among them the commonest report and the constant ones. Not of a data set that must not be shared.
 
   Raises:
     UserError: a file or a value at fault.
   """
-  cleaning = cleaning or "iu_xray"
-  if cleaning not in text.RULES:
-    raise UserError(f"--cleaning {cleaning}: expected one of {', '.join(text.RULES)}")
-  threshold, max_length = threshold or R2GEN[cleaning][0], max_length or R2GEN[cleaning][1]
+  cleaning, threshold, max_length = preparation(cleaning, threshold, max_length)
   truth = read_reports(references, "references", split, reference_field, id_field)
   written = read_reports(predictions, "predictions", split, prediction_field, id_field)
-  hypotheses = [written.texts[row] for row in match(truth, written)]
+  show(f"predictions: field {written.text_field} of {written.path}; references: field {truth.text_field} of "
+       f"{truth.path}")
+  order = match(truth, written)
+  hypotheses = [written.texts[row] for row in order]
   if truth.ids is None or written.ids is None:
     show(f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of both "
          "files")
   ids = truth.ids or written.ids or truth.places
+  subject_of_each = _subjects(truth, subjects, split, id_field)
 
   train_reports = val = tokenizer = constant = None
   if train:
     train_reports, val = _train_and_val(train, reference_field, id_field)
     tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
-  restricted = cleaning == "mimic_cxr"                    # whose reports are not to be passed on
   with Meteor() as meteor:
     meteor.start()
     if train:
@@ -67,18 +70,40 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
         ids=ids, references=truth.texts, hypotheses=hypotheses,
         shuffled_hypotheses=[[hypotheses[row] for row in other] for other in others], train_reports=train_reports,
         pooled=None, constant=constant, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
-        read_labels=make_reader(labeler), restricted=restricted, seed=seed, subjects=_subjects(truth, subjects),
+        read_labels=make_reader(labeler), restricted=not with_texts, seed=seed, subjects=subject_of_each,
         meteor=meteor)
   if not train:
     scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
                         "constant": "left out, as are copies of training reports: give --train"}
+  else:
+    scores["baselines"]["constant"]["chosen_on"] = "val" if val else "train"
+    if not val:
+      scores["notes"]["constant"] = f"chosen on the training reports themselves: {train} has none of val"
+      for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
+        entry["train_score"] = entry.pop("val_score")
+  scores["notes"] |= note_of_copies(truth, written, order)
   scores = {"predictions": str(predictions), "references_file": str(references),
+            "fields": {"predictions": written.text_field, "references": truth.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
   show(format_table(scores))
   if json_path:
     write_whole(json_path, json.dumps(scores, indent=2) + "\n")
     show(f"scores: {json_path}")
   return scores
+
+
+def preparation(cleaning: str | None, threshold: int | None, max_length: int | None) -> tuple[str, int, int]:
+  """Returns how reports are prepared: what was asked for, and R2Gen's values for what is None."""
+  cleaning = cleaning or "iu_xray"
+  if cleaning not in text.RULES:
+    raise UserError(f"--cleaning {cleaning}: expected one of {', '.join(text.RULES)}")
+  threshold, max_length = (usual if asked is None else asked
+                           for asked, usual in zip((threshold, max_length), R2GEN[cleaning]))
+  if threshold < 1:
+    raise UserError(f"--threshold {threshold}: at least 1, which keeps every word of train")
+  if max_length < 2:
+    raise UserError(f"--max-length {max_length}: at least 2, a word and the end of the report")
+  return cleaning, threshold, max_length
 
 
 def make_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
@@ -89,16 +114,22 @@ def make_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
 
 
 def _train_and_val(path: str, reference_field, id_field) -> tuple[list[str], list[str] | None]:
-  """Returns the training reports, and those of val where the file is an annotation.json that has them."""
+  """Returns the training reports, and those of val, None where the file is no annotation.json that has them."""
   train = read_reports(path, "references", "train", reference_field, id_field)
   if not train.places[0].endswith(" of train"):
     return train.texts, None
-  return train.texts, read_reports(path, "references", "val", reference_field, id_field).texts
+  try:
+    return train.texts, read_reports(path, "references", "val", reference_field, id_field).texts
+  except NoSplit:
+    return train.texts, None
 
 
-def _subjects(references: Reports, path: str | None) -> list[str] | None:
+def _subjects(references: Reports, path: str | None, split: str, id_field: str | None) -> list[str] | None:
   """Returns the subject of each study, None where nobody says."""
   if path is None:
     return references.subjects
-  given = read_reports(path, "subjects")
+  given = read_reports(path, "subjects", split, id_field=id_field)
+  if references.ids and given.ids is None:
+    raise UserError(f"{given.path} has no ids, which {references.path} has: add them, or name their field with "
+                    "--id-field; by order alone, studies could get the subjects of others")
   return [given.texts[row] for row in match(references, given, "subject")]

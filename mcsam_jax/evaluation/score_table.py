@@ -67,18 +67,21 @@ def _leads(scores: Mapping):
     found = {metric.replace("_", "-"): lead["nlg"][metric] for metric in METRICS}
     if lead["labels"]:
       found |= {title: lead["labels"][average][rate] for title, (average, rate) in _F1}
-    ahead, behind, open_ = ([title for title, of in found.items() if of and test(of)] for test in (
+    found = {title: of for title, of in found.items() if of and of["low"] is not None}
+    if not found:
+      continue
+    ahead, behind, open_ = ([title for title, of in found.items() if test(of)] for test in (
         lambda of: of["low"] > 0, lambda of: of["high"] < 0, lambda of: of["low"] <= 0 <= of["high"]))
     parts = [f"{word} on {', '.join(titles)}" for word, titles in (
         ("ahead", ahead), ("behind", behind), ("undecided", open_)) if titles]
-    every = next((word for word, titles in (("ahead", ahead), ("behind", behind)) if len(titles) == len(
-        [of for of in found.values() if of])), None)
+    every = next((word for word, titles in (("ahead", ahead), ("behind", behind)) if len(titles) == len(found)), None)
     yield f"against {name}: {f'{every} on every score' if every else '; '.join(parts)}"
   control = scores.get("controls", {}).get("shuffled_images")
   if control:
     of = control["CIDEr_difference"]
     yield (f"CIDEr with its own images minus with shuffled ones ({control['num_permutations']} permutations), a study: "
-           f"{of['mean']:.3f} (95 % interval {of['low']:.3f} to {of['high']:.3f})")
+           f"{of['mean']:.3f}" + ("" if of["low"] is None else
+                                  f" (95 % interval {of['low']:.3f} to {of['high']:.3f})"))
 
 
 def _of_labels(scores: Mapping):
@@ -99,7 +102,7 @@ def _of_unseen(scores: Mapping, main: str):
     interval = scores["intervals"]["unseen_references"]["nlg"]["CIDEr"]
     bleu = unseen["nlg"]["BLEU_4"]
     yield (f"{unseen['num_studies']} studies whose reference doesn't stand in train: BLEU-4 {bleu:.3f}, "
-           f"CIDEr {cider:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+           f"CIDEr {cider:.3f}" + (f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else "")
            + (f", micro-F1 {unseen['labels']['micro']['f1']:.3f}" if unseen["labels"] else ""))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import neighbour_reports
-from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences, intervals, points, resample
+from mcsam_jax.evaluation.bootstrap import LEVEL, ONE_SUBJECT, Score, differences, intervals, points, resample
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import LabelCounts, label_values, mean_counts, points_of
@@ -62,7 +62,7 @@ def score_reports(
   Returns:
     The scores, ready for JSON; for each study its own scores under the main protocol; for each study the labels of its
     "reference" and its "generated" report (of `findings`), None without a labeler. In the scores, `intervals` repeats
-    their nesting with {"low", "high"} in place of a number.
+    their nesting with {"low", "high"} in place of a number, or None where all studies are of one subject.
 
   Raises:
     UserError: no study, a study that stands twice, or lists of different lengths.
@@ -110,7 +110,7 @@ def score_reports(
       "intervals": {"level": LEVEL, "num_samples": len(weights), "resampled": "subjects", **sure},
       "references": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length, "main": judge.main,
                      "CIDEr": "document frequencies are those of all references, in resamples and parts too"},
-      "notes": judge.notes,
+      "notes": {**judge.notes, **({} if len(weights) else {"intervals": ONE_SUBJECT})},
   }, per_study, _labels(judge, hypotheses)
 
 

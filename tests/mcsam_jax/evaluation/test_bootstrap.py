@@ -75,6 +75,14 @@ def test_draws_depend_on_the_seed_and_not_on_the_order_of_studies():
   assert (resample(subjects, 7) != resample(subjects, 8)).any()
 
 
+def test_a_single_subject_is_not_drawn():
+  weights = resample(["a"] * 4, seed=0)
+  assert weights.shape == (0, 4)
+  score = mean_of(np.arange(4.0))
+  assert intervals(score, weights) == {"mean": None}
+  assert differences(score, mean_of(np.zeros(4)), weights) == {"mean": {"difference": 1.5, "low": None, "high": None}}
+
+
 def test_bleu_of_a_resample_is_the_one_of_its_reports():
   references = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]
   hypotheses = ["the heart is normal .", "small left effusion .", "lungs are clear . heart is big ."]

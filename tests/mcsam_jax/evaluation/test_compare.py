@@ -122,6 +122,95 @@ def test_labels_that_the_files_hold_are_used(tmp_path):
     run(a, turned)
 
 
+def test_stored_labels_are_of_the_stored_references(tmp_path):
+  truth = drawn(0)
+  perfect = [{"reference": read_labels(text), "generated": read_labels(text)} for text in truth]
+  a = write(tmp_path / "a.jsonl", truth, truth, labels=perfect)
+  same, other = tmp_path / "same.txt", tmp_path / "other.txt"
+  same.write_text("".join(text + "\n" for text in truth))
+  other.write_text("".join(text + " the heart is enlarged .\n" for text in truth))
+  assert run(a, a)["labeler"] == "stored"
+  result = run(a, a, references=str(other))
+  assert result["labeler"] == "rules" and result["support"]["Cardiomegaly"] == 80
+  assert run(a, a, references=str(same), labeler="stored")["a"]["labels"]["micro"]["f1"] == 1       # without ids
+  with pytest.raises(UserError, match="labels in .*a.jsonl are of other references than .*other.txt for 80 of 80 "
+                                      "studies .the first: line 1 of the latter.: choose --labeler rules"):
+    run(a, a, references=str(other), labeler="stored")
+
+
+def test_what_is_called_labels_but_is_none_is_left_alone(tmp_path):
+  truth = drawn(0)
+  perfect = [{"reference": read_labels(text), "generated": read_labels(text)} for text in truth]
+  for foreign in (["Edema"], {"Edema": 1}, {"reference": ["Edema"], "generated": ["Edema"]},
+                  {"reference": {"Edema": 1}, "generated": {"Edema": 0}}, "Edema", {},
+                  {"reference": {"Edema": "absent"}, "generated": {"Fracture": "absent"}}):
+    a = write(tmp_path / "a.jsonl", truth, truth, labels=[foreign] * 80)
+    assert run(a, a)["labeler"] == "rules"
+    b = write(tmp_path / "b.jsonl", truth, truth, labels=[*perfect[:79], foreign])
+    with pytest.raises(UserError, match="b.jsonl line 80: no labels as evaluations store them"):
+      run(b, b)
+  fewer = {"reference": {"Edema": "absent"}, "generated": {"Edema": "absent"}}
+  b = write(tmp_path / "b.jsonl", truth, truth, labels=[*perfect[:79], fewer])
+  with pytest.raises(UserError, match="b.jsonl line 80: its labels differ .* or are of other findings"):
+    run(b, b)
+
+
+@pytest.mark.parametrize("beside", ['{"references": ["a", "b"]}', '{"references": {"s1": "a"}}', '["references"]', "{",
+                                    '{"s1": "a report"}', '{"references": null}'])
+def test_a_json_beside_the_predictions_may_be_anything(tmp_path, beside):
+  truth = drawn(0)
+  a = write(tmp_path / "a.jsonl", truth, truth)
+  (tmp_path / "a.json").write_text(beside)
+  result = run(a, a)
+  assert (result["cleaning"], result["max_length"]) == ("iu_xray", 60)
+
+
+def test_runs_that_were_evaluated_differently_need_a_word_of_the_user(tmp_path):
+  truth = drawn(0)
+  paths = []
+  for name, cleaning, length in (("x", "iu_xray", 8), ("y", "iu_xray", 9), ("z", "mimic_cxr", 8)):
+    paths.append(write(tmp_path / f"{name}.jsonl", truth, truth))
+    (tmp_path / f"{name}.json").write_text(json.dumps({"references": {"cleaning": cleaning, "max_length": length}}))
+  bare = write(tmp_path / "bare.jsonl", truth, truth)
+  x, y, z = paths
+  with pytest.raises(UserError, match="different values of max_length .8, 9.: choose one for all with --max-length"):
+    run([x, x], [x, y])
+  with pytest.raises(UserError, match="different values of cleaning .iu_xray, mimic_cxr.: .* with --cleaning"):
+    run(x, z)
+  assert run(x, y, max_length=9)["max_length"] == 9
+  assert run(x, z, cleaning="mimic_cxr")["cleaning"] == "mimic_cxr"
+  assert run(bare, z)["cleaning"] == "mimic_cxr" and run(bare, z)["max_length"] == 8
+  with pytest.raises(UserError, match="--max-length 0: at least 2"):
+    run(x, x, max_length=0)
+
+
+def test_subjects_of_the_runs_count_where_the_references_have_none(tmp_path):
+  truth = drawn(0)
+  a = write(tmp_path / "a.jsonl", truth, truth)
+  turned = [*enumerate(truth)][::-1]
+  (tmp_path / "r.jsonl").write_text("".join(json.dumps({"id": f"s{i}", "ref": text}) + "\n" for i, text in turned))
+  bare = tmp_path / "bare.jsonl"
+  bare.write_text("".join(json.dumps({"id": f"s{i}", "pred": text}) + "\n" for i, text in enumerate(truth)))
+  result = run(str(bare), a, references=str(tmp_path / "r.jsonl"))
+  assert result["num_subjects"] == 40
+  noisy = write(tmp_path / "noisy.jsonl", truth, damaged(truth, 0.3, 1))
+  given, own = run(a, noisy, references=str(tmp_path / "r.jsonl")), run(a, noisy)
+  assert given["a_minus_b"]["nlg"]["ROUGE_L"] == pytest.approx(own["a_minus_b"]["nlg"]["ROUGE_L"])
+
+
+def test_a_single_subject_gives_no_intervals(tmp_path):
+  truth, said = drawn(0), []
+  a = write(tmp_path / "a.jsonl", truth, damaged(truth, 0.1, 0))
+  b = write(tmp_path / "b.jsonl", truth, damaged(truth, 0.6, 1))
+  (tmp_path / "r.jsonl").write_text("".join(
+      json.dumps({"id": f"s{i}", "ref": text, "subject": "p"}) + "\n" for i, text in enumerate(truth)))
+  result = compare([a], [b], references=str(tmp_path / "r.jsonl"), show=said.append)
+  lead = result["a_minus_b"]["nlg"]["CIDEr"]
+  assert lead["difference"] > 0 and lead["low"] is None and "one subject" in result["notes"]["intervals"]
+  (row,) = [line for line in said[-1].splitlines() if line.startswith("CIDEr")]
+  assert row.endswith(f"{lead['difference']:+.3f}")
+
+
 def test_r2gen_where_workdirs_have_one_vocabulary(tmp_path):
   truth = drawn(0)
   paths = []

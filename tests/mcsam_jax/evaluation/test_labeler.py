@@ -49,6 +49,16 @@ def test_sentences_that_no_rule_was_made_for():
   assert len(wrong(rows)) <= 0.03 * len(rows)
 
 
+@pytest.mark.parametrize("sentence, label", [
+    ("There isn't an effusion.", "negative"), ("An effusion can't be excluded.", "uncertain"),
+    ("There isn't a free-flowing effusion.", "negative"), ("No pleural-effusion.", "negative")])
+def test_a_typographic_apostrophe_or_hyphen_is_one(sentence, label):
+  for apostrophe, hyphen in ("'-", "\u2019\u2010", "\u02bc\u2011", "\u2018\u2013"):
+    report = sentence.replace("'", apostrophe).replace("-", hyphen)
+    assert read_labels(report)["Pleural Effusion"] == label
+    assert mentions(report) == mentions(sentence)                       # in the same places
+
+
 @pytest.mark.parametrize("rules", ["iu_xray", "mimic_cxr"])
 def test_cleaned_sentences_say_the_same(rules):
   """Without commas a list and two claims look alike, so that not all can."""

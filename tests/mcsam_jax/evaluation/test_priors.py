@@ -28,6 +28,10 @@ def claims(report):
     ("heart size normal . effusion decreased from the previous exam .", ["decreased from", "previous exam"]),
     ("As compared to the study of ___, lines are in place.", ["As compared to"]),
     ("The effusion is larger than on the prior study.", ["on the prior study"]),
+    ("Prior x-ray demonstrates effusion.", ["Prior x-ray"]),
+    ("Seen on the previous xrays and the old x ray.", ["on the previous xrays", "and the old x ray"]),
+    ("Increased from the prior X\u2011ray.", ["Increased from", "prior X\u2011ray"]),
+    ("Larger than on patient\u2019s prior film.", ["on patient\u2019s prior film"]),
 ])
 def test_comparisons_are_found(report, words):
   assert claims(report) == words

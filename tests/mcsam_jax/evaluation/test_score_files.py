@@ -77,7 +77,8 @@ def test_without_train_what_needs_it_is_left_out_and_said(folder):
 
 
 def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
-  scores = score(folder, references="annotation.json", train="annotation.json", json_path=str(folder / "scores.json"))
+  scores = score(folder, references="annotation.json", train="annotation.json", json_path=str(folder / "scores.json"),
+                 with_texts=True)
   assert scores["nlg"]["r2gen"]["BLEU_1"] == pytest.approx(26 / 27, abs=1e-6)
   assert scores["baselines"]["constant"]["chosen_for"]["BLEU_4"]["report"] == NORMAL_CLEANED      # val's
   assert scores["baselines"]["constant"]["model_minus_this"]["nlg"]["CIDEr"]["difference"] > 0
@@ -90,11 +91,40 @@ def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
   assert rare["nlg"]["clean"] == scores["nlg"]["clean"]
 
 
-def test_with_the_rules_of_mimic_cxr_no_text_is_written(folder):
-  options = dict(references="annotation.json", train="annotation.json", threshold=1)
-  assert "effusion" not in json.dumps(score(folder, **options, cleaning="mimic_cxr")).lower().replace(
-      "pleural effusion", "")
-  assert "effusion ." in json.dumps(score(folder, **options))
+@pytest.mark.parametrize("train", ["no_val.json", "empty_val.json", "references.jsonl"])
+def test_without_val_the_constant_is_chosen_on_train_and_that_is_said(folder, train):
+  splits = json.loads((folder / "annotation.json").read_text())
+  (folder / "no_val.json").write_text(json.dumps({"train": splits["train"], "test": splits["test"]}))
+  (folder / "empty_val.json").write_text(json.dumps({**splits, "val": []}))
+  options = dict(references="annotation.json", threshold=1)
+  scores = score(folder, train=train, **options)
+  constant = scores["baselines"]["constant"]
+  assert constant["chosen_on"] == "train" and "has none of val" in scores["notes"]["constant"]
+  assert constant["chosen_for"]["BLEU_4"]["train_score"] > 0 and "val_score" not in constant["chosen_for"]["BLEU_4"]
+  with_val = score(folder, train="annotation.json", **options)
+  constant = with_val["baselines"]["constant"]
+  assert constant["chosen_on"] == "val" and constant["chosen_for"]["BLEU_4"]["val_score"] == pytest.approx(1, abs=1e-6)
+  assert "constant" not in with_val["notes"]
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"threshold": 0}, "--threshold 0: at least 1"), ({"threshold": -3}, "--threshold -3: at least 1"),
+    ({"max_length": 0}, "--max-length 0: at least 2"), ({"max_length": 1}, "--max-length 1: at least 2")])
+def test_values_that_leave_nothing_are_refused(folder, options, message):
+  with pytest.raises(UserError, match=message):
+    score(folder, **options)
+
+
+@pytest.mark.parametrize("cleaning", [None, "mimic_cxr"])
+def test_no_text_is_written_unless_it_is_asked_for(folder, cleaning):
+  options = dict(references="annotation.json", train="annotation.json", threshold=1, cleaning=cleaning)
+  path = folder / "scores.json"
+  score(folder, **options, json_path=str(path))
+  assert "effusion" not in path.read_text().lower().replace("pleural effusion", "")
+  score(folder, **options, json_path=str(path), with_texts=True)
+  scores = json.loads(path.read_text())
+  assert scores["most_common_report"] == NORMAL_CLEANED
+  assert scores["baselines"]["constant"]["chosen_for"]["BLEU_4"]["report"] == NORMAL_CLEANED
 
 
 def test_subjects_come_from_the_references_or_a_file(folder):
@@ -102,9 +132,41 @@ def test_subjects_come_from_the_references_or_a_file(folder):
   assert score(folder, references="references.csv")["num_subjects"] == 4
   (folder / "subjects.csv").write_text("id,subject\ns4,x\ns3,x\ns2,x\ns1,y\n")
   assert score(folder, references="references.csv", subjects="subjects.csv")["num_subjects"] == 2
+  (folder / "subjects.csv").write_text("id,subject\ns4,x\ns3,\ns2, \ns1,x\n")          # who s2 and s3 are isn't known
+  assert score(folder, references="references.csv", subjects="subjects.csv")["num_subjects"] == 3
+  (folder / "blank.csv").write_text("study_id,report,subject_id\n" + "".join(
+      f'{name},"{text}",\n' for name, text in REFERENCES.items()))
+  scores = score(folder, references="blank.csv")
+  assert scores["num_subjects"] == 4 and read_reports(str(folder / "blank.csv"), "references").subjects is None
+  interval = scores["intervals"]["nlg"]["clean"]["CIDEr"]
+  assert interval["low"] < interval["high"]
+  (folder / "null.jsonl").write_text("".join(json.dumps(
+      {"id": name, "report": text, "subject_id": {"s1": "p", "s2": "p"}.get(name)}) + "\n"
+      for name, text in REFERENCES.items()))
+  assert read_reports(str(folder / "null.jsonl"), "references").subjects == ["p", "p", "s3", "s4"]
   (folder / "subjects.txt").write_text("x\nx\n")
-  with pytest.raises(UserError, match="4 reports in .*references.csv and 2 in .*subjects.txt: .*txt has no ids"):
-    score(folder, references="references.csv", subjects="subjects.txt")
+  with pytest.raises(UserError, match="4 reports in .*references.txt and 2 in .*subjects.txt: .*txt has no ids"):
+    score(folder, "predictions.txt", "references.txt", subjects="subjects.txt")
+  (folder / "subjects.txt").write_text("x\nx\nx\ny\n")
+  assert score(folder, "predictions.txt", "references.txt", subjects="subjects.txt")["num_subjects"] == 2
+
+
+def test_subjects_are_matched_by_the_named_id(folder):
+  rows = "study,subject\ns4,x\ns3,x\ns2,y\ns1,z\n"
+  (folder / "subjects.csv").write_text(rows)
+  with pytest.raises(UserError, match="subjects.csv has no ids, which .*references.jsonl has: .* name their field"):
+    score(folder, subjects="subjects.csv")
+  for name, field in (("predictions", "generated"), ("references", "report")):
+    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    (folder / f"{name}_of.jsonl").write_text("".join(
+        json.dumps({"study": row["id"], field: row[field]}) + "\n" for row in lines))
+  of = lambda subjects: score(folder, "predictions_of.jsonl", "references_of.jsonl", subjects=subjects,
+                              id_field="study")["intervals"]["nlg"]["clean"]["ROUGE_L"]
+  named = of("subjects.csv")
+  (folder / "ordered.csv").write_text("study,subject\ns1,z\ns2,y\ns3,x\ns4,x\n")
+  assert named == of("ordered.csv")
+  (folder / "turned.csv").write_text("study,subject\ns1,x\ns2,x\ns3,y\ns4,z\n")       # as the order alone would have it
+  assert named != of("turned.csv")
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -125,6 +187,14 @@ def test_subjects_come_from_the_references_or_a_file(folder):
     ("x.csv", "id,report\ns1,a, b\n", "x.csv line 2: it has another number of fields than the header"),
     ("x.txt", "a\nb\n", "4 reports in .*references.jsonl and 2 in .*x.txt: .*x.txt has no ids, so both must hold"),
     ("x.txt", "", "x.txt holds no reports"),
+    ("x.csv", "s1,A text of s1\ns2,Another\n", "x.csv line 1: no field any of generated, .* for the predictions among "
+     "its 2 columns: give it a header, or name it with --prediction-field"),
+    ("x.jsonl", '{"s1": "A text of s1", "hint": 1, "A text of s1": 2}\n',
+     "x.jsonl line 1: no field any of .*, there are hint, 2 that aren't shown: name it"),
+    ("x.csv", 'id,report\n"s1",a\ns2,"b\ns3,c\ns4,d\n', "x.csv line 3: the row that begins there can't be read"),
+    ("x.csv", "id,report\ns1," + 200_000 * "a", "x.csv line 2: the row that begins there can't be read"),
+    ("x.json", '{"s2": "a", "s1": "b", "s3": "c", "s1": "d"}', "x.json: entry 4 of an object has the name of an"),
+    ("x.jsonl", '{"id": "s1", "pred": "b", "pred": "s1"}', "x.jsonl line 1: entry 3 of an object has the name of an"),
     ("x.pkl", "", "x.pkl: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from .pkl"),
     ("absent.jsonl", None, "absent.jsonl not found"),
 ])
@@ -137,11 +207,32 @@ def test_faults_are_told_by_file_and_line(folder, name, content, message):
   assert "\n" not in str(found.value)
 
 
+def test_a_line_ends_at_a_line_break_alone(folder):
+  (folder / "x.txt").write_bytes("a\u2028b\r\nc\x0cd\n\ne\n".encode())
+  assert read_reports(str(folder / "x.txt"), "predictions").texts == ["a\u2028b", "c\x0cd", "", "e"]
+
+
 def test_a_named_field_goes_before_the_usual_ones(folder):
   (folder / "x.jsonl").write_text('{"id": "a", "uid": "b", "report": "wrong", "mine": "right"}\n')
   found = read_reports(str(folder / "x.jsonl"), "predictions", text_field="mine", id_field="uid")
   assert (found.texts, found.ids) == (["right"], ["b"])
   assert match(found, found) == [0]
+
+
+def test_the_fields_are_said_and_a_copy_of_the_references_is_noticed(folder):
+  said = []
+  write = lambda field: (folder / "x.jsonl").write_text("".join(json.dumps(
+      {"id": name, "report": text, field: WRITTEN[name]}) + "\n" for name, text in REFERENCES.items()))
+  run = lambda: score_files(str(folder / "x.jsonl"), str(folder / "references.jsonl"), show=said.append)
+  write("ours")
+  scores = run()
+  assert scores["fields"] == {"predictions": "report", "references": "report"}
+  assert any("predictions: field report of" in line for line in said)
+  assert f"field report of {folder / 'x.jsonl'}: all of its reports equal their references" in said[-1]
+  write("candidate")
+  scores = run()
+  assert scores["fields"]["predictions"] == "candidate" and scores["nlg"] == score(folder)["nlg"]
+  assert not any(key.startswith("field") for key in scores["notes"])
 
 
 def test_the_verb_imports_neither_jax_nor_tensorflow(folder):

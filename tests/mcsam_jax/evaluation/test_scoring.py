@@ -13,6 +13,7 @@ from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline
 from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
+from mcsam_jax.evaluation.page_scores import facts, main_table
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 
@@ -108,7 +109,19 @@ def test_subjects_are_drawn_and_not_studies(arguments):
     return scores["intervals"]["nlg"]["clean"]["ROUGE_L"]
   # Two subjects can be drawn in three ways; the second has the one report with a word of five wrong.
   assert rouge_l(["a", "a", "a", "b", "b", "b"]) == pytest.approx({"low": (1 + 0.8 + 1) / 3, "high": 1})
-  assert rouge_l(["a"] * 6) == pytest.approx({"low": 5.8 / 6, "high": 5.8 / 6})
+
+
+def test_a_single_subject_gives_no_intervals(arguments):
+  scores = score_reports(**arguments, subjects=["a"] * 6)[0]
+  assert scores["nlg"]["clean"]["ROUGE_L"] == pytest.approx(5.8 / 6)
+  assert scores["intervals"]["nlg"]["clean"]["ROUGE_L"] is None and scores["intervals"]["num_samples"] == 0
+  lead = scores["baselines"]["constant"]["model_minus_this"]["nlg"]["CIDEr"]
+  assert lead["difference"] > 0 and lead["low"] is None and lead["high"] is None
+  assert scores["notes"]["intervals"].startswith("left out: all studies are of one subject")
+  assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+  table = format_table(scores)
+  assert "ahead" not in table and "(95 % interval" not in table
+  facts(scores), main_table(scores)                  # the page shows it too
 
 
 def test_the_model_is_compared_with_each_baseline(arguments):
