@@ -130,6 +130,7 @@ ORGANS = (
     ("Lung Opacity", (r"lungs", r"lung fields")),
     ("Pleural Effusion", (r"pleural spaces?",)),
 )
+_CONTRACTED = r"(?:is|are|was|were|has|have|had|does|do|did|could)n'?t"
 # The states that count for an organ; the rest of an organ's states says nothing of its finding.
 STATES = (
     ("uncertain", (
@@ -139,7 +140,8 @@ STATES = (
     ("negative", (
         r"(?:upper|top|high)(?: limits?| range| end)?(?: of)?(?: the)? normal(?: limits?| range)?", r"upper limits?",
         r"within (?:\w+ )?limits?(?: of normal)?", r"within (?:the )?normal (?:limits?|range)", r"normal limits",
-        r"(?:not|no longer|without being)(?: \w+){0,3}? (?:enlarged|large|widened|wide|prominent|dilated)",
+        rf"(?:not|no longer|without being|{_CONTRACTED})(?: \w+){{0,3}}? "
+        r"(?:enlarged|large|widened|wide|prominent|dilated)",
         r"non~enlarged", r"normal",
         r"unremarkable", r"clear",
     )),
@@ -147,7 +149,8 @@ STATES = (
         r"enlarge(?:d|ment)", r"larger?", r"increased", r"dilated", r"widen(?:ed|ing)|wide", r"prominen(?:t|ce)",
     )),
     ("unsaid", (
-        r"not (?:\w+ )?(?:clear|normal)", r"stable|unchanged|similar|obscured|accentuated|exaggerated|shift(?:ed)?",
+        rf"(?:not|{_CONTRACTED}) (?:\w+ )?(?:clear|normal)",
+        r"stable|unchanged|similar|obscured|accentuated|exaggerated|shift(?:ed)?",
         r"rotated|deviated|calcified|difficult|midline", r"hyper\w+|hypo\w+",
     )),
 )
@@ -173,7 +176,8 @@ CUES = (
         r"(?:consistent|compatible|associated|keeping|along|concordant) with", r"not only", r"no doubt",
         r"(?:near(?:ly)?|partial(?:ly)?|incomplete(?:ly)?|almost|some)(?: complete(?:ly)?)?(?: interval)? "
         r"(?:resol|clear)\w+(?: of)?",
-        r"(?:not|yet|nor|incompletely|without)(?: \w+){0,3}? (?:resolved|cleared|resolution|clearing)(?: of)?",
+        rf"(?:not|yet|nor|incompletely|without|{_CONTRACTED})(?: \w+){{0,3}}? "
+        r"(?:resolved|cleared|resolution|clearing)(?: of)?",
     )),
     ("void before", (
         r"(?:may|might|can|could)(?: \w+)? not be (?:\w+ )?" + _SEEN, r"precautions|protocol|workup|prophylaxis",
@@ -208,13 +212,14 @@ CUES = (
     ("negative before", (
         r"(?:(?:is|are|was|were|has|have|had|been|now|since|fully|completely|largely|entirely|interval\w*) )+"
         r"(?:resolved|cleared|disappeared|gone|absent|removed|withdrawn(?! \d)|extracted|replaced|excluded|ruled out)",
-        rf"{_BE}(?:not|no longer|never) {_HOW}{_SEEN}", r"(?:is|are) out", r": (?:none|absent|negative|nil|no(?=\W*$))",
+        rf"{_BE}(?:not|no longer|never|{_CONTRACTED}) {_HOW}{_SEEN}", r"(?:is|are) out",
+        r": (?:none|absent|negative|nil|no(?=\W*$))",
     )),
     ("negative around", (r"resolved|cleared|disappeared|removed|absent",)),
     ("negative after", (
         r"no(?: (?:definite|obvious|evidence|signs?|convincing))?(?: (?:of|for))?", r"without|w/o",
         r"not|never|neither|nor|nothing",
-        r"none of", r"(?:isn|aren|wasn|doesn|don)'?t", r"(?:free|clear|devoid) (?:of|from)", r"negative for",
+        r"none of", _CONTRACTED, r"(?:free|clear|devoid) (?:of|from)", r"negative for",
         r"(?:absence|lack) of", r"rather than|instead of", r"fail(?:s|ed|ure) to", r"exclud(?:es|ing)",
         r"(?:resolution|clearing|clearance|removal|extraction|withdrawal|disappearance|drainage) of",
     )),
