@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mcsam_jax import cli
 from mcsam_jax.errors import RUN_AGAIN, UserError
+from mcsam_jax.training.passing import OtherHostFailed
 
 
 def status_of(error) -> int:
@@ -25,6 +26,7 @@ def status_of(error) -> int:
     (OSError(errno.ESTALE, "Stale file handle", "x"), RUN_AGAIN),
     (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), RUN_AGAIN),
     (TimeoutError("the store didn't answer"), RUN_AGAIN),
+    (OtherHostFailed("host 0 has failed"), RUN_AGAIN),
     (tf.errors.NotFoundError(None, None, "gs://bucket/x"), 2),
     (tf.errors.UnavailableError(None, None, "gs://bucket/x: 503"), RUN_AGAIN),
 ])
