@@ -3,8 +3,8 @@
 #   options "$@"            takes --help, --dry-run and --yes off; what is left is ARGS, its first word VERB
 #   run COMMAND...          prints the command and, unless --dry-run, runs it
 #   ask QUESTION            goes on after a yes (--yes answers it); anything else leaves with nothing done
-#   verdict STATUS...       one status for all hosts: 2 (put something right) or 3 (does not fit) if any left so;
-#                           75 (run again) if any left with 75 or was killed (128 and more); else the first
+#   verdict STATUS...       one status for all hosts: 2 (put something right), 3 (does not fit) or 130 (Ctrl-C) if any
+#                           left so; 75 (run again) if any left with 75 or was killed (128 and more); else the first
 #   refuse_public WORD...   leaves with status 2 if everyone can read a bucket that the words name (gs://...), also in
 #                           --flag=gs://...; PUBLIC_DATA=1 says that the data set is open and skips this
 
@@ -55,6 +55,7 @@ verdict() {
   case " $* " in
     *' 2 '*) last=2 ;;
     *' 3 '*) last=3 ;;
+    *' 130 '*) last=130 ;;
     *' 75 '* | *' 12'[89]' '* | *' 1'[3-9]?' '* | *' 2'[0-4]?' '* | *' 255 '*) last=75 ;;
   esac
   echo "$last"

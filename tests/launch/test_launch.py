@@ -48,6 +48,18 @@ if [ -e "$FAKE/wait" ]; then
 fi
 exit "$(cat "$FAKE/leave")"'''
 
+# Its tasks one after the other, each of which leaves with the next status; the highest is returned.
+SRUN_TASKS = r'''
+highest=0
+while [[ $1 = --* ]]; do shift; done
+for leave in $(cat "$FAKE/leaves"); do
+  echo "$leave" >"$FAKE/leave"
+  "$@" & echo $! >"$FAKE/task"
+  wait $! && status=0 || status=$?
+  if [ "$status" -gt "$highest" ]; then highest=$status; fi
+done
+exit "$highest"'''
+
 
 class Machine:
   """A folder of fake commands, the files that they read, and a launcher run among them."""
@@ -180,6 +192,7 @@ def test_a_tpu_is_run_again_after_75_and_made_anew_after_a_preemption(tpu):
     ("told 75 2\n0\n", 2),                  # on one host, the others lost it; gcloud returns the first one's
     ("told 1 1\n0\n", 1),                   # a traceback everywhere
     ("told 134 75\ntold 0 0\n", 0),         # killed on one, lost on the other
+    ("told 130 130\n0\n", 130),             # a Ctrl-C there
     ("told 137\ntold 75\ntold 75\n", 75)])  # MAX_RESTARTS is 2
 def test_a_tpu_stops_or_runs_again_by_the_status_of_all_workers(tpu, events, expected):
   tpu.write(events=events)
@@ -241,11 +254,38 @@ def test_slurm_hands_the_signal_before_the_limit_to_the_tasks_alone(machine):
   job.send_signal(signal.SIGTERM)
   output, _ = job.communicate(timeout=20)
   assert job.returncode == 75, output
-  assert [call for call in machine.calls() if not call.startswith("srun")] == [
+  assert [call for call in machine.calls() if call.startswith("sc")] == [
       "scancel --signal=TERM 7", "scontrol requeue 7"]
   assert not (machine.folder / "srun-got-term").exists()
   lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
   assert {"#SBATCH --signal=B:TERM@300", "#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
+
+
+@pytest.mark.parametrize("leaves, expected, requeued", [
+    ("75 2 134", 2, False), ("134 3 75", 3, False), ("0 0 0", 0, False), ("75 134 75", 75, True)])
+def test_slurm_hears_what_one_task_needs_behind_the_others_it_lost(machine, leaves, expected, requeued):
+  machine.fake("srun", SRUN_TASKS)
+  machine.fake("scontrol", "exit 0")
+  machine.fake("mcsam", 'exit "$(cat "$FAKE/leave")"')
+  machine.write(leaves=leaves)
+  status, output = machine.run("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
+  assert status == expected, output
+  assert machine.calls("scontrol") == ["scontrol requeue 7"] * requeued
+  assert machine.calls("mcsam train --config")[0].endswith(" ".join(TRAIN))
+
+
+def test_slurm_s_signal_to_a_task_reaches_the_program(machine):
+  machine.fake("srun", SRUN_TASKS)
+  machine.fake("scancel", 'kill -TERM "$(cat "$FAKE/task")"')       # SLURM's goes to no child of a task
+  machine.fake("scontrol", "exit 0")
+  machine.fake("mcsam", 'trap "exit 75" TERM; echo begun >"$FAKE/begun"; for _ in {1..500}; do sleep 0.02; done')
+  machine.write(leaves="0")
+  job = machine.start("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
+  while not (machine.folder / "begun").exists():
+    time.sleep(0.02)
+  job.send_signal(signal.SIGTERM)
+  output, _ = job.communicate(timeout=20)
+  assert job.returncode == 75 and machine.calls("requeue"), output
 
 
 @pytest.mark.parametrize("script, words, said", [
