@@ -3,10 +3,14 @@
 #   options "$@"            takes --help, --dry-run and --yes off; what is left is ARGS, its first word VERB
 #   run COMMAND...          prints the command and, unless --dry-run, runs it
 #   ask QUESTION            goes on after a yes (--yes answers it); anything else leaves with nothing done
-#   verdict STATUS...       one status for all hosts: 2 (put something right) or 3 (does not fit) if any left so;
-#                           75 (run again) if any left with 75 or was killed (128 and more); else the first
+#   verdict STATUS...       one status for all hosts: 2 (put something right), 3 (does not fit) or 130 (Ctrl-C) if any
+#                           left so; 75 (run again) if any left with 75 or was killed (128 and more); else the first
 #   refuse_public WORD...   leaves with status 2 if everyone can read a bucket that the words name (gs://...), also in
 #                           --flag=gs://...; PUBLIC_DATA=1 says that the data set is open and skips this
+#   refuse_local WORD...    leaves with status 2 if `train` would look for records or weights below the folder that it
+#                           starts in, where a new machine has none
+#   beside_workdir WORD...  prints gs://.../mcsam-xla, beside a workdir on gs://: host 0 alone writes compiled programs
+#   value_of FLAG WORD...   prints what the words say of --flag
 
 exec 3>&1
 
@@ -55,6 +59,7 @@ verdict() {
   case " $* " in
     *' 2 '*) last=2 ;;
     *' 3 '*) last=3 ;;
+    *' 130 '*) last=130 ;;
     *' 75 '* | *' 12'[89]' '* | *' 1'[3-9]?' '* | *' 2'[0-4]?' '* | *' 255 '*) last=75 ;;
   esac
   echo "$last"
@@ -74,5 +79,33 @@ refuse_public() {
     if grep -Eq 'allUsers|allAuthenticatedUsers' <<<"$rights"; then
       die "everyone can read $bucket, so no restricted data may go there: \`$fix\`; for open data set PUBLIC_DATA=1"
     fi
+  done
+}
+
+value_of() {
+  local flag=$1 word value='' next=
+  for word in "${@:2}"; do
+    if [ -n "$next" ]; then value=$word next=; fi
+    case $word in "$flag") next=1 ;; "$flag="*) value=${word#*=} ;; esac
+  done
+  echo "$value"
+}
+
+beside_workdir() {
+  local workdir
+  workdir=$(value_of --workdir "$@")
+  workdir=${workdir%/}
+  [[ $workdir != gs://?*/?* ]] || echo "${workdir%/*}/mcsam-xla"
+}
+
+refuse_local() {
+  local config field
+  [ "${1:-}" = train ] || return 0
+  config=$(value_of --config "$@")
+  config=${config##*/}
+  case ${config%.py} in mimic_cxr | iu_xray | r2gencmn) ;; *) return 0 ;; esac       # other files may say it themselves
+  for field in data.data_dir=gs://BUCKET/data encoder.weights=gs://BUCKET/data/WEIGHTS.npz; do
+    [[ " $* " = *" --config.${field%%=*}="* ]] ||
+      die "the machines start without data: add --config.$field; \`gcloud storage cp -r data gs://BUCKET/\` brings it"
   done
 }

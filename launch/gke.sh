@@ -2,15 +2,17 @@
 # Trains on TPU slices of a GKE cluster that xpk made (`xpk cluster create`, `pip install xpk`).
 #   bash launch/gke.sh [--dry-run] [--yes] VERB ...
 #     build                                                          the image of launch/Dockerfile, pushed as IMAGE
-#     run train --config mimic_cxr --workdir gs://BUCKET/runs/mimic  any words of mcsam, as a workload
+#     run train --config mimic_cxr --workdir gs://BUCKET/runs/mimic --config.data.data_dir=gs://BUCKET/data \
+#       --config.encoder.weights=gs://BUCKET/data/resnet50.npz       any words of mcsam, as a workload
 #     status                                                         of the workload
 #     down                                                           deletes the workload; the cluster stays, and costs
 # GKE starts it again, up to MAX_RESTARTS times, when it left with status 75 or was killed or preempted; any other
 # status (2: something to put right) ends it. Data and workdir are on gs://; the cluster's service account reads them.
 # Settings, by environment: CLUSTER, IMAGE (such as us-docker.pkg.dev/PROJECT/REPOSITORY/mcsam), PROJECT, ZONE, NAME,
-# TYPE (v5litepod-16, v6e-256, ...), SLICES, CACHE (compiled programs, no data; gs:// outlives a pod), MAX_RESTARTS,
-# GRACE (seconds from SIGTERM to the end; xpk takes up to 10 of them, a spot node gives less), PUBLIC_DATA=1 (the data
-# set is open, buckets may be public).
+# TYPE (v5litepod-16, v6e-256, ...), SLICES, CACHE (compiled programs, no data; default: mcsam-xla beside a workdir on
+# gs://. Host 0 alone writes it, and a folder of a pod goes with it), MAX_RESTARTS, GRACE (seconds from SIGTERM to the
+# end; xpk takes up to 10 of them, a spot node gives less), PUBLIC_DATA=1 (the data set is open, buckets may be public),
+# MCSAM_PRIVATE_BUCKETS (handed on).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/cloud.sh
@@ -36,11 +38,14 @@ case $VERB in
   run)
     [ "${#ARGS[@]}" -gt 1 ] || die "say what to run: run train --config C --workdir gs://BUCKET/RUN"
     place
-    refuse_public "${CACHE:-}" "${ARGS[@]}"
+    refuse_local "${ARGS[@]:1}"
+    CACHE=${CACHE:-$(beside_workdir "${ARGS[@]}")}
+    refuse_public "$CACHE" "${ARGS[@]}"
     ask "Run on $SLICES x $TYPE of the cluster $CLUSTER, which costs while it runs?"
     # `exec`: xpk's shell passes SIGTERM on to its child, which has to be mcsam itself. xpk restarts on 42 and 127-255.
     run xpk workload create "--workload=$NAME" "${where[@]}" "--tpu-type=$TYPE" "--num-slices=$SLICES" \
       "--docker-image=$IMAGE" "--env=JAX_COMPILATION_CACHE_DIR=${CACHE:-/tmp/mcsam-xla}" \
+      ${MCSAM_PRIVATE_BUCKETS:+"--env=MCSAM_PRIVATE_BUCKETS=$MCSAM_PRIVATE_BUCKETS"} \
       "--max-restarts=${MAX_RESTARTS:-100}" --restart-on-exit-codes=75 \
       "--termination-grace-period-seconds=${GRACE:-120}" "--command=exec mcsam $(quoted "${ARGS[@]:1}")"
     echo "next: bash $0 status; its output: kubectl logs -f -l xpk.google.com/workload=$NAME" ;;

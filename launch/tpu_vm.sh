@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Trains on Cloud TPU VMs, one slice or several, and starts again by itself after a preemption or a lost host.
 #   bash launch/tpu_vm.sh [--dry-run] [--yes] VERB ...
-#     run train --config mimic_cxr --workdir gs://BUCKET/runs/mimic   any words of mcsam; makes the TPU if there is none
+#     run train --config mimic_cxr --workdir gs://BUCKET/runs/mimic --config.data.data_dir=gs://BUCKET/data \
+#       --config.encoder.weights=gs://BUCKET/data/resnet50.npz       any words of mcsam; makes the TPU if there is none
 #     status                                                         of the TPU and its nodes
 #     stop                                                           the run saves and ends; the TPU stays
 #     down                                                           deletes the TPU; until then it costs
 # The run lives on the TPU: when this terminal goes, `run` with the same words follows it again. To replace a preempted
-# TPU this script must be running: give it a machine that stays up. It returns mcsam's own status.
-# Needs gcloud, logged in, and `ssh-add ~/.ssh/google_compute_engine`. Sends what git tracks, as it is now; no data.
+# TPU this script must be running: give it a machine that stays up. It returns mcsam's own status, 0 after `stop`.
+# Needs gcloud, logged in, and `ssh-add ~/.ssh/google_compute_engine`. Sends what git tracks, as it is now, to
+# ~/mcsam-jax of each worker; no data. Relative paths are below ~/mcsam-run there, which goes with the TPU.
 # Settings, by environment: NAME, ZONE, TYPE (v5litepod-16, v6e-256, v4-2048, ...), SLICES, SPOT=1, DOWN=1 (delete it at
-# the end), CACHE (compiled programs, no data: a folder of the TPU, or gs://, which outlives it), MAX_RESTARTS, RUNTIME,
-# POLL (seconds), PUBLIC_DATA=1 (the data set is open, buckets may be public).
+# the end), CACHE (compiled programs, no data; default: mcsam-xla beside a workdir on gs://; worker 0 alone writes it,
+# and in a folder of the TPU the others find none), MAX_RESTARTS, RUNTIME, POLL (seconds), PUBLIC_DATA=1 (the data set
+# is open, buckets may be public), MCSAM_PRIVATE_BUCKETS (handed on).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/cloud.sh
@@ -25,7 +28,11 @@ tpus() { run gcloud compute tpus "$@" "--zone=$ZONE"; }
 # All at once: gcloud's own 64 at a time would wait for ever on a program that spans more hosts than that.
 everywhere() { tpus queued-resources "$@" --node=all --worker=all --batch-size=all; }
 requests() { tpus queued-resources list "--filter=name~(^|/)$NAME\$" "$@"; }
-nodes() { tpus tpu-vm list "--filter=name~(^|/)$NAME(-[0-9]+)?\$" "$@"; }
+nodes() {   # several slices are NAME-0, NAME-1, ...; where there is one, such a name is another TPU's
+  local number='(-[0-9]+)?'
+  case $VERB:$SLICES in run:1) number='' ;; run:*) number='-[0-9]+' ;; esac
+  tpus tpu-vm list "--filter=name~(^|/)$NAME$number\$" "$@"
+}
 delete() { tpus queued-resources delete "$NAME" --force --quiet; }
 create() {
   local count="--node-id=$NAME"
@@ -50,7 +57,9 @@ provide() {   # returns once every node is ready; what was preempted is deleted 
 
 attempt() {   # installs, and runs mcsam or follows it; returns 75 for 'run again'
   local log told words status=0
-  words="${CACHE:+JAX_COMPILATION_CACHE_DIR=$(quoted "$CACHE") }bash tpu_worker.sh run mcsam $(quoted "${ARGS[@]:1}")"
+  words="${CACHE:+JAX_COMPILATION_CACHE_DIR=$(quoted "$CACHE") }"
+  words+="${MCSAM_PRIVATE_BUCKETS:+MCSAM_PRIVATE_BUCKETS=$(quoted "$MCSAM_PRIVATE_BUCKETS") }"
+  words+="bash tpu_worker.sh run mcsam $(quoted "${ARGS[@]:1}")"
   if ! everywhere scp "$package" launch/tpu_worker.sh "$NAME:" ||
     ! everywhere ssh "$NAME" --command='bash tpu_worker.sh install'; then
     ((++failed < 3)) || die "can't install on $NAME, see above; it costs until \`bash launch/tpu_vm.sh down\`"
@@ -59,10 +68,13 @@ attempt() {   # installs, and runs mcsam or follows it; returns 75 for 'run agai
   failed=0 log=$(mktemp)
   everywhere ssh "$NAME" --command="$words" 2>&1 | tee "$log" || status=$?
   told=$(grep -o 'left with status [0-9]*' "$log" | sed 's/.* //' | xargs) || true   # gcloud's own is one worker's
-  rm "$log"
   [ "$status" = 0 ] || [ -n "$told" ] || told=75                                    # nobody was heard: all are lost
   # shellcheck disable=SC2086  # a word each
-  return "$(verdict $status $told)"
+  status=$(verdict $status $told)
+  # A worker may have left with 75, as its neighbours did, before `stop` came to it.
+  [ "$status" != 75 ] || ! grep -q 'was stopped as asked' "$log" || status=0
+  rm "$log"
+  return "$status"
 }
 
 case $VERB in
@@ -71,7 +83,9 @@ case $VERB in
   down) ask "Delete the TPU $NAME in $ZONE and all that is on it?"; delete ;;
   run)
     [ "${#ARGS[@]}" -gt 1 ] || die "say what to run: run train --config C --workdir gs://BUCKET/RUN"
-    refuse_public "${CACHE:-}" "${ARGS[@]}"
+    refuse_local "${ARGS[@]:1}"
+    CACHE=${CACHE:-$(beside_workdir "${ARGS[@]}")}
+    refuse_public "$CACHE" "${ARGS[@]}"
     ask "Use $SLICES x $TYPE${SPOT:+ (spot)} in $ZONE (made if need be, anew when preempted; costs until deleted)?"
     package=$(mktemp -d)/mcsam-jax.tar.gz status=75
     trap 'rm -r "${package%/*}"' EXIT

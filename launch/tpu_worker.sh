@@ -2,8 +2,9 @@
 # What tpu_vm.sh runs on every worker of a TPU; it copies this file there.
 #   bash tpu_worker.sh install              ~/mcsam-jax.tar.gz -> ~/mcsam-jax and ~/mcsam-env
 #   bash tpu_worker.sh run mcsam WORDS...   starts a run, or follows it if it goes on here; returns its status
-#   bash tpu_worker.sh stop                 SIGTERM to it: it saves and leaves
+#   bash tpu_worker.sh stop                 SIGTERM to it: it saves and leaves, and whoever follows it is told so
 # A run is a process of its own, apart from the ssh connection: gcloud gives a command again when its connection broke.
+# It works in ~/mcsam-run, which stays when ~/mcsam-jax is unpacked anew.
 
 install() {
   flock -n ~/mcsam.lock true || { echo "a run is going on: its installation is left as it is"; return 0; }
@@ -18,11 +19,11 @@ install() {
 
 run() {
   local status
-  cd ~/mcsam-jax || return
+  mkdir -p ~/mcsam-run && ln -sfn ~/mcsam-jax/configs ~/mcsam-run/configs && cd ~/mcsam-run || return
   export PATH=~/mcsam-env/bin:$PATH JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/mcsam-xla}
   exec 9>~/mcsam.lock
   if flock -n 9; then                                          # the run inherits the lock and holds it while it lives
-    rm -f ~/mcsam.status
+    rm -f ~/mcsam.status ~/mcsam.stop
     echo "$*" >~/mcsam.words
     # shellcheck disable=SC2016  # expands in the new shell
     setsid bash -c 'echo $$ >~/mcsam.pid; "$@"; echo $? >~/mcsam.status' - "$@" </dev/null >>~/mcsam.log 2>&1 &
@@ -36,10 +37,18 @@ run() {
   flock ~/mcsam.lock sleep 0.5                                 # its end, and time for the last lines
   kill $!
   status=$(cat ~/mcsam.status 2>/dev/null || echo 137)         # none was written: killed
+  if [ -e ~/mcsam.stop ] && [ "$status" -ge 75 ]; then         # it isn't to be run again
+    echo "$(hostname) was stopped as asked"
+    status=0
+  fi
   echo "$(hostname) left with status $status"
   return "$status"
 }
 
-stop() { pkill -TERM -P "$(cat ~/mcsam.pid)"; }
+stop() {
+  if flock -n ~/mcsam.lock true; then echo "no run is going on here"; return; fi
+  touch ~/mcsam.stop
+  pkill -TERM -P "$(cat ~/mcsam.pid)" || echo "it has ended already"
+}
 
 "$@"; exit                                                     # read whole before it runs: scp may replace this file

@@ -12,7 +12,9 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import signal
+import socket
 
 import jax
 from jax.experimental import multihost_utils
@@ -20,11 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mcsam_jax.errors import Preempted, UserError
+from mcsam_jax.training.passing import OtherHostFailed, will_pass
 
+JOIN_SECONDS = 900           # that hosts wait for one another at the start: some fetch their image or install longer
 HEARTBEAT_SECONDS = 100      # a host that wasn't heard of for so long is dead, and ends the others
 SHUTDOWN_SECONDS = 60        # that a host waits for the others when it leaves
 FOREVER_MS = 7 * 24 * 3600 * 1000
-_FAILED = 1                  # of host 0, as the others are told; a signal number if it was asked to stop
+_FAILED, _PASSES = -1, -2    # of host 0, as the others are told; the number of the signal if it was asked to stop
 _barriers = itertools.count()
 
 
@@ -32,7 +36,8 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
   """Joins the cluster that this process was started on, if it was; before anything else asks for devices.
 
   Raises:
-    UserError: the environment tells half of what is needed, or the other hosts aren't there.
+    UserError: the environment tells half of what is needed, or the first host's port is taken.
+    OtherHostFailed: the other hosts aren't there, or one was lost meanwhile.
   """
   settings = cluster_settings(environ)
   if settings is None or jax.distributed.is_initialized():
@@ -41,16 +46,27 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
   # JAX's own notice of SIGTERM takes the signal from Python, and is told of training steps only; see preemption.py.
   jax.config.update("jax_enable_preemption_service", False)
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-                               **settings)
+    jax.distributed.initialize(initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                               shutdown_timeout_seconds=SHUTDOWN_SECONDS, **settings)
   except ValueError as error:
     if "should be defined" in str(error) or "must be defined" in str(error):      # a TPU machine that stands alone
       return
     raise UserError(f"the hosts can't be joined: {error}") from error
   except RuntimeError as error:
-    address = settings.get("coordinator_address", "the first host")
-    raise UserError(f"the hosts at {address} can't be joined: are all of them started, and is its port free? "
-                    f"({' '.join(str(error).split())[:200]})") from error
+    raise _not_joined(error, settings.get("coordinator_address", "the first host")) from error
+
+
+def _not_joined(error: RuntimeError, address: str) -> Exception:
+  """Returns what to raise where JAX found no way to the other hosts: late ones are there at another start.
+
+  Here are those whose address isn't known yet. Where it is and nobody answers, JAX ends the process by itself, with a
+  status (134) that launchers start again as well.
+  """
+  told = " ".join(str(error).split())[:200]
+  nobody = re.search("DEADLINE_EXCEEDED|UNAVAILABLE|ABORTED|CANCELLED|Failed to recognize coordinator", told)
+  if (nobody and "in use" not in told) or isinstance(error.__cause__, socket.gaierror):    # of a pod without an address
+    return OtherHostFailed(f"the hosts at {address} weren't all there in time: are all of them started? ({told})")
+  return UserError(f"the hosts at {address} can't be joined: are all of them started, and is its port free? ({told})")
 
 
 def cluster_settings(environ: Mapping[str, str]) -> dict | None:
@@ -60,7 +76,8 @@ def cluster_settings(environ: Mapping[str, str]) -> dict | None:
   jobs, but raises where there is no cluster (jax/_src/clusters). So it is asked only where one of these is.
 
   Raises:
-    UserError: JAX_COORDINATOR_ADDRESS without the number of hosts, or the like.
+    UserError: JAX_COORDINATOR_ADDRESS without the number of hosts, or the like; the package that finds the pods of a
+      Kubernetes job is missing.
   """
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   address, count, index = (environ.get(name) for name in names)
@@ -74,11 +91,12 @@ def cluster_settings(environ: Mapping[str, str]) -> dict | None:
     return {}
   if "OMPI_MCA_orte_hnp_uri" in environ and int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
     return {}
-  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ and address is None and (
-      importlib.util.find_spec("kubernetes")):
+  indexed = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ and address is None
+  if has_tpu(environ) or indexed and importlib.util.find_spec("kubernetes"):
     return {}
-  if has_tpu(environ):
-    return {}
+  if indexed:
+    raise UserError("this is a pod of an indexed Kubernetes job, and without the package kubernetes it can't find the "
+                    "others: pip install -e '.[k8s]', or unset JOB_COMPLETION_INDEX if every pod is to work alone")
   given = [name for name, value in zip(names, (address, count, index)) if value is not None]
   if given:
     missing = [name for name in names if name not in given]
@@ -106,7 +124,8 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
     within: gives the context that host 0 works in; `Stop.at_once` for work that takes long.
 
   Raises:
-    whatever `work` raises on host 0; on the others Preempted where that was the reason, UserError otherwise.
+    whatever `work` raises on host 0; on the others Preempted where that was the reason, OtherHostFailed where another
+      start may not meet it (see passing.py), UserError otherwise.
   """
   if jax.process_count() == 1:
     with within():
@@ -119,7 +138,7 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
     except Preempted as error:
       failure, reason = error, int(error.signal)
     except BaseException as error:                 # told to the others, who would wait for ever, then raised
-      failure, reason = error, _FAILED
+      failure, reason = error, _PASSES if will_pass(error) else _FAILED
   # Not a collective, which has a time limit on CPU: host 0 may have hours of work.
   ocp.multihost.get_barrier_sync_fn()(key=f"first_host_{next(_barriers)}", timeout_ms=FOREVER_MS)
   reason = int(multihost_utils.broadcast_one_to_all(np.int32(reason)))
@@ -127,6 +146,8 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
     raise failure
   if reason == _FAILED:
     raise UserError("host 0 has failed, its message says why")
+  if reason == _PASSES:
+    raise OtherHostFailed("host 0 has failed, its message says why")
   if reason:
     raise Preempted(signal.Signals(reason))
   return result

@@ -6,6 +6,7 @@ Each fake notes its words in `calls`. Worker scripts run for real, with a home o
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,18 @@ if [ -e "$FAKE/wait" ]; then
   for _ in {1..200}; do if [ -e "$FAKE/term" ]; then exit 75; fi; sleep 0.02; done
 fi
 exit "$(cat "$FAKE/leave")"'''
+
+# Its tasks one after the other, each of which leaves with the next status; the highest is returned.
+SRUN_TASKS = r'''
+highest=0
+while [[ $1 = --* ]]; do shift; done
+for leave in $(cat "$FAKE/leaves"); do
+  echo "$leave" >"$FAKE/leave"
+  "$@" & echo $! >"$FAKE/task"
+  wait $! && status=0 || status=$?
+  if [ "$status" -gt "$highest" ]; then highest=$status; fi
+done
+exit "$highest"'''
 
 
 class Machine:
@@ -99,7 +112,8 @@ def tpu(machine):
   return machine
 
 
-TRAIN = ("train", "--config", "mimic_cxr", "--workdir", "gs://b/runs/a b")
+TRAIN = ("train", "--config", "mimic_cxr", "--workdir", "gs://b/runs/a b", "--config.data.data_dir=gs://b/data",
+         "--config.encoder.weights=gs://b/data/resnet50.npz")
 GKE = {"CLUSTER": "pods", "PROJECT": "lab", "IMAGE": "registry/mcsam"}
 
 
@@ -116,7 +130,7 @@ GKE = {"CLUSTER": "pods", "PROJECT": "lab", "IMAGE": "registry/mcsam"}
     ("gke.sh", ("build",), GKE, ["+ docker build --file launch/Dockerfile --target tpu", "+ docker push registry/m"]),
     ("gke.sh", ("run", *TRAIN), GKE, [
         "+ gcloud storage buckets describe gs://b", "+ xpk workload create --workload=mcsam --cluster=pods",
-        "--env=JAX_COMPILATION_CACHE_DIR=/tmp/mcsam-xla", "--max-restarts=100 --restart-on-exit-codes=75",
+        "--env=JAX_COMPILATION_CACHE_DIR=gs://b/runs/mcsam-xla", "--max-restarts=100 --restart-on-exit-codes=75",
         "--command=exec mcsam train --config mimic_cxr --workdir"]),
     ("gke.sh", ("down",), GKE, ["+ xpk workload delete --workload=mcsam --cluster=pods --project=lab"]),
     ("slurm.sbatch", TRAIN, {"NODES": "8"}, [
@@ -171,8 +185,26 @@ def test_a_tpu_is_run_again_after_75_and_made_anew_after_a_preemption(tpu):
   assert "left with status 75" in output and "left with status 0" in output and "costs until" in output
   kinds = [word for call in tpu.calls() for word in ("create", "delete", "run") if f" {word} mcsam" in call]
   assert kinds == ["create", "run", "run", "delete", "create", "run"]
-  assert tpu.calls("mcsam train")[-1] == "mcsam train --config mimic_cxr --workdir gs://b/runs/a b"
-  assert f"cache {tpu.home}/mcsam-xla" in (tpu.home / "mcsam.log").read_text()
+  assert tpu.calls("mcsam train")[-1] == f"mcsam {' '.join(TRAIN)}"
+  assert "cache gs://b/runs/mcsam-xla" in (tpu.home / "mcsam.log").read_text()
+
+
+def test_what_a_run_writes_beside_itself_outlives_the_next_installation(tpu):
+  tpu.write(events="75\n0\n")
+  tpu.fake("mcsam", 'if [ -e "$FAKE/home/mcsam-jax/pyproject.toml" ]; then echo "step $(cat runs/step)"; fi\n'
+           'mkdir -p runs; echo 7 >runs/step\n' + MCSAM, tpu.home / "mcsam-env/bin")
+  python = tpu.bin / "python3"
+  tpu.fake("uv", "exit 0", tpu.home / ".local/bin")
+  tpu.fake(python.name, "exit 0")
+  tpu.fake("python", "exit 0", tpu.home / "mcsam-env/bin")
+  tpu.fake("java", "exit 0")
+  tpu.fake("gcloud", GCLOUD.replace('exit "$(cat "$FAKE/install" 2>/dev/null || echo 0)"',
+                                    'cd "$HOME" && exec bash tpu_worker.sh install'))
+  status, output = tpu.run("tpu_vm.sh", "--yes", "run", "train", "--config", "phantom", "--workdir", "runs/a")
+  assert status == 0, output
+  log = (tpu.home / "mcsam.log").read_text()
+  assert "step 7" in log and f"cache {tpu.home}/mcsam-xla" in log
+  assert (tpu.home / "mcsam-run/configs/phantom.py").exists()
 
 
 @pytest.mark.parametrize("events, expected", [
@@ -180,6 +212,7 @@ def test_a_tpu_is_run_again_after_75_and_made_anew_after_a_preemption(tpu):
     ("told 75 2\n0\n", 2),                  # on one host, the others lost it; gcloud returns the first one's
     ("told 1 1\n0\n", 1),                   # a traceback everywhere
     ("told 134 75\ntold 0 0\n", 0),         # killed on one, lost on the other
+    ("told 130 130\n0\n", 130),             # a Ctrl-C there
     ("told 137\ntold 75\ntold 75\n", 75)])  # MAX_RESTARTS is 2
 def test_a_tpu_stops_or_runs_again_by_the_status_of_all_workers(tpu, events, expected):
   tpu.write(events=events)
@@ -213,8 +246,19 @@ def test_a_worker_whose_connection_broke_is_followed_and_not_started_twice(tpu):
   assert tpu.run("tpu_worker.sh", "stop")[0] == 0
   output, _ = second.communicate(timeout=20)
   first.communicate(timeout=20)
-  assert second.returncode == 75 and "begun" in output and "left with status 75" in output
+  assert second.returncode == 0 and "begun" in output and "was stopped as asked" in output
   assert len(tpu.calls("mcsam train")) == 1
+  assert tpu.run("tpu_worker.sh", "stop") == (0, "no run is going on here\n")
+  tpu.fake("mcsam", MCSAM, tpu.home / "mcsam-env/bin")
+  status, output = tpu.run("tpu_worker.sh", "run", "mcsam", "train")      # the next one isn't taken for stopped
+  assert status == 75 and "left with status 75" in output and "as asked" not in output
+
+
+def test_a_tpu_whose_run_was_stopped_is_left_alone(tpu):
+  tpu.write(events="told 75 0 was stopped as asked\n0\n")
+  tpu.fake("gcloud", GCLOUD.replace("last=${last:-$status}; done", 'last=${last:-$status}; done; echo "$event"'))
+  status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN)
+  assert status == 0 and "again in" not in output and len(tpu.calls("tpu_worker.sh run")) == 1, output
 
 
 @pytest.mark.parametrize("leave, count, expected, requeued", [
@@ -241,11 +285,71 @@ def test_slurm_hands_the_signal_before_the_limit_to_the_tasks_alone(machine):
   job.send_signal(signal.SIGTERM)
   output, _ = job.communicate(timeout=20)
   assert job.returncode == 75, output
-  assert [call for call in machine.calls() if not call.startswith("srun")] == [
+  assert [call for call in machine.calls() if call.startswith("sc")] == [
       "scancel --signal=TERM 7", "scontrol requeue 7"]
   assert not (machine.folder / "srun-got-term").exists()
   lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
   assert {"#SBATCH --signal=B:TERM@300", "#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
+
+
+@pytest.mark.parametrize("leaves, expected, requeued", [
+    ("75 2 134", 2, False), ("134 3 75", 3, False), ("0 0 0", 0, False), ("75 134 75", 75, True)])
+def test_slurm_hears_what_one_task_needs_behind_the_others_it_lost(machine, leaves, expected, requeued):
+  machine.fake("srun", SRUN_TASKS)
+  machine.fake("scontrol", "exit 0")
+  machine.fake("mcsam", 'exit "$(cat "$FAKE/leave")"')
+  machine.write(leaves=leaves)
+  status, output = machine.run("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
+  assert status == expected, output
+  assert machine.calls("scontrol") == ["scontrol requeue 7"] * requeued
+  assert machine.calls("mcsam train --config")[0].endswith(" ".join(TRAIN))
+
+
+def test_slurm_s_signal_to_a_task_reaches_the_program(machine):
+  machine.fake("srun", SRUN_TASKS)
+  machine.fake("scancel", 'kill -TERM "$(cat "$FAKE/task")"')       # SLURM's goes to no child of a task
+  machine.fake("scontrol", "exit 0")
+  machine.fake("mcsam", 'trap "exit 75" TERM; echo begun >"$FAKE/begun"; for _ in {1..500}; do sleep 0.02; done')
+  machine.write(leaves="0")
+  job = machine.start("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
+  while not (machine.folder / "begun").exists():
+    time.sleep(0.02)
+  job.send_signal(signal.SIGTERM)
+  output, _ = job.communicate(timeout=20)
+  assert job.returncode == 75 and machine.calls("requeue"), output
+
+
+@pytest.mark.parametrize("slices, names", [
+    ("1", ["mcsam"]), ("4", ["mcsam-0", "mcsam-3"])])
+def test_only_nodes_of_its_own_tell_whether_a_tpu_was_preempted(tpu, slices, names):
+  tpu.write(events="0\n")
+  assert tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN, SLICES=slices)[0] == 0
+  ours, = {re.search(r"--filter=name~(\S+)", call)[1] for call in tpu.calls("tpu-vm list")}
+  there = ["mcsam", "mcsam-0", "mcsam-3", "mcsam-old", "my-mcsam"]
+  assert [name for name in there if re.search(ours, f"projects/p/locations/z/nodes/{name}")] == names
+
+
+@pytest.mark.parametrize("words, cache", [
+    (("--workdir=gs://b/a/",), "gs://b/mcsam-xla"), (("--workdir", "gs://b"), "/tmp/mcsam-xla"),
+    (("--workdir", "runs/a"), "/tmp/mcsam-xla")])
+def test_compiled_programs_are_kept_where_all_hosts_see_them(machine, words, cache):
+  output = machine.run("gke.sh", "--dry-run", "run", "train", "--config", "phantom", *words, **GKE)[1]
+  assert f"--env=JAX_COMPILATION_CACHE_DIR={cache} " in output and "PRIVATE_BUCKETS" not in output
+
+
+@pytest.mark.parametrize("script, words, missing", [
+    ("gke.sh", TRAIN[:5], "--config.data.data_dir=gs://"), ("tpu_vm.sh", TRAIN[:6], "--config.encoder.weights=gs://"),
+    ("tpu_vm.sh", ("train", "--config=configs/iu_xray.py", "--workdir", "gs://b/a"), "--config.data.data_dir=gs://")])
+def test_data_that_a_new_machine_has_not_got_is_missed_before_anything_is_made(machine, script, words, missing):
+  status, output = machine.run(script, "--yes", "run", *words, **GKE)
+  assert status == 2 and f"add {missing}" in output and machine.calls() == []
+
+
+@pytest.mark.parametrize("script, env, expected", [
+    ("tpu_vm.sh", {}, "CACHE_DIR=gs://b/runs/mcsam-xla MCSAM_PRIVATE_BUCKETS='\\''b c'\\'' bash tpu_worker.sh run"),
+    ("gke.sh", GKE, "'--env=MCSAM_PRIVATE_BUCKETS=b c'")])
+def test_the_buckets_that_the_user_vouches_for_are_told_to_the_run(machine, script, env, expected):
+  assert expected in machine.run(script, "--dry-run", "run", *TRAIN, MCSAM_PRIVATE_BUCKETS="b c", **env)[1]
 
 
 @pytest.mark.parametrize("script, words, said", [

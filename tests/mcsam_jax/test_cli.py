@@ -3,12 +3,14 @@
 import argparse
 import errno
 
+from clu.asynclib import AsyncError
 import jax
 import pytest
 import tensorflow as tf
 
 from mcsam_jax import cli
 from mcsam_jax.errors import RUN_AGAIN, UserError
+from mcsam_jax.training.passing import OtherHostFailed
 
 
 def status_of(error) -> int:
@@ -24,6 +26,7 @@ def status_of(error) -> int:
     (OSError(errno.ESTALE, "Stale file handle", "x"), RUN_AGAIN),
     (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), RUN_AGAIN),
     (TimeoutError("the store didn't answer"), RUN_AGAIN),
+    (OtherHostFailed("host 0 has failed"), RUN_AGAIN),
     (tf.errors.NotFoundError(None, None, "gs://bucket/x"), 2),
     (tf.errors.UnavailableError(None, None, "gs://bucket/x: 503"), RUN_AGAIN),
 ])
@@ -31,6 +34,21 @@ def test_what_passes_is_run_again_and_what_does_not_is_told(error, status, capsy
   assert status_of(error) == status
   line, = capsys.readouterr().err.splitlines()
   assert line.startswith("mcsam train: ") and line.endswith("run the same command again") == (status == RUN_AGAIN)
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+  error.__cause__ = cause
+  return error
+
+
+@pytest.mark.parametrize("wrap", [AsyncError, ValueError])
+def test_an_error_passes_if_it_was_raised_from_one_that_does(wrap, capsys):
+  busy = tf.errors.UnavailableError(None, None, "gs://bucket/x: 503")
+  assert status_of(raised_from(wrap("in another thread"), busy)) == RUN_AGAIN
+  assert "in another thread; run the same command again" in capsys.readouterr().err
+  assert status_of(raised_from(UserError("no such bucket"), busy)) == 2       # it has been looked at
+  with pytest.raises(wrap):
+    status_of(raised_from(wrap("in another thread"), tf.errors.NotFoundError(None, None, "gs://bucket/x")))
 
 
 @pytest.mark.parametrize("message, lost", [
