@@ -18,7 +18,7 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences_of, map_leaves, resample, subtract
+from mcsam_jax.evaluation.bootstrap import LEVEL, Score, differences_of, map_leaves, nothing_is_0, resample, subtract
 from mcsam_jax.evaluation.compare_table import format_comparison
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
@@ -72,7 +72,7 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   subjects = truth.subjects or truth.ids or truth.places
   weights, ones = resample(subjects, seed), np.ones((1, len(judge)))
   arms = scores[:sizes[0]], scores[sizes[0]:]
-  whole = [[score(ones) for score in arm] for arm in arms]                          # of each run
+  whole = [[nothing_is_0(score(ones)) for score in arm] for arm in arms]            # of each run
   point = [_weighted(of, np.full((1, len(of)), 1 / len(of))) for of in whole]
   samples = [_weighted([score(weights) for score in arm], of)
              for arm, of in zip(arms, draw_runs(sizes, len(weights), seed))]

@@ -47,7 +47,7 @@ def _at(tree: Mapping, path: tuple):
 
 
 def _row(title: str, a: float | None, b: float | None, lead: Mapping | None) -> str:
-  if lead is None:
-    return f"{title:<58}{'-':>8}{'-':>8}"
+  if lead is None:                                  # nothing to compare, or in too few draws
+    return f"{title:<58}" + "".join(f"{'-' if value is None else f'{value:.3f}':>8}" for value in (a, b))
   star = " *" if lead["low"] > 0 or lead["high"] < 0 else ""
   return f"{title:<58}{a:>8.3f}{b:>8.3f}{lead['difference']:>+9.3f}   {lead['low']:+.3f} to {lead['high']:+.3f}{star}"

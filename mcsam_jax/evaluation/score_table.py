@@ -98,8 +98,8 @@ def _of_unseen(scores: Mapping, main: str):
     cider = unseen["nlg"]["CIDEr"]
     interval = scores["intervals"]["unseen_references"]["nlg"]["CIDEr"]
     bleu = unseen["nlg"]["BLEU_4"]
-    yield (f"{unseen['num_studies']} studies whose reference doesn't stand in train: BLEU-4 {bleu:.3f}, "
-           f"CIDEr {cider:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+    yield (f"{unseen['num_studies']} studies whose reference doesn't stand in train: BLEU-4 {bleu:.3f}, CIDEr {cider:.3f}"
+           + (f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else "")
            + (f", micro-F1 {unseen['labels']['micro']['f1']:.3f}" if unseen["labels"] else ""))
 
 

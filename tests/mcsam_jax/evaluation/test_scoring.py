@@ -87,6 +87,8 @@ def test_every_score_has_an_interval_that_holds_it(arguments):
         check(value[key], interval[key])
     elif value is None:
       assert interval is None
+    elif interval is None:
+      assert value in (0, 1)                              # a finding that few or none have: too few draws hold it
     else:
       assert interval["low"] - 1e-9 <= value <= interval["high"] + 1e-9
   sure = scores["intervals"]
@@ -144,6 +146,10 @@ def test_references_that_stand_in_train_are_told_apart(arguments):
   assert unseen["labels"]["micro"]["f1"] == pytest.approx(2 / 3)          # the heart is said, one of two findings
   assert scores["intervals"]["unseen_references"]["nlg"]["ROUGE_L"]["low"] <= unseen["nlg"]["ROUGE_L"]
   assert scores["of_references"]["copied_from_train"] == pytest.approx(4 / 6)
+  arguments["references"] = [*SPLIT[:5], new[1]]                         # one study: no draw tells of another
+  scores = score_reports(**arguments)[0]
+  assert scores["intervals"]["unseen_references"]["nlg"]["CIDEr"] is None
+  assert "1 studies whose reference doesn't stand in train: BLEU-4" in format_table(scores)
 
 
 def test_shares_of_what_nobody_can_know(arguments):
