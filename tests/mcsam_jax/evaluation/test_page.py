@@ -121,6 +121,22 @@ def test_images_of_many_studies_stand_beside_the_page(tmp_path, studies, monkeyp
       assert (tmp_path / "page_images" / f"{number}-{view}.jpg").read_bytes() == jpeg
 
 
+def test_images_beside_the_page_go_when_it_no_longer_shows_them(tmp_path, studies, monkeypatch):
+  folder = tmp_path / "page_images"
+  for options in ({"restricted": True}, {}):
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 7)
+    write(tmp_path, studies, restricted=True, show_restricted=True)
+    assert len(list(folder.iterdir())) == sum(len(study["images"]) for study in studies)
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 8)
+    write(tmp_path, studies, **options)
+    assert not folder.exists()
+  folder.mkdir()
+  (folder / "0-0.jpg").write_bytes(b"a page's")
+  (folder / "mine.jpg").write_bytes(b"somebody's own")
+  write(tmp_path, studies)
+  assert [file.name for file in folder.iterdir()] == ["mine.jpg"]
+
+
 def test_ones_own_images_have_neither_scores_nor_reference(tmp_path, studies):
   bare = {key: studies[0][key] for key in ("id", "generated", "images", "views")}
   text, elements = write(tmp_path, [bare], scores=False)
