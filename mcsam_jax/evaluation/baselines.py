@@ -4,6 +4,7 @@
             looked for once for each metric.
   nearest   the report of the train image that looks most alike.
   medoid    of the 30 train images that look most alike, the report that has most in common with the others'.
+            Images of the same subject, which train has where it is itself evaluated, are passed over by both.
 
   nearest_own, medoid_own   the same two, by what the evaluated model makes of images itself (own_features.py).
 
@@ -80,22 +81,32 @@ def _best_by_meteor(candidates: list[str], references: list[str], meteor: Meteor
   return best
 
 
-def nearest(features: np.ndarray, train_features: np.ndarray, count: int) -> np.ndarray:
+def nearest(features: np.ndarray, train_features: np.ndarray, count: int, subjects: Sequence[str] | None = None,
+            train_subjects: Sequence[str] | None = None) -> np.ndarray:
   """Returns int [m, k]: the `count` train images nearest to each image, nearest first, by cosine.
 
   Args:
     features: [m, C], pooled features of the images that are asked for.
     train_features: [n, C].
     count: k; fewer where n is less.
+    subjects, train_subjects: m and n: images of the same subject are passed over, with -1 in the place of those that
+      are lacking then; None: all count.
   """
   count = min(count, len(train_features))
   train = _unit(train_features)
+  images_of = collections.defaultdict(list)
+  if subjects is not None:
+    for number, subject in enumerate(train_subjects):
+      images_of[subject].append(number)
   rows = []
   for begin in range(0, len(features), 256):                      # 256 x 270,790 similarities are 277 MB
     similarity = _unit(features[begin:begin + 256]) @ train.T     # [256, n]
+    for row, subject in enumerate(subjects[begin:begin + 256] if images_of else ()):
+      similarity[row, images_of.get(subject, [])] = -np.inf
     among = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
-    order = np.argsort(-np.take_along_axis(similarity, among, 1), axis=1, kind="stable")
-    rows.append(np.take_along_axis(among, order, 1))
+    likeness = np.take_along_axis(similarity, among, 1)
+    order = np.argsort(-likeness, axis=1, kind="stable")
+    rows.append(np.take_along_axis(np.where(np.isneginf(likeness), -1, among), order, 1))
   return np.concatenate(rows)
 
 
@@ -121,14 +132,18 @@ def medoid(reports: Sequence[str]) -> int:
   return int(overlap.sum(1).argmax())
 
 
-def neighbour_reports(features: np.ndarray, train_features: np.ndarray,
-                      train_reports: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns the `nearest` and the `medoid` report of m images, from features [m, C] and [n, C]."""
+def neighbour_reports(features: np.ndarray, train_features: np.ndarray, train_reports: Sequence[str],
+                      subjects: Sequence[str] | None = None, train_subjects: Sequence[str] | None = None
+                      ) -> tuple[list[str], list[str]]:
+  """Returns the `nearest` and the `medoid` report of m images, from features [m, C] and [n, C].
+
+  They are empty where all train images are of the same subject (see `nearest`).
+  """
   if len(train_features) != len(train_reports):
     raise ValueError(f"features of {len(train_features)} train images for {len(train_reports)} reports")
-  indices = nearest(features, train_features, NUM_NEIGHBOURS)
-  chosen = [row[medoid([train_reports[i] for i in row])] for row in indices]
-  return [train_reports[row[0]] for row in indices], [train_reports[i] for i in chosen]
+  indices = nearest(features, train_features, NUM_NEIGHBOURS, subjects, train_subjects)
+  near = [[train_reports[i] for i in row[row >= 0]] or [""] for row in indices]
+  return [reports[0] for reports in near], [reports[medoid(reports)] for reports in near]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
       max_length=config.tokenizer.max_length, read_labels=labeler,
       reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
       restricted=config.data.restricted, seed=config.eval.seed,
-      subjects=[record["subject_id"] or record["id"] for record in split.without_images])
+      subjects=subjects_of(split), train_subjects=subjects_of(train))
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
@@ -140,6 +140,11 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   return scores
 
 
+def subjects_of(split: Split) -> list[str]:
+  """Returns the subject of each record; without one a record is a subject of its own."""
+  return [record["subject_id"] or record["id"] for record in split.without_images]
+
+
 def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epath.Path:
   """Returns where a result goes: its name tells what it is of, and `kind` what it is."""
   others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
@@ -148,10 +153,10 @@ def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epa
 
 def write_table(path: epath.Path, split: Split, written: Sequence[Written], known: Sequence[dict] | None = None) -> None:
   """Writes a line a study, with what is `known` of each report; before scoring, so that no report can be lost, nothing."""
-  lines = [{"id": record["id"], "subject": record["subject_id"] or record["id"], "reference": reference,
-            "generated": report.text, "log_prob": report.log_prob, **more}
-           for record, reference, report, more in zip(split.without_images, split.reports, written,
-                                                      known or [{}] * len(written))]
+  lines = [{"id": name, "subject": subject, "reference": reference, "generated": report.text,
+            "log_prob": report.log_prob, **more}
+           for name, subject, reference, report, more in zip(split.ids, subjects_of(split), split.reports, written,
+                                                             known or [{}] * len(written))]
   write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 

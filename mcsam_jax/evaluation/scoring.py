@@ -34,7 +34,8 @@ def score_reports(
     max_length: int, read_labels: Callable[[str], Mapping[str, str]] | None = None,
     reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
     restricted: bool = False, seed: int = 0, subjects: Sequence[str] | None = None,
-    own_pooled: Mapping[str, np.ndarray] | None = None, meteor: Meteor | None = None,
+    train_subjects: Sequence[str] | None = None, own_pooled: Mapping[str, np.ndarray] | None = None,
+    meteor: Meteor | None = None,
 ) -> tuple[dict, list[dict], list[dict] | None]:
   """Scores the reports of m studies.
 
@@ -56,6 +57,7 @@ def score_reports(
     restricted: True leaves out every text of a report.
     seed: of the resampling.
     subjects: one a study; None: each study is a subject of its own.
+    train_subjects: n, so that no study's nearest image is its own subject's where the split is train; None: no split is.
     own_pooled: like `pooled`, by the model's own encoder; adds the baselines `nearest_own` and `medoid_own`.
     meteor: a running METEOR; None starts one for this call.
 
@@ -82,7 +84,8 @@ def score_reports(
       chosen = {report: _baseline(judge, [report] * len(ids), METRICS if report == best_meteor else _FAST)
                 for report in dict.fromkeys(entry["report"] for entry in constant.values() if entry)}
       baselines["constant"] = _constant(constant, chosen)
-    for name, reports in _neighbours(judge, train_reports, pooled, own_pooled, (tokenizer, cleaning, max_length)):
+    who = (subjects, train_subjects) if train_subjects else (None, None)
+    for name, reports in _neighbours(judge, train_reports, pooled, own_pooled, (tokenizer, cleaning, max_length), who):
       baselines[name] = _baseline(judge, reports)
 
   scores, sure = _with_intervals(model, weights)
@@ -157,7 +160,7 @@ def _baseline(judge: Judge, reports: Sequence[str], metrics: Sequence[str] = MET
   return _System(nlg, nlg, judge.labels(reports), len(judge))
 
 
-def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation):
+def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation, who):
   """Yields (name, reports) of the baselines that need features."""
   features = {"": pooled, "_own": own_pooled}
   if train_reports is None or not any(features.values()):
@@ -165,7 +168,7 @@ def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation):
   _, train = apply_protocol(judge.main, [], train_reports, *preparation)
   for which, of in features.items():
     if of:
-      yield from zip((f"nearest{which}", f"medoid{which}"), neighbour_reports(of["split"], of["train"], train))
+      yield from zip((f"nearest{which}", f"medoid{which}"), neighbour_reports(of["split"], of["train"], train, *who))
 
 
 def _constant(constant: Mapping[str, dict | None], chosen: Mapping[str, _System]) -> _System:

@@ -84,6 +84,17 @@ def test_planted_neighbours_are_found_nearest_first():
   assert nearest(features, train[:2], 30).shape == (3, 2)
 
 
+def test_images_of_the_same_subject_are_passed_over():
+  train = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]])
+  reports, people = ["own", "own again", "alike", "unlike"], ["a", "a", "b", "c"]
+  found = nearest(train[:1], train, 3, ["a"], people)
+  assert found.tolist() == [[2, 3, -1]]
+  assert nearest(train[:1], train, 2, ["d"], people).tolist() == nearest(train[:1], train, 2).tolist() == [[0, 1]]
+  assert neighbour_reports(train, train, reports)[0] == reports
+  assert neighbour_reports(train, train, reports, people, people)[0] == ["alike", "alike", "own again", "alike"]
+  assert neighbour_reports(train, train, reports, ["a"] * 4, ["a"] * 4) == ([""] * 4, [""] * 4)
+
+
 def test_medoid_is_the_report_that_shares_most():
   assert medoid(["a b", "a b c d", "c d e", "x"]) == 1
   assert medoid(["a a a", "a", "a a a"]) == 0                      # of equals the nearest

@@ -123,7 +123,8 @@ def test_weights_count_a_study_as_often_as_if_it_stood_there_so_often():
 def test_a_draw_without_a_finding_says_nothing_of_it():
   """Three of 100 subjects have Edema, one Fracture, and all is found: no draw scores less than 1."""
   references = [labels("Edema")] * 3 + [labels("Fracture")] + [labels()] * 96
-  counts = counts_of(references, references)
+  codes = label_codes(references, FINDINGS)
+  counts = count_labels(codes, codes, FINDINGS)
   found = intervals(lambda weights: label_values(counts, weights), resample(np.arange(100), seed=0))
   for of in (found["per_finding"]["Edema"], found["macro"]):
     assert all(interval == {"low": 1, "high": 1} for interval in of.values())

@@ -132,6 +132,14 @@ def test_the_models_own_features_give_baselines_of_their_own(arguments):
   assert "nearest, own" in format_table(scores)
 
 
+def test_on_train_no_study_is_its_own_neighbour(arguments):
+  arguments |= dict(ids=[f"t{i}" for i in range(12)], references=TRAIN, hypotheses=TRAIN, shuffled_hypotheses=[],
+                    pooled=dict.fromkeys(("train", "split"), np.eye(12)))
+  seen, unseen = (score_reports(**arguments, train_subjects=who)[0]["baselines"]["nearest"]["nlg"]["ROUGE_L"]
+                  for who in (None, arguments["ids"]))
+  assert seen == pytest.approx(1) and unseen < 0.9
+
+
 def test_references_that_stand_in_train_are_told_apart(arguments):
   assert score_reports(**arguments)[0]["unseen_references"] == {"num_studies": 0}
   new = ["Lungs are small.", "The heart is enlarged. There is an effusion."]
