@@ -104,7 +104,10 @@ def _join(found: Mapping, bounds: Mapping) -> dict:
 
 
 def map_leaves(function: Callable, *trees):
-  """Returns nested dicts like the first, of `function` of the leaves that stand at the same place in each tree."""
-  if isinstance(trees[0], Mapping):
+  """Returns nested dicts like the first, of `function` of the leaves that stand at the same place in each tree.
+
+  Where one tree ends, as with None, that is a leaf of all.
+  """
+  if all(isinstance(tree, Mapping) for tree in trees):
     return {key: map_leaves(function, *(tree[key] for tree in trees)) for key in trees[0]}
   return function(*trees)

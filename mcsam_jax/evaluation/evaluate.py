@@ -6,11 +6,12 @@ Writes below the workdir:
                           the reports stand there before they are scored
   eval/SPLIT-STEP.html    both to look at, with where each word looked and what the memory recalled (see `page.py`)
   eval/constant.json      the constant report that is best on val for each metric, found once
+  eval/constant-LABELER.json   likewise for micro- and macro-F1 of the findings that a labeler reads
 An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
 Fields of `decode` and `eval` that differ from the workdir's config stand in the name too: SPLIT-STEP-beam_size=1.*
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import shutil
 
@@ -21,7 +22,7 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
 from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
@@ -114,7 +115,7 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)}, own_pooled=own,
-      constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
+      constant=constant_reports(work, labeler, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=labeler,
       reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
       restricted=config.data.restricted, seed=config.eval.seed,
@@ -173,13 +174,25 @@ def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], refere
     row.update({key: float(values[number]) for key, values in per_study.items()})
 
 
-def constant_reports(work: Workdir, show=print) -> dict:
+def constant_reports(work: Workdir, labeler: Labeler | None, show=print) -> dict:
   """Returns the constant baselines, found on val the first time and then read from the workdir."""
-  path = work.path / "eval" / "constant.json"
-  found = json.loads(path.read_text()) if path.exists() else None
-  if not found or (found["METEOR"] is None and shutil.which("java")):      # Java has come since
+  train, val, config = work.split("train"), work.split("val"), work.config
+  prepared = train.reports, val.reports, work.tokenizer, config.data.cleaning, config.tokenizer.max_length
+
+  def kept(name: str, find: Callable[[], dict], complete: Callable[[dict], bool] = bool) -> dict:
+    path = work.path / "eval" / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else None
+    if not found or not complete(found):
+      found = find()
+      write_whole(path, json.dumps(found, indent=2) + "\n")
+    return found
+
+  def of_metrics() -> dict:
     show("looking for the constant report that is best on val, for each metric (once)")
-    found = constant_baseline(work.split("train").reports, work.split("val").reports, work.tokenizer,
-                              work.config.data.cleaning, work.config.tokenizer.max_length)
-    write_whole(path, json.dumps(found, indent=2) + "\n")
-  return found
+    return constant_baseline(*prepared)
+
+  def of_labels() -> dict:
+    return constant_of_labels(*prepared, labeler, labeler.findings, drawn_labels(labeler, config, val))
+
+  found = kept("constant", of_metrics, lambda known: known["METEOR"] or not shutil.which("java"))   # Java has come since
+  return found | kept(f"constant-{labeler.name}", of_labels) if labeler else found

@@ -18,13 +18,13 @@ zero_division=0 (in the draws of an interval it is no number, unless it is part 
 Finding", one of the 14, mostly saves it from that among all findings and never among the five.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
-from mcsam_jax.evaluation.bootstrap import points
+from mcsam_jax.evaluation.bootstrap import Score, points
 
 FIVE_FINDINGS = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 UNCERTAIN = {"uncertain_negative": ("positive",), "uncertain_positive": ("positive", "uncertain")}
@@ -64,6 +64,12 @@ def label_scores(references: Sequence[Mapping[str, str]], hypotheses: Sequence[M
   return points_of(count_labels(label_codes(references, findings), label_codes(hypotheses, findings), findings))
 
 
+def read_all(read_labels: Callable, reports: Sequence[str]) -> Sequence[Mapping[str, str]]:
+  """Returns the labels of reports by what reads those of one, or has a method `read` for many at once."""
+  read_many = getattr(read_labels, "read", None)
+  return read_many(reports) if read_many else list(map(read_labels, reports))
+
+
 def label_codes(labels: Sequence[Mapping[str, str]], findings: Sequence[str]) -> np.ndarray:
   """Returns int8 [n, F]: the number of each label in LABEL_VALUES.
 
@@ -100,10 +106,10 @@ def mean_counts(several: Sequence[LabelCounts]) -> LabelCounts:
   return LabelCounts(first.findings, counts, samples)
 
 
-def points_of(counts: LabelCounts) -> dict:
-  """Returns what `label_scores` does."""
+def points_of(counts: LabelCounts, values: Score | None = None) -> dict:
+  """Returns what `label_scores` does; where `values` are given, theirs instead of the `label_values` of the counts."""
   num_studies = len(next(iter(counts.counts.values())))
-  scores = points(lambda weights: label_values(counts, weights), num_studies)
+  scores = points(values or (lambda weights: label_values(counts, weights)), num_studies)
   for uncertain in UNCERTAIN:
     supports = counts.counts[uncertain][:, 1].sum(0)
     for (finding, rates), support in zip(scores[uncertain]["per_finding"].items(), supports):
@@ -132,6 +138,15 @@ def label_values(counts: LabelCounts, weights: np.ndarray) -> dict:
   plain = scores["uncertain_negative"]
   return {"micro": plain["all_findings"]["micro"], "macro": plain["all_findings"]["macro_present"],
           "per_finding": plain["per_finding"], **scores}
+
+
+def constant_f1(references: np.ndarray, candidates: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns F1 by "micro" and "macro" [C] of each candidate, codes [C, F], said of all references, codes [n, F]."""
+  supports, stated = ((codes == LABEL_VALUES.index("positive")).astype(np.float64) for codes in (references, candidates))
+  supports = np.broadcast_to(supports.sum(0), stated.shape)
+  counts = np.stack([stated * supports, supports, stated * len(references)], 1)         # [C, 3, F]
+  averages = _averages(counts, np.zeros((len(stated), 3)), np.full(len(stated), len(references)))
+  return {name: np.nan_to_num(averages[of]["f1"]) for name, of in (("micro", "micro"), ("macro", "macro_present"))}
 
 
 def _five(findings: Sequence[str]) -> list[int]:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 import json
 
 from input_pipeline import text
+from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.labeler import read_labels
 from mcsam_jax.evaluation.report_files import Reports, match, read_reports
@@ -56,18 +57,22 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   if train:
     train_reports, val = _train_and_val(train, reference_field, id_field)
     tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
+  reader = make_reader(labeler)
   restricted = cleaning == "mimic_cxr"                    # whose reports are not to be passed on
   with Meteor() as meteor:
     meteor.start()
     if train:
       show(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric")
-      constant = constant_baseline(train_reports, val or train_reports, tokenizer, cleaning, max_length, meteor)
+      prepared = train_reports, val or train_reports, tokenizer, cleaning, max_length
+      constant = constant_baseline(*prepared, meteor)
+      if reader:
+        constant |= constant_of_labels(*prepared, reader, FINDINGS)
     others = other_studies(len(ids), NUM_PERMUTATIONS, seed)
     scores, *_ = score_reports(
         ids=ids, references=truth.texts, hypotheses=hypotheses,
         shuffled_hypotheses=[[hypotheses[row] for row in other] for other in others], train_reports=train_reports,
         pooled=None, constant=constant, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
-        read_labels=make_reader(labeler), restricted=restricted, seed=seed, subjects=_subjects(truth, subjects),
+        read_labels=reader, restricted=restricted, seed=seed, subjects=_subjects(truth, subjects),
         meteor=meteor)
   if not train:
     scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",

@@ -11,7 +11,7 @@ import pytest
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
 from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
@@ -35,6 +35,11 @@ def no_java(monkeypatch, tmp_path):
   monkeypatch.setenv("PATH", str(tmp_path))          # METEOR takes seconds to start and is tested by itself
 
 
+def constants(val, tokenizer):
+  return constant_baseline(TRAIN, val, tokenizer, "iu_xray", 60) | constant_of_labels(
+      TRAIN, val, tokenizer, "iu_xray", 60, read_labels, FINDINGS)
+
+
 @pytest.fixture
 def arguments():
   tokenizer = WordTokenizer.train(TRAIN, "iu_xray", 1, False)
@@ -44,7 +49,7 @@ def arguments():
       shuffled_hypotheses=[WRITTEN[1:] + WRITTEN[:1], WRITTEN[3:] + WRITTEN[:3]], train_reports=TRAIN,
       pooled={"train": np.array([directions[report] for report in TRAIN]),
               "split": np.array([directions[report] for report in SPLIT])},
-      constant=constant_baseline(TRAIN, SPLIT, tokenizer, "iu_xray", 60),
+      constant=constants(SPLIT, tokenizer),
       tokenizer=tokenizer, cleaning="iu_xray", max_length=60, read_labels=read_labels)
 
 
@@ -73,10 +78,28 @@ def test_baselines_and_control(arguments):
   for metric in METRICS:
     if metric != "METEOR":                                  # val is the split here
       assert constant["nlg"][metric] == pytest.approx(constant["chosen_for"][metric]["val_score"])
+  # Said of all six, an enlarged heart or an effusion is right twice: F1 4/8, and as mean over both findings 2/8.
+  assert [constant["labels"][average]["f1"] for average in ("micro", "macro")] == pytest.approx([4 / 8, 2 / 8])
+  assert [constant["chosen_for"][name]["val_score"] for name in ("micro_F1", "macro_F1")] == pytest.approx([4 / 8, 2 / 8])
   control = scores["controls"]["shuffled_images"]
   assert control["nlg"]["r2gen"]["CIDEr"] < scores["nlg"]["r2gen"]["CIDEr"]
   assert control["labels"]["micro"]["f1"] < scores["labels"]["micro"]["f1"]
   assert 0 < control["CIDEr_difference"]["low"] < control["CIDEr_difference"]["mean"]
+
+
+def test_the_constants_findings_are_chosen_on_val(arguments):
+  """Of val one has an effusion and one nothing; of the split all have an enlarged heart."""
+  arguments |= {"references": [HEART] * 6, "constant": constants([FLUID, NORMAL], arguments["tokenizer"])}
+  constant = score_reports(**arguments)[0]["baselines"]["constant"]
+  assert constant["chosen_for"]["micro_F1"]["report"] == "there is an effusion ."
+  assert constant["labels"]["micro"]["f1"] == constant["labels"]["macro"]["f1"] == 0
+  heart, fluid = ({"report": text, "val_score": 0.0} for text in (WRITTEN[0], WRITTEN[1]))
+  arguments["constant"] |= {"micro_F1": heart, "macro_F1": fluid}
+  labels = score_reports(**arguments)[0]["baselines"]["constant"]["labels"]
+  plain = labels["uncertain_negative"]["all_findings"]
+  assert [labels["micro"]["f1"], labels["macro"]["f1"]] == [plain["micro"]["f1"], plain["macro_all"]["f1"]] == [1, 0]
+  del arguments["constant"]["micro_F1"]
+  assert score_reports(**arguments)[0]["baselines"]["constant"]["labels"] is None
 
 
 def test_every_score_has_an_interval_that_holds_it(arguments):
