@@ -167,6 +167,8 @@ def get_config() -> ConfigDict:
                                           # from their hub: names of evaluation/radeval.py, with commas; "": none
       "num_permutations": 10,             # of the images between studies, whose mean is the shuffled-images control
       "seed": 0,                          # of the permutations and of the interval's resampling
+      "why": False,                       # why each report was written goes into the .jsonl too: log-probability of each
+                                          # word, slots that answered, train reports that recall the same (numbers, ids)
       "page": True,                       # write an HTML page too, with every study and why its report was written
       "page_restricted": False,           # True: the page of a restricted data set shows reports, images and ids as well
   })

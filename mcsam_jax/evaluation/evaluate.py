@@ -2,8 +2,9 @@
 
 Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
-  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports;
-                          the reports stand there before they are scored
+  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports,
+                          with `eval.why` also why it was written (see `why.py`)
+  eval/SPLIT-STEP.unscored.jsonl   the reports alone, until they are scored
   eval/SPLIT-STEP.html    both to look at, with where each word looked and what the memory recalled (see `page.py`)
   eval/constant.json      the constant report that is best on val for each metric, found once
   eval/constant-LABELER.json   likewise for micro- and macro-F1 of the findings that a labeler reads
@@ -32,7 +33,7 @@ from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
 from mcsam_jax.evaluation.radeval import radeval_scores, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
-from mcsam_jax.evaluation.why import describe_slots, explain_reports
+from mcsam_jax.evaluation.why import describe_slots, explain_reports, in_numbers
 from mcsam_jax.training import hosts
 from mcsam_jax.training.preemption import Stop
 from mcsam_jax.training.sharding import decode_batch_size, host_rows, make_mesh
@@ -53,7 +54,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
   Raises:
     UserError: a workdir holds no training, or no such step; a damaged checkpoint; models of different vocabularies.
-    Preempted: SIGTERM or Ctrl-C on any host; nothing is written.
+    Preempted: SIGTERM or Ctrl-C on any host; of what it makes the reports alone may stand, in *.unscored.jsonl.
   """
   works = [open_workdir(path, overrides) for path in (workdir, *ensemble)]
   check_one_language(works)
@@ -81,7 +82,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       of_split = lambda phase, of=split, seen=features: watchdog.each(stop.between(
           eval_batches(of, tokenizer, config, size, seen, batch_slice=host_rows(mesh, size))), phase)
       written = write([member.variables for member in members], of_split("writing reports"))
-      hosts.on_first_host(lambda: write_table(file_of(works, split, members[0].step, "jsonl"), split, written))
+      unscored = file_of(works, split, members[0].step, "unscored.jsonl")
+      hosts.on_first_host(lambda: write_table(unscored, split, written))
 
       # What else is asked of the model: for baselines by its own eyes, of its memory, and why.
       own_pooled = make_own_pooled(members[0], config, mesh)
@@ -90,7 +92,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
                               of_split("asking the memory")) if config.model.use_memory else None
       reasons = None
-      if config.eval.page and (config.eval.page_restricted or not config.data.restricted):
+      if config.eval.why or (config.eval.page and (config.eval.page_restricted or not config.data.restricted)):
         show("asking why: where each word looked, and what the memory recalled")
         reasons = Reasons(explain_reports(members[0], config, tokenizer, mesh, of_split("explaining reports"), written,
                                           train.reports),
@@ -130,12 +132,16 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
 
   # Files: written whole or not at all.
   target, table, page = (file_of(works, split, step, kind) for kind in ("json", "jsonl", "html"))
-  write_table(table, split, written, [{"scores": row, "labels": labels and labels[number]}
-                                      for number, row in enumerate(rows)])
+  known = [{"scores": row, "labels": labels and labels[number]} for number, row in enumerate(rows)]
+  if config.eval.why:
+    for row, why in zip(known, reasons.whys):
+      row["why"] = in_numbers(why, reasons.slots, train.ids)
+  write_table(table, split, written, known)
   if config.eval.page:
     write_split_page(page, work, split, step, written, scores, rows, reasons, labels=labels,
                      findings=labeler.findings if labeler else FINDINGS)
   write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
+  file_of(works, split, step, "unscored.jsonl").unlink(missing_ok=True)
   show(format_table(scores))
   show(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.page else ""))
   return scores
