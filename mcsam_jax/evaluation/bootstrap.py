@@ -17,7 +17,7 @@ import numpy as np
 
 NUM_SAMPLES = 1000
 LEVEL = 0.95
-MIN_DEFINED = 0.8             # of the draws; what hangs on a single subject is undefined in 37 % of them, on two in 14 %
+MIN_DEFINED = 0.8             # of the draws; what hangs on one subject is undefined in 37 % of them, on two in 14 %
 
 Score = Callable[[np.ndarray], Mapping]          # weights [R, n] -> nested dicts of arrays [R], or of None
 

@@ -22,15 +22,15 @@ import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
-from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
+from mcsam_jax.evaluation.bootstrap import resample
 from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.own_features import make_own_pooled
 from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
-from mcsam_jax.evaluation.radeval import radeval_scores, score_names
+from mcsam_jax.evaluation.radeval import add_radeval, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.evaluation.why import describe_slots, explain_reports, in_numbers
@@ -126,7 +126,8 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
   if config.eval.radeval:
-    add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses, show)
+    add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses,
+                resample(subjects_of(split), config.eval.seed), show)
   if slots is not None:
     scores["slots_answering"] = slots
 
@@ -134,8 +135,9 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   target, table, page = (file_of(works, split, step, kind) for kind in ("json", "jsonl", "html"))
   known = [{"scores": row, "labels": labels and labels[number]} for number, row in enumerate(rows)]
   if config.eval.why:
+    train_ids = train.ids
     for row, why in zip(known, reasons.whys):
-      row["why"] = in_numbers(why, reasons.slots, train.ids)
+      row["why"] = in_numbers(why, reasons.slots, train_ids)
   write_table(table, split, written, known)
   if config.eval.page:
     write_split_page(page, work, split, step, written, scores, rows, reasons, labels=labels,
@@ -167,19 +169,6 @@ def write_table(path: epath.Path, split: Split, written: Sequence[Written], know
   write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], references: Sequence[str],
-                hypotheses: Sequence[str], show) -> None:
-  """Adds what the package RadEval says to the scores and to those of each study, or a note on why it can't."""
-  show(f"scores by RadEval: {', '.join(names)}")
-  try:
-    scores["radeval"], per_study = radeval_scores(names, references, hypotheses)
-  except UserError as error:                            # hours of writing must not be lost to a download
-    scores["radeval"], scores["notes"]["radeval"] = None, str(error)
-    return
-  for number, row in enumerate(rows):
-    row.update({key: float(values[number]) for key, values in per_study.items()})
-
-
 def constant_reports(work: Workdir, labeler: Labeler | None, show=print) -> dict:
   """Returns the constant baselines, found on val the first time and then read from the workdir."""
   train, val, config = work.split("train"), work.split("val"), work.config
@@ -200,5 +189,5 @@ def constant_reports(work: Workdir, labeler: Labeler | None, show=print) -> dict
   def of_labels() -> dict:
     return constant_of_labels(*prepared, labeler, labeler.findings, drawn_labels(labeler, config, val))
 
-  found = kept("constant", of_metrics, lambda known: known["METEOR"] or not shutil.which("java"))   # Java has come since
+  found = kept("constant", of_metrics, lambda known: known["METEOR"] or not shutil.which("java"))   # it has come since
   return found | kept(f"constant-{labeler.name}", of_labels) if labeler else found

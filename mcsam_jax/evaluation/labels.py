@@ -14,8 +14,9 @@ Papers compare numbers under the name "F1" that differ in three ways, so all of 
               `samples`        example-based: of each study by itself, then the mean over studies (PromptMRG).
 
 A share of nothing (no claim: precision; nothing to find: recall; neither: F1) is 0, which is scikit-learn's
-zero_division=0 (in the draws of an interval it is no number, unless it is part of an average). So a study without any finding scores 0 in `samples` even where nothing is the right answer; "No
-Finding", one of the 14, mostly saves it from that among all findings and never among the five.
+zero_division=0; by itself, not as a part of a mean, it is undefined in the draws of an interval (bootstrap.py). So a
+study without any finding scores 0 in `samples` even where nothing is the right answer; "No Finding", one of the 14,
+mostly saves it from that among all findings and never among the five.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +143,7 @@ def label_values(counts: LabelCounts, weights: np.ndarray) -> dict:
 
 def constant_f1(references: np.ndarray, candidates: np.ndarray) -> dict[str, np.ndarray]:
   """Returns F1 by "micro" and "macro" [C] of each candidate, codes [C, F], said of all references, codes [n, F]."""
-  supports, stated = ((codes == LABEL_VALUES.index("positive")).astype(np.float64) for codes in (references, candidates))
+  supports, stated = ((codes == LABEL_VALUES.index("positive")).astype(float) for codes in (references, candidates))
   supports = np.broadcast_to(supports.sum(0), stated.shape)
   counts = np.stack([stated * supports, supports, stated * len(references)], 1)         # [C, 3, F]
   averages = _averages(counts, np.zeros((len(stated), 3)), np.full(len(stated), len(references)))

@@ -92,7 +92,8 @@ class OwnImagesModel:
         train = self.work.split("train")
     batches = (self._inputs(group)[0] for group in _groups(studies, config.decode.batch_size))
     with jax.set_mesh(self.mesh):
-      whys = explain_reports(self.member, config, tokenizer, self.mesh, batches, written, train.reports if train else ())
+      whys = explain_reports(self.member, config, tokenizer, self.mesh, batches, written,
+                             train.reports if train else ())
       return whys, describe_slots(self.member, config, tokenizer, self.work.bank, self.mesh), train
 
   def _inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:

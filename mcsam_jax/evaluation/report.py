@@ -91,7 +91,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   reasons = None
   if results and (page or (as_json and work.config.eval.why)):
     reasons = model.reasons([result.study for result in results], [result.written for result in results])
-  if as_json and work.config.eval.why:
+  if reasons and as_json and work.config.eval.why:
     add_why(whole["studies"], reasons)
   text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
   if out:
@@ -131,12 +131,13 @@ def as_dict(result: Result, familiar: Familiar | None) -> dict:
           "warnings": warnings}
 
 
-def add_why(studies: Sequence[dict], reasons: Reasons | None) -> None:
+def add_why(studies: Sequence[dict], reasons: Reasons) -> None:
   """Adds to what the JSON says of each study why its report was written, in numbers."""
   from mcsam_jax.evaluation.why import in_numbers
-  whys, slots, train = reasons or ((), (), None)
+  whys, slots, train = reasons
+  train_ids = train.ids if train else ()
   for study, why in zip(studies, whys):
-    study["why"] = in_numbers(why, slots, train.ids if train else ())
+    study["why"] = in_numbers(why, slots, train_ids)
 
 
 def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result], reasons: Reasons, show) -> None:

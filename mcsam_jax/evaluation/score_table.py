@@ -30,7 +30,9 @@ def format_table(scores: Mapping) -> str:
     lines.append(_line(name, [_number(value) for value in _values(nlg, labels)]))
     if not number and sure:
       lines.append(_line("95 % interval", [_span(of) for of in _values(sure["nlg"][main], sure["labels"])]))
-  lines += [*_leads(scores), *_of_labels(scores), *_of_unseen(scores, main), *_of_reports(scores)]
+  if scores["labels"]:
+    lines.append("micro-F1, macro-F1: of all findings, uncertain as negative; macro over those that references have")
+  lines += [*_of_radeval(scores), *_leads(scores), *_of_labels(scores), *_of_unseen(scores, main), *_of_reports(scores)]
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
 
 
@@ -81,6 +83,14 @@ def _leads(scores: Mapping):
            f"{of['mean']:.3f} (95 % interval {of['low']:.3f} to {of['high']:.3f})")
 
 
+def _of_radeval(scores: Mapping):
+  found, sure = scores.get("radeval"), scores.get("intervals", {}).get("radeval") or {}
+  if found:
+    yield "by RadEval: " + ", ".join(
+        f"{name} {_number(value)}" + (f" ({_span(sure[name])})" if sure.get(name) else "")
+        for name, value in found.items())
+
+
 def _of_labels(scores: Mapping):
   if not scores["labels"] or "uncertain_negative" not in scores["labels"]:
     return
@@ -98,8 +108,8 @@ def _of_unseen(scores: Mapping, main: str):
     cider = unseen["nlg"]["CIDEr"]
     interval = scores["intervals"]["unseen_references"]["nlg"]["CIDEr"]
     bleu = unseen["nlg"]["BLEU_4"]
-    yield (f"{unseen['num_studies']} studies whose reference doesn't stand in train: BLEU-4 {bleu:.3f}, CIDEr {cider:.3f}"
-           + (f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else "")
+    yield (f"{unseen['num_studies']} studies whose reference doesn't stand in train: BLEU-4 {bleu:.3f}, "
+           f"CIDEr {cider:.3f}" + (f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else "")
            + (f", micro-F1 {unseen['labels']['micro']['f1']:.3f}" if unseen["labels"] else ""))
 
 

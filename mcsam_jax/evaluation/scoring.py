@@ -47,8 +47,8 @@ def score_reports(
       control is their mean. None at all is allowed.
     train_reports: n reports as they were written, one a train record; None where they aren't known.
     pooled: "train" [n, C] and "split" [m, C], features of the frozen initial encoder; None: no such baselines.
-    constant: what `baselines.constant_baseline` found on val, and with a labeler `baselines.constant_of_labels`; None: no
-      such baseline.
+    constant: what `baselines.constant_baseline` found on val, and with a labeler `baselines.constant_of_labels`;
+      None: no such baseline.
     tokenizer: the model's; None leaves out the protocol r2gen, and what stands under it is then under clean.
     cleaning: one of `text.RULES`.
     max_length: tokens of a report, eos included.
@@ -58,7 +58,7 @@ def score_reports(
     restricted: True leaves out every text of a report.
     seed: of the resampling.
     subjects: one a study; None: each study is a subject of its own.
-    train_subjects: n, so that no study's nearest image is its own subject's where the split is train; None: no split is.
+    train_subjects: n, so that no study's nearest image is its own subject's where the split is train; None: it isn't.
     own_pooled: like `pooled`, by the model's own encoder; adds the baselines `nearest_own` and `medoid_own`.
     meteor: a running METEOR; None starts one for this call.
 
@@ -209,7 +209,8 @@ def _chosen_for(constant: Mapping[str, dict | None], chosen: Mapping[str, _Syste
 
 
 def _points(system: _System) -> dict:
-  return {"nlg": points(system.nlg, system.num_studies), "labels": system.labels and points_of(system.counts, system.labels)}
+  return {"nlg": points(system.nlg, system.num_studies),
+          "labels": system.labels and points_of(system.counts, system.labels)}
 
 
 def _with_intervals(system: _System, weights: np.ndarray) -> tuple[dict, dict]:

@@ -110,7 +110,7 @@ def test_draws_without_anything_to_score_do_not_count():
   assert np.isnan(mean(weights)["mean"]).sum() > 50
   assert intervals(mean, weights) == {"mean": {"low": 1, "high": 2}}
   found = differences(lambda of: {"mean": mean(of)["mean"] + 1}, mean, weights)["mean"]
-  assert found == {"difference": 1, "low": 1, "high": 1}
+  assert found == pytest.approx({"difference": 1, "low": 1, "high": 1})
   part[1] = values[1] = 0                                         # a single subject tells nothing of others
   assert intervals(mean, weights) == {"mean": None} == differences(mean, mean, weights)
 

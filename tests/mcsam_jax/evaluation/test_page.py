@@ -153,12 +153,18 @@ def test_scores_are_shown_with_what_is_known_of_them(studies):
   assert rows[0].cells[0].low == pytest.approx(0.7) and not rows[2].cells[0].interval and not rows[2].cells[3].known
   assert rows[0].cells[0].best and not rows[1].cells[0].best
   names = [row.name for row in page.page_scores.averages(scores)]
-  assert names[:3] == ["micro", "macro", "uncertain negative, all findings, micro"]
+  assert names[:3] == ["micro", "macro (present)", "uncertain negative, all findings, micro"]
   assert len(set(names)) == len(names) == 22
   scores["unseen_references"] = {"num_studies": 3, "nlg": {"CIDEr": 9.0}, "labels": None}
   titles, rows = page.page_scores.main_table(scores)
   part = rows[1].cells[titles.index("CIDEr")]
   assert rows[1].kind == "part" and part.value == 9.0 and not part.best and rows[0].cells[titles.index("CIDEr")].best
+  scores["radeval"], scores["intervals"]["radeval"] = {"radgraph_simple": 0.2}, {
+      "radgraph_simple": {"low": 0.1, "high": 0.3}}
+  titles, rows = page.page_scores.main_table(scores)
+  cells = [row.cells[-1] for row in rows]
+  assert titles[-1] == "radgraph simple" and (cells[0].value, cells[0].high, cells[0].best) == (0.2, 0.3, False)
+  assert not any(cell.known for cell in cells[1:])
   del scores["intervals"]
   assert not any(cell.interval for row in page.page_scores.main_table(scores)[1] for cell in row.cells)
   support = [row["support"] for row in page.page_scores.per_finding(scores)]
