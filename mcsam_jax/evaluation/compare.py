@@ -23,6 +23,8 @@ from mcsam_jax.evaluation.compare_table import format_comparison
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import label_values
+from mcsam_jax.evaluation.nlg import METRICS
+from mcsam_jax.evaluation.radeval import means_of
 from mcsam_jax.evaluation.report_files import Reports, match, read_reports
 from mcsam_jax.evaluation.score_files import R2GEN, make_reader
 from mcsam_jax.whole_file import write_whole
@@ -67,7 +69,9 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
     meteor.start()
     judge = Judge(truth.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
                   read_labels=read_labels, reference_labels=reference_labels, findings=findings)
-    scores = [_score(judge, protocol, [run.texts[row] for row in order]) for run, order in zip(runs, orders)]
+    stored = [{}] * len(runs) if references else _stored_scores(runs, orders)
+    scores = [_score(judge, protocol, [run.texts[row] for row in order], more)
+              for run, order, more in zip(runs, orders, stored)]
 
   subjects = truth.subjects or truth.ids or truth.places
   weights, ones = resample(subjects, seed), np.ones((1, len(judge)))
@@ -159,13 +163,23 @@ def _stored_labels(truth: Reports, runs: Sequence[Reports]):
   return stated.__getitem__, [meant[study] for study in truth.ids or truth.places]
 
 
-def _score(judge: Judge, protocol: str, hypotheses: Sequence[str]) -> Score:
-  """Returns the function of weights [R, n] that gives {"nlg", "labels"} of one run."""
+def _stored_scores(runs: Sequence[Reports], orders: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
+  """Returns of each run the scores [n] that all files hold of each study beside our own metrics: those by RadEval."""
+  of_each = [[run.rows[row].get("scores") for row in order] for run, order in zip(runs, orders)]
+  if not all(isinstance(scores, Mapping) for rows in of_each for scores in rows):
+    return [{}] * len(runs)
+  names = [name for name in of_each[0][0] if name not in METRICS and all(name in rows[0] for rows in of_each)]
+  return [{name: np.array([scores.get(name) for scores in rows], float) for name in names} for rows in of_each]
+
+
+def _score(judge: Judge, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> Score:
+  """Returns the function of weights [R, n] that gives {"nlg", "radeval", "labels"} of one run."""
   scores = judge.nlg(protocol, hypotheses)
   if scores.counts is None:
     raise UserError(f"--protocol {protocol}: {judge.notes[protocol]}")
-  nlg, labels = nlg_of(scores), judge.labels(hypotheses)
-  return lambda weights: {"nlg": nlg(weights), "labels": labels and label_values(labels, weights)}
+  nlg, radeval, labels = nlg_of(scores), means_of(stored), judge.labels(hypotheses)
+  return lambda weights: {"nlg": nlg(weights), "radeval": radeval(weights),
+                          "labels": labels and label_values(labels, weights)}
 
 
 def _weighted(runs: Sequence[Mapping], weights: np.ndarray) -> dict:

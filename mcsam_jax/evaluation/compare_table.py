@@ -15,6 +15,8 @@ def format_comparison(result: Mapping) -> str:
            f"{'':<58}{'A':>8}{'B':>8}{'A - B':>9}   95 % interval"]
   lines += [_row(metric.replace("_", "-"), a["nlg"][metric], b["nlg"][metric], lead["nlg"][metric])
             for metric in a["nlg"]]
+  lines += [_row(f"{name} (RadEval, stored)", a["radeval"][name], b["radeval"][name], of)
+            for name, of in lead["radeval"].items()]
   if lead["labels"]:
     for title, path in _averages(lead["labels"]):
       lines.append(_row(title, *(_at(of["labels"], path) for of in (a, b, lead))))
