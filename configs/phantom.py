@@ -131,7 +131,8 @@ def get_config() -> ConfigDict:
       "keep_last": 2,                     # checkpoints
       "best_metric": "CIDEr_macro_F1",    # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
                                           # BLEU_4 | ROUGE_L | CIDEr | micro_F1 | macro_F1 | CIDEr_macro_F1 (the mean of
-                                          # CIDEr and macro-F1 of findings); "": the last checkpoint is evaluated
+                                          # CIDEr and macro_F1); F1 of findings, uncertain as negative, macro over those
+                                          # that references have; "": the last checkpoint is evaluated
       "host_threads": 2,                  # that decode images
       "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
       "hang_minutes": 30.0,               # without a sign of life before the process leaves with status 75; 0: it never does
@@ -167,6 +168,8 @@ def get_config() -> ConfigDict:
                                           # from their hub: names of evaluation/radeval.py, with commas; "": none
       "num_permutations": 10,             # of the images between studies, whose mean is the shuffled-images control
       "seed": 0,                          # of the permutations and of the interval's resampling
+      "why": False,                       # the .jsonl (and `mcsam report --json`) also tells why each report was written:
+                                          # log-probabilities of words, slots, train reports that recall the same (ids)
       "page": True,                       # write an HTML page too, with every study and why its report was written
       "page_restricted": False,           # True: the page of a restricted data set shows reports, images and ids as well
   })

@@ -63,7 +63,7 @@ def score(args, overrides):
   score_files(args.predictions, args.references, train=args.train, split=args.split, labeler=args.labeler,
               subjects=args.subjects, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
               prediction_field=args.prediction_field, reference_field=args.reference_field, id_field=args.id_field,
-              seed=args.seed, json_path=args.json, with_texts=args.with_texts)
+              radeval=args.radeval, seed=args.seed, json_path=args.json, with_texts=args.with_texts)
 
 
 def compare(args, overrides):
@@ -188,6 +188,8 @@ def main(argv: list[str] | None = None) -> int:
                "help": "the reports of radiologists, R2Gen's annotation.json too"},
               {"flags": ["--labeler"], "default": "rules", "choices": ["rules", "none"],
                "help": "reads findings (rules)"},
+              {"flags": ["--radeval"], "default": "", "metavar": "NAMES",
+               "help": "scores of the package RadEval too, such as radgraph,ratescore (none)"},
               {"flags": ["--subjects"], "metavar": "FILE",
                "help": "subject of each study; default: as the references say"},
               {"flags": ["--prediction-field"], "metavar": "NAME", "help": "that holds the text; default: a usual one"},

@@ -1,9 +1,10 @@
 """Reports that no model wrote: what a score must be compared with before it means anything.
 
   constant  one train report said of every study: the one that is best on val,
-            looked for once for each metric.
+            looked for once for each metric, and for micro- and macro-F1 of findings.
   nearest   the report of the train image that looks most alike.
   medoid    of the 30 train images that look most alike, the report that has most in common with the others'.
+            Images of the same subject, which train has where it is itself evaluated, are passed over by both.
 
   nearest_own, medoid_own   the same two, by what the evaluated model makes of images itself (own_features.py).
 
@@ -11,13 +12,14 @@ The first three depend on the data alone, and on features of the encoder as it w
 """
 
 import collections
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
-from typing import Sequence
 
 import numpy as np
 
 from mcsam_jax.evaluation.constants import constant_scores, word_f1
 from mcsam_jax.evaluation.java import JavaUnavailable, Meteor
+from mcsam_jax.evaluation.labels import constant_f1, label_codes, read_all
 from mcsam_jax.evaluation.nlg import METRICS
 from mcsam_jax.evaluation.protocols import apply_protocol
 
@@ -25,6 +27,8 @@ NUM_NEIGHBOURS = 30
 MAX_CANDIDATES = 3000         # distinct train reports that are tried as constants; IU X-Ray has 1,700
 MAX_REFERENCES = 500          # val reports that they are tried on; IU X-Ray has 296
 METEOR_SHORTLIST = 20         # candidates that METEOR is computed for
+MAX_LABELLED = 5000           # reports of either split whose findings are read
+LABEL_METRICS = ("micro_F1", "macro_F1")      # by what a constant is chosen for its findings
 
 
 def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], tokenizer, cleaning: str,
@@ -41,10 +45,7 @@ def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], 
   whose words agree best, as METEOR is at heart an F measure of words.
   """
   references, reports = apply_protocol("r2gen", val_reports, train_reports, tokenizer, cleaning, max_length)
-  references = sorted(references)
-  if len(references) > MAX_REFERENCES:
-    kept = np.linspace(0, len(references) - 1, MAX_REFERENCES).round().astype(int)
-    references = [references[i] for i in kept]
+  references = _evenly(sorted(references), MAX_REFERENCES)
   candidates = _candidates(reports, references)
   scores = constant_scores(candidates, references)                          # metric -> [C]
   best = {metric: {"report": candidates[values.argmax()], "val_score": float(values.max())}
@@ -52,6 +53,37 @@ def constant_baseline(train_reports: Sequence[str], val_reports: Sequence[str], 
   with contextlib.nullcontext(meteor) if meteor else Meteor() as meteor:
     best["METEOR"] = _best_by_meteor(candidates, references, meteor)
   return {metric: best[metric] for metric in METRICS}
+
+
+def constant_of_labels(train_reports: Sequence[str], val_reports: Sequence[str], tokenizer, cleaning: str,
+                       max_length: int, read_labels: Callable, findings: Sequence[str],
+                       val_labels: Sequence[Mapping[str, str]] | None = None) -> dict[str, dict]:
+  """Returns for each of LABEL_METRICS the train report whose findings score best as the only answer on val.
+
+  It is like `constant_baseline`, with which it can be joined: all distinct train reports are tried on all val reports,
+  of more than MAX_LABELLED every so many-th in alphabetical order. Uncertain is not positive, and macro is the mean
+  over the findings that val has, as in the scores of `labels.py`.
+
+  Args:
+    read_labels: reads {finding: label} from a report, or has a method `read` for many.
+    findings: those that count.
+    val_labels: of the val reports, where they are known better than from these.
+  """
+  _, reports = apply_protocol("r2gen", [], train_reports, tokenizer, cleaning, max_length)
+  candidates = _evenly(sorted(set(reports)), MAX_LABELLED)
+  order = _evenly(sorted(range(len(val_reports)), key=val_reports.__getitem__), MAX_LABELLED)
+  truth = ([val_labels[i] for i in order] if val_labels is not None else
+           read_all(read_labels, [val_reports[i] for i in order]))
+  scores = constant_f1(label_codes(truth, findings), label_codes(read_all(read_labels, candidates), findings))
+  return {f"{average}_F1": {"report": candidates[values.argmax()], "val_score": float(values.max())}
+          for average, values in scores.items()}
+
+
+def _evenly(things: list, most: int) -> list:
+  """Returns all, or every so many-th of more than `most`."""
+  if len(things) <= most:
+    return things
+  return [things[i] for i in np.linspace(0, len(things) - 1, most).round().astype(int)]
 
 
 def _candidates(reports: list[str], references: list[str]) -> list[str]:
@@ -80,22 +112,32 @@ def _best_by_meteor(candidates: list[str], references: list[str], meteor: Meteor
   return best
 
 
-def nearest(features: np.ndarray, train_features: np.ndarray, count: int) -> np.ndarray:
+def nearest(features: np.ndarray, train_features: np.ndarray, count: int, subjects: Sequence[str] | None = None,
+            train_subjects: Sequence[str] | None = None) -> np.ndarray:
   """Returns int [m, k]: the `count` train images nearest to each image, nearest first, by cosine.
 
   Args:
     features: [m, C], pooled features of the images that are asked for.
     train_features: [n, C].
     count: k; fewer where n is less.
+    subjects, train_subjects: m and n: images of the same subject are passed over, with -1 in the place of those that
+      are lacking then; None: all count.
   """
   count = min(count, len(train_features))
   train = _unit(train_features)
+  images_of = collections.defaultdict(list)
+  if subjects is not None:
+    for number, subject in enumerate(train_subjects):
+      images_of[subject].append(number)
   rows = []
   for begin in range(0, len(features), 256):                      # 256 x 270,790 similarities are 277 MB
     similarity = _unit(features[begin:begin + 256]) @ train.T     # [256, n]
+    for row, subject in enumerate(subjects[begin:begin + 256] if images_of else ()):
+      similarity[row, images_of.get(subject, [])] = -np.inf
     among = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
-    order = np.argsort(-np.take_along_axis(similarity, among, 1), axis=1, kind="stable")
-    rows.append(np.take_along_axis(among, order, 1))
+    likeness = np.take_along_axis(similarity, among, 1)
+    order = np.argsort(-likeness, axis=1, kind="stable")
+    rows.append(np.take_along_axis(np.where(np.isneginf(likeness), -1, among), order, 1))
   return np.concatenate(rows)
 
 
@@ -121,14 +163,18 @@ def medoid(reports: Sequence[str]) -> int:
   return int(overlap.sum(1).argmax())
 
 
-def neighbour_reports(features: np.ndarray, train_features: np.ndarray,
-                      train_reports: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns the `nearest` and the `medoid` report of m images, from features [m, C] and [n, C]."""
+def neighbour_reports(features: np.ndarray, train_features: np.ndarray, train_reports: Sequence[str],
+                      subjects: Sequence[str] | None = None, train_subjects: Sequence[str] | None = None
+                      ) -> tuple[list[str], list[str]]:
+  """Returns the `nearest` and the `medoid` report of m images, from features [m, C] and [n, C].
+
+  They are empty where all train images are of the same subject (see `nearest`).
+  """
   if len(train_features) != len(train_reports):
     raise ValueError(f"features of {len(train_features)} train images for {len(train_reports)} reports")
-  indices = nearest(features, train_features, NUM_NEIGHBOURS)
-  chosen = [row[medoid([train_reports[i] for i in row])] for row in indices]
-  return [train_reports[row[0]] for row in indices], [train_reports[i] for i in chosen]
+  indices = nearest(features, train_features, NUM_NEIGHBOURS, subjects, train_subjects)
+  near = [[train_reports[i] for i in row[row >= 0]] or [""] for row in indices]
+  return [reports[0] for reports in near], [reports[medoid(reports)] for reports in near]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

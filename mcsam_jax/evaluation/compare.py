@@ -19,11 +19,13 @@ from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.bootstrap import (
-    LEVEL, ONE_SUBJECT, Score, differences_of, map_leaves, resample, subtract)
+    LEVEL, ONE_SUBJECT, Score, differences_of, map_leaves, nothing_is_0, resample, subtract)
 from mcsam_jax.evaluation.compare_table import format_comparison
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import label_values
+from mcsam_jax.evaluation.nlg import METRICS
+from mcsam_jax.evaluation.radeval import means_of
 from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports
 from mcsam_jax.evaluation.score_files import make_reader, preparation
 from mcsam_jax.whole_file import write_whole
@@ -72,13 +74,15 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
     meteor.start()
     judge = Judge(truth.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
                   read_labels=read_labels, reference_labels=reference_labels, findings=findings)
-    scores = [_score(judge, protocol, [run.texts[row] for row in order]) for run, order in zip(runs, orders)]
+    stored = [{}] * len(runs) if references else _stored_scores(runs, orders)
+    scores = [_score(judge, protocol, [run.texts[row] for row in order], more)
+              for run, order, more in zip(runs, orders, stored)]
 
   of_runs = ([run.subjects[row] for row in order] for run, order in zip(runs, orders) if run.subjects)
   subjects = truth.subjects or next(of_runs, None) or truth.ids or truth.places
   weights, ones = resample(subjects, seed), np.ones((1, len(judge)))
   arms = scores[:sizes[0]], scores[sizes[0]:]
-  whole = [[score(ones) for score in arm] for arm in arms]                          # of each run
+  whole = [[nothing_is_0(score(ones)) for score in arm] for arm in arms]            # of each run
   point = [_weighted(of, np.full((1, len(of)), 1 / len(of))) for of in whole]
   samples = [_weighted([score(weights) for score in arm], of)
              for arm, of in zip(arms, draw_runs(sizes, len(weights), seed))]
@@ -208,13 +212,23 @@ def _stored_labels(runs: Sequence[Reports], orders: Sequence[Sequence[int]]):
   return stated.__getitem__, [meant[study] for study in range(len(meant))]
 
 
-def _score(judge: Judge, protocol: str, hypotheses: Sequence[str]) -> Score:
-  """Returns the function of weights [R, n] that gives {"nlg", "labels"} of one run."""
+def _stored_scores(runs: Sequence[Reports], orders: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
+  """Returns of each run the scores [n] that all files hold of each study beside our own metrics: those by RadEval."""
+  of_each = [[run.rows[row].get("scores") for row in order] for run, order in zip(runs, orders)]
+  if not all(isinstance(scores, Mapping) for rows in of_each for scores in rows):
+    return [{}] * len(runs)
+  names = [name for name in of_each[0][0] if name not in METRICS and all(name in rows[0] for rows in of_each)]
+  return [{name: np.array([scores.get(name) for scores in rows], float) for name in names} for rows in of_each]
+
+
+def _score(judge: Judge, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> Score:
+  """Returns the function of weights [R, n] that gives {"nlg", "radeval", "labels"} of one run."""
   scores = judge.nlg(protocol, hypotheses)
   if scores.counts is None:
     raise UserError(f"--protocol {protocol}: {judge.notes[protocol]}")
-  nlg, labels = nlg_of(scores), judge.labels(hypotheses)
-  return lambda weights: {"nlg": nlg(weights), "labels": labels and label_values(labels, weights)}
+  nlg, radeval, labels = nlg_of(scores), means_of(stored), judge.labels(hypotheses)
+  return lambda weights: {"nlg": nlg(weights), "radeval": radeval(weights),
+                          "labels": labels and label_values(labels, weights)}
 
 
 def _weighted(runs: Sequence[Mapping], weights: np.ndarray) -> dict:

@@ -15,6 +15,8 @@ def format_comparison(result: Mapping) -> str:
            f"{'':<58}{'A':>8}{'B':>8}{'A - B':>9}   95 % interval"]
   lines += [_row(metric.replace("_", "-"), a["nlg"][metric], b["nlg"][metric], lead["nlg"][metric])
             for metric in a["nlg"]]
+  lines += [_row(f"{name} (RadEval, stored)", a["radeval"][name], b["radeval"][name], of)
+            for name, of in lead["radeval"].items()]
   if lead["labels"]:
     for title, path in _averages(lead["labels"]):
       lines.append(_row(title, *(_at(of["labels"], path) for of in (a, b, lead))))
@@ -47,10 +49,10 @@ def _at(tree: Mapping, path: tuple):
 
 
 def _row(title: str, a: float | None, b: float | None, lead: Mapping | None) -> str:
-  if lead is None:
-    return f"{title:<58}{'-':>8}{'-':>8}"
+  if lead is None:                                # nothing to compare
+    return f"{title:<58}" + "".join(f"{'-' if value is None else f'{value:.3f}':>8}" for value in (a, b))
   row = f"{title:<58}{a:>8.3f}{b:>8.3f}{lead['difference']:>+9.3f}"
-  if lead["low"] is None:                         # of a single subject
+  if lead["low"] is None:                         # of a single subject, or in too few draws
     return row
   star = " *" if lead["low"] > 0 or lead["high"] < 0 else ""
   return f"{row}   {lead['low']:+.3f} to {lead['high']:+.3f}{star}"

@@ -2,15 +2,17 @@
 
 Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
-  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports;
-                          the reports stand there before they are scored
+  eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports,
+                          with `eval.why` also why it was written (see `why.py`)
+  eval/SPLIT-STEP.unscored.jsonl   the reports alone, until they are scored
   eval/SPLIT-STEP.html    both to look at, with where each word looked and what the memory recalled (see `page.py`)
   eval/constant.json      the constant report that is best on val for each metric, found once
+  eval/constant-LABELER.json   likewise for micro- and macro-F1 of the findings that a labeler reads
 An ensemble writes SPLIT-STEP-with-OTHER-OTHER.* into the first one's workdir, OTHER being the names of the others'.
 Fields of `decode` and `eval` that differ from the workdir's config stand in the name too: SPLIT-STEP-beam_size=1.*
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import shutil
 
@@ -20,18 +22,18 @@ import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
-from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
+from mcsam_jax.evaluation.bootstrap import resample
 from mcsam_jax.evaluation.generate import ReportWriter, Written
 from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
 from mcsam_jax.evaluation.members import Member, check_one_language, load_member
 from mcsam_jax.evaluation.memory_use import slots_answering
 from mcsam_jax.evaluation.own_features import make_own_pooled
 from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
-from mcsam_jax.evaluation.radeval import radeval_scores, score_names
+from mcsam_jax.evaluation.radeval import add_radeval, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
-from mcsam_jax.evaluation.why import describe_slots, explain_reports
+from mcsam_jax.evaluation.why import describe_slots, explain_reports, in_numbers
 from mcsam_jax.training import hosts
 from mcsam_jax.training.preemption import Stop
 from mcsam_jax.training.sharding import decode_batch_size, host_rows, make_mesh
@@ -52,7 +54,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
   Raises:
     UserError: a workdir holds no training, or no such step; a damaged checkpoint; models of different vocabularies.
-    Preempted: SIGTERM or Ctrl-C on any host; nothing is written.
+    Preempted: SIGTERM or Ctrl-C on any host; of what it makes the reports alone may stand, in *.unscored.jsonl.
   """
   works = [open_workdir(path, overrides) for path in (workdir, *ensemble)]
   check_one_language(works)
@@ -80,7 +82,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       of_split = lambda phase, of=split, seen=features: watchdog.each(stop.between(
           eval_batches(of, tokenizer, config, size, seen, batch_slice=host_rows(mesh, size))), phase)
       written = write([member.variables for member in members], of_split("writing reports"))
-      hosts.on_first_host(lambda: write_table(file_of(works, split, members[0].step, "jsonl"), split, written))
+      unscored = file_of(works, split, members[0].step, "unscored.jsonl")
+      hosts.on_first_host(lambda: write_table(unscored, split, written))
 
       # What else is asked of the model: for baselines by its own eyes, of its memory, and why.
       own_pooled = make_own_pooled(members[0], config, mesh)
@@ -89,7 +92,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
                               of_split("asking the memory")) if config.model.use_memory else None
       reasons = None
-      if config.eval.page and (config.eval.page_restricted or not config.data.restricted):
+      if config.eval.why or (config.eval.page and (config.eval.page_restricted or not config.data.restricted)):
         show("asking why: where each word looked, and what the memory recalled")
         reasons = Reasons(explain_reports(members[0], config, tokenizer, mesh, of_split("explaining reports"), written,
                                           train.reports),
@@ -114,30 +117,41 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
       pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)}, own_pooled=own,
-      constant=constant_reports(work, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
+      constant=constant_reports(work, labeler, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=labeler,
       reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
       restricted=config.data.restricted, seed=config.eval.seed,
-      subjects=[record["subject_id"] or record["id"] for record in split.without_images])
+      subjects=subjects_of(split), train_subjects=subjects_of(train))
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
   if config.eval.radeval:
-    add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses, show)
+    add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses,
+                resample(subjects_of(split), config.eval.seed), show)
   if slots is not None:
     scores["slots_answering"] = slots
 
   # Files: written whole or not at all.
   target, table, page = (file_of(works, split, step, kind) for kind in ("json", "jsonl", "html"))
-  write_table(table, split, written, [{"scores": row, "labels": labels and labels[number]}
-                                      for number, row in enumerate(rows)])
+  known = [{"scores": row, "labels": labels and labels[number]} for number, row in enumerate(rows)]
+  if config.eval.why:
+    train_ids = train.ids
+    for row, why in zip(known, reasons.whys):
+      row["why"] = in_numbers(why, reasons.slots, train_ids)
+  write_table(table, split, written, known)
   if config.eval.page:
     write_split_page(page, work, split, step, written, scores, rows, reasons, labels=labels,
                      findings=labeler.findings if labeler else FINDINGS)
   write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
+  file_of(works, split, step, "unscored.jsonl").unlink(missing_ok=True)
   show(format_table(scores))
   show(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.page else ""))
   return scores
+
+
+def subjects_of(split: Split) -> list[str]:
+  """Returns the subject of each record; without one a record is a subject of its own."""
+  return [record["subject_id"] or record["id"] for record in split.without_images]
 
 
 def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epath.Path:
@@ -148,33 +162,32 @@ def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epa
 
 def write_table(path: epath.Path, split: Split, written: Sequence[Written], known: Sequence[dict] | None = None) -> None:
   """Writes a line a study, with what is `known` of each report; before scoring, so that no report can be lost, nothing."""
-  lines = [{"id": record["id"], "subject": record["subject_id"] or record["id"], "reference": reference,
-            "generated": report.text, "log_prob": report.log_prob, **more}
-           for record, reference, report, more in zip(split.without_images, split.reports, written,
-                                                      known or [{}] * len(written))]
+  lines = [{"id": name, "subject": subject, "reference": reference, "generated": report.text,
+            "log_prob": report.log_prob, **more}
+           for name, subject, reference, report, more in zip(split.ids, subjects_of(split), split.reports, written,
+                                                             known or [{}] * len(written))]
   write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], references: Sequence[str],
-                hypotheses: Sequence[str], show) -> None:
-  """Adds what the package RadEval says to the scores and to those of each study, or a note on why it can't."""
-  show(f"scores by RadEval: {', '.join(names)}")
-  try:
-    scores["radeval"], per_study = radeval_scores(names, references, hypotheses)
-  except UserError as error:                            # hours of writing must not be lost to a download
-    scores["radeval"], scores["notes"]["radeval"] = None, str(error)
-    return
-  for number, row in enumerate(rows):
-    row.update({key: float(values[number]) for key, values in per_study.items()})
-
-
-def constant_reports(work: Workdir, show=print) -> dict:
+def constant_reports(work: Workdir, labeler: Labeler | None, show=print) -> dict:
   """Returns the constant baselines, found on val the first time and then read from the workdir."""
-  path = work.path / "eval" / "constant.json"
-  found = json.loads(path.read_text()) if path.exists() else None
-  if not found or (found["METEOR"] is None and shutil.which("java")):      # Java has come since
+  train, val, config = work.split("train"), work.split("val"), work.config
+  prepared = train.reports, val.reports, work.tokenizer, config.data.cleaning, config.tokenizer.max_length
+
+  def kept(name: str, find: Callable[[], dict], complete: Callable[[dict], bool] = bool) -> dict:
+    path = work.path / "eval" / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else None
+    if not found or not complete(found):
+      found = find()
+      write_whole(path, json.dumps(found, indent=2) + "\n")
+    return found
+
+  def of_metrics() -> dict:
     show("looking for the constant report that is best on val, for each metric (once)")
-    found = constant_baseline(work.split("train").reports, work.split("val").reports, work.tokenizer,
-                              work.config.data.cleaning, work.config.tokenizer.max_length)
-    write_whole(path, json.dumps(found, indent=2) + "\n")
-  return found
+    return constant_baseline(*prepared)
+
+  def of_labels() -> dict:
+    return constant_of_labels(*prepared, labeler, labeler.findings, drawn_labels(labeler, config, val))
+
+  found = kept("constant", of_metrics, lambda known: known["METEOR"] or not shutil.which("java"))   # it has come since
+  return found | kept(f"constant-{labeler.name}", of_labels) if labeler else found

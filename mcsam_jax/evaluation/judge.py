@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mcsam_jax.evaluation.java import JavaUnavailable, Meteor
-from mcsam_jax.evaluation.labels import LabelCounts, count_labels, label_codes
+from mcsam_jax.evaluation.labels import LabelCounts, count_labels, label_codes, read_all
 from mcsam_jax.evaluation.nlg import METRICS, NlgScores, nlg_scores, nlg_values
 from mcsam_jax.evaluation.pair_counts import References
 from mcsam_jax.evaluation.protocols import apply_protocol
@@ -88,8 +88,7 @@ class Judge:
     if not self._read_labels:
       return None
     new = [text for text in dict.fromkeys(reports) if text not in self._labels]
-    read_many: Callable | None = getattr(self._read_labels, "read", None)
-    self._labels.update(zip(new, read_many(new) if read_many else map(self._read_labels, new)))
+    self._labels.update(zip(new, read_all(self._read_labels, new)))
     return [self._labels[text] for text in reports]
 
 

@@ -59,13 +59,15 @@ def nlg_scores(references: Sequence[str] | References, hypotheses: Sequence[str]
 def nlg_values(counts: PairCounts, weights: np.ndarray) -> dict[str, np.ndarray | None]:
   """Returns each metric [...] of the studies weighted by `weights` [..., n], which are how often each one counts.
 
-  METEOR is None where it could not be computed.
+  METEOR is None where it could not be computed. Where all weights are 0 the scores are NaN.
   """
   total = weights.sum(-1)                                                       # [...]
   means = weights @ np.stack([counts.rouge_l, counts.cider], 1) / np.maximum(total, 1e-300)[..., None]
-  return {**_bleu(*(weights @ part for part in (counts.words, counts.said, counts.shared))),
-          "METEOR": None if counts.meteor is None else meteor_score(weights @ counts.meteor),
-          "ROUGE_L": means[..., 0], "CIDEr": means[..., 1]}
+  scores = {**_bleu(*(weights @ part for part in (counts.words, counts.said, counts.shared))),
+            "METEOR": None if counts.meteor is None else meteor_score(weights @ counts.meteor),
+            "ROUGE_L": means[..., 0], "CIDEr": means[..., 1]}
+  return {metric: None if values is None else np.where(total > 0, values, np.nan)
+          for metric, values in scores.items()}
 
 
 def _per_study(counts: PairCounts) -> dict[str, np.ndarray | None]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS, VIEWS
 from input_pipeline.own_images import Study
+from input_pipeline.splits import Split
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.familiar import Familiar, initial_encoder
 from mcsam_jax.evaluation.generate import ReportWriter, Written
@@ -79,20 +80,21 @@ class OwnImagesModel:
       for written in self._write.one_by_one([self.member.variables], batches()):
         yield Result(waiting[0][0], written, waiting.pop(0)[1])
 
-  def reasons(self, studies: Sequence[Study], written: Sequence[Written]) -> tuple[Sequence, Sequence, Sequence[str]]:
-    """Returns why each report was written, what the slots stand for, and the training reports that `why` means.
+  def reasons(self, studies: Sequence[Study], written: Sequence[Written]) -> tuple[Sequence, Sequence, Split | None]:
+    """Returns why each report was written, what the slots stand for, and the training records that `why` means.
 
     Without the training records, or where they are restricted, no report is compared with them.
     """
     from mcsam_jax.evaluation.why import describe_slots, explain_reports
-    config, tokenizer, train_reports = self.work.config, self.work.tokenizer, ()
+    config, tokenizer, train = self.work.config, self.work.tokenizer, None
     if not config.data.restricted:
       with contextlib.suppress(UserError):
-        train_reports = self.work.split("train").reports
+        train = self.work.split("train")
     batches = (self._inputs(group)[0] for group in _groups(studies, config.decode.batch_size))
     with jax.set_mesh(self.mesh):
-      whys = explain_reports(self.member, config, tokenizer, self.mesh, batches, written, train_reports)
-      return whys, describe_slots(self.member, config, tokenizer, self.work.bank, self.mesh), train_reports
+      whys = explain_reports(self.member, config, tokenizer, self.mesh, batches, written,
+                             train.reports if train else ())
+      return whys, describe_slots(self.member, config, tokenizer, self.work.bank, self.mesh), train
 
   def _inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:
     """Returns a batch of up to B studies, filled up with studies that don't count, and each film's likeness."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import importlib.resources
 import io
 import math
+import re
 
 from etils import epath
 import jinja2
@@ -31,6 +32,8 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection
                subtitle: str = "", findings: Sequence[str] = FINDINGS, slots: Sequence = (),
                train_reports: Sequence[str] = (), restricted: bool = False, show_restricted: bool = False) -> None:
   """Writes the page, whole or not at all; the images of more than MAX_EMBEDDED studies before it, into NAME_images/.
+
+  Images that an earlier page of this name has left there are deleted where they aren't written again.
 
   A study is a mapping:
     id, generated: text.
@@ -58,6 +61,7 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection
   if left_out:
     studies = ()
   folder, save_image = None, None
+  delete_images(path.parent / f"{path.stem}_images")
   if len(studies) > MAX_EMBEDDED:
     folder = path.parent / f"{path.stem}_images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +82,19 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection
       restricted=restricted, with_intervals=any(cell.interval for row in rows for cell in row.cells),
       data=page_data.to_json(columns.data), lumps=columns.lumps, style=part("page.css"),
       script="\n".join(map(part, SCRIPTS))).encode("utf-8", "replace"))
+
+
+def delete_images(folder: epath.Path) -> None:
+  """Deletes the images that a page has written beside itself, and their folder where nothing else is in it."""
+  if not folder.is_dir():
+    return
+  files = list(folder.iterdir())
+  images = [file for file in files if re.fullmatch(r"\d+-\d+\.jpg", file.name)]
+  if len(images) == len(files):
+    folder.rmtree()
+  else:
+    for file in images:
+      file.unlink()
 
 
 def _with_small_images(study: Mapping) -> dict:

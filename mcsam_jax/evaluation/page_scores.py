@@ -12,7 +12,7 @@ PROTOCOL = "r2gen"              # of the table, what the literature reports; the
 BASELINES = (("constant", "constant report"), ("nearest", "nearest image's report"), ("medoid", "medoid of 30 nearest"),
              ("nearest_own", "nearest, own features"), ("medoid_own", "medoid, own features"))
 RATES = ("precision", "recall", "f1")
-NAMES = {"micro": "micro", "macro": "macro", "samples": "example-based", "example": "example-based"}
+NAMES = {"macro": "macro (present)", "samples": "example-based", "example": "example-based"}
 
 
 @dataclasses.dataclass
@@ -46,19 +46,21 @@ def main_table(scores: Mapping) -> tuple[list[str], list[Row]]:
   if scores.get("labels"):
     columns += [("labels", "micro", "f1"), ("labels", "macro", "f1")]
     titles += ["micro-F1", "macro-F1"]
+  columns += [("radeval", name) for name in scores.get("radeval") or ()]
+  titles += [name.replace("_", " ") for name in scores.get("radeval") or ()]
   rows = [Row("this model", [_cell(scores, *path) for path in columns], "model"),
           Row("images shuffled", [_cell(scores, "controls", "shuffled_images", *path) for path in columns], "control")]
   for key, name in BASELINES:
-    paths = [(kind, *(path if kind == "labels" else path[1:])) for kind, *path in columns]   # one protocol alone
+    paths = [(kind, *(path[1:] if kind == "nlg" else path)) for kind, *path in columns]      # one protocol alone
     rows.append(Row(name, [_cell(scores, "baselines", key, *path) for path in paths]))
   rows.insert(1, Row("this model, reference not in train", [
-      _cell(scores, "unseen_references", *(path if path[0] == "labels" else (path[0], path[-1]))) for path in columns],
+      _cell(scores, "unseen_references", *((path[0], path[-1]) if path[0] == "nlg" else path)) for path in columns],
                      "part"))
   rows = [row for row in rows if any(cell.known for cell in row.cells)]
   kept = [i for i in range(len(titles)) if any(row.cells[i].known for row in rows)]
   for i in kept:
     comparable = [row.cells[i] for row in rows if row.kind != "part" and row.cells[i].known]
-    for cell in comparable:
+    for cell in comparable if len(comparable) > 1 else ():
       cell.best = cell.value == max(other.value for other in comparable)
   return [titles[i] for i in kept], [Row(row.name, [row.cells[i] for i in kept], row.kind) for row in rows]
 

@@ -21,6 +21,7 @@ import jax
 from input_pipeline import own_images
 from input_pipeline.own_images import Film, Study
 from input_pipeline.prefetch import ordered_map
+from input_pipeline.splits import Split
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Unreadable, UserError
 from mcsam_jax.evaluation import report_text
@@ -30,6 +31,7 @@ from mcsam_jax.training.workdir import open_workdir, Workdir
 from mcsam_jax.whole_file import write_whole
 
 BATCH = 4                 # studies written together: few, as most calls bring few, and one program serves any number
+Reasons = tuple[Sequence, Sequence, Split | None]         # of OwnImagesModel.reasons
 ONE_DEVICE = [f"--config.mesh.{axis}=1" for axis in ("data", "fsdp", "tensor")]
 
 
@@ -86,6 +88,11 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
         write(report_text.of_study(whole["studies"][-1], len(results)))
     show(f"{len(results)} report(s) in {time.monotonic() - started:.1f} s")
 
+  reasons = None
+  if results and (page or (as_json and work.config.eval.why)):
+    reasons = model.reasons([result.study for result in results], [result.written for result in results])
+  if reasons and as_json and work.config.eval.why:
+    add_why(whole["studies"], reasons)
   text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
   if out:
     write_whole(absolute(out), text + "\n")
@@ -93,7 +100,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   else:
     write(text)
   if page and results:
-    write_page(absolute(page), model, results, show)
+    write_page(absolute(page), model, results, reasons, show)
   if whole["refused"]:
     raise UserError(f"{len(whole['refused'])} file(s) can't be read, see above; {len(results)} report(s) written")
   return whole
@@ -124,7 +131,16 @@ def as_dict(result: Result, familiar: Familiar | None) -> dict:
           "warnings": warnings}
 
 
-def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result], show) -> None:
+def add_why(studies: Sequence[dict], reasons: Reasons) -> None:
+  """Adds to what the JSON says of each study why its report was written, in numbers."""
+  from mcsam_jax.evaluation.why import in_numbers
+  whys, slots, train = reasons
+  train_ids = train.ids if train else ()
+  for study, why in zip(studies, whys):
+    study["why"] = in_numbers(why, slots, train_ids)
+
+
+def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result], reasons: Reasons, show) -> None:
   """Writes the page of the reports: images, findings, where each word looked, what the memory recalled; no scores.
 
   What training reports recall the same is shown where the records are on this machine and aren't restricted.
@@ -145,13 +161,13 @@ def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result
   if mentions:
     for study in studies:
       study["mentions"] = mentions(study["generated"])
-  whys, slots, train_reports = model.reasons([result.study for result in results], written)
+  whys, slots, train = reasons
   for study, why in zip(studies, whys):
     study["why"] = why
   restricted = work.config.data.restricted
   write_html(path, None, studies, title="Chest X-ray reports",
              subtitle=f"{len(studies)} studies of one's own, step {model.member.step}, {model.search} search",
-             findings=labeler.findings if labeler else (), slots=slots, train_reports=train_reports,
+             findings=labeler.findings if labeler else (), slots=slots, train_reports=train.reports if train else (),
              restricted=restricted, show_restricted=restricted)
   show(f"page: {path}")
 

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 import json
 
 from input_pipeline import text
+from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
+from mcsam_jax.evaluation.bootstrap import resample
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.labeler import read_labels
+from mcsam_jax.evaluation.radeval import add_radeval, score_names
 from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
@@ -22,7 +25,7 @@ NUM_PERMUTATIONS = 10
 def score_files(predictions: str, references: str, *, train: str | None = None, split: str = "test",
                 labeler: str = "rules", subjects: str | None = None, cleaning: str | None = None,
                 threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
-                reference_field: str | None = None, id_field: str | None = None, seed: int = 0,
+                reference_field: str | None = None, id_field: str | None = None, radeval: str = "", seed: int = 0,
                 json_path: str | None = None, with_texts: bool = False, show=print) -> dict:
   """Scores a file of predictions against a file of references; returns what `scoring.score_reports` does.
 
@@ -37,6 +40,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
     cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray.
     threshold: words that stand less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
     max_length: words of a report under r2gen, one more than are kept; None: R2Gen's for `cleaning`.
+    radeval: names of further scores, with commas (see radeval.py).
     json_path: where the scores are written.
     with_texts: among them the commonest report and the constant ones. Not of a data set that must not be shared.
 
@@ -44,6 +48,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
     UserError: a file or a value at fault.
   """
   cleaning, threshold, max_length = preparation(cleaning, threshold, max_length)
+  radeval_names = score_names(radeval)
   truth = read_reports(references, "references", split, reference_field, id_field)
   written = read_reports(predictions, "predictions", split, prediction_field, id_field)
   show(f"predictions: field {written.text_field} of {written.path}; references: field {truth.text_field} of "
@@ -60,18 +65,24 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   if train:
     train_reports, val = _train_and_val(train, reference_field, id_field)
     tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
+  reader = make_reader(labeler)
   with Meteor() as meteor:
     meteor.start()
     if train:
       show(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric")
-      constant = constant_baseline(train_reports, val or train_reports, tokenizer, cleaning, max_length, meteor)
+      prepared = train_reports, val or train_reports, tokenizer, cleaning, max_length
+      constant = constant_baseline(*prepared, meteor)
+      if reader:
+        constant |= constant_of_labels(*prepared, reader, FINDINGS)
     others = other_studies(len(ids), NUM_PERMUTATIONS, seed)
-    scores, *_ = score_reports(
+    scores, rows, _ = score_reports(
         ids=ids, references=truth.texts, hypotheses=hypotheses,
         shuffled_hypotheses=[[hypotheses[row] for row in other] for other in others], train_reports=train_reports,
         pooled=None, constant=constant, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
-        read_labels=make_reader(labeler), restricted=not with_texts, seed=seed, subjects=subject_of_each,
+        read_labels=reader, restricted=not with_texts, seed=seed, subjects=subject_of_each,
         meteor=meteor)
+  if radeval_names:
+    add_radeval(scores, rows, radeval_names, truth.texts, hypotheses, resample(subject_of_each or ids, seed), show)
   if not train:
     scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
                         "constant": "left out, as are copies of training reports: give --train"}

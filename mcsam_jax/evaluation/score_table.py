@@ -30,7 +30,9 @@ def format_table(scores: Mapping) -> str:
     lines.append(_line(name, [_number(value) for value in _values(nlg, labels)]))
     if not number and sure:
       lines.append(_line("95 % interval", [_span(of) for of in _values(sure["nlg"][main], sure["labels"])]))
-  lines += [*_leads(scores), *_of_labels(scores), *_of_unseen(scores, main), *_of_reports(scores)]
+  if scores["labels"]:
+    lines.append("micro-F1, macro-F1: of all findings, uncertain as negative; macro over those that references have")
+  lines += [*_of_radeval(scores), *_leads(scores), *_of_labels(scores), *_of_unseen(scores, main), *_of_reports(scores)]
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
 
 
@@ -82,6 +84,14 @@ def _leads(scores: Mapping):
     yield (f"CIDEr with its own images minus with shuffled ones ({control['num_permutations']} permutations), a study: "
            f"{of['mean']:.3f}" + ("" if of["low"] is None else
                                   f" (95 % interval {of['low']:.3f} to {of['high']:.3f})"))
+
+
+def _of_radeval(scores: Mapping):
+  found, sure = scores.get("radeval"), scores.get("intervals", {}).get("radeval") or {}
+  if found:
+    yield "by RadEval: " + ", ".join(
+        f"{name} {_number(value)}" + (f" ({_span(sure[name])})" if sure.get(name) else "")
+        for name, value in found.items())
 
 
 def _of_labels(scores: Mapping):

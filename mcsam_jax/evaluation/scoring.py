@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import neighbour_reports
+from mcsam_jax.evaluation.baselines import LABEL_METRICS, neighbour_reports
 from mcsam_jax.evaluation.bootstrap import LEVEL, ONE_SUBJECT, Score, differences, intervals, points, resample
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
@@ -34,7 +34,8 @@ def score_reports(
     max_length: int, read_labels: Callable[[str], Mapping[str, str]] | None = None,
     reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
     restricted: bool = False, seed: int = 0, subjects: Sequence[str] | None = None,
-    own_pooled: Mapping[str, np.ndarray] | None = None, meteor: Meteor | None = None,
+    train_subjects: Sequence[str] | None = None, own_pooled: Mapping[str, np.ndarray] | None = None,
+    meteor: Meteor | None = None,
 ) -> tuple[dict, list[dict], list[dict] | None]:
   """Scores the reports of m studies.
 
@@ -46,7 +47,8 @@ def score_reports(
       control is their mean. None at all is allowed.
     train_reports: n reports as they were written, one a train record; None where they aren't known.
     pooled: "train" [n, C] and "split" [m, C], features of the frozen initial encoder; None: no such baselines.
-    constant: what `baselines.constant_baseline` found on val; None: no such baseline.
+    constant: what `baselines.constant_baseline` found on val, and with a labeler `baselines.constant_of_labels`;
+      None: no such baseline.
     tokenizer: the model's; None leaves out the protocol r2gen, and what stands under it is then under clean.
     cleaning: one of `text.RULES`.
     max_length: tokens of a report, eos included.
@@ -56,6 +58,7 @@ def score_reports(
     restricted: True leaves out every text of a report.
     seed: of the resampling.
     subjects: one a study; None: each study is a subject of its own.
+    train_subjects: n, so that no study's nearest image is its own subject's where the split is train; None: it isn't.
     own_pooled: like `pooled`, by the model's own encoder; adds the baselines `nearest_own` and `medoid_own`.
     meteor: a running METEOR; None starts one for this call.
 
@@ -82,7 +85,8 @@ def score_reports(
       chosen = {report: _baseline(judge, [report] * len(ids), METRICS if report == best_meteor else _FAST)
                 for report in dict.fromkeys(entry["report"] for entry in constant.values() if entry)}
       baselines["constant"] = _constant(constant, chosen)
-    for name, reports in _neighbours(judge, train_reports, pooled, own_pooled, (tokenizer, cleaning, max_length)):
+    who = (subjects, train_subjects) if train_subjects else (None, None)
+    for name, reports in _neighbours(judge, train_reports, pooled, own_pooled, (tokenizer, cleaning, max_length), who):
       baselines[name] = _baseline(judge, reports)
 
   scores, sure = _with_intervals(model, weights)
@@ -118,7 +122,8 @@ class _System(NamedTuple):
   """One report a study, by whatever wrote them."""
   nlg: Score                    # metric -> [R], or protocol -> metric -> [R]
   main: Score                   # metric -> [R], under the main protocol
-  labels: LabelCounts | None
+  counts: LabelCounts | None
+  labels: Score | None          # of the counts, as `label_values` gives them
   num_studies: int
 
 
@@ -149,15 +154,20 @@ def _by_protocol(judge: Judge, scores: Mapping, labels: LabelCounts | None) -> _
   of_each = {protocol: None if several[0].counts is None else nlg_of(*several)
              for protocol, several in scores.items()}
   return _System(lambda weights: {protocol: of and of(weights) for protocol, of in of_each.items()},
-                 of_each[judge.main], labels, len(judge))
+                 of_each[judge.main], labels, _values_of(labels), len(judge))
 
 
 def _baseline(judge: Judge, reports: Sequence[str], metrics: Sequence[str] = METRICS) -> _System:
   nlg = nlg_of(judge.nlg(judge.main, reports, metrics))
-  return _System(nlg, nlg, judge.labels(reports), len(judge))
+  labels = judge.labels(reports)
+  return _System(nlg, nlg, labels, _values_of(labels), len(judge))
 
 
-def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation):
+def _values_of(counts: LabelCounts | None) -> Score | None:
+  return counts and (lambda weights: label_values(counts, weights))
+
+
+def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation, who):
   """Yields (name, reports) of the baselines that need features."""
   features = {"": pooled, "_own": own_pooled}
   if train_reports is None or not any(features.values()):
@@ -165,20 +175,29 @@ def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation):
   _, train = apply_protocol(judge.main, [], train_reports, *preparation)
   for which, of in features.items():
     if of:
-      yield from zip((f"nearest{which}", f"medoid{which}"), neighbour_reports(of["split"], of["train"], train))
+      yield from zip((f"nearest{which}", f"medoid{which}"), neighbour_reports(of["split"], of["train"], train, *who))
 
 
 def _constant(constant: Mapping[str, dict | None], chosen: Mapping[str, _System]) -> _System:
   """Returns each metric's score of the report that was chosen for it.
 
-  The labels are those of the chosen report that does best on this very split: generous to the baseline.
+  The macro averages of the labels are those of the report that was chosen for macro_F1, all else of the labels is of
+  the one for micro_F1.
   """
   def nlg(weights):
     of_each = {report: system.main(weights) for report, system in chosen.items()}
-    return {metric: entry and of_each[entry["report"]][metric] for metric, entry in constant.items()}
-  labels = [system.labels for system in chosen.values() if system.labels]
-  best = max(labels, key=lambda counts: points_of(counts)["micro"]["f1"], default=None)
-  return _System(nlg, nlg, best, next(iter(chosen.values())).num_studies)
+    return {metric: entry and of_each[entry["report"]][metric] for metric, entry in constant.items()
+            if metric in METRICS}
+  micro, macro = (chosen[constant[metric]["report"]] if metric in constant else None for metric in LABEL_METRICS)
+  known = micro and macro and micro.labels
+  labels = (lambda weights: _with_macro(micro.labels(weights), macro.labels(weights))) if known else None
+  return _System(nlg, nlg, micro.counts if known else None, labels, next(iter(chosen.values())).num_studies)
+
+
+def _with_macro(labels: Mapping, others: Mapping) -> dict:
+  """Returns the values of labels, with the macro averages of others."""
+  return {key: others[key] if key.startswith("macro") else
+          _with_macro(below, others[key]) if isinstance(below, Mapping) else below for key, below in labels.items()}
 
 
 def _chosen_for(constant: Mapping[str, dict | None], chosen: Mapping[str, _System], restricted: bool) -> dict:
@@ -190,18 +209,19 @@ def _chosen_for(constant: Mapping[str, dict | None], chosen: Mapping[str, _Syste
 
 
 def _points(system: _System) -> dict:
-  return {"nlg": points(system.nlg, system.num_studies), "labels": system.labels and points_of(system.labels)}
+  return {"nlg": points(system.nlg, system.num_studies),
+          "labels": system.labels and points_of(system.counts, system.labels)}
 
 
 def _with_intervals(system: _System, weights: np.ndarray) -> tuple[dict, dict]:
   return _points(system), {"nlg": intervals(system.nlg, weights),
-                           "labels": system.labels and intervals(lambda of: label_values(system.labels, of), weights)}
+                           "labels": system.labels and intervals(system.labels, weights)}
 
 
 def _headline(system: _System) -> Score:
   """Returns what systems are compared by: the metrics, and F1 of the findings."""
   def values(weights):
-    labels = system.labels and label_values(system.labels, weights)
+    labels = system.labels and system.labels(weights)
     return {"nlg": system.main(weights),
             "labels": labels and {average: {"f1": labels[average]["f1"]} for average in ("micro", "macro")}}
   return values

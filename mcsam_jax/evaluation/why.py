@@ -128,6 +128,20 @@ def describe_slots(member: Member, config: ConfigDict, tokenizer: Tokenizer, ban
   return slots
 
 
+def in_numbers(why: Why, slots: Sequence[Slot], train_ids: Sequence[str]) -> dict:
+  """Returns a report's `Why` for JSON, without its maps: no text of a report but the generated one's words.
+
+  Args:
+    slots: what each slot of the memory stands for.
+    train_ids: of the training records; their reports are not told.
+  """
+  return {
+      "words": why.words, "log_probs": [round(float(value), 4) for value in why.log_probs],
+      "slots": [{"slot": slot, "weight": round(weight, 5), "topic": slots[slot].topic, "topic_words": slots[slot].began,
+                 "answers": slots[slot].answers} for slot, weight in why.slots],
+      "neighbours": [{"id": train_ids[record], "cosine": round(cosine, 4)} for record, cosine in why.neighbours]}
+
+
 def _by_words(tokenizer: Tokenizer, ids: np.ndarray, log_probs: np.ndarray, maps: np.ndarray) -> Why:
   """Returns log_probs [T] and maps [T, V, P] of a report's tokens by its words: of several pieces sum, and mean."""
   pieces, groups = tokenizer.words(), []

@@ -107,7 +107,7 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
                  tuple(f"{name}={config[section][name]}"
                        for section, _, name in (field.partition(".") for field in changed)
                        if section in ("decode", "eval")
-                       and name not in ("batch_size", "chexbert", "page", "page_restricted")))
+                       and name not in ("batch_size", "chexbert", "page", "page_restricted", "why")))
 
 
 def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:

@@ -79,7 +79,8 @@ class Studies {
   }
 
   matches(study, finding, relation) {
-    if (relation === "right") return this.errors[study] === 0;
+    if (relation === "right" && finding < 0) return this.errors[study] === 0;
+    if (relation === "right") return this.relation(study, finding) <= AGREE;
     if (relation === "wrong" && finding < 0) return this.errors[study] > 0;
     if (relation === "any" && finding < 0) return true;
     const begin = study * this.width;

@@ -7,8 +7,10 @@ import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.evaluation import baselines
-from mcsam_jax.evaluation.baselines import constant_baseline, medoid, nearest, neighbour_reports
+from mcsam_jax.evaluation.baselines import (
+    constant_baseline, constant_of_labels, medoid, nearest, neighbour_reports)
 from mcsam_jax.evaluation.constants import constant_scores, word_f1
+from mcsam_jax.evaluation.labels import label_scores
 from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
@@ -73,6 +75,27 @@ def test_a_large_set_tries_its_frequent_and_its_typical_reports(no_java, monkeyp
   assert chosen["BLEU_4"]["val_score"] == pytest.approx(1, abs=1e-6)
 
 
+def test_the_constant_of_findings_is_the_best_on_val(monkeypatch):
+  words = {"Edema": "effusion", "Fracture": "heart", "Pneumonia": "clear", "Lung Lesion": "absent"}
+  def read_labels(report):
+    return {finding: ("absent", "positive")[word in report.split()] for finding, word in words.items()}
+  train, val = sentences(2, 40), sentences(3, 20)
+  tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
+  arguments = tokenizer, "iu_xray", 60, read_labels, tuple(words)
+  chosen = constant_of_labels(train, val, *arguments)
+  scores = {report: label_scores(list(map(read_labels, val)), [read_labels(report)] * len(val), tuple(words))
+            for report in {tokenizer.decode(tokenizer.encode(text)) for text in train}}
+  for average in ("micro", "macro"):
+    best = chosen[f"{average}_F1"]
+    assert best["val_score"] == pytest.approx(max(of[average]["f1"] for of in scores.values()))
+    assert scores[best["report"]][average]["f1"] == pytest.approx(best["val_score"])
+  assert constant_of_labels(train[::-1], val[::-1], *arguments) == chosen
+  known = [read_labels("heart")] * len(val)
+  assert "heart" in constant_of_labels(train, val, *arguments, known)["micro_F1"]["report"]
+  monkeypatch.setattr(baselines, "MAX_LABELLED", 4)
+  assert constant_of_labels(train, val, *arguments)["micro_F1"]["val_score"] > 0
+
+
 def test_planted_neighbours_are_found_nearest_first():
   rng = np.random.default_rng(0)
   train = rng.standard_normal((700, 16))
@@ -82,6 +105,17 @@ def test_planted_neighbours_are_found_nearest_first():
   assert found[:, 0].tolist() == [5, 400, 699]
   assert found[0, 1] == 17
   assert nearest(features, train[:2], 30).shape == (3, 2)
+
+
+def test_images_of_the_same_subject_are_passed_over():
+  train = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]])
+  reports, people = ["own", "own again", "alike", "unlike"], ["a", "a", "b", "c"]
+  found = nearest(train[:1], train, 3, ["a"], people)
+  assert found.tolist() == [[2, 3, -1]]
+  assert nearest(train[:1], train, 2, ["d"], people).tolist() == nearest(train[:1], train, 2).tolist() == [[0, 1]]
+  assert neighbour_reports(train, train, reports)[0] == reports
+  assert neighbour_reports(train, train, reports, people, people)[0] == ["alike", "alike", "own again", "alike"]
+  assert neighbour_reports(train, train, reports, ["a"] * 4, ["a"] * 4) == ([""] * 4, [""] * 4)
 
 
 def test_medoid_is_the_report_that_shares_most():

@@ -107,6 +107,23 @@ def test_a_system_does_not_differ_from_itself_and_pairs_narrow_the_interval():
   assert nothing == {"METEOR": None}
 
 
+def test_draws_without_anything_to_score_do_not_count():
+  """Of two among 100 subjects alone the mean is asked: 1 and 2, so it is 1, 2 or between, and never 0."""
+  part = np.zeros(100)
+  part[:2] = 1
+  values, weights = part * np.array([1, 2] * 50), resample(range(100), seed=0)
+  def mean(of):
+    with np.errstate(invalid="ignore"):
+      return {"mean": of @ values / (of @ part)}
+  assert np.isnan(mean(weights)["mean"]).sum() > 50
+  assert intervals(mean, weights) == {"mean": {"low": 1, "high": 2}}
+  found = differences(lambda of: {"mean": mean(of)["mean"] + 1}, mean, weights)["mean"]
+  assert found == pytest.approx({"difference": 1, "low": 1, "high": 1})
+  part[1] = values[1] = 0                                         # a single subject tells nothing of others
+  assert intervals(mean, weights) == {"mean": None}
+  assert differences(mean, mean, weights) == {"mean": {"difference": 0, "low": None, "high": None}}
+
+
 def test_a_thousand_resamples_of_4000_studies_take_seconds():
   rng = np.random.default_rng(0)
   said = rng.integers(20, 60, (4000, 4)).astype(float)

@@ -211,6 +211,19 @@ def test_a_single_subject_gives_no_intervals(tmp_path):
   assert row.endswith(f"{lead['difference']:+.3f}")
 
 
+def test_scores_by_radeval_that_the_files_hold_are_compared(tmp_path):
+  truth, ours = drawn(0), lambda values: [{"CIDEr": 1.0, "radgraph_simple": value} for value in values]
+  a = write(tmp_path / "a.jsonl", truth, truth, scores=ours([None] + [0.5] * 79))
+  b = write(tmp_path / "b.jsonl", truth, truth, scores=ours([0.2, 0.4] * 40))
+  plain = write(tmp_path / "plain.jsonl", truth, truth)
+  lines = []
+  result = compare([a], [b], show=lines.append)
+  assert result["a"]["radeval"] == {"radgraph_simple": 0.5}
+  assert result["a_minus_b"]["radeval"]["radgraph_simple"]["difference"] == pytest.approx(0.2)
+  assert "radgraph_simple (RadEval, stored)" in lines[0]
+  assert run(a, plain)["a"]["radeval"] == run(a, b, references=plain)["a"]["radeval"] == {}
+
+
 def test_r2gen_where_workdirs_have_one_vocabulary(tmp_path):
   truth = drawn(0)
   paths = []

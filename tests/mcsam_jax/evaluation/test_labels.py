@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.findings import FINDINGS as ALL, LABEL_VALUES
-from mcsam_jax.evaluation.bootstrap import intervals, resample
+from mcsam_jax.evaluation.bootstrap import intervals, nothing_is_0, resample
 from mcsam_jax.evaluation.labels import (
     FIVE_FINDINGS, UNCERTAIN, count_labels, label_codes, label_scores, label_values, mean_counts, points_of)
 
@@ -110,13 +110,29 @@ def test_agrees_with_scikit_learn(seed):
 
 def test_weights_count_a_study_as_often_as_if_it_stood_there_so_often():
   references, hypotheses, times = drawn_labels(2, 12), drawn_labels(3, 12), np.arange(12) % 4
-  found = label_values(counts_of(references, hypotheses), times[None].astype(float))["uncertain_positive"]
+  found = label_values(counts_of(references, hypotheses), times[None].astype(float))
+  found = nothing_is_0(found)["uncertain_positive"]
   drawn = np.repeat(np.arange(12), times)
   listed = label_scores([references[i] for i in drawn], [hypotheses[i] for i in drawn])["uncertain_positive"]
   for findings in ("all_findings", "five_findings", "per_finding"):
     for key, rates in found[findings].items():
       assert {name: rate[0] for name, rate in rates.items()} == pytest.approx(
           {name: listed[findings][key][name] for name in rates})
+
+
+def test_a_draw_without_a_finding_says_nothing_of_it():
+  """Three of 100 subjects have Edema, one Fracture, and all is found: no draw scores less than 1."""
+  references = [labels("Edema")] * 3 + [labels("Fracture")] + [labels()] * 96
+  codes = label_codes(references, FINDINGS)
+  counts = count_labels(codes, codes, FINDINGS)
+  found = intervals(lambda weights: label_values(counts, weights), resample(np.arange(100), seed=0))
+  for of in (found["per_finding"]["Edema"], found["macro"]):
+    assert all(interval == {"low": 1, "high": 1} for interval in of.values())
+  assert set(found["per_finding"]["Fracture"].values()) == {None}           # in 37 % of the draws there is none
+  assert set(found["per_finding"]["Pneumonia"].values()) == {None}
+  assert points_of(counts)["per_finding"]["Pneumonia"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+  nobody = label_values(counts, np.zeros((1, 100)))["uncertain_positive"]
+  assert all(np.isnan(rate).all() for average in nobody["all_findings"].values() for rate in average.values())
 
 
 def test_systems_are_pooled():

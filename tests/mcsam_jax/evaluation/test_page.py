@@ -121,6 +121,22 @@ def test_images_of_many_studies_stand_beside_the_page(tmp_path, studies, monkeyp
       assert (tmp_path / "page_images" / f"{number}-{view}.jpg").read_bytes() == jpeg
 
 
+def test_images_beside_the_page_go_when_it_no_longer_shows_them(tmp_path, studies, monkeypatch):
+  folder = tmp_path / "page_images"
+  for options in ({"restricted": True}, {}):
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 7)
+    write(tmp_path, studies, restricted=True, show_restricted=True)
+    assert len(list(folder.iterdir())) == sum(len(study["images"]) for study in studies)
+    monkeypatch.setattr(page, "MAX_EMBEDDED", 8)
+    write(tmp_path, studies, **options)
+    assert not folder.exists()
+  folder.mkdir()
+  (folder / "0-0.jpg").write_bytes(b"a page's")
+  (folder / "mine.jpg").write_bytes(b"somebody's own")
+  write(tmp_path, studies)
+  assert [file.name for file in folder.iterdir()] == ["mine.jpg"]
+
+
 def test_ones_own_images_have_neither_scores_nor_reference(tmp_path, studies):
   bare = {key: studies[0][key] for key in ("id", "generated", "images", "views")}
   text, elements = write(tmp_path, [bare], scores=False)
@@ -137,12 +153,18 @@ def test_scores_are_shown_with_what_is_known_of_them(studies):
   assert rows[0].cells[0].low == pytest.approx(0.7) and not rows[2].cells[0].interval and not rows[2].cells[3].known
   assert rows[0].cells[0].best and not rows[1].cells[0].best
   names = [row.name for row in page.page_scores.averages(scores)]
-  assert names[:3] == ["micro", "macro", "uncertain negative, all findings, micro"]
+  assert names[:3] == ["micro", "macro (present)", "uncertain negative, all findings, micro"]
   assert len(set(names)) == len(names) == 22
   scores["unseen_references"] = {"num_studies": 3, "nlg": {"CIDEr": 9.0}, "labels": None}
   titles, rows = page.page_scores.main_table(scores)
   part = rows[1].cells[titles.index("CIDEr")]
   assert rows[1].kind == "part" and part.value == 9.0 and not part.best and rows[0].cells[titles.index("CIDEr")].best
+  scores["radeval"], scores["intervals"]["radeval"] = {"radgraph_simple": 0.2}, {
+      "radgraph_simple": {"low": 0.1, "high": 0.3}}
+  titles, rows = page.page_scores.main_table(scores)
+  cells = [row.cells[-1] for row in rows]
+  assert titles[-1] == "radgraph simple" and (cells[0].value, cells[0].high, cells[0].best) == (0.2, 0.3, False)
+  assert not any(cell.known for cell in cells[1:])
   del scores["intervals"]
   assert not any(cell.interval for row in page.page_scores.main_table(scores)[1] for cell in row.cells)
   support = [row["support"] for row in page.page_scores.per_finding(scores)]

@@ -94,6 +94,11 @@ def test_sorts_and_filters(opened, studies):
   right = [all((study["reference_labels"][name] == "positive") == (study["labels"][name] == "positive")
                for name in PHANTOM_FINDINGS) for study in studies]
   assert listed(opened) == np.flatnonzero(right)[:8].tolist()
+  choose(opened, "finding", str(PHANTOM_FINDINGS.index(finding)))
+  of_one = [(study["reference_labels"][finding] == "positive") == (study["labels"][finding] == "positive")
+            for study in studies]
+  assert listed(opened) == np.flatnonzero(of_one)[:8].tolist() and sum(of_one) > sum(right)
+  choose(opened, "finding", "-1")
   choose(opened, "search", "study-00007")
   assert opened.value("document.getElementById('count').textContent") == f"{int(right[7])} of 60 studies"
   choose(opened, "search", "no such words")

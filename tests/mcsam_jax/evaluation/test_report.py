@@ -127,7 +127,8 @@ def told(workdir, folders, tmp_path_factory):
                   lambda self, *given: (models.append(self), made(self, *given))[0])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-      status = cli.main(["report", "--workdir", str(workdir), str(folders), *map(str, sorted(own.iterdir())), "--json"])
+      status = cli.main(["report", "--workdir", str(workdir), str(folders), *map(str, sorted(own.iterdir())), "--json",
+                         "--config.eval.why=true"])
   return types.SimpleNamespace(own=own, two_views=two_views.name, said=json.loads(out.getvalue()), status=status,
                                out=out.getvalue(), err=err.getvalue(), model=models[0])
 
@@ -191,6 +192,16 @@ def test_text_is_for_people(told):
   assert text.count("warning: ") == 2
   whole = report_text.of_all(told.said, with_studies=True)
   assert whole.count("log-probability") == 12 and whole.endswith(report_text.NOTICE) and whole.count("refused ") == 2
+
+
+def test_json_tells_why_in_numbers(told, workdir):
+  ids = set(open_workdir(workdir).split("train").ids)
+  for study in told.said["studies"]:
+    why = study["why"]
+    assert " ".join(why["words"]) == study["report"] and len(why["log_probs"]) == len(why["words"])
+    assert study["log_prob"] - 1e-3 <= sum(why["log_probs"]) + 1e-3 and max(why["log_probs"]) <= 0
+    assert sum(slot["weight"] for slot in why["slots"]) == pytest.approx(1, abs=1e-3)        # of 12, all are told
+    assert len(why["neighbours"]) == 3 and {near["id"] for near in why["neighbours"]} <= ids
 
 
 @pytest.mark.slow

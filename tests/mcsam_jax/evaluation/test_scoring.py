@@ -11,7 +11,7 @@ import pytest
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
 from mcsam_jax.evaluation.nlg import METRICS, nlg_scores
 from mcsam_jax.evaluation.page_scores import facts, main_table
 from mcsam_jax.evaluation.score_table import format_table
@@ -36,6 +36,11 @@ def no_java(monkeypatch, tmp_path):
   monkeypatch.setenv("PATH", str(tmp_path))          # METEOR takes seconds to start and is tested by itself
 
 
+def constants(val, tokenizer):
+  return constant_baseline(TRAIN, val, tokenizer, "iu_xray", 60) | constant_of_labels(
+      TRAIN, val, tokenizer, "iu_xray", 60, read_labels, FINDINGS)
+
+
 @pytest.fixture
 def arguments():
   tokenizer = WordTokenizer.train(TRAIN, "iu_xray", 1, False)
@@ -45,7 +50,7 @@ def arguments():
       shuffled_hypotheses=[WRITTEN[1:] + WRITTEN[:1], WRITTEN[3:] + WRITTEN[:3]], train_reports=TRAIN,
       pooled={"train": np.array([directions[report] for report in TRAIN]),
               "split": np.array([directions[report] for report in SPLIT])},
-      constant=constant_baseline(TRAIN, SPLIT, tokenizer, "iu_xray", 60),
+      constant=constants(SPLIT, tokenizer),
       tokenizer=tokenizer, cleaning="iu_xray", max_length=60, read_labels=read_labels)
 
 
@@ -74,10 +79,29 @@ def test_baselines_and_control(arguments):
   for metric in METRICS:
     if metric != "METEOR":                                  # val is the split here
       assert constant["nlg"][metric] == pytest.approx(constant["chosen_for"][metric]["val_score"])
+  # Said of all six, either finding is right twice: of both together F1 is 4/10, of the one 4/8, which halves.
+  assert [constant["labels"][average]["f1"] for average in ("micro", "macro")] == pytest.approx([4 / 10, 2 / 8])
+  assert constant["chosen_for"]["micro_F1"]["val_score"] == pytest.approx(4 / 10)
+  assert constant["chosen_for"]["macro_F1"]["val_score"] == pytest.approx(2 / 8)
   control = scores["controls"]["shuffled_images"]
   assert control["nlg"]["r2gen"]["CIDEr"] < scores["nlg"]["r2gen"]["CIDEr"]
   assert control["labels"]["micro"]["f1"] < scores["labels"]["micro"]["f1"]
   assert 0 < control["CIDEr_difference"]["low"] < control["CIDEr_difference"]["mean"]
+
+
+def test_the_constants_findings_are_chosen_on_val(arguments):
+  """Of val one has an effusion and one nothing; of the split all have an enlarged heart."""
+  arguments |= {"references": [HEART] * 6, "constant": constants([FLUID, NORMAL], arguments["tokenizer"])}
+  constant = score_reports(**arguments)[0]["baselines"]["constant"]
+  assert constant["chosen_for"]["micro_F1"]["report"] == "there is an effusion ."
+  assert constant["labels"]["micro"]["f1"] == constant["labels"]["macro"]["f1"] == 0
+  heart, fluid = ({"report": text, "val_score": 0.0} for text in (WRITTEN[0], WRITTEN[1]))
+  arguments["constant"] |= {"micro_F1": heart, "macro_F1": fluid}
+  labels = score_reports(**arguments)[0]["baselines"]["constant"]["labels"]
+  plain = labels["uncertain_negative"]["all_findings"]
+  assert [labels["micro"]["f1"], labels["macro"]["f1"]] == [plain["micro"]["f1"], plain["macro_all"]["f1"]] == [1, 0]
+  del arguments["constant"]["micro_F1"]
+  assert score_reports(**arguments)[0]["baselines"]["constant"]["labels"] is None
 
 
 def test_every_score_has_an_interval_that_holds_it(arguments):
@@ -88,6 +112,8 @@ def test_every_score_has_an_interval_that_holds_it(arguments):
         check(value[key], interval[key])
     elif value is None:
       assert interval is None
+    elif interval is None:
+      assert value in (0, 1)                              # a finding that few or none have: too few draws hold it
     else:
       assert interval["low"] - 1e-9 <= value <= interval["high"] + 1e-9
   sure = scores["intervals"]
@@ -143,6 +169,14 @@ def test_the_models_own_features_give_baselines_of_their_own(arguments):
   assert "nearest, own" in format_table(scores)
 
 
+def test_on_train_no_study_is_its_own_neighbour(arguments):
+  arguments |= dict(ids=[f"t{i}" for i in range(12)], references=TRAIN, hypotheses=TRAIN, shuffled_hypotheses=[],
+                    pooled=dict.fromkeys(("train", "split"), np.eye(12)))
+  seen, unseen = (score_reports(**arguments, train_subjects=who)[0]["baselines"]["nearest"]["nlg"]["ROUGE_L"]
+                  for who in (None, arguments["ids"]))
+  assert seen == pytest.approx(1) and unseen < 0.9
+
+
 def test_references_that_stand_in_train_are_told_apart(arguments):
   assert score_reports(**arguments)[0]["unseen_references"] == {"num_studies": 0}
   new = ["Lungs are small.", "The heart is enlarged. There is an effusion."]
@@ -157,6 +191,10 @@ def test_references_that_stand_in_train_are_told_apart(arguments):
   assert unseen["labels"]["micro"]["f1"] == pytest.approx(2 / 3)          # the heart is said, one of two findings
   assert scores["intervals"]["unseen_references"]["nlg"]["ROUGE_L"]["low"] <= unseen["nlg"]["ROUGE_L"]
   assert scores["of_references"]["copied_from_train"] == pytest.approx(4 / 6)
+  arguments["references"] = [*SPLIT[:5], new[1]]                         # one study: no draw tells of another
+  scores = score_reports(**arguments)[0]
+  assert scores["intervals"]["unseen_references"]["nlg"]["CIDEr"] is None
+  assert "1 studies whose reference doesn't stand in train: BLEU-4" in format_table(scores)
 
 
 def test_shares_of_what_nobody_can_know(arguments):

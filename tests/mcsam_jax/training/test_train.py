@@ -95,13 +95,21 @@ def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, m
 
 
 def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.page=true")
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.page=true",
+                    "--config.eval.why=true")
   assert status == 0, err
   scores = json.loads((trained / "eval" / "test-60.json").read_text())
   lines = [json.loads(line) for line in (trained / "eval" / "test-60.jsonl").read_text().splitlines()]
   assert scores["num_studies"] == len(lines) == len({line["id"] for line in lines}) == 6
   assert scores["num_subjects"] == len({line["subject"] for line in lines}) == 6
   assert all(line["labels"]["reference"].keys() == line["labels"]["generated"].keys() for line in lines)
+  train_ids = open_workdir(trained).split("train").ids
+  for line in lines:
+    assert " ".join(line["why"]["words"]) == line["generated"]
+    assert len(line["why"]["log_probs"]) == len(line["why"]["words"]) and max(line["why"]["log_probs"]) <= 0
+    assert line["why"]["slots"][0]["weight"] >= line["why"]["slots"][1]["weight"] > 0
+    assert {near["id"] for near in line["why"]["neighbours"]} <= set(train_ids)
+  assert not list(trained.glob("eval/*.unscored.jsonl"))
   assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_own", "medoid_own"}
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
@@ -120,6 +128,8 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
 def test_reports_are_kept_when_their_scoring_fails(trained, tmp_path, monkeypatch):
   workdir = tmp_path / "run"
   shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval"))
+  (workdir / "eval").mkdir()
+  (workdir / "eval" / "test-60.jsonl").write_text("of an earlier call")
 
   def full_disk(**arguments):
     raise OSError("no space")
@@ -127,7 +137,8 @@ def test_reports_are_kept_when_their_scoring_fails(trained, tmp_path, monkeypatc
   monkeypatch.setattr(evaluation, "score_reports", full_disk)
   with pytest.raises(OSError, match="no space"):
     evaluation.evaluate(str(workdir), "test", show=lambda line: None)
-  lines = [json.loads(line) for line in (workdir / "eval" / "test-60.jsonl").read_text().splitlines()]
+  lines = [json.loads(line) for line in (workdir / "eval" / "test-60.unscored.jsonl").read_text().splitlines()]
+  assert (workdir / "eval" / "test-60.jsonl").read_text() == "of an earlier call"
   assert len(lines) == 6 and all(line["generated"] and line["reference"] for line in lines)
   assert not (workdir / "eval" / "test-60.json").exists()
 
