@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import errno
 import os
 from pathlib import Path
-import re
 import signal
 import sys
 import threading
@@ -15,10 +13,7 @@ import warnings
 from absl import logging
 
 from mcsam_jax.errors import Preempted, RUN_AGAIN, UserError
-
-# How JAX, its coordinator, gloo and TPU's network tell that a collective's other side is gone.
-LOST_HOST = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|heartbeat|launch group|"
-                       r"[Cc]onnection (reset|closed|refused)|[Cc]oordination service|peer")
+from mcsam_jax.training.passing import will_pass
 
 
 def demo(args, overrides):
@@ -313,17 +308,6 @@ def run_verb(args, overrides: list[str]) -> int:
     leave_hosts(1, traceback.format_exc())
     raise
   return 0
-
-
-def will_pass(error: Exception) -> bool:
-  """Tells whether an error is of the kind that another start doesn't meet: a lost host, a store that didn't answer."""
-  if isinstance(error, OSError):
-    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in (errno.ESTALE, errno.EREMOTEIO)
-  if type(error).__module__.startswith("tensorflow.python.framework.errors"):
-    return type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
-  jax = sys.modules.get("jax")
-  many = jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
-  return many and isinstance(error, jax.errors.JaxRuntimeError) and bool(LOST_HOST.search(str(error)))
 
 
 def leave_hosts(status: int, last_words: str = "") -> None:

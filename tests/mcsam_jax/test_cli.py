@@ -3,6 +3,7 @@
 import argparse
 import errno
 
+from clu.asynclib import AsyncError
 import jax
 import pytest
 import tensorflow as tf
@@ -31,6 +32,21 @@ def test_what_passes_is_run_again_and_what_does_not_is_told(error, status, capsy
   assert status_of(error) == status
   line, = capsys.readouterr().err.splitlines()
   assert line.startswith("mcsam train: ") and line.endswith("run the same command again") == (status == RUN_AGAIN)
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+  error.__cause__ = cause
+  return error
+
+
+@pytest.mark.parametrize("wrap", [AsyncError, ValueError])
+def test_an_error_passes_if_it_was_raised_from_one_that_does(wrap, capsys):
+  busy = tf.errors.UnavailableError(None, None, "gs://bucket/x: 503")
+  assert status_of(raised_from(wrap("in another thread"), busy)) == RUN_AGAIN
+  assert "in another thread; run the same command again" in capsys.readouterr().err
+  assert status_of(raised_from(UserError("no such bucket"), busy)) == 2       # it has been looked at
+  with pytest.raises(wrap):
+    status_of(raised_from(wrap("in another thread"), tf.errors.NotFoundError(None, None, "gs://bucket/x")))
 
 
 @pytest.mark.parametrize("message, lost", [
