@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     stop = on_exit.enter_context(Stop())
     with watchdog.while_first_works():
       work = hosts.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)
-    on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path)) or contextlib.nullcontext())
+    on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path, show)) or contextlib.nullcontext())
     run(work, mesh, stop, watchdog, on_exit, show)
 
 

@@ -149,8 +149,8 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   return open_workdir(path)
 
 
-def claim(path: epath.Path) -> contextlib.AbstractContextManager:
-  """Keeps other runs out of a workdir inside the returned context; on a bucket it can't.
+def claim(path: epath.Path, show=print) -> contextlib.AbstractContextManager:
+  """Keeps other runs out of a workdir inside the returned context; on a bucket, or a disk without locks, it can't.
 
   Raises:
     UserError: another run is in it.
@@ -160,8 +160,10 @@ def claim(path: epath.Path) -> contextlib.AbstractContextManager:
   file = open(path / ".lock", "w")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
+  except BlockingIOError as error:
     raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
+  except OSError as error:
+    show(f"{path} can't be locked ({error.strerror}): see to it yourself that no other run trains there")
   return file
 
 
