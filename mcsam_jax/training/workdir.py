@@ -132,7 +132,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
     raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
   if config.encoder.weights:
     load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
-  tokenizer = load_or_build_tokenizer(config)
+  tokenizer = load_or_build_tokenizer(config, show)
   path.mkdir(parents=True, exist_ok=True)
   if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
     epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
@@ -189,7 +189,7 @@ def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
   show(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
-  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").reports]
+  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(show)]
   bank = make_memory_bank(reports, config, config.seed, show)
   save_bank(path / "memory_bank", bank)
   write_whole(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")
