@@ -72,12 +72,15 @@ def tokenizer_dir(config: ConfigDict) -> epath.Path:
   return dataset_dir(config) / f"tokenizer-{digest}"
 
 
-def load_or_build_tokenizer(config: ConfigDict) -> Tokenizer:
-  """Returns the tokenizer of the prepared records, trained on their train reports the first time."""
+def load_or_build_tokenizer(config: ConfigDict, show: Callable[[str], None] = lambda line: None) -> Tokenizer:
+  """Returns the tokenizer of the prepared records, trained on their train reports the first time.
+
+  `show` receives lines of progress while these are read.
+  """
   directory = tokenizer_dir(config)
   if directory.exists():
     return load_tokenizer(directory)
-  tokenizer = build_tokenizer(config, open_split(config, "train").reports)
+  tokenizer = build_tokenizer(config, open_split(config, "train").read_reports(show))
   unfinished = directory.parent / f"incomplete.{directory.name}.{os.getpid()}"
   with _writing(directory):
     try:

@@ -4,13 +4,21 @@
 still JPEG bytes and whose texts, views and labels are strings. A file of records
 that is missing or was cut shows as empty without an error in ArrayRecord, so the
 files are counted against the metadata before anything is read.
+
+A record whose bytes aren't what was written is damaged. A disk or bucket that
+doesn't answer says nothing about its records: it is asked again a few times,
+and then the run ends with an error that another start may not meet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import functools
 import itertools
+import re
+import time
 
 from array_record.python import array_record_module
+from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,6 +29,12 @@ from input_pipeline.faults import DamagedRecord, DamagedRecords
 from mcsam_jax.errors import UserError
 
 TARGETS = ("findings", "impression", "both")
+# What ArrayRecord says of bytes that aren't what was written, and what a disk says of a bad sector, or a network of
+# a fault that mostly passes.
+_DAMAGE, _BAD_SECTOR = re.compile(r"Riegeli/records file|[Cc]orrupt"), "Input/output error"
+_PAUSES = (1, 5, 20)         # seconds before what didn't answer is asked again
+READ_AT_ONCE = 256           # records, in a pass over all of them
+SECONDS_A_LINE = 10          # between two lines of progress of such a pass
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:1"    # records are read at random, by threads of our own
 
 
@@ -69,7 +83,7 @@ class Split:
 
     Raises:
       IndexError: there is no such record.
-      UserError: the file is damaged.
+      UserError, TimeoutError: see `read`.
     """
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -80,6 +94,7 @@ class Split:
 
     Raises:
       UserError: a file is damaged, more often than may be.
+      TimeoutError: a disk or bucket didn't answer, however often it was asked.
     """
     stored = self._stored[np.asarray(indices)]
     shards = np.searchsorted(self._ends, stored, side="right")
@@ -89,7 +104,7 @@ class Split:
       first = self._ends[shard - 1] if shard else 0
       try:
         serialized = self._readers[shard].read((stored[rows] - first).tolist())
-      except RuntimeError:              # ArrayRecord: a checksum is wrong, of whichever
+      except RuntimeError:              # ArrayRecord: something is wrong with one of them
         return [self._read_or_next(int(index)) for index in indices]
       for row, data in zip(rows, serialized, strict=True):
         found[row] = records.Record(data)
@@ -98,23 +113,52 @@ class Split:
   def _read_or_next(self, index: int) -> records.Record:
     """Returns record `index`, or the first behind it that can be read, if the damage may pass."""
     for number in itertools.chain(range(index, len(self)), range(index)):
-      stored = self._stored[number]
-      shard = np.searchsorted(self._ends, stored, side="right")
       try:
-        return records.Record(self._readers[shard].read([int(stored - (self._ends[shard - 1] if shard else 0))])[0])
-      except RuntimeError as error:
-        self._note_damage(self.name, self.directory, DamagedRecord(number, str(error)))
+        return self._read_one(number)
+      except DamagedRecord as damage:
+        self._note_damage(self.name, self.directory, damage)
     raise UserError(f"no record of split {self.name} in {self.directory} can be read")
+
+  def _read_one(self, index: int) -> records.Record:
+    """Returns record `index`, or raises DamagedRecord, or TimeoutError."""
+    stored = self._stored[index]
+    shard = np.searchsorted(self._ends, stored, side="right")
+    place = int(stored - (self._ends[shard - 1] if shard else 0))
+    for pause in (*_PAUSES, None):
+      try:
+        return records.Record(self._readers[shard].read([place])[0])
+      except RuntimeError as error:
+        if _DAMAGE.search(str(error)) or (pause is None and _BAD_SECTOR in str(error)):
+          raise DamagedRecord(index, str(error)) from error
+        if pause is None:
+          raise TimeoutError(f"record {index} of split {self.name} in {self.directory} can't be read now "
+                             f"({error})") from error
+        time.sleep(pause)
 
   @functools.cached_property
   def without_images(self) -> list[dict]:
     """All records but their `images`, read once; small enough to stay in memory."""
-    return [{field: value for field, value in record.items() if field != "images"} for record in self]
+    return [{field: value for field, value in record.items() if field != "images"}
+            for block in self.blocks() for record in block]
 
   @functools.cached_property
   def reports(self) -> list[str]:
     """The target of each record, raw."""
-    return [self.target(record) for record in self]
+    return self.read_reports()
+
+  def read_reports(self, show: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Returns `reports` by a pass over all records; `show` receives lines of progress."""
+    return [self.target(record) for block in self.blocks(show) for record in block]
+
+  def blocks(self, show: Callable[[str], None] = lambda line: None) -> Iterator[list[records.Record]]:
+    """Yields all records, in order, READ_AT_ONCE at a time; `show` receives lines of progress, signs of life."""
+    shown = time.monotonic()
+    for start in range(0, len(self), READ_AT_ONCE):
+      end = min(start + READ_AT_ONCE, len(self))
+      yield self.read(range(start, end))
+      if time.monotonic() - shown > SECONDS_A_LINE:
+        show(f"reading the records of {self.name}: {end}/{len(self)}")
+        shown = time.monotonic()
 
   @property
   def ids(self) -> list[str]:
@@ -181,13 +225,21 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _open(path, expected: int, directory) -> array_record_module.ArrayRecordReader:
-  """Returns the reader of a file once it is known to hold as many records as expected."""
+  """Returns the reader of a file once it is known to hold as many records as expected.
+
+  Raises:
+    UserError: it doesn't.
+    OSError, or TensorFlow's for a bucket: it can't be told now.
+  """
   try:
     reader = array_record_module.ArrayRecordReader(str(path), options=_OPTIONS)
     found = reader.num_records()
   except (RuntimeError, ValueError, OSError):
     found = 0
   if found != expected:
+    # ArrayRecord says the same of a disk or bucket that doesn't answer, which raises here.
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), epath.Path(path).open("rb") as file:
+      file.read(1)
     raise UserError(f"{path} holds {found} records instead of {expected}, it is missing or was cut: delete "
                     f"{directory} and run `mcsam prepare`")
   return reader

@@ -9,6 +9,7 @@ and holds up every other thread meanwhile. It is done once, and kept beside the 
   labels  int8 [n, 14], index in LABEL_VALUES, in the order of FINDINGS
 """
 
+from collections.abc import Callable
 import contextlib
 import hashlib
 import io
@@ -21,8 +22,6 @@ from input_pipeline.datasets.findings import LABEL_VALUES, VIEWS
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.whole_file import write_whole
-
-READ_AT_ONCE = 256
 
 
 class Table:
@@ -43,15 +42,18 @@ class Table:
     return padded
 
 
-def load_or_build(split: Split, tokenizer: Tokenizer) -> Table:
+def load_or_build(split: Split, tokenizer: Tokenizer, show: Callable[[str], None] = lambda line: None) -> Table:
   """Returns the table of a split for a tokenizer: from memory, from its file, or made by a pass over the records.
+
+  `show` receives lines of progress of such a pass.
 
   Raises:
     UserError: a record is damaged.
   """
   known = split.tables.get(tokenizer)
   if known is None:
-    known = split.tables[tokenizer] = _load(_path(split, tokenizer), len(split)) or _build(split, tokenizer)
+    known = split.tables[tokenizer] = _load(_path(split, tokenizer), len(split)) or _build(
+        split, tokenizer, show)
   return known
 
 
@@ -72,10 +74,10 @@ def _load(path: epath.Path, num_records: int) -> Table | None:
   return None
 
 
-def _build(split: Split, tokenizer: Tokenizer) -> Table:
+def _build(split: Split, tokenizer: Tokenizer, show: Callable[[str], None]) -> Table:
   reports, views, labels = [], [], []
-  for start in range(0, len(split), READ_AT_ONCE):
-    for record in split.read(range(start, min(start + READ_AT_ONCE, len(split)))):
+  for block in split.blocks(show):
+    for record in block:
       reports.append(np.array(tokenizer.encode(split.target(record)), np.int32))
       views.append([VIEWS.index(view) for view in record["views"]])
       labels.append([LABEL_VALUES.index(value) for value in record["labels"].values()])

@@ -2,6 +2,7 @@
 
     checkpoints/STEP/                  as Orbax writes it, in the background, whole or not at all
     checkpoints/STEP/manifest.json     written when that is done: files with digests, scores, place in the data
+    checkpoints/damaged-STEP/          what STEP was until its files were found to be others, out of Orbax's sight
 
 A checkpoint holds parameters, batch statistics, optimizer state, moving average and step. It needs no random keys:
 those of initialisation, dropout and augmentation are functions of (seed, step, record, epoch). The place in the data
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.training import hosts, manifest
+from mcsam_jax.training.passing import will_pass
 
 LOWER_IS_BETTER = ("token_loss",)
 
@@ -122,7 +124,17 @@ class Checkpoints:
     return [info.step in stay for info in checkpoints]
 
   def _has_manifest(self, step: int) -> bool:
-    return (self.directory / str(step) / manifest.NAME).exists()
+    return manifest.is_there(self.directory / str(step))
+
+  def _put_aside(self, step: int) -> None:
+    """Renames a damaged checkpoint instead of deleting it: a disk that reads wrong now may read right later."""
+    def rename() -> None:
+      aside = self.directory / f"damaged-{step}"
+      if aside.exists():
+        aside.rmtree()
+      (self.directory / str(step)).rename(aside)
+    hosts.on_first_host(rename)
+    self._delete([step])                 # Orbax finds no folder, and forgets the step on all hosts
 
   def _delete(self, steps: Iterable[int]) -> None:
     for step in sorted(steps):
@@ -132,28 +144,32 @@ class Checkpoints:
   def restore_latest(self, abstract_state, show=print):
     """Returns the state of the newest checkpoint that is whole, None where there is none at all.
 
-    Newer ones that are damaged or were never finished are named in a line, and deleted once the state is restored.
+    Newer ones that are damaged or were never finished are named in a line. Once the state is restored, the first are
+    put aside and the others deleted.
 
     Raises:
       UserError: all are damaged, or hold another model.
+      an error that `will_pass`: a disk or another host didn't answer. Then all stay.
     """
-    steps, problems = self.steps(), []
+    steps, problems = self.steps(), {}
     for step in reversed(steps):
       problem = manifest.damage(self.directory / str(step))
       if problem:
-        problems.append(problem)
+        problems[step] = problem
         show(f"checkpoint {step} is damaged, the one before it is used: {problem}")
         continue
       state = self._restore(step, abstract_state, show)
-      newer = [other for other in self.manager.all_steps() if other > step]
-      for other in newer:
-        if other not in steps:
+      for other in sorted(other for other in self.manager.all_steps() if other > step):
+        if other in problems:
+          self._put_aside(other)
+          show(f"checkpoint {other} is kept as {self.directory / f'damaged-{other}'}; nothing needs it")
+        else:
           show(f"checkpoint {other} was not finished, the one before it is used")
-      self._delete(newer)
+          self._delete([other])
       return state
     if problems:
-      raise UserError(f"no checkpoint in {self.directory} is whole ({problems[0]}): put a copy there, or delete the "
-                      "folder to start again")
+      raise UserError(f"no checkpoint in {self.directory} is whole ({problems[steps[-1]]}): put a copy there, or delete "
+                      "the folder to start again")
     return None
 
   def restore(self, step: int, abstract_state, show=print):
@@ -161,6 +177,7 @@ class Checkpoints:
 
     Raises:
       UserError: there is no such step, the files are damaged, or hold another model.
+      an error that `will_pass`: a disk or another host didn't answer.
     """
     steps = hosts.agreed(sorted(self.manager.all_steps()))
     if step not in steps:
@@ -172,14 +189,19 @@ class Checkpoints:
     return self._restore(step, abstract_state, show)
 
   def _restore(self, step: int, abstract_state, show):
-    if not self._has_manifest(step):
+    verified = self._has_manifest(step)
+    if not verified:
       show(f"checkpoint {step} has no {manifest.NAME}: it can't be verified, and is used as it is")
     try:
       return self.manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
     except Exception as error:   # Orbax and TensorStore raise many kinds for files that are cut off or of other shapes
-      raise UserError(f"{self.directory / str(step)} can't be restored, it is damaged or holds another model; delete "
-                      f"the folder to go on without it ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-                      ) from error
+      if will_pass(error) or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise
+      why = ("its files are what was written, so it holds another model; use the config and the version that wrote it, "
+             "or a new workdir" if verified else
+             "it is damaged or holds another model; delete the folder to go on without it")
+      raise UserError(f"{self.directory / str(step)} can't be restored: {why} "
+                      f"({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
   def check_place(self, step: int, place: Mapping[str, int]) -> None:
     """Compares the place in the data that a checkpoint was saved at with the one from which the run would go on.

@@ -10,6 +10,7 @@ Shapes: n studies, V views, P patches, C channels, M images, S pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -106,7 +107,10 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
   header, slot_bytes = _header(shape), 2 * math.prod(shape[2:])
   with open(os.open(_unfinished(path), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
     # Of runs that start together, or hosts that share a disk, one computes and the others wait here.
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+      show(f"{path.parent} can't be locked ({error.strerror}): of runs that start together each computes the features")
     if not _unfinished(path).exists() or not os.path.samefile(file.fileno(), _unfinished(path)):
       return                                        # another has finished or given up meanwhile
     if file.read(len(header)) != header:
@@ -121,7 +125,8 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
         file.seek(len(header) + slot * slot_bytes)
         _write_all(file, image_features.tobytes())
     file.truncate(len(header) + 2 * math.prod(shape))
-    os.replace(_unfinished(path), path)
+    with contextlib.suppress(FileNotFoundError):    # another has, where there are no locks
+      os.replace(_unfinished(path), path)
 
 
 def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, start: int, encode: Callable,

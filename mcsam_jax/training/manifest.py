@@ -13,6 +13,7 @@ from etils import epath
 import jax
 
 from mcsam_jax.training import hosts
+from mcsam_jax.training.passing import will_pass
 from mcsam_jax.whole_file import write_whole
 
 NAME = "manifest.json"
@@ -34,6 +35,15 @@ def add_facts(folder: epath.Path, facts: dict) -> None:
   _save(folder, content | {"facts": content["facts"] | facts})
 
 
+def is_there(folder: epath.Path) -> bool:
+  """Tells whether a checkpoint has a manifest; raises where a disk doesn't answer, which `exists` takes for a no."""
+  try:
+    (folder / NAME).read_bytes()
+  except FileNotFoundError:
+    return False
+  return True
+
+
 def facts(folder: epath.Path) -> dict | None:
   """Returns the facts of a checkpoint; None where it has no manifest, or a damaged one."""
   try:
@@ -46,6 +56,9 @@ def damage(folder: epath.Path) -> str:
   """Returns what is wrong with a checkpoint's files, naming the first; "" where they are as they were written.
 
   Many hosts share the reading, and return the same. Without a manifest nothing is known to be wrong.
+
+  Raises:
+    an error that `will_pass`: the disk didn't answer, which says nothing about the files.
   """
   recorded, broken = {}, False
   try:
@@ -72,6 +85,8 @@ def _problem(path: epath.Path, recorded: dict) -> str:
   except FileNotFoundError:
     return f"{path} is missing"
   except OSError as error:                             # a bad sector, say; a bucket's faults are of other types
+    if will_pass(error):
+      raise
     return f"{path} can't be read ({error.strerror or error})"
   if found["bytes"] != recorded["bytes"]:
     return f"{path} has {found['bytes']} bytes instead of {recorded['bytes']}"

@@ -9,6 +9,8 @@ from mcsam_jax.errors import UserError
 # How JAX, its coordinator, gloo and TPU's network tell that a collective's other side is gone.
 LOST_HOST = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|heartbeat|launch group|"
                        r"[Cc]onnection (reset|closed|refused)|[Cc]oordination service|peer")
+# How TensorStore, below Orbax, tells that a bucket didn't answer however often it asked: a ValueError with this text.
+SILENT_STORE = re.compile(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")
 
 
 class OtherHostFailed(Exception):
@@ -34,6 +36,8 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in (errno.ESTALE, errno.EREMOTEIO)
   if type(error).__module__.startswith("tensorflow.python.framework.errors"):
     return type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
+  if type(error) is ValueError:
+    return bool(SILENT_STORE.match(str(error)))
   jax = sys.modules.get("jax")
   many = jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
   return many and isinstance(error, jax.errors.JaxRuntimeError) and bool(LOST_HOST.search(str(error)))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.pipeline import Split, make_batch, train_batches
+from input_pipeline.table import load_or_build
 from mcsam_jax.benchmark.chips import chip_of
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Preempted, UserError
@@ -50,7 +51,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     stop = on_exit.enter_context(Stop())
     with watchdog.while_first_works():
       work = hosts.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)
-    on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path)) or contextlib.nullcontext())
+    on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path, show)) or contextlib.nullcontext())
     run(work, mesh, stop, watchdog, on_exit, show)
 
 
@@ -70,6 +71,9 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
+  for split in (train_split, val_split):
+    load_or_build(split, tokenizer, show)                 # a pass over all records the first time
+  train_reports = train_split.read_reports(show) if config.train.eval_search == "consensus" else ()
   with watchdog.while_first_works():
     train_features, val_features = (features_for_all(work, split, stop, show) for split in (train_split, val_split))
 
@@ -105,7 +109,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
                        out_shardings=(shardings, replicated(mesh)))
   term_norms = make_term_norms(model, config, eos_id, replicated(mesh))
-  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_split.reports, stop, watchdog)
+  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
 
   # What watches them.
   writer = metric_writers.create_default_writer(work.path / "logs", just_logging=jax.process_index() > 0)

@@ -132,7 +132,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
     raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
   if config.encoder.weights:
     load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
-  tokenizer = load_or_build_tokenizer(config)
+  tokenizer = load_or_build_tokenizer(config, show)
   path.mkdir(parents=True, exist_ok=True)
   if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
     epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
@@ -149,8 +149,8 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   return open_workdir(path)
 
 
-def claim(path: epath.Path) -> contextlib.AbstractContextManager:
-  """Keeps other runs out of a workdir inside the returned context; on a bucket it can't.
+def claim(path: epath.Path, show=print) -> contextlib.AbstractContextManager:
+  """Keeps other runs out of a workdir inside the returned context; on a bucket, or a disk without locks, it can't.
 
   Raises:
     UserError: another run is in it.
@@ -160,8 +160,10 @@ def claim(path: epath.Path) -> contextlib.AbstractContextManager:
   file = open(path / ".lock", "w")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
+  except BlockingIOError as error:
     raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
+  except OSError as error:
+    show(f"{path} can't be locked ({error.strerror}): see to it yourself that no other run trains there")
   return file
 
 
@@ -187,7 +189,7 @@ def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
   show(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
-  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").reports]
+  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(show)]
   bank = make_memory_bank(reports, config, config.seed, show)
   save_bank(path / "memory_bank", bank)
   write_whole(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")

@@ -1,12 +1,14 @@
 """Preparing makes records and tokenizer once; what is missing, cut or too much is said in a line."""
 
 import errno
+import functools
 import json
 import pathlib
+import types
 
 import pytest
 
-from input_pipeline import datasets, prepare as preparing, splits
+from input_pipeline import datasets, prepare as preparing, splits, table
 from mcsam_jax.errors import UserError
 
 
@@ -115,6 +117,66 @@ def test_a_few_damaged_records_may_pass_in_training(source):
     assert [record["id"] for record in read] == ["train1", "train3", "train10"]
   line, = map(json.loads, (preparing.dataset_dir(config) / "damaged-train.jsonl").read_text().splitlines())
   assert line["record"] == 2 and line["split"] == "train" and line["reason"]
+
+
+class Silent:
+  """A reader that answers only after some questions, of a store that is away for a while."""
+
+  def __init__(self, reader, number, message="pread() failed: Stale file handle; reading a.array_record"):
+    self.reader, self.number, self.message = reader, number, message
+
+  def read(self, places):
+    self.number -= 1
+    if self.number >= 0:
+      raise RuntimeError(self.message)
+    return self.reader.read(places)
+
+
+def test_a_store_that_does_not_answer_is_asked_again_and_damages_nothing(source, monkeypatch):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  config.train.max_faults = 1
+  split, pauses = splits.open_split(config, "train"), []
+  monkeypatch.setattr(splits.time, "sleep", pauses.append)
+  readers = list(split._readers)
+  split._readers = [Silent(reader, 4) for reader in readers]            # one question of all, three of one
+  assert [record["id"] for record in split.read([1, 2, 10])] == ["train1", "train2", "train10"]
+  assert pauses == [1, 5, 20]
+  split._readers = [Silent(reader, 100) for reader in readers]
+  with pytest.raises(TimeoutError, match="record 1 of split train in .* can't be read now .*Stale file handle"):
+    split.read([1, 2, 10])                                              # by which the command line starts again
+  assert not (preparing.dataset_dir(config) / "damaged-train.jsonl").exists()
+  split._readers = [Silent(reader, 5, "pread() failed: Input/output error; reading a") for reader in readers]
+  assert [record["id"] for record in split.read([1])] == ["train2"]     # a bad sector stays bad
+  assert (preparing.dataset_dir(config) / "damaged-train.jsonl").exists()
+
+
+def test_a_store_that_does_not_answer_at_first_is_no_missing_file(source, monkeypatch):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+
+  def away(mode):
+    raise OSError(errno.ESTALE, "Stale file handle")
+  monkeypatch.setattr(splits, "epath", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(open=away)))
+  monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader",
+                      lambda *_, **__: types.SimpleNamespace(num_records=lambda: 0))
+  with pytest.raises(OSError, match="Stale"):
+    splits.open_split(config, "train")
+
+
+def test_a_long_pass_over_the_records_gives_signs_of_life(prepared, monkeypatch):
+  monkeypatch.setattr(splits, "READ_AT_ONCE", 4)
+  monkeypatch.setattr(splits, "SECONDS_A_LINE", 0)
+  split, lines = splits.open_split(prepared, "train"), []
+  make_table = functools.partial(table._build, split, preparing.load_or_build_tokenizer(prepared))
+  for pass_over in (split.read_reports, make_table):
+    lines.clear()
+    pass_over(lines.append)
+    assert lines == ["reading the records of train: 4/11", "reading the records of train: 8/11",
+                     "reading the records of train: 11/11"]
+  assert split.read_reports() == [f"The lungs are clear. Size is {number}." for number in range(11)] == split.reports
+  monkeypatch.undo()
+  split.read_reports(pytest.fail)                                       # a short one is silent
 
 
 def test_damaged_metadata_are_named(source):

@@ -113,6 +113,22 @@ def test_goes_on_where_it_was_interrupted(config, encoder, expected, monkeypatch
   assert len(written) == sum(min(VIEWS, len(record["images"])) for record in Studies().records)
 
 
+def test_a_disk_without_locks_is_used_with_a_line(config, encoder, expected, monkeypatch):
+  def flock(file, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  replace = feature_cache.os.replace
+
+  def late(source, target):
+    replace(source, target)                   # another run has been faster
+    replace(source, target)
+  monkeypatch.setattr(feature_cache.fcntl, "flock", flock)
+  monkeypatch.setattr(feature_cache.os, "replace", late)
+  lines = []
+  np.testing.assert_allclose(cached(config, Studies(), encoder, lines.append), expected, atol=2e-3, rtol=2e-3)
+  assert "can't be locked (No locks available)" in lines[0] and [path.name for path in cache_files(config)] == ["val.npy"]
+
+
 def test_no_space_is_said_and_leaves_nothing(config, encoder, monkeypatch):
   def full(file, data):
     raise OSError(errno.ENOSPC, "No space left on device")
