@@ -69,12 +69,25 @@ class ReportWriter:
 
     self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
 
-  def lower(self, variables: Sequence[dict], batch: dict) -> jax.stages.Lowered:
-    """Returns the compiled search before it is compiled, for variables and a batch of shapes with shardings."""
+  def lower(self, variables: Sequence[dict], batch: dict, num_train_reports: int) -> jax.stages.Lowered:
+    """Returns the compiled search before it is compiled, for variables and a batch of shapes with shardings.
+
+    `num_train_reports`: that a consensus asks, where it asks them.
+    """
     mesh_wide = replicated(self.mesh)
-    prepared = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=mesh_wide),
-                            jax.eval_shape(self._prepare, variables))
-    return self._write.lower(variables, prepared, batch, None)
+    on_all = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=mesh_wide)
+    prepared = jax.tree.map(on_all, jax.eval_shape(self._prepare, variables))
+    codes = None
+    if self.asks_train_reports:
+      tokens = jax.ShapeDtypeStruct((num_train_reports, self.config.tokenizer.max_length + 1), np.int32)
+      codes = [on_all(jax.eval_shape(functools.partial(self._recall, model), *member, tokens))
+               for model, *member in zip(self.models, variables, prepared)]
+    return self._write.lower(variables, prepared, batch, codes)
+
+  @property
+  def asks_train_reports(self) -> bool:
+    """Whether the training reports have a vote, each as likely as the alignment holds it."""
+    return self._consensus is not None and self.config.decode.recall_share > 0
 
   def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
     """Returns the report of every valid study of `batches` (as `eval_batches` gives this host's rows), in order.
@@ -86,7 +99,7 @@ class ReportWriter:
   def one_by_one(self, variables: Sequence[dict], batches: Iterable[dict]) -> Iterator[Written]:
     """Yields the same reports, each as soon as its batch is written."""
     codes, prepared = None, self._prepare(variables)
-    if self._consensus and self.config.decode.recall_share:
+    if self.asks_train_reports:
       codes = [self._train_codes(*member) for member in zip(self.models, variables, prepared)]
     shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
     for batch in on_mesh(self.mesh, shown):
@@ -101,15 +114,15 @@ class ReportWriter:
                                           self.config.decode.recall_share)
           yield Written(int(record), texts[chosen], candidates[chosen], float(scores[chosen]))
 
+  def _recall(self, model: MCSAM, variables: dict, prepared: Prepared, tokens: jax.Array) -> jax.Array:
+    """Returns what training reports (tokens [R, T + 1], bos first) recall [R, D]."""
+    return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), prepared.memory, False,
+                       method="recall_report")
+
   def _train_codes(self, model: MCSAM, variables: dict, prepared: Prepared) -> np.ndarray:
     """Returns what each training report recalls, as the alignment of a model sees it [R, D]."""
     length, size = self.config.tokenizer.max_length, self.config.decode.batch_size
-
-    @functools.partial(jax.jit, out_shardings=replicated(self.mesh))
-    def recall(variables, prepared, tokens):
-      return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), prepared.memory, False,
-                         method="recall_report")
-
+    recall = jax.jit(functools.partial(self._recall, model), out_shardings=replicated(self.mesh))
     tokens = np.stack([self.tokenizer.encode_for_training(report, length) for report in self.train_reports])
     filled = np.pad(tokens, ((0, -len(tokens) % size), (0, 0)), mode="edge")
     codes = [np.asarray(recall(variables, prepared, filled[start:start + size])) for start in range(0, len(filled), size)]

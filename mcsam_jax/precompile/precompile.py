@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.prepare import tokenizer_dir
+from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import load_tokenizer
 from mcsam_jax.benchmark.collectives import Transfer, transfers
 from mcsam_jax.decoding.greedy import room_sizes
@@ -27,6 +28,7 @@ from mcsam_jax.training.flops import train_flops
 from mcsam_jax.training.sharding import check_train_batch, decode_batch_size, mesh_shape
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
+R2GEN_MIMIC_CXR_RECORDS = 270790 # of its train split
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -65,16 +67,16 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
     UserError: a field doesn't go with the topology, or the compiler refuses.
   """
   vocab_size, source = (vocab_size, "given") if vocab_size else _vocabulary(config)
+  consensus = what == "decode" and config.decode.search == "consensus"
+  train_reports, their_source = _train_reports(config) if consensus and config.decode.recall_share else (0, "not asked")
   sizes = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
   if what == "train":
     check_train_batch(config, sizes)
   batch = config.train.batch_size if what == "train" else decode_batch_size(config, sizes)
   show(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
        "minutes for a large model")
-  compiled = _compile(config, topology, what, vocab_size, verbose)
-  length = config.tokenizer.max_length
-  sizes = [0, *(min(size, length) for size in room_sizes(length, length * config.decode.beam_size))]
-  trips = [] if what == "train" else [after - before for before, after in zip(sizes, sizes[1:])]
+  compiled = _compile(config, topology, what, vocab_size, train_reports, verbose)
+  trips = [] if what == "train" else stages(config)
   text = compiled.executable.as_text()
   costs = analyse(text, unknown_trips=trips)
   dearest = analyse(costs.program, dearest=True, unknown_trips=trips)
@@ -83,9 +85,18 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
       "device_kind": topology.devices[0].device_kind, "devices": len(topology.devices), "chips": topology.chips,
       "hosts": topology.hosts, "studies": batch, "studies_per_chip": batch / topology.chips,
       "vocabulary": vocab_size, "vocabulary_source": source,
+      "train_reports": train_reports, "train_reports_source": their_source,
       "lower_seconds": round(compiled.lower_seconds, 1), "compile_seconds": round(compiled.compile_seconds, 1),
       "fits": True, "hbm": _memory(compiled.executable, topology)}
   return figures | describe(config, costs, dearest, topology, batch, vocab_size, what), costs
+
+
+def stages(config: ConfigDict) -> list[int]:
+  """Returns how many words each loop of a search writes, one loop a size of its cache, for the longest reports."""
+  length, beams = config.tokenizer.max_length, config.decode.beam_size
+  most = length if config.decode.search == "consensus" else length * beams      # draws share no cache
+  sizes = [0, *(min(size, length) for size in room_sizes(length, most))]
+  return [after - before for before, after in zip(sizes, sizes[1:])]
 
 
 def describe(config: ConfigDict, costs: Costs, dearest: Costs, topology: Topology, batch: int, vocab_size: int,
@@ -125,9 +136,11 @@ def _model_flops(config: ConfigDict, costs: Costs, batch: int, vocab_size: int, 
   return costs.flops * devices, "all that the program executes"
 
 
-def _compile(config: ConfigDict, topology: Topology, what: str, vocab_size: int, verbose: bool) -> Compiled:
+def _compile(config: ConfigDict, topology: Topology, what: str, vocab_size: int, train_reports: int,
+             verbose: bool) -> Compiled:
   start = time.monotonic()
-  lowered = (lower_train if what == "train" else lower_decode)(config, topology, vocab_size)
+  lowered = (lower_train(config, topology, vocab_size) if what == "train" else
+             lower_decode(config, topology, vocab_size, train_reports))
   middle = time.monotonic()
   try:
     executable = lowered.compile()
@@ -199,3 +212,10 @@ def _vocabulary(config: ConfigDict) -> tuple[int, str]:
     return load_tokenizer(tokenizer_dir(config)).vocab_size, "prepared"
   except (UserError, OSError):
     return R2GEN_MIMIC_CXR_WORDS, "assumed: R2Gen's on MIMIC-CXR"
+
+
+def _train_reports(config: ConfigDict) -> tuple[int, str]:
+  try:
+    return len(open_split(config, "train")), "prepared"
+  except (UserError, OSError):
+    return R2GEN_MIMIC_CXR_RECORDS, "assumed: R2Gen's of MIMIC-CXR"

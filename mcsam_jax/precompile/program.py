@@ -33,14 +33,19 @@ def lower_train(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.
     return step.lower(state, abstract_batch(config, config.train.batch_size, mesh))
 
 
-def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.stages.Lowered:
-  """Returns the search that writes the reports of `decode.batch_size` studies, lowered for a topology."""
+def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int,
+                 num_train_reports: int = 0) -> jax.stages.Lowered:
+  """Returns the search that writes the reports of `decode.batch_size` studies, lowered for a topology.
+
+  `num_train_reports`: that have a vote, where `decode.recall_share` gives them one.
+  """
   mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
   writer = ReportWriter([model], config, _SpecialIds, mesh, config.decode.search)
   batch = abstract_batch(config, decode_batch_size(config, mesh.shape), mesh)
   with jax.set_mesh(mesh):
-    return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"})
+    return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"},
+                        num_train_reports)
 
 
 def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):

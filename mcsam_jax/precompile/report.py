@@ -16,6 +16,8 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
              f"{figures['hosts']} hosts{slices})")
   yield _row("studies", f"{figures['studies']:,}, {figures['studies_per_chip']:g} a chip; "
              f"{figures['vocabulary']:,} words ({figures['vocabulary_source']})")
+  if figures["train_reports"]:
+    yield _row("consensus", f"asks {figures['train_reports']:,} training reports ({figures['train_reports_source']})")
   yield _row("compiled", f"in {figures['compile_seconds']:.0f} s, traced in {figures['lower_seconds']:.0f} s")
   yield ""
   yield f"HBM of a device, of {_bytes(hbm['available'])}"

@@ -82,7 +82,7 @@ def import_chexbert(src: str, dst: str, vocabulary: str, show: Callable[[str], N
   if len(pieces) != sizes.vocab_size:
     raise UserError(f"{vocabulary} has {len(pieces)} pieces, CheXbert's vocabulary {sizes.vocab_size}: take the "
                     "vocab.txt of bert-base-uncased")
-  tensors = read_state_dict(src)
+  tensors = read_state_dict(src, show)
   if not is_chexbert(tensors):
     raise UserError(f"{src}: no CheXbert, it has no linear_heads; for an image encoder leave --chexbert away")
   shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(expected(sizes), sep="/").items()}

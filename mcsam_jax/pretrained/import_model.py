@@ -41,7 +41,7 @@ def import_model(src: str, workdir: str, config: ConfigDict, show: Callable[[str
   path = configs.absolute(workdir)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run already; give a new folder")
-  tensors = read_state_dict(src)
+  tensors = read_state_dict(src, show)
   if not r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{src}: no R2GenCMN (it has no memory_matrix); for an image encoder leave --config away")
   tokenizer = load_or_build_tokenizer(config)

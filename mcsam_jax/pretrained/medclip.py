@@ -12,7 +12,7 @@ import numpy as np
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import torch_names
-from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.torch_file import not_weights, read_state_dict
 from mcsam_jax.pretrained.torch_names import turned  # noqa: F401  (the rule is torchvision's)
 from mcsam_jax.whole_file import write_whole
 
@@ -47,7 +47,7 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, show: Callable[[str
   Raises:
     UserError: a file is missing or damaged, or the two don't belong together; nothing is written then.
   """
-  tensors = read_state_dict(src)
+  tensors = read_state_dict(src, show)
   found = [name for name in tensors if name.endswith(WORD_EMBEDDINGS)]
   if len(found) != 1:
     raise UserError(f"{src}: {len(found)} tensors end with {WORD_EMBEDDINGS}; expected one, a BERT's")
@@ -57,6 +57,8 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, show: Callable[[str
     raise UserError(f"{vocabulary}: cannot be read ({error.strerror or error})") from error
   except UnicodeDecodeError as error:
     raise UserError(f"{vocabulary}: no text in UTF-8, so no BERT's vocabulary ({error.reason})") from error
+  if why := not_weights(tensors[found[0]]):
+    raise UserError(f"{src}: {found[0]} holds no word vectors: {why}")
   vectors = tensors[found[0]].astype(np.float32)
   if len(pieces) != len(vectors):
     raise UserError(f"{vocabulary} has {len(pieces)} lines, {found[0]} of {src} {len(vectors)} rows: they belong to "

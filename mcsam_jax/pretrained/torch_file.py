@@ -1,7 +1,8 @@
 """Reads the tensors of a PyTorch checkpoint (.pth, .bin) without PyTorch, and without running what it holds.
 
 Such a file is a pickle, which may name any function for the reader to call. Here only tensors, ordered
-dictionaries and plain containers can be built; every other name is refused.
+dictionaries and plain containers can be built; every other name is refused. NumPy's
+scalars, which training scripts keep beside the tensors, are passed over.
 
 Files that end with .safetensors hold tensors alone and are left to their library.
 
@@ -12,6 +13,7 @@ refers to storages by key; a tensor is a strided view of one.
 """
 
 import collections
+from collections.abc import Callable
 import io
 import pickle
 import zipfile
@@ -29,14 +31,18 @@ DTYPES = {
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
     "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
 }
+# Of safetensors, whose own reader for NumPy lacks bfloat16.
+SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+               "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+               "BOOL": "bool"}
 NESTS = ("state_dict", "model_state_dict", "model")     # keys under which training scripts keep the state dict
 
 
-def read_state_dict(path: str) -> dict[str, np.ndarray]:
+def read_state_dict(path: str, show: Callable[[str], None] = lambda line: None) -> dict[str, np.ndarray]:
   """Returns the tensors of a checkpoint by their names in its state dict.
 
   A state dict below a key of `NESTS` is found; a leading `module.` of every name, the trace
-  of a parallel wrapper, is dropped.
+  of a parallel wrapper, is dropped. `show` receives a line for what stands beside the tensors and is none.
 
   Raises:
     UserError: no such file, cut short, no PyTorch checkpoint, holds no tensors, or needs other code.
@@ -63,6 +69,9 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
   if not tensors:
     raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under "
                     f"{', '.join(NESTS)}")
+  for name, _ in entries:
+    if name not in tensors:
+      show(f"left out    {name}: no tensor")
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
   return tensors
@@ -70,10 +79,28 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
 
 def _read_safetensors(data: bytes):
   try:
-    import safetensors.numpy
+    import safetensors
   except ImportError as error:
     raise UserError("reading .safetensors needs its library: run `pip install safetensors`") from error
-  return safetensors.numpy.load(data)
+  tensors = {}
+  for name, stored in safetensors.deserialize(data):
+    if stored["dtype"] not in SAFE_DTYPES:
+      raise UserError(f"{name} is of type {stored['dtype']}; known are {', '.join(SAFE_DTYPES)}")
+    tensors[name] = np.frombuffer(stored["data"], _dtype(SAFE_DTYPES[stored["dtype"]])).reshape(stored["shape"])
+  return tensors
+
+
+def not_weights(tensor: np.ndarray) -> str:
+  """Returns why a tensor can't be the weights of a network, "" where it can."""
+  if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
+    return f"{tensor.dtype} numbers, no fractions"
+  with np.errstate(over="ignore"):
+    wrong = int((~np.isfinite(tensor.astype(np.float32))).sum())
+  return f"{wrong} of {tensor.size} values are NaN or infinite" if wrong else ""
+
+
+def _dtype(name: str) -> np.dtype:
+  return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def _read_zip(data: bytes):
@@ -129,12 +156,22 @@ class _Storages(dict):
     kind, dtype, key, _, length, *view = persistent_id
     if kind != "storage" or any(view):
       raise UserError(f"refers to {kind!r} of an unknown kind")
-    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    dtype = _dtype(dtype)
     if length * dtype.itemsize > self.limit:
       raise UserError(f"cut short: storage {key} of {length * dtype.itemsize:,} bytes exceeds the file")
     if key not in self:
       self[key] = np.zeros(length, dtype)
     return self[key]
+
+
+class _LeftOut:
+  """Stands for a scalar of NumPy, or a part of one; takes all that a pickle hands it, and does nothing."""
+
+  def __init__(self, *_):
+    pass
+
+  def __setstate__(self, _):
+    pass
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -149,7 +186,9 @@ class _TensorUnpickler(pickle.Unpickler):
       return DTYPES[name]
     allowed = {("collections", "OrderedDict"): collections.OrderedDict,
                ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-               ("torch._utils", "_rebuild_parameter"): _parameter}
+               ("torch._utils", "_rebuild_parameter"): _parameter,
+               ("numpy.core.multiarray", "scalar"): _LeftOut, ("numpy._core.multiarray", "scalar"): _LeftOut,
+               ("numpy", "dtype"): _LeftOut, ("_codecs", "encode"): _LeftOut}
     if (module, name) not in allowed:
       raise UserError(f"wants to run {f'{module}.{name}'!r}; only tensors in plain containers are read, "
                       "so save its state_dict alone")

@@ -101,6 +101,7 @@ with jax.set_mesh(jax.make_mesh((4,), ("other",), (jax.sharding.AxisType.Auto,))
   np.save({str(tmp_path / "found.npy")!r}, reader.logits(here.random_reports(60, 60)))
 """
   subprocess.run([sys.executable, "-c", script], check=True, env={
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": (                # a busy machine needs more than XLA's 40 s
+          "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=600"),
       "PYTHONPATH": os.pathsep.join(sys.path)})
   np.testing.assert_allclose(np.load(tmp_path / "found.npy"), wanted, atol=1e-4)

@@ -12,12 +12,14 @@ import pytest
 from mcsam_jax import cli
 from mcsam_jax.benchmark.chips import CHIPS
 from mcsam_jax.benchmark.collectives import transfers
+from mcsam_jax.config import load_config
 from mcsam_jax.decoding.greedy import room_sizes
 from mcsam_jax.errors import UserError
 from mcsam_jax.precompile import precompile as precompiling
 from mcsam_jax.precompile import topology as topologies
 from mcsam_jax.precompile.cost import analyse
 from mcsam_jax.precompile.precompile import memory_missing
+from mcsam_jax.precompile.program import lower_decode
 from mcsam_jax.precompile.roofline import roofline, utilisation
 
 
@@ -115,6 +117,20 @@ def figures_of(capsys, topology: str, *arguments: str) -> dict:
   output = capsys.readouterr()
   assert status == 0, output.err
   return json.loads(output.out)
+
+
+@pytest.mark.parametrize("search, share, turns", [("beam", 0.0, [36, 4, 0, 0]), ("consensus", 0.0, [20, 20]),
+                                                  ("consensus", 0.5, [20, 20])])
+def test_the_lowered_search_is_the_one_that_the_config_asks_for(search, share, turns):
+  """Each size of the cache serves known turns; a consensus that asks 1,000 training reports has their codes."""
+  config = load_config("mimic_cxr", [*SMALL, f"--config.decode.search={search}", "--config.tokenizer.max_length=40",
+                                     f"--config.decode.recall_share={share}", "--config.decode.batch_size=4"])
+  topology = topologies.Topology("cpu", 1, tuple(jax.devices()[:1]), CHIPS["v5e"])
+  lowered = lower_decode(config, topology, 64, num_train_reports=1000)
+  assert precompiling.stages(config) == turns
+  shapes = [leaf.shape for leaf in jax.tree.leaves(lowered.args_info)]
+  assert ((1000, config.model.width) in shapes) == (share > 0)
+  assert lowered.out_info[-1] is None if not share else lowered.out_info[-1].shape == (4, 1000)
 
 
 @pytest.fixture

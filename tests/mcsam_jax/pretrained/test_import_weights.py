@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -28,7 +29,7 @@ def source(tmp_path, monkeypatch):
   """A file that stands for a checkpoint whose tensors a test can change."""
   path, content = tmp_path / "resnet50.pth", tensors()
   path.write_bytes(b"a checkpoint")
-  monkeypatch.setattr(module, "read_state_dict", lambda path: content)
+  monkeypatch.setattr(module, "read_state_dict", lambda path, show: content)
   return str(path), content
 
 
@@ -76,6 +77,45 @@ def test_what_does_not_fit_is_listed_and_not_written(source, tmp_path):
   assert "unexpected  layer5.0.conv1.weight" in lines
   assert "misshaped   layer1.0.conv1.weight: [64, 32, 1, 1] in the source, [64, 64, 1, 1] expected" in lines
   assert not target.exists()
+
+
+@pytest.mark.parametrize("tensor, why", [
+    (np.array([1, 2, np.nan, np.inf], np.float32).repeat(16), "32 of 64 values are NaN or infinite"),
+    (np.full(64, 1e300), "64 of 64 values are NaN or infinite"),             # in float32
+    (np.ones(64, np.int64), "int64 numbers, no fractions")])
+def test_what_can_be_no_weights_is_named(source, tmp_path, tensor, why):
+  path, content = source
+  content["bn1.bias"], lines = tensor, []
+  content["fc.bias"] = content["fc.bias"] * np.nan                         # which nothing needs
+  content["conv1.weight"] = content["conv1.weight"].astype(ml_dtypes.bfloat16)
+  with pytest.raises(UserError, match="nothing was written"):
+    import_weights(path, str(tmp_path / "out.npz"), show=lines.append)
+  assert [line for line in lines if line.startswith("unfit")] == [f"unfit       bn1.bias: {why}"]
+  assert lines[-1].endswith("0 missing, 0 misshaped, 1 unfit") and not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("value, told", [(0.5, "unused"), (0.25, "unexpected")])
+def test_a_variable_that_two_tensors_claim(source, tmp_path, value, told):
+  path, content = source
+  content["_bn1.bias"], lines = np.full(64, value, np.float32), []          # becomes params/bn1/bias as well
+  if told == "unexpected":
+    with pytest.raises(UserError, match="nothing was written"):
+      import_weights(path, str(tmp_path / "out.npz"), show=lines.append)
+  else:
+    assert import_weights(path, str(tmp_path / "out.npz"), show=lines.append).fits
+  assert f"{told:11} _bn1.bias" in lines and "used        bn1.bias -> params/bn1/bias" in lines
+
+
+def test_a_module_that_all_names_begin_with_is_left_away(source, tmp_path):
+  path, content = source
+  for name in list(content):
+    content[f"net.model.{name}"] = content.pop(name)
+  content["net.model.fc.bias"], lines = np.zeros(1000, np.float32), []
+  assert import_weights(path, str(tmp_path / "out.npz"), show=lines.append).fits
+  assert lines[0] == "names without the net.model. that all begin with"
+  _, meta = load_weights(str(tmp_path / "out.npz"), jax.eval_shape(
+      make_encoder("resnet50").init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+  assert meta["pretraining_data"] == "ImageNet-1k"
 
 
 def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import json
 import pickle
 import struct
 import sys
@@ -129,6 +130,33 @@ def test_nested_and_wrapped_state_dicts(tmp_path, torch, write, nest):
   tensor = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,))
   found = read_state_dict(written(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))
   assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
+
+
+@FORMATS
+def test_scalars_beside_the_tensors_are_left_out_with_a_line(tmp_path, torch, write):
+  tensor, lines = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,)), []
+  content = {"state_dict": {"fc.bias": tensor, "best": np.float64(0.5), "step": np.int64(3), "note": "x"},
+             "accuracy": np.float32(0.25)}
+  found = read_state_dict(written(tmp_path, write(content)), lines.append)
+  assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
+  assert lines == [f"left out    {name}: no tensor" for name in ("best", "step", "note")]
+
+
+def test_safetensors_of_all_kinds(tmp_path):
+  pytest.importorskip("safetensors")
+  values, path = np.array([[1.5, -2, 0.25]]), tmp_path / "model.safetensors"
+
+  def save(name, data):
+    header = json.dumps({"w": {"dtype": name, "shape": [1, 3], "data_offsets": [0, len(data)]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+  for name, dtype in (("BF16", ml_dtypes.bfloat16), ("F16", np.float16), ("F32", np.float32), ("I64", np.int64)):
+    save(name, values.astype(dtype).tobytes())
+    found, = read_state_dict(str(path)).values()
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.astype(np.float64), values.astype(dtype).astype(np.float64))
+  save("F8_E4M3", bytes(3))
+  with pytest.raises(UserError, match="model.safetensors: w is of type F8_E4M3; known are F64"):
+    read_state_dict(str(path))
 
 
 @FORMATS
