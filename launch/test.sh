@@ -3,6 +3,7 @@
 #   bash launch/test.sh [pytest arguments]     e.g. -m slow, or tests/input_pipeline
 # Makes .venv, installs with what tests need, runs pytest. METEOR's tests need Java and say so without it.
 set -euo pipefail
+case " $* " in *" --help "* | *" -h "*) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 install test

@@ -3,10 +3,14 @@
 from collections.abc import Iterator, Mapping
 
 from mcsam_jax.evaluation.labels import RATES, UNCERTAIN
+from mcsam_jax.evaluation.score_table import F1, standing
 
 
 def format_comparison(result: Mapping) -> str:
-  """Returns a row a score: A, B, their difference and its interval; a star where the interval excludes 0."""
+  """Returns a row a score: A, B, their difference and its interval; a star where the interval excludes 0.
+
+  The last lines say on which scores A is ahead, and the notes.
+  """
   a, b, lead = result["a"], result["b"], result["a_minus_b"]
   subjects = f" of {result['num_subjects']} subjects" if result["num_subjects"] != result["num_studies"] else ""
   lines = [*(f"{name.upper()}: {', '.join(result[name]['files'])}" for name in "ab"),
@@ -25,6 +29,10 @@ def format_comparison(result: Mapping) -> str:
       path = ("per_finding", finding, "f1")
       lines.append(_row(f"  {finding} ({count})", *(_at(of["labels"], path) for of in (a, b, lead))))
     lines.append("of 20 intervals about one excludes 0 by chance, where nothing differs")
+  leads = {metric.replace("_", "-"): of for metric, of in lead["nlg"].items()} | dict(lead["radeval"])
+  if lead["labels"]:
+    leads |= {title: lead["labels"][average][rate] for title, (average, rate) in F1}
+  lines.append(f"A against B: {standing(leads) or 'no score can tell'}")
   return "\n".join([*lines, *(f"{name}: {note}" for name, note in result["notes"].items())])
 
 

@@ -93,6 +93,10 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
         entry["train_score"] = entry.pop("val_score")
   scores["notes"] |= note_of_copies(truth, written, order)
+  if (truth.ids is None) != (written.ids is None):
+    without, usual = (truth, "references") if truth.ids is None else (written, "predictions")
+    scores["notes"]["order"] = (f"the {usual} have no ids, so reports were compared line by line: if a field of "
+                                f"{without.path} holds them, name it with --id-field")
   scores = {"predictions": str(predictions), "references_file": str(references),
             "fields": {"predictions": written.text_field, "references": truth.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}

@@ -7,7 +7,7 @@ from mcsam_jax.evaluation.protocols import UNKNOWN
 
 _NAMES = {"constant": "constant report", "nearest": "nearest image's", "medoid": "medoid of nearest",
           "nearest_own": "nearest, own", "medoid_own": "medoid, own"}        # by the model's own features
-_F1 = (("micro-F1", ("micro", "f1")), ("macro-F1", ("macro", "f1")))
+F1 = (("micro-F1", ("micro", "f1")), ("macro-F1", ("macro", "f1")))
 
 
 def format_table(scores: Mapping) -> str:
@@ -22,7 +22,7 @@ def format_table(scores: Mapping) -> str:
     rows.append(("images shuffled", control["nlg"][main], control["labels"]))
   rows += [(_NAMES.get(name, name), of["nlg"], of["labels"]) for name, of in scores["baselines"].items()]
 
-  columns = [metric.replace("_", "-") for metric in METRICS] + [name for name, _ in _F1 if scores["labels"]]
+  columns = [metric.replace("_", "-") for metric in METRICS] + [name for name, _ in F1 if scores["labels"]]
   subjects = scores.get("num_subjects", scores["num_studies"])
   of_subjects = f" of {subjects} subjects" if subjects != scores["num_studies"] else ""
   lines = [f"{scores['num_studies']} studies{of_subjects}, protocol {main}", _line("", columns)]
@@ -37,7 +37,7 @@ def format_table(scores: Mapping) -> str:
 
 
 def _values(nlg: Mapping, labels: Mapping | None) -> list:
-  return [nlg[metric] for metric in METRICS] + [labels[average][rate] for _, (average, rate) in _F1 if labels]
+  return [nlg[metric] for metric in METRICS] + [labels[average][rate] for _, (average, rate) in F1 if labels]
 
 
 def _number(value: float | None) -> str:
@@ -58,6 +58,22 @@ def _line(name: str, cells: Sequence[str]) -> str:
   return f"{name:<18}" + "".join(f"{cell:>11}" for cell in cells)
 
 
+def standing(leads: Mapping[str, Mapping | None]) -> str:
+  """Returns on which scores one is ahead and on which behind, beyond doubt of the draw; "" where none can tell.
+
+  Args:
+    leads: {"low", "high"} of its lead, the interval, by the name of a score; None, or None in it: unknown.
+  """
+  found = {title: of for title, of in leads.items() if of and of["low"] is not None}
+  ahead, behind, open_ = ([title for title, of in found.items() if test(of)] for test in (
+      lambda of: of["low"] > 0, lambda of: of["high"] < 0, lambda of: of["low"] <= 0 <= of["high"]))
+  for word, titles in (("ahead", ahead), ("behind", behind)):
+    if found and len(titles) == len(found):
+      return f"{word} on every score"
+  return "; ".join(f"{word} on {', '.join(titles)}" for word, titles in (
+      ("ahead", ahead), ("behind", behind), ("undecided", open_)) if titles)
+
+
 def _leads(scores: Mapping):
   """Yields where the model is ahead of a baseline or its control, and where behind, beyond doubt of the draw."""
   beside = {"images shuffled": scores.get("controls", {}).get("shuffled_images"),
@@ -68,16 +84,10 @@ def _leads(scores: Mapping):
       continue
     found = {metric.replace("_", "-"): lead["nlg"][metric] for metric in METRICS}
     if lead["labels"]:
-      found |= {title: lead["labels"][average][rate] for title, (average, rate) in _F1}
-    found = {title: of for title, of in found.items() if of and of["low"] is not None}
-    if not found:
-      continue
-    ahead, behind, open_ = ([title for title, of in found.items() if test(of)] for test in (
-        lambda of: of["low"] > 0, lambda of: of["high"] < 0, lambda of: of["low"] <= 0 <= of["high"]))
-    parts = [f"{word} on {', '.join(titles)}" for word, titles in (
-        ("ahead", ahead), ("behind", behind), ("undecided", open_)) if titles]
-    every = next((word for word, titles in (("ahead", ahead), ("behind", behind)) if len(titles) == len(found)), None)
-    yield f"against {name}: {f'{every} on every score' if every else '; '.join(parts)}"
+      found |= {title: lead["labels"][average][rate] for title, (average, rate) in F1}
+    where = standing(found)
+    if where:
+      yield f"against {name}: {where}"
   control = scores.get("controls", {}).get("shuffled_images")
   if control:
     of = control["CIDEr_difference"]

@@ -198,6 +198,16 @@ def test_subjects_of_the_runs_count_where_the_references_have_none(tmp_path):
   assert given["a_minus_b"]["nlg"]["ROUGE_L"] == pytest.approx(own["a_minus_b"]["nlg"]["ROUGE_L"])
 
 
+def test_the_last_line_says_where_a_is_ahead(tmp_path):
+  truth, said = drawn(0), []
+  a, b = (write(tmp_path / f"{name}.jsonl", truth, damaged(truth, share, 0)) for name, share in (("a", 0), ("b", 0.6)))
+  compare([a], [b], show=said.append)
+  compare([b], [a], show=said.append)
+  ahead, behind = (next(line for line in text.splitlines() if line.startswith("A against B: ")) for text in said)
+  assert "ahead on" in ahead and "CIDEr" in ahead or ahead.endswith("ahead on every score")
+  assert behind == ahead.replace("ahead", "behind")
+
+
 def test_a_single_subject_gives_no_intervals(tmp_path):
   truth, said = drawn(0), []
   a = write(tmp_path / "a.jsonl", truth, damaged(truth, 0.1, 0))
