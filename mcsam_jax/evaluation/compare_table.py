@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from mcsam_jax.evaluation.labels import RATES, UNCERTAIN
-from mcsam_jax.evaluation.score_table import F1, standing
+from mcsam_jax.evaluation.score_table import standing
 
 
 def format_comparison(result: Mapping) -> str:
@@ -29,10 +29,7 @@ def format_comparison(result: Mapping) -> str:
       path = ("per_finding", finding, "f1")
       lines.append(_row(f"  {finding} ({count})", *(_at(of["labels"], path) for of in (a, b, lead))))
     lines.append("of 20 intervals about one excludes 0 by chance, where nothing differs")
-  leads = {metric.replace("_", "-"): of for metric, of in lead["nlg"].items()} | dict(lead["radeval"])
-  if lead["labels"]:
-    leads |= {title: lead["labels"][average][rate] for title, (average, rate) in F1}
-  lines.append(f"A against B: {standing(leads) or 'no score can tell'}")
+  lines.append(f"A against B: {standing(lead) or 'no score can tell'}")
   return "\n".join([*lines, *(f"{name}: {note}" for name, note in result["notes"].items())])
 
 

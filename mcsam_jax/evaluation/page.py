@@ -60,14 +60,13 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection
   left_out = restricted and not show_restricted
   if left_out:
     studies = ()
-  folder, save_image = None, None
-  delete_images(path.parent / f"{path.stem}_images")
+  folder, save_image = path.parent / f"{path.stem}_images", None
+  delete_images(folder)
   if len(studies) > MAX_EMBEDDED:
-    folder = path.parent / f"{path.stem}_images"
     folder.mkdir(parents=True, exist_ok=True)
     save_image = lambda name, jpeg: (folder / name).write_bytes(jpeg)
   columns = page_data.columns_of(map(_with_small_images, studies), findings, save_image, slots, train_reports)
-  columns.data["imageFolder"] = folder.name if folder else None
+  columns.data["imageFolder"] = folder.name if save_image else None
 
   scores = scores or {}
   titles, rows = page_scores.main_table(scores)

@@ -55,9 +55,11 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
        f"{truth.path}")
   order = match(truth, written)
   hypotheses = [written.texts[row] for row in order]
+  by_order = ""
   if truth.ids is None or written.ids is None:
-    show(f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of both "
-         "files")
+    by_order = (f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of "
+                "both files; a field that holds ids can be named with --id-field")
+    show(by_order)
   ids = truth.ids or written.ids or truth.places
   subject_of_each = _subjects(truth, subjects, split, id_field)
 
@@ -93,10 +95,8 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
         entry["train_score"] = entry.pop("val_score")
   scores["notes"] |= note_of_copies(truth, written, order)
-  if (truth.ids is None) != (written.ids is None):
-    without, usual = (truth, "references") if truth.ids is None else (written, "predictions")
-    scores["notes"]["order"] = (f"the {usual} have no ids, so reports were compared line by line: if a field of "
-                                f"{without.path} holds them, name it with --id-field")
+  if by_order:
+    scores["notes"]["order"] = by_order
   scores = {"predictions": str(predictions), "references_file": str(references),
             "fields": {"predictions": written.text_field, "references": truth.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}

@@ -58,12 +58,16 @@ def _line(name: str, cells: Sequence[str]) -> str:
   return f"{name:<18}" + "".join(f"{cell:>11}" for cell in cells)
 
 
-def standing(leads: Mapping[str, Mapping | None]) -> str:
+def standing(lead: Mapping) -> str:
   """Returns on which scores one is ahead and on which behind, beyond doubt of the draw; "" where none can tell.
 
   Args:
-    leads: {"low", "high"} of its lead, the interval, by the name of a score; None, or None in it: unknown.
+    lead: its lead in "nlg", "labels" and, where it is known, "radeval": for each score {"low", "high"}, the interval,
+      where None in it, or instead of it, can't tell.
   """
+  leads = {metric.replace("_", "-"): of for metric, of in lead["nlg"].items()} | dict(lead.get("radeval") or {})
+  if lead["labels"]:
+    leads |= {title: lead["labels"][average][rate] for title, (average, rate) in F1}
   found = {title: of for title, of in leads.items() if of and of["low"] is not None}
   ahead, behind, open_ = ([title for title, of in found.items() if test(of)] for test in (
       lambda of: of["low"] > 0, lambda of: of["high"] < 0, lambda of: of["low"] <= 0 <= of["high"]))
@@ -82,10 +86,7 @@ def _leads(scores: Mapping):
     lead = of and of.get("model_minus_this")
     if not lead:
       continue
-    found = {metric.replace("_", "-"): lead["nlg"][metric] for metric in METRICS}
-    if lead["labels"]:
-      found |= {title: lead["labels"][average][rate] for title, (average, rate) in F1}
-    where = standing(found)
+    where = standing(lead)
     if where:
       yield f"against {name}: {where}"
   control = scores.get("controls", {}).get("shuffled_images")

@@ -174,7 +174,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def products(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """Returns q k in float32 or wider: [..., Q, D/H] and [..., D/H, L] -> [..., Q, L]."""
+  """Returns q k, summed in float32 or wider: [..., Q, D] and [..., D, L] -> [..., Q, L]."""
   return jnp.matmul(query, keys, preferred_element_type=jnp.promote_types(query.dtype, jnp.float32))
 
 

@@ -146,7 +146,7 @@ def compare(own: jax.Array, others: jax.Array, pairs: Pairs, everyone: Pairs,
   """
   def add(seen, block):
     codes, theirs = block
-    logits = jnp.where(theirs.valid, product(own, codes.T), -jnp.inf)           # [B, block]
+    logits = jnp.where(theirs.valid, layers.products(own, codes.T), -jnp.inf)           # [B, block]
     mass = jnp.where(theirs.valid, target_mass(targets, pairs, theirs), 0.0)
     best = logits.argmax(-1, keepdims=True)
     best_logit = jnp.take_along_axis(logits, best, -1)[:, 0]
@@ -182,21 +182,15 @@ def pull(own: jax.Array, others: jax.Array, pairs: Pairs, everyone: Pairs, rows:
   """
   def add(gradient, block):
     codes, theirs, columns = block
-    logits = product(own, codes.T)
+    logits = layers.products(own, codes.T)
     mass = target_mass(targets, pairs, theirs)
     of_logits = sum(found.gradient * (jnp.exp(logits - found.logarithm) - mass / found.mass)
                     for found in (jax.tree.map(lambda leaf: leaf[:, None], rows), columns))
     of_logits = jnp.where(pairs.valid[:, None] & theirs.valid, of_logits, 0.0)
-    return gradient + product(of_logits, codes), None
+    return gradient + layers.products(of_logits, codes), None
 
   nothing = jnp.zeros_like(own, layers.at_least_float32(own).dtype)
   return jax.lax.scan(add, nothing, blocks_of((others, everyone, columns)))[0]
-
-
-def product(left: jax.Array, right: jax.Array) -> jax.Array:
-  """Returns the matrix product of arrays of half precision, or wider, summed in float32 or wider."""
-  return jnp.matmul(left, right, preferred_element_type=jnp.promote_types(
-      jnp.result_type(left, right), jnp.float32))
 
 
 LOWEST = -1e9       # below any logit, and finite, so that differences of two are

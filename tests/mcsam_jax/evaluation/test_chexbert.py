@@ -15,6 +15,7 @@ from mcsam_jax.evaluation import chexbert
 from mcsam_jax.evaluation.chexbert import CLASSES, CheXbertReader
 from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.pretrained.chexbert import expected
+from tests import simulated_devices
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]
 SIZES = BertSizes(vocab_size=len(PIECES), width=32, num_layers=2, num_heads=4, feedforward_width=48, max_length=200)
@@ -101,7 +102,6 @@ with jax.set_mesh(jax.make_mesh((4,), ("other",), (jax.sharding.AxisType.Auto,))
   np.save({str(tmp_path / "found.npy")!r}, reader.logits(here.random_reports(60, 60)))
 """
   subprocess.run([sys.executable, "-c", script], check=True, env={
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": (                # a busy machine needs more than XLA's 40 s
-          "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=600"),
+      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.flags(4),
       "PYTHONPATH": os.pathsep.join(sys.path)})
   np.testing.assert_allclose(np.load(tmp_path / "found.npy"), wanted, atol=1e-4)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.models import memory_bank, memory_kernel, sorting_network
+from tests import simulated_devices
 
 
 def in_plain_jax(queries, keys, values, kept, top_k, keep_rate):
@@ -68,8 +69,7 @@ def test_devices_share_the_queries_and_add_up_the_gradients_of_the_slots():
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
       compare(example(512, 512, 0), top_k=2, axes=("data", "fsdp"))"""
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": (      # a busy machine needs more than XLA's 40 s
-      "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=600")}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.flags(4)}
   subprocess.run([sys.executable, "-c", script], env=environment, cwd=pathlib.Path(__file__).parents[3], check=True)
 
 

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+from tests import simulated_devices
+
 PROGRAM = """
 import signal
 import jax
@@ -41,6 +43,5 @@ def test_votes_and_features_under_a_mesh_in_another_order():
   done = subprocess.run(
       [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False,
       env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 "   # a busy machine needs more than 40 s
-                                     "--xla_cpu_collective_call_terminate_timeout_seconds=600"})
+                        "XLA_FLAGS": simulated_devices.flags(4)})
   assert done.stdout == "all of it\n", done.stderr[-3000:]

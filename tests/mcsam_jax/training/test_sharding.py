@@ -16,11 +16,10 @@ from mcsam_jax import config as configs
 from mcsam_jax.errors import UserError
 from mcsam_jax.partitioning import parameter_spec
 from mcsam_jax.training.sharding import make_mesh, mesh_shape
+from tests import simulated_devices
 
 SCRIPT = pathlib.Path(__file__).with_name("losses_on_mesh.py")
 ONE = "1,1,1"
-PATIENT = " ".join(f"--xla_cpu_collective_{name}_seconds=1200" for name in (   # a device that waits for others aborts
-    "timeout", "call_terminate_timeout"))                                      # after 40 s, which a busy machine needs
 
 
 def measure(*arguments, processes=1, devices=8, float64=False, optimised=True):
@@ -31,7 +30,7 @@ def measure(*arguments, processes=1, devices=8, float64=False, optimised=True):
   environment = os.environ | {
       "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(float64)),
       "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimised)),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes} {PATIENT}",
+      "XLA_FLAGS": simulated_devices.flags(devices // processes),
       "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[3]), os.environ.get("PYTHONPATH", "")]),
       "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
   arguments += ("--config.train.compute_dtype=float64",) if float64 else ()
