@@ -49,8 +49,9 @@ def load_jpeg(path: epath.Path, short_side: int, dicom_rendering: str = "voi") -
   try:
     return to_jpeg(data, short_side, dicom_rendering)
   except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-    reason = "unknown format" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
-    raise Unreadable(path, f"no image: {reason}", hashlib.sha256(data).hexdigest()) from error
+    reason = ("no image: unknown format" if isinstance(error, PIL.UnidentifiedImageError) else
+              f"the image can't be decoded: {error}")
+    raise Unreadable(path, reason, hashlib.sha256(data).hexdigest()) from error
 
 
 def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes:

@@ -8,6 +8,7 @@
 # SIGTERM and SIGINT go to all. Leaves with 0 if all did; with 75 (run again) if some did and the others left with 0;
 # else with the status of the first that failed.
 set -euo pipefail
+case "${1:-}" in --help | -h) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 dry_run=
 if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; fi
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || [ $# -lt 2 ]; then

@@ -252,8 +252,9 @@ def main(argv: list[str] | None = None) -> int:
   }
   for run, (summary, *arguments) in table.items():
     verb = verbs.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary,
-                            epilog="Fields of a config, all explained in configs/phantom.py, are set as "
-                            "--config.field.name=value. Exit status: 0; 2 when something can be put right; "
+                            epilog=("" if run in (score, compare) else "Fields of a config, all explained in "
+                                    "configs/phantom.py, are set as --config.field.name=value. ")
+                            + "Exit status: 0; 2 when something can be put right; "
                             "75 after SIGTERM or a lost host, when the same command goes on"
                             + ("; 3: it doesn't fit in memory." if run is precompile else "."))
     verb.set_defaults(run=run)

@@ -240,4 +240,4 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict:
 def _closest(field: str, known) -> str:
   match = difflib.get_close_matches(field, known, 1) or [
       name for name in known if name.rpartition(".")[2] == field.rpartition(".")[2]]
-  return f", did you mean {match[0]}?" if match else ""
+  return f", did you mean {match[0]}?" if match else "; all fields stand in configs/phantom.py"

@@ -25,7 +25,7 @@ def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
   """Runs every verb on the phantoms; what an earlier call finished is not done again.
 
   Args:
-    workdir: of the run; its examples are written to `workdir`/demo.png.
+    workdir: of the run; its examples are written to `workdir`/demo.png, their images to `workdir`/phantoms.
     overrides: `--config.field=value`, e.g. model.use_memory=false.
   """
   started = time.monotonic()
@@ -60,11 +60,14 @@ def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
   studies = pick([json.loads(line) for line in lines], split)
   for study in studies:
     show(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
-  picture = configs.absolute(workdir) / "demo.png"
+  picture, films = configs.absolute(workdir) / "demo.png", configs.absolute(workdir) / "phantoms"
   draw(studies, split, picture)
+  for study in studies:
+    write_films(split[study["record"]], films / study["id"])
   show(f"\nthese studies with their images: {picture}")
-  show(f"demo done in {(time.monotonic() - started) / 60:.1f} min; "
-       "next: your own data, see 'Train on your own files' in README.md")
+  show(f"demo done in {(time.monotonic() - started) / 60:.1f} min; next:\n"
+       f"  mcsam report --workdir {workdir} {films}      # image files in, reports out; then your own\n"
+       "  'Train on your own files' in README.md")
 
 
 def pick(studies: list[dict], split) -> list[dict]:
@@ -74,6 +77,13 @@ def pick(studies: list[dict], split) -> list[dict]:
   def num_findings(study):
     return sum(value == "positive" for value in split.without_images[study["record"]]["labels"].values())
   return sorted(studies[:100], key=num_findings, reverse=True)[:NUM_SHOWN]
+
+
+def write_films(record: dict, folder: epath.Path) -> None:
+  """Writes the images of a record as files, VIEW.jpg, as somebody would have them on a disk."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for view, jpeg in zip(record["views"], record["images"]):
+    (folder / f"{view}.jpg").write_bytes(jpeg)
 
 
 def draw(studies: list[dict], split, path: epath.Path) -> None:

@@ -15,7 +15,7 @@ import math
 from etils import epath
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
+from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.bootstrap import (
@@ -26,7 +26,7 @@ from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import label_values
 from mcsam_jax.evaluation.nlg import METRICS
 from mcsam_jax.evaluation.radeval import means_of
-from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports
+from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports, stored_labels
 from mcsam_jax.evaluation.score_files import make_reader, preparation
 from mcsam_jax.whole_file import write_whole
 
@@ -64,7 +64,7 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   protocol = protocol or ("r2gen" if tokenizer else "clean")
   if protocol == "r2gen" and not tokenizer:
     raise UserError("--protocol r2gen needs one vocabulary for all runs: give --train, or choose clean")
-  labeler = labeler or ("stored" if not references and all(_labels_of(run.rows[0]) for run in runs) else "rules")
+  labeler = labeler or ("stored" if not references and all(stored_labels(run.rows[0]) for run in runs) else "rules")
   if labeler == "stored" and references:
     _check_labelled(truth, runs, orders, split)
   read_labels, reference_labels = _stored_labels(runs, orders) if labeler == "stored" else (make_reader(labeler), None)
@@ -109,9 +109,13 @@ def _references(first: str, path: str | None, split: str) -> Reports:
   if path:
     return read_reports(path, "references", split)
   try:
-    return read_reports(first, "references", split)
+    found = read_reports(first, "references", split)
   except UserError as error:
     raise UserError(f"{error}; or give the references with --references") from error
+  if found.text_field == read_reports(first, "predictions", split).text_field:
+    raise UserError(f"{first} holds predictions (its field {found.text_field}) and no references: give these with "
+                    "--references")
+  return found
 
 
 def _same_studies(truth: Reports, run: Reports, split: str) -> list[int]:
@@ -176,15 +180,6 @@ def _tokenizer(runs: Sequence[Reports], train: str | None, cleaning: str, thresh
   return first if all(decoded(first) == decoded(other) for other in others) else None
 
 
-def _labels_of(row: Mapping) -> Mapping | None:
-  """Returns the labels that `mcsam evaluate` stored with a study, None where there are none or something else."""
-  labels = row.get("labels")
-  both = [labels.get(of) for of in ("reference", "generated")] if isinstance(labels, Mapping) else [None]
-  if not all(isinstance(of, Mapping) and of and all(value in LABEL_VALUES for value in of.values()) for of in both):
-    return None
-  return labels if both[0].keys() == both[1].keys() else None
-
-
 def _check_labelled(truth: Reports, runs: Sequence[Reports], orders: Sequence[Sequence[int]], split: str) -> None:
   """Refuses stored labels that were read from other references than those that are given."""
   for run, order in zip(runs, orders):
@@ -202,7 +197,7 @@ def _stored_labels(runs: Sequence[Reports], orders: Sequence[Sequence[int]]):
   stated, meant = {}, {}
   for run, order in zip(runs, orders):
     for study, row in enumerate(order):
-      labels, where = _labels_of(run.rows[row]), f"{run.path} {run.places[row]}"
+      labels, where = stored_labels(run.rows[row]), f"{run.path} {run.places[row]}"
       if labels is None:
         raise UserError(f"{where}: no labels as evaluations store them; evaluate it again, or choose --labeler rules")
       for known, key, value in ((stated, run.texts[row], labels["generated"]), (meant, study, labels["reference"])):

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
+from mcsam_jax.evaluation.bootstrap import MIN_DEFINED
 from mcsam_jax.evaluation.labels import RATES, UNCERTAIN
 from mcsam_jax.evaluation.score_table import standing
+
+NO_INTERVAL = "-"
 
 
 def format_comparison(result: Mapping) -> str:
@@ -29,6 +32,8 @@ def format_comparison(result: Mapping) -> str:
       path = ("per_finding", finding, "f1")
       lines.append(_row(f"  {finding} ({count})", *(_at(of["labels"], path) for of in (a, b, lead))))
     lines.append("of 20 intervals about one excludes 0 by chance, where nothing differs")
+  if result["num_samples"] and any(line.endswith(f"   {NO_INTERVAL}") for line in lines):
+    lines.append(f"{NO_INTERVAL}: more than {1 - MIN_DEFINED:.0%} of the draws hold nothing of it, too many for an interval")
   lines.append(f"A against B: {standing(lead) or 'no score can tell'}")
   return "\n".join([*lines, *(f"{name}: {note}" for name, note in result["notes"].items())])
 
@@ -58,6 +63,6 @@ def _row(title: str, a: float | None, b: float | None, lead: Mapping | None) -> 
     return f"{title:<58}" + "".join(f"{'-' if value is None else f'{value:.3f}':>8}" for value in (a, b))
   row = f"{title:<58}{a:>8.3f}{b:>8.3f}{lead['difference']:>+9.3f}"
   if lead["low"] is None:                         # of a single subject, or in too few draws
-    return row
+    return f"{row}   {NO_INTERVAL}"
   star = " *" if lead["low"] > 0 or lead["high"] < 0 else ""
   return f"{row}   {lead['low']:+.3f} to {lead['high']:+.3f}{star}"

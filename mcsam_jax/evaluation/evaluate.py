@@ -124,7 +124,8 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
       subjects=subjects_of(split), train_subjects=subjects_of(train))
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": member.workdir, "step": member.step} for member in members],
-            "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(), **scores}
+            "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(),
+            "labeler": labeler.name if labeler else "none", **scores}
   if config.eval.radeval:
     add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses,
                 resample(subjects_of(split), config.eval.seed), show)

@@ -98,10 +98,13 @@ def facts(scores: Mapping) -> list[tuple[str, str]]:
       "commonest report": share(scores.get("most_common_share")),
       "word for word in train": share(scores.get("copied_from_train")),
       "words a report": scores.get("mean_length") and f"{scores['mean_length']:.1f}",
+      "blank reports": scores.get("blank_share") and share(scores["blank_share"]),
       "unknown words": share(unknown.get("words")),
+      "unknown words of the references": share((scores.get("references") or {}).get("unk_share")),
       "reports with xxxx": share(scores.get("xxxx_share")),
       "reports with claims about earlier studies": share(scores.get("prior_claims_share")),
       "slots of the memory that answer": share(slots.get("either")),
+      "findings read by": scores.get("labeler"),
       "weights pretrained on": scores.get("pretraining_data"),
   }
   return [(name, text) for name, text in known.items() if text]

@@ -166,7 +166,7 @@ def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result
     study["why"] = why
   restricted = work.config.data.restricted
   write_html(path, None, studies, title="Chest X-ray reports",
-             subtitle=f"{len(studies)} studies of one's own, step {model.member.step}, {model.search} search",
+             subtitle=f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} of one's own, step {model.member.step}, {model.search} search",
              findings=labeler.findings if labeler else (), slots=slots, train_reports=train.reports if train else (),
              restricted=restricted, show_restricted=restricted)
   show(f"page: {path}")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from input_pipeline.datasets.findings import LABEL_VALUES
 from mcsam_jax.errors import UserError
 
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
@@ -211,6 +212,15 @@ def _refuse_twice(path, ids: Sequence[str], places: Sequence[str]) -> None:
       such = f" (and {more} more such)" if more else ""
       raise UserError(f"{path} {place}: its id stands in {first[name]} already{such}; a study is scored once")
     first[name] = place
+
+
+def stored_labels(row: Mapping) -> Mapping | None:
+  """Returns the labels that `mcsam evaluate` stored with a study, None where there are none or something else."""
+  labels = row.get("labels")
+  both = [labels.get(of) for of in ("reference", "generated")] if isinstance(labels, Mapping) else [None]
+  if not all(isinstance(of, Mapping) and of and all(value in LABEL_VALUES for value in of.values()) for of in both):
+    return None
+  return labels if both[0].keys() == both[1].keys() else None
 
 
 def note_of_copies(references: Reports, written: Reports, order: Sequence[int]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import textwrap
 NOTICE = ("Research software, no medical device: these reports are written by a model, may be wrong, and are not for "
           "diagnosis or treatment.")
 WIDTH = 100
-_TOLD_BY = {"header": "", "name": "", "order": ", by its place"}      # what a user may want to put right
+_TOLD_BY = {"header": "", "name": "", "order": ", told by order"}      # what a user may want to put right
 
 
 def of_study(study: dict, number: int) -> str:
@@ -14,10 +14,10 @@ def of_study(study: dict, number: int) -> str:
   shown = [f"{image['file']} ({image['view']}{_TOLD_BY[image['view_told_by']]})"
            for image in study["images"] if image["shown"]]
   lines = [f"[{number}] {', '.join(shown)}"]
+  lines += [f"    warning: {warning}" for warning in study["warnings"]]
   report = readable(study["report"]) or "(nothing)"
   lines += textwrap.wrap(report, WIDTH, initial_indent="    ", subsequent_indent="    ")
   lines.append(f"    log-probability {study['log_prob']:.2f}")
-  lines += [f"    warning: {warning}" for warning in study["warnings"]]
   return "\n".join(lines) + "\n"
 
 

@@ -11,8 +11,9 @@ from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
 from mcsam_jax.evaluation.bootstrap import resample
 from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.labeler import read_labels
+from mcsam_jax.evaluation.protocols import UNKNOWN
 from mcsam_jax.evaluation.radeval import add_radeval, score_names
-from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports
+from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports, stored_labels
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.whole_file import write_whole
@@ -20,6 +21,7 @@ from mcsam_jax.whole_file import write_whole
 R2GEN = {"iu_xray": (3, 60), "mimic_cxr": (10, 100)}     # R2Gen's threshold of words, and length of reports
 LABELERS = ("rules", "none")
 NUM_PERMUTATIONS = 10
+MANY_UNKNOWN = 0.1            # share of the references' words, from which on the user is told
 
 
 def score_files(predictions: str, references: str, *, train: str | None = None, split: str = "test",
@@ -94,6 +96,14 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       scores["notes"]["constant"] = f"chosen on the training reports themselves: {train} has none of val"
       for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
         entry["train_score"] = entry.pop("val_score")
+  unknown = scores["references"]["unk_share"]
+  if unknown and unknown > MANY_UNKNOWN:
+    scores["notes"]["r2gen"] = (f"{unknown:.0%} of the references' words are {UNKNOWN}, as they stand less than "
+                                f"{threshold} times in the {len(train_reports)} training reports: --threshold 1 keeps "
+                                "all that stand there at all")
+  if labeler == "rules" and stored_labels(written.rows[0]):
+    scores["notes"]["labels"] = (f"read anew by the rules: those that `mcsam evaluate` stored in {written.path} may be "
+                                 "of another labeler")
   scores["notes"] |= note_of_copies(truth, written, order)
   if by_order:
     scores["notes"]["order"] = by_order

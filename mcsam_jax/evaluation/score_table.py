@@ -31,7 +31,8 @@ def format_table(scores: Mapping) -> str:
     if not number and sure:
       lines.append(_line("95 % interval", [_span(of) for of in _values(sure["nlg"][main], sure["labels"])]))
   if scores["labels"]:
-    lines.append("micro-F1, macro-F1: of all findings, uncertain as negative; macro over those that references have")
+    lines.append("micro-F1, macro-F1: of all findings, uncertain as negative; macro over those that references have"
+                 + (f"; labeler: {scores['labeler']}" if scores.get("labeler") else ""))
   lines += [*_of_radeval(scores), *_leads(scores), *_of_labels(scores), *_of_unseen(scores, main), *_of_reports(scores)]
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
 
@@ -131,7 +132,11 @@ def _of_reports(scores: Mapping):
   copied = scores["copied_from_train"]
   yield (f"{scores['distinct_reports']} distinct reports, the commonest for {scores['most_common_share']:.1%}; "
          + ("" if copied is None else f"{copied:.1%} stand word for word in train; ")
-         + f"{scores['mean_length']:.1f} words a report, {scores['unk_share']['words']:.1%} of them {UNKNOWN}")
+         + f"{scores['mean_length']:.1f} words a report, {scores['unk_share']['words']:.1%} of them {UNKNOWN}"
+         + (f"; {scores['blank_share']:.1%} are blank" if scores.get("blank_share") else ""))
+  unk = scores.get("references", {}).get("unk_share")
+  if unk is not None:
+    yield f"of the references' words {unk:.1%} are {UNKNOWN}, under the protocol r2gen"
   truth = scores.get("of_references")
   if truth:
     told = [(name, scores[key], truth[key]) for name, key in (

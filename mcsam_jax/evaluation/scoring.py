@@ -19,7 +19,8 @@ from mcsam_jax.evaluation.java import Meteor
 from mcsam_jax.evaluation.judge import Judge, nlg_of
 from mcsam_jax.evaluation.labels import LabelCounts, label_values, mean_counts, points_of
 from mcsam_jax.evaluation.nlg import METRICS
-from mcsam_jax.evaluation.protocols import DESCRIPTIONS, PROTOCOLS, apply_protocol, as_r2gen_reference, clean_hypothesis
+from mcsam_jax.evaluation.protocols import (
+    DESCRIPTIONS, PROTOCOLS, UNKNOWN, apply_protocol, as_r2gen_reference, clean_hypothesis)
 from mcsam_jax.evaluation.variety import Variety
 
 METEOR_PERMUTATIONS = 2       # of the control, and under the main protocol alone: METEOR takes ten times as long as the
@@ -113,7 +114,8 @@ def score_reports(
       "num_studies": len(ids), "num_subjects": len(set(subjects)), **scores,
       "intervals": {"level": LEVEL, "num_samples": len(weights), "resampled": "subjects", **sure},
       "references": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length, "main": judge.main,
-                     "CIDEr": "document frequencies are those of all references, in resamples and parts too"},
+                     "CIDEr": "document frequencies are those of all references, in resamples and parts too",
+                     "unk_share": tokenizer and _unk_share(references, tokenizer, cleaning, max_length)},
       "notes": {**judge.notes, **({} if len(weights) else {"intervals": ONE_SUBJECT})},
   }, per_study, _labels(judge, hypotheses)
 
@@ -251,6 +253,12 @@ def _variety_and_unseen(model: _System, references, hypotheses, train_reports, t
   part = lambda of: _headline(model)(of * new)
   return [described, ({"unseen_references": {"num_studies": int(new.sum()), **points(part, len(new))}},
                       {"unseen_references": intervals(part, weights)})]
+
+
+def _unk_share(references: Sequence[str], tokenizer, cleaning: str, max_length: int) -> float:
+  """Returns the share of the references' words that are <unk> under r2gen."""
+  words = " ".join(as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references).split()
+  return words.count(UNKNOWN) / max(len(words), 1)
 
 
 def other_studies(count: int, num_permutations: int, seed: int) -> np.ndarray:

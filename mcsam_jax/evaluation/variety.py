@@ -30,6 +30,7 @@ class Variety:
         "words": [row.count(UNKNOWN) for row in words],
         "xxxx_share": [DE_IDENTIFIED in row for row in words],
         "prior_claims_share": [bool(prior_claims(report)) for report in reports],
+        "blank_share": [not row for row in words],
         "mean_length": [len(row) for row in words],
     }.items()}
 

@@ -369,6 +369,11 @@ def test_help_is_the_head_of_the_script(machine, script):
   assert "#SBATCH" not in output and "set -euo" not in output
 
 
+def test_the_local_launcher_explains_itself(machine):
+  status, output = machine.run("local_hosts.sh", "--help")
+  assert status == 0 and output.startswith("Runs a command as N hosts") and "GRACE" in output and "set -euo" not in output
+
+
 def test_the_image_holds_the_package_and_nothing_else():
   ignored = (ROOT / ".dockerignore").read_text().splitlines()
   kept = {line[1:] for line in ignored if line.startswith("!")}

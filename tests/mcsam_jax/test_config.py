@@ -23,6 +23,7 @@ def test_overrides_keep_the_type_of_their_field():
 @pytest.mark.parametrize("argument, message", [
     ("--config.train.batchsize=8", "did you mean train.batch_size"),
     ("--config.batch_size=8", "no such field"),
+    ("--config.train.qqqqqq=8", "no such field; all fields stand in configs/phantom.py"),
     ("--config.train.batch_size=eight", "expected int"),
     ("--config.model.use_memory=maybe", "expected true or false"),
     ("--batch_size=8", "--config.field=value"),

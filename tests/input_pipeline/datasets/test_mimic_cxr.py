@@ -218,7 +218,7 @@ def lose_report(source, studies):
       archive.writestr(name, text)
 
 
-@pytest.mark.parametrize("spoil,reason", [(spoil_image, "no image: .*SHA-256 of the file [0-9a-f]{16}"),
+@pytest.mark.parametrize("spoil,reason", [(spoil_image, "the image can't be decoded: .*SHA-256 of the file [0-9a-f]{16}"),
                                           (lose_report, "no report")])
 def test_unreadable_files_stop_the_build_past_a_limit(small, spoil, reason):
   source, config = small

@@ -206,6 +206,7 @@ def test_the_last_line_says_where_a_is_ahead(tmp_path):
   ahead, behind = (next(line for line in text.splitlines() if line.startswith("A against B: ")) for text in said)
   assert "ahead on" in ahead and "CIDEr" in ahead or ahead.endswith("ahead on every score")
   assert behind == ahead.replace("ahead", "behind")
+  assert "\n-: more than 20% of the draws hold nothing of it" in said[0]           # of findings that nobody has
 
 
 def test_a_single_subject_gives_no_intervals(tmp_path):
@@ -218,7 +219,7 @@ def test_a_single_subject_gives_no_intervals(tmp_path):
   lead = result["a_minus_b"]["nlg"]["CIDEr"]
   assert lead["difference"] > 0 and lead["low"] is None and "one subject" in result["notes"]["intervals"]
   (row,) = [line for line in said[-1].splitlines() if line.startswith("CIDEr")]
-  assert row.endswith(f"{lead['difference']:+.3f}")
+  assert row.endswith(f"{lead['difference']:+.3f}   -") and "of the draws" not in said[-1]
 
 
 def test_scores_by_radeval_that_the_files_hold_are_compared(tmp_path):
@@ -262,6 +263,10 @@ def test_only_the_same_studies_with_the_same_references_are_compared(tmp_path):
     run(a, other)
   bare = tmp_path / "bare.jsonl"
   bare.write_text("".join(json.dumps({"id": f"s{i}", "pred": text}) + "\n" for i, text in enumerate(truth)))
+  predictions = tmp_path / "p.csv"
+  predictions.write_text("id,report\n" + "".join(f"s{i},clear\n" for i in range(80)))
+  with pytest.raises(UserError, match=r"p.csv holds predictions \(its field report\) and no references: give these with"):
+    run(str(predictions), str(predictions))
   with pytest.raises(UserError, match="give the references with --references"):
     run(str(bare), a)
   assert run(str(bare), a, references=a)["a_minus_b"]["nlg"]["CIDEr"]["difference"] == 0

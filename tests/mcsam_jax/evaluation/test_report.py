@@ -16,6 +16,7 @@ from input_pipeline.pipeline import eval_batches
 from input_pipeline.prepare import prepare
 from mcsam_jax import cli
 from mcsam_jax import config as configs
+from mcsam_jax.demo import write_films
 from mcsam_jax.evaluation import familiar, report as report_verb, report_text
 from mcsam_jax.evaluation.generate import ReportWriter
 from mcsam_jax.evaluation.members import load_member
@@ -77,9 +78,7 @@ def folders(evaluated, tmp_path_factory):
   """The images of each val study in a folder of its own, which is named like the study."""
   root = tmp_path_factory.mktemp("images")
   for name, (record, _) in evaluated.items():
-    (root / name).mkdir()
-    for view, jpeg in zip(record["views"], record["images"]):
-      (root / name / f"{view}.jpg").write_bytes(jpeg)
+    write_films(record, root / name)
   return root
 
 
@@ -163,7 +162,7 @@ def test_what_cannot_be_read_is_refused_and_the_rest_gets_its_report(told):
   assert told.status == 2 and "2 file(s) can't be read, see above; 12 report(s) written" in told.err
   assert sorted(refused["file"] for refused in told.said["refused"]) == [f"{told.own}/IM2", f"{told.own}/cut.png"]
   assert f"refused {told.own}/IM2: the header says magnetic resonance" in told.err
-  assert f"refused {told.own}/cut.png: no image: image file is truncated" in told.err
+  assert f"refused {told.own}/cut.png: the image can't be decoded: image file is truncated" in told.err
 
 
 def test_one_program_for_any_number_of_studies(told):
@@ -188,8 +187,10 @@ def test_nothing_to_write_about(workdir, told, folders, tmp_path, capsys):
 def test_text_is_for_people(told):
   study = told.said["studies"][11] | {"report": "the heart is normal . no effusion ."}
   text = report_text.of_study(study, 3)
-  assert text.startswith(f"[3] {told.own}/photo.png (frontal, by its place)\n    The heart is normal. No effusion.\n")
-  assert text.count("warning: ") == 2
+  title, *warnings, written, log_prob = text.splitlines()
+  assert title == f"[3] {told.own}/photo.png (frontal, told by order)" and "log-probability" in log_prob
+  assert len(warnings) == 2 and all(line.startswith("    warning: ") for line in warnings)
+  assert written == "    The heart is normal. No effusion."
   whole = report_text.of_all(told.said, with_studies=True)
   assert whole.count("log-probability") == 12 and whole.endswith(report_text.NOTICE) and whole.count("refused ") == 2
 

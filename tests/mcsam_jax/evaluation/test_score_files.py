@@ -235,6 +235,36 @@ def test_the_fields_are_said_and_a_copy_of_the_references_is_noticed(folder):
   assert not any(key.startswith("field") for key in scores["notes"])
 
 
+def test_unknown_words_of_references_and_blank_reports_are_told(folder):
+  """Of the 27 words of four references, two stand nowhere in train: enlarged, an."""
+  (folder / "few.jsonl").write_text("".join(json.dumps({"id": i, "report": text}) + "\n" for i, text in enumerate(
+      ["the heart is big . no effusion .", "there is effusion .", "lungs are clear . no effusion ."])))
+  (folder / "blank.json").write_text(json.dumps(WRITTEN | {"s1": "", "s2": " . "}))
+  said = []
+  run = lambda threshold: score_files(str(folder / "blank.json"), str(folder / "references.jsonl"), threshold=threshold,
+                                      train=str(folder / "few.jsonl"), show=said.append)
+  meant = [*NORMAL_CLEANED.split() * 2, *"the heart is enlarged . no effusion . there is an effusion .".split()]
+  scores = run(1)
+  assert scores["references"]["unk_share"] == pytest.approx(2 / len(meant)) and "r2gen" not in scores["notes"]
+  assert scores["blank_share"] == 0.25                              # a full stop alone is no blank report
+  assert "of the references' words 7.4% are <unk>, under the protocol r2gen" in said[-1]
+  assert "25.0% are blank" in said[-1]
+  scores = run(2)
+  assert scores["references"]["unk_share"] > 0.1
+  assert "stand less than 2 times in the 3 training reports: --threshold 1 keeps" in scores["notes"]["r2gen"]
+
+
+def test_who_read_the_findings_is_told(folder):
+  rows = [{"id": name, "reference": text, "generated": WRITTEN[name],
+           "labels": {"reference": read_labels(text), "generated": read_labels(WRITTEN[name])}}
+          for name, text in REFERENCES.items()]
+  (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  said = []
+  scores = score_files(str(folder / "eval.jsonl"), str(folder / "eval.jsonl"), show=said.append)
+  assert "those that `mcsam evaluate` stored in" in scores["notes"]["labels"] and "; labeler: rules" in said[-1]
+  assert "labels" not in score(folder)["notes"] and "labels" not in score(folder, labeler="none")["notes"]
+
+
 def test_the_verb_imports_neither_jax_nor_tensorflow(folder):
   code = ("import sys; from mcsam_jax.cli import main; status = main(sys.argv[1:]); "
           "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules); "
