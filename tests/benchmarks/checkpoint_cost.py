@@ -1,9 +1,10 @@
-"""What saving every 100 steps costs: training time with and without, in turn, on this machine.
+"""What saving every 100 steps costs a training, on this machine.
 
-  python tests/benchmarks/checkpoint_cost.py [--config phantom] [--every 100] [--saves 3] [--repeats 3] [--config.x.y=v]
+  python tests/benchmarks/checkpoint_cost.py [--config phantom] [--every 100] [--saves 5] [--config.x.y=v]
 
-The time is that of the steps behind the first save's, so without compilation, and with `saves` whole saves in it (the
-last one's writing goes on behind the steps and is waited for). The data must be prepared. Prints JSON.
+One run saves every 2 * `every` steps. So of its stretches of `every` steps each second one begins with a save and has
+its writing beside it, and the others have none: as the machine's speed drifts, neighbours are compared. The first two
+stretches, with compilation and the first save, don't count. The data must be prepared. Prints JSON.
 """
 
 import argparse
@@ -18,11 +19,11 @@ from mcsam_jax.training.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
 
 
-def seconds_of(config: str, overrides: list[str], every: int, saves: int, saving: bool) -> float:
-  """Returns the seconds of `saves` * `every` steps."""
-  steps = (saves + 1) * every
-  fields = {"train.num_steps": steps + 1, "train.eval_every": steps + 1, "train.log_every": every,
-            "train.eval_studies": 1, "train.checkpoint_every": every if saving else 0}
+def seconds_of_stretches(config: str, overrides: list[str], every: int, saves: int) -> list[float]:
+  """Returns the seconds of 2 * `saves` stretches, of which each second one, from the first on, begins with a save."""
+  steps = (2 * saves + 2) * every + 1
+  fields = {"train.num_steps": steps, "train.eval_every": steps, "train.log_every": every, "train.eval_studies": 1,
+            "train.checkpoint_every": 2 * every}
   shown = {}
 
   def show(line):
@@ -32,24 +33,25 @@ def seconds_of(config: str, overrides: list[str], every: int, saves: int, saving
   with tempfile.TemporaryDirectory() as folder:
     train(load_config(config, [*overrides, *(f"--config.{name}={value}" for name, value in fields.items())]),
           str(pathlib.Path(folder) / "run"), show)
-    assert not saving or Checkpoints(pathlib.Path(folder) / "run", read_only=True).latest() == steps + 1
-  return shown[steps + 1] - shown[every]
+    assert Checkpoints(pathlib.Path(folder) / "run", read_only=True).latest() == steps
+  ends = [shown[number * every] for number in range(2, 2 * saves + 3)]
+  return [end - begin for begin, end in zip(ends, ends[1:])]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="phantom")
   parser.add_argument("--every", type=int, default=100, help="steps between two saves (100)")
-  parser.add_argument("--saves", type=int, default=3, help="in the time that is measured (3)")
-  parser.add_argument("--repeats", type=int, default=3, help="turns, of which the median is taken (3)")
+  parser.add_argument("--saves", type=int, default=5, help="that are measured (5)")
   args, overrides = parser.parse_known_args()
-  with_saves, without = [], []
-  for _ in range(args.repeats):
-    without.append(seconds_of(args.config, overrides, args.every, args.saves, False))
-    with_saves.append(seconds_of(args.config, overrides, args.every, args.saves, True))
-  cost = statistics.median(with_saves) / statistics.median(without) - 1
-  print(json.dumps({"steps": args.every * args.saves, "seconds": without, "seconds_with_saves": with_saves,
-                    "cost": round(cost, 4)}, indent=2))
+  seconds = seconds_of_stretches(args.config, overrides, args.every, args.saves)
+  with_save, without = seconds[::2], seconds[1::2]
+  # Each save against the mean of the stretches before and behind it; the first has none before.
+  costs = [this / statistics.mean(without[max(number - 1, 0):number + 1]) - 1 for number, this in enumerate(with_save)]
+  print(json.dumps({"steps_a_stretch": args.every, "seconds_with_a_save": [round(of, 2) for of in with_save],
+                    "seconds_without": [round(of, 2) for of in without],
+                    "cost_of_each": [round(cost, 4) for cost in costs],
+                    "cost": round(statistics.median(costs), 4)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,101 +1,131 @@
-"""Two hosts of one core each against one host of one core: examples a second, in turn, on this machine (Linux).
+"""Two hosts of one core each against one host of one core: examples a second of a training step (Linux, CPU).
 
-  python tests/benchmarks/weak_scaling.py [--studies 16] [--steps 2] [--repeats 2] [--config.x.y=v]
+  python tests/benchmarks/weak_scaling.py [--studies 16] [--steps 1] [--turns 4] [--config.x.y=v]
 
-Each host trains ResNet-50 and all behind it on `studies` phantoms of one view, so two hosts do twice the work a step
-and sum their gradients over gloo. What is timed are `steps` steps behind as many others, with the norms of the loss
-terms, which a run logs with the last of them, by the clock of whoever started the hosts. Two hosts that train apart, at
-the same time, show what the machine itself allows: its cores share memory and caches. Prints JSON; a step takes half a
-minute and longer.
+Each host trains ResNet-50 and all behind it on `studies` made-up images of 224 px, so two hosts do twice the work a
+step and sum their gradients over gloo. Two processes live through all turns. In each turn, one after the other:
+
+  one     host 0 takes `steps` steps by itself while host 1 waits
+  apart   both do, each by itself, at the same time: what the machine allows, whose cores share memory and caches
+  two     both take the steps of one training
+
+A machine's speed drifts, so each arm is compared with `one` of its own turn, and the median of the turns' ratios is
+given; `apart_in_step` is what `apart` would give if each host waited for the slower one, as hosts that sum their
+gradients must. Input isn't in it: batches are there when a step begins. Prints JSON, with the seconds of each host, by
+the clock and of its processor; a turn takes some two minutes, the programs' compilation before the first five.
 """
 
 import argparse
-import concurrent.futures
 import json
 import os
-import pathlib
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 FIELDS = {"encoder.name": "resnet50", "encoder.weights": "", "encoder.frozen": False, "data.num_views": 1,
-          "data.image_size": 224, "memory_init.kind": "random", "optimizer.warmup_steps": 1,
-          "train.eval_every": 10**6, "train.eval_studies": 1, "data.phantom.num_train": 200, "data.phantom.num_val": 2,
-          "data.phantom.num_test": 2}
-
-
-def mcsam(verb: str, fields: dict, core: int, workdir: str | None = None, **environment: str) -> subprocess.Popen:
-  """Starts a verb that may use one core."""
-  arguments = [f"--config.{name}={value}" for name, value in fields.items()] + (["--workdir", workdir] if workdir else [])
-  return subprocess.Popen(
-      [sys.executable, "-u", "-m", "mcsam_jax", verb, "--config", "phantom", *arguments], text=True,
-      stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-      preexec_fn=lambda: os.sched_setaffinity(0, {core}))
-
-
-def examples_per_second(hosts: int, studies: int, steps: int, fields: dict, cores: list[int], cache: str,
-                        joined: bool = True) -> float:
-  """Returns the rate of hosts that train together or, not `joined`, each for itself at the same time."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
-  joined = joined and hosts > 1
-  fields = fields | {"train.batch_size": (hosts if joined else 1) * studies, "train.num_steps": 2 * steps,
-                     "train.log_every": steps}
-  with tempfile.TemporaryDirectory() as folder:
-    started = [mcsam("train", fields, cores[host], f"{folder}/{0 if joined else host}",
-                     JAX_COMPILATION_CACHE_DIR=f"{cache}/{host}",
-                     **(cluster | {"JAX_PROCESS_ID": str(host)} if joined else {})) for host in range(hosts)]
-    logging = started[:1] if joined else started
-    with concurrent.futures.ThreadPoolExecutor(hosts) as pool:
-      seconds = list(pool.map(seconds_between_logs, logging))
-    for process in started:
-      process.kill()
-      process.wait()
-  if None in seconds:
-    sys.exit(f"{hosts} host(s) left before step {2 * steps}; the message stands above")
-  rate = sum(hosts / len(logging) * studies * steps / each for each in seconds)
-  print(f"{hosts} host(s){'' if joined or hosts == 1 else ' apart'}: {rate:.3f} examples a second", file=sys.stderr,
-        flush=True)
-  return rate
-
-
-def seconds_between_logs(process: subprocess.Popen) -> float | None:
-  """Returns the time between a run's first two logged steps; what follows, a look at val and a checkpoint, isn't in it."""
-  arrived = []
-  for line in process.stdout:
-    if line.startswith("step "):
-      arrived.append(time.monotonic())
-    if len(arrived) == 2:
-      return arrived[1] - arrived[0]
-  return None
+          "data.image_size": 224, "memory_init.kind": "random", "optimizer.warmup_steps": 1}
+VOCABULARY, EOS = 106, 2
+ARMS = ("one", "apart", "two")
+HOSTS = 2
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--studies", type=int, default=16, help="of each host and step (16)")
-  parser.add_argument("--steps", type=int, default=2, help="that are timed, behind as many that aren't (2)")
-  parser.add_argument("--repeats", type=int, default=2, help="turns, of which the median is taken (2)")
+  parser.add_argument("--steps", type=int, default=1, help="of each arm and turn (1)")
+  parser.add_argument("--turns", type=int, default=4, help="of which the median is taken (4)")
   args, overrides = parser.parse_known_args()
+  if "JAX_PROCESS_ID" in os.environ:
+    seconds = measure(args, overrides)
+    if os.environ["JAX_PROCESS_ID"] == "0":
+      print(json.dumps(summary(seconds, args.steps * args.studies), indent=2))
+    return
   cores = sorted(os.sched_getaffinity(0))
-  if len(cores) < 2:
+  if len(cores) < HOSTS:
     sys.exit("this comparison takes two cores")
-  with tempfile.TemporaryDirectory() as data, tempfile.TemporaryDirectory() as cache:      # programs: compiled once
-    fields = FIELDS | {"data.data_dir": data} | dict(
-        override.removeprefix("--config.").split("=", 1) for override in overrides)
-    if mcsam("prepare", fields, cores[0]).wait():
-      sys.exit("mcsam prepare failed; its message stands above")
-    one, two, apart = [], [], []
-    for _ in range(args.repeats):
-      for rates, hosts, joined in ((one, 1, False), (two, 2, True), (apart, 2, False)):
-        rates.append(examples_per_second(hosts, args.studies, args.steps, fields, cores, cache, joined))
-  one_host, two_hosts, two_apart = map(statistics.median, (one, two, apart))
-  print(json.dumps({"studies_a_host": args.studies, "one_host": one, "two_hosts": two, "two_hosts_apart": apart,
-                    "ratio": round(two_hosts / one_host, 3), "ratio_apart": round(two_apart / one_host, 3)}, indent=2))
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  hosts = [subprocess.Popen(
+      [sys.executable, __file__, *sys.argv[1:]], preexec_fn=lambda core=cores[host]: os.sched_setaffinity(0, {core}),
+      env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                        "JAX_NUM_PROCESSES": str(HOSTS), "JAX_PROCESS_ID": str(host)}) for host in range(HOSTS)]
+  sys.exit(max(host.wait() for host in hosts))
+
+
+def summary(seconds: dict[str, list], examples: int) -> dict:
+  """Returns examples a second and ratios of what `measure` returns, where each host works on `examples` a turn."""
+  clock = {arm: [[host[0] for host in turn] for turn in turns] for arm, turns in seconds.items()}
+  rates = {"one": [examples / turn[0] for turn in clock["one"]],
+           "apart": [sum(examples / host for host in turn) for turn in clock["apart"]],
+           "apart_in_step": [HOSTS * examples / max(turn) for turn in clock["apart"]],
+           "two": [HOSTS * examples / max(turn) for turn in clock["two"]]}
+  return {"seconds_and_processor_seconds": seconds,
+          "examples_a_second": {arm: [round(rate, 4) for rate in of] for arm, of in rates.items()},
+          "ratio": {arm: round(statistics.median(rate / one for rate, one in zip(of, rates["one"])), 3)
+                    for arm, of in rates.items()}}
+
+
+def measure(args, overrides: list[str]) -> dict[str, list]:
+  """Returns for each arm, turn and host [seconds, seconds of its processor]."""
+  import jax
+  from jax.experimental import multihost_utils
+  import numpy as np
+  from mcsam_jax.training import hosts
+  hosts.join()
+  alone, together = (make_trainer(args.studies, overrides, devices) for devices in (jax.local_devices(), jax.devices()))
+  trainers = {"one": alone if jax.process_index() == 0 else None, "apart": alone, "two": together}
+  for trainer in (alone, together):
+    trainer()                                                       # compiles
+  seconds = {arm: [] for arm in ARMS}
+  for turn in range(args.turns):
+    for arm, trainer in trainers.items():
+      multihost_utils.sync_global_devices(f"{arm} {turn}")
+      clock, processor = time.monotonic(), time.process_time()
+      for _ in range(args.steps if trainer else 0):
+        trainer()
+      mine = np.array([time.monotonic() - clock, time.process_time() - processor])
+      seconds[arm].append(np.round(multihost_utils.process_allgather(mine), 2).tolist())
+      if jax.process_index() == 0:
+        print(f"turn {turn + 1}, {arm}: {seconds[arm][-1]}", file=sys.stderr, flush=True)
+  return seconds
+
+
+def make_trainer(studies: int, overrides: list[str], devices):
+  """Returns what takes a training step of `studies` a device of `devices`, and waits until it is done."""
+  import jax
+  import numpy as np
+  from mcsam_jax.config import load_config
+  from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
+  from mcsam_jax.training.step import init_state, make_model, make_train_step
+  size = studies * len(devices)
+  config = load_config("phantom", [*(f"--config.{name}={value}" for name, value in FIELDS.items()),
+                                   f"--config.train.batch_size={size}", *overrides])
+  side, length, views = config.data.image_size, config.tokenizer.max_length, config.data.num_views
+  rng = np.random.default_rng(0)
+  batch = {"images": rng.integers(0, 256, (size, views, side, side, 1)).astype(np.uint8),
+           "view_mask": np.ones((size, views), bool), "view_ids": np.zeros((size, views), np.int32),
+           "tokens": rng.integers(3, VOCABULARY, (size, length + 1)).astype(np.int32),
+           "labels": np.zeros((size, 14), np.int8), "record": np.arange(size, dtype=np.int32),
+           "epoch": np.zeros(size, np.int32), "valid": np.ones(size, bool)}
+  mesh = make_mesh(config, devices)
+  with jax.set_mesh(mesh):
+    model = make_model(config, VOCABULARY, side // 32)
+    start = lambda: init_state(model, config, {name: array[:1] for name, array in batch.items()})
+    shardings = state_sharding(mesh, jax.eval_shape(start))
+    state = jax.jit(start, out_shardings=shardings)()
+    rows = host_rows(mesh, size)
+    mine = to_global(mesh, {name: array[rows] for name, array in batch.items()})
+    step = jax.jit(make_train_step(model, config, EOS), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+  def take_a_step() -> None:
+    nonlocal state
+    with jax.set_mesh(mesh):
+      state, metrics = jax.block_until_ready(step(state, mine))
+    assert np.isfinite(float(metrics["loss"]))
+  return take_a_step
 
 
 if __name__ == "__main__":
