@@ -87,7 +87,8 @@ def measure(args, overrides: list[str]) -> dict[str, list]:
       for _ in range(args.steps if trainer else 0):
         trainer()
       mine = np.array([time.monotonic() - clock, time.process_time() - processor])
-      seconds[arm].append(np.round(multihost_utils.process_allgather(mine), 2).tolist())
+      seconds[arm].append([[round(value, 2) for value in host]
+                           for host in multihost_utils.process_allgather(mine).tolist()])
       if jax.process_index() == 0:
         print(f"turn {turn + 1}, {arm}: {seconds[arm][-1]}", file=sys.stderr, flush=True)
   return seconds
