@@ -148,7 +148,7 @@ def get_config() -> ConfigDict:
   config.decode = ConfigDict({
       "search": "beam",                   # beam | consensus (of samples)
       "beam_size": 3,                     # 1: greedy
-      "min_length": 0,                    # tokens before eos is allowed
+      "min_length": 5,                    # tokens before eos is allowed; 0: nothing at all can be the likeliest report
       "length_penalty": 0.0,              # alpha: scores are divided by ((5 + length) / 6) ** alpha (Wu et al. 2016)
       "finished": "refill",               # beam: a report that ends is set apart (refill) | keeps its place (occupy, R2GenCMN)
       "block_ngrams": 0,                  # no run of so many tokens stands twice in a report; 0: anything may
