@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
                            "average_decay": 0.998})
   config.train.update({"batch_size": 16, "num_steps": 2500, "log_every": 125, "eval_every": 250, "eval_studies": 0,
                        "best_metric": ""})      # the last: 296 val studies say less of a step than the schedule does
-  config.decode.update({"search": "consensus", "num_samples": 128, "temperature": 1.0, "recall_share": 0.8,
-                        "min_length": 0})
+  config.decode.update({"search": "consensus", "num_samples": 128, "temperature": 1.0, "recall_share": 0.8})
   config.eval.labeler = "rules"
   return config

@@ -37,6 +37,5 @@ def get_config() -> ConfigDict:
   config.train.update({"batch_size": 256, "num_steps": 30000, "compute_dtype": "bfloat16", "log_every": 100,
                        "eval_every": 2000, "checkpoint_every": 500, "eval_studies": 512,
                        "host_threads": 16, "max_faults": 100})
-  config.decode.min_length = config.data.min_words
   config.eval.labeler = "rules"
   return config

@@ -148,8 +148,9 @@ def get_config() -> ConfigDict:
   config.decode = ConfigDict({
       "search": "beam",                   # beam | consensus (of samples)
       "beam_size": 3,                     # 1: greedy
-      "min_length": 5,                    # tokens before eos is allowed; 0: nothing at all can be the likeliest report
-      "length_penalty": 0.0,              # alpha: scores are divided by ((5 + length) / 6) ** alpha (Wu et al. 2016)
+      "min_length": 0,                    # tokens before eos is allowed
+      "length_penalty": 1.0,              # beam: alpha, scores are divided by ((5 + length) / 6) ** alpha (Wu et al. 2016);
+                                          # 0: where nothing long is likely, the likeliest report is an empty one
       "finished": "refill",               # beam: a report that ends is set apart (refill) | keeps its place (occupy, R2GenCMN)
       "block_ngrams": 0,                  # no run of so many tokens stands twice in a report; 0: anything may
       "num_samples": 32,                  # consensus: reports drawn for a study, of which the most agreed-on is kept

@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
                            "weight_decay": 5e-5, "label_smoothing": 0.0})      # lr_ed and lr_ve of its script
   config.train.update({"batch_size": 16, "num_steps": 13000, "log_every": 130, "eval_every": 1300,
                        "eval_studies": 0, "best_metric": "BLEU_4"})            # 100 epochs of 2,069 studies
-  config.decode.update({"beam_size": 3, "finished": "occupy", "min_length": 0})
+  config.decode.update({"beam_size": 3, "finished": "occupy", "length_penalty": 0.0})
   config.eval.labeler = "rules"
   return config
