@@ -89,9 +89,10 @@ def find(given: Sequence[str], grouping: str = "auto") -> Found:
     except OSError as error:
       found.refused.append(Unreadable(_printable(error.filename or name), error.strerror or str(error)))
       continue
-    num_images, films = {}, []
+    num_images, films, told, again = {}, [], len(found.refused), False
     for file, shown in listed:
       if str(file) in seen:
+        again = True
         continue
       seen.add(str(file))
       shown = _printable(shown)
@@ -112,6 +113,8 @@ def find(given: Sequence[str], grouping: str = "auto") -> Found:
         continue
       folder = str(file.parent)
       num_images[folder] = num_images.get(folder, 0) + (films[-1].study[0] != "dicom")
+    if len(given) > 1 and path.is_dir() and not (films or again or len(found.refused) > told):
+      found.refused.append(Unreadable(_printable(name), "no image in this folder"))
     for film in films:
       whole_folder = path.is_dir() and num_images[str(film.path.parent)] <= MOST_VIEWS
       by_study.setdefault(_study(film, grouping, whole_folder), []).append(film)

@@ -74,7 +74,8 @@ def compare(args, overrides):
     raise UserError("give two files, or the runs of each arm: --a FILE... --b FILE...")
   compare(a, b, references=args.references, train=args.train, split=args.split, protocol=args.protocol,
           labeler=args.labeler, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
-          seed=args.seed, json_path=args.json)
+          seed=args.seed, json_path=args.json, prediction_field=args.prediction_field,
+          reference_field=args.reference_field, id_field=args.id_field)
 
 
 def report(args, overrides):
@@ -155,8 +156,8 @@ def import_weights(args, overrides):
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a verb; returns 0, 2 with one line on stderr when the user can put something right, 75 after SIGTERM."""
-  parser = argparse.ArgumentParser("mcsam", description="Chest X-ray reports with MCSAM. Fields of a config are "
-                                   "set as --config.field.name=value.")
+  parser = Parser("mcsam", description="Chest X-ray reports with MCSAM. Fields of a config are "
+                  "set as --config.field.name=value.")
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
   config = {"flags": ["--config"], "required": True, "help": "name in configs/, or path of a config file"}
   workdir = {"flags": ["--workdir"], "required": True, "help": "folder of the run"}
@@ -168,11 +169,14 @@ def main(argv: list[str] | None = None) -> int:
       {"flags": ["--split"], "default": "test", "help": "of an annotation.json that holds the references (test)"},
       {"flags": ["--cleaning"], "choices": ["iu_xray", "mimic_cxr"], "help": "R2Gen's rules (iu_xray)"},
       {"flags": ["--threshold"], "type": int, "help": "rarer words of train are <unk> (R2Gen's: 3 and 10)"},
+      {"flags": ["--prediction-field"], "metavar": "NAME", "help": "that holds the text; default: a usual one"},
+      {"flags": ["--reference-field"], "metavar": "NAME", "help": "likewise"},
+      {"flags": ["--id-field"], "metavar": "NAME", "help": "likewise, of all files"},
       {"flags": ["--max-length"], "type": int, "help": "of a report, under r2gen (R2Gen's: 60 and 100)"},
       {"flags": ["--seed"], "type": int, "default": 0, "help": "of the resampling (0)"},
       {"flags": ["--json"], "metavar": "FILE", "help": "write all of it"}]
   table = {
-      demo: ("everything on synthetic X-rays, a few minutes on two CPU cores",
+      demo: ("everything on synthetic X-rays, about ten minutes on two CPU cores",
              workdir | {"required": False, "default": "runs/demo"}),
       prepare: ("source files -> sharded records and vocabulary", config,
                 {"flags": ["--show-ids"], "action": "store_true",
@@ -187,14 +191,11 @@ def main(argv: list[str] | None = None) -> int:
               {"flags": ["--references"], "required": True, "metavar": "FILE",
                "help": "the reports of radiologists, R2Gen's annotation.json too"},
               {"flags": ["--labeler"], "default": "rules", "choices": ["rules", "none"],
-               "help": "reads findings (rules)"},
+               "help": "reads findings (rules); chexbert goes with `mcsam evaluate`"},
               {"flags": ["--radeval"], "default": "", "metavar": "NAMES",
                "help": "scores of the package RadEval too, such as radgraph,ratescore (none)"},
               {"flags": ["--subjects"], "metavar": "FILE",
                "help": "subject of each study; default: as the references say"},
-              {"flags": ["--prediction-field"], "metavar": "NAME", "help": "that holds the text; default: a usual one"},
-              {"flags": ["--reference-field"], "metavar": "NAME", "help": "likewise"},
-              {"flags": ["--id-field"], "metavar": "NAME", "help": "likewise, of all files"},
               {"flags": ["--with-texts"], "action": "store_true",
                "help": "--json also holds the commonest report and the constant ones: not of data that must not be "
                "shared"}, *of_files),
@@ -267,6 +268,13 @@ def main(argv: list[str] | None = None) -> int:
   if status in (1, 2):
     leave_hosts(status)
   return status
+
+
+class Parser(argparse.ArgumentParser):
+  """Answers a wrong argument in one line, which says where the right ones stand."""
+
+  def error(self, message: str):
+    self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 @contextlib.contextmanager

@@ -238,6 +238,6 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict:
 
 
 def _closest(field: str, known) -> str:
-  match = difflib.get_close_matches(field, known, 1) or [
+  match = difflib.get_close_matches(field, known, 1, cutoff=0.75) or [
       name for name in known if name.rpartition(".")[2] == field.rpartition(".")[2]]
   return f", did you mean {match[0]}?" if match else "; all fields stand in configs/phantom.py"

@@ -8,7 +8,7 @@ would (Rao and Wu, JASA 1988). Arms with equally many runs draw them together, f
 their seeds, and no wrong where they don't. With a single run an arm's seed is taken for granted, which is said.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 
@@ -34,6 +34,7 @@ from mcsam_jax.whole_file import write_whole
 def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None, train: str | None = None,
             split: str = "test", protocol: str | None = None, labeler: str | None = None, cleaning: str | None = None,
             threshold: int | None = None, max_length: int | None = None, seed: int = 0, json_path: str | None = None,
+            prediction_field: str | None = None, reference_field: str | None = None, id_field: str | None = None,
             show=print) -> dict:
   """Compares two arms; returns {"a", "b", "a_minus_b", ...}, ready for JSON.
 
@@ -50,14 +51,18 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
       IU X-Ray.
     seed: of the draws.
     json_path: where the comparison is written.
+    prediction_field, reference_field, id_field: that hold them, in all files; None: as `report_files` finds them.
 
   Raises:
     UserError: files about different studies, with different references, or at fault otherwise.
   """
-  files = [[read_reports(path, "predictions", split) for path in arm] for arm in (a, b)]
+  def read(path: str, role: str) -> Reports:
+    return read_reports(path, role, split, prediction_field if role == "predictions" else reference_field, id_field)
+
+  files = [[read(path, "predictions") for path in arm] for arm in (a, b)]
   runs, sizes = [run for arm in files for run in arm], [len(arm) for arm in files]
-  truth = _references(runs[0].path, references, split)
-  orders = [match(truth, run) if references else _same_studies(truth, run, split) for run in runs]
+  truth = _references(runs[0], references, read)
+  orders = [match(truth, run) if references else _same_studies(truth, run, read) for run in runs]
   said = _said_by_evaluations(runs, {"cleaning": cleaning, "max_length": max_length})
   cleaning, threshold, max_length = preparation(said["cleaning"], threshold, said["max_length"])
   tokenizer = _tokenizer(runs, train, cleaning, threshold, truth.texts)
@@ -66,7 +71,7 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
     raise UserError("--protocol r2gen needs one vocabulary for all runs: give --train, or choose clean")
   labeler = labeler or ("stored" if not references and all(stored_labels(run.rows[0]) for run in runs) else "rules")
   if labeler == "stored" and references:
-    _check_labelled(truth, runs, orders, split)
+    _check_labelled(truth, runs, orders, read)
   read_labels, reference_labels = _stored_labels(runs, orders) if labeler == "stored" else (make_reader(labeler), None)
   findings = tuple(reference_labels[0]) if reference_labels else FINDINGS
 
@@ -104,21 +109,21 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   return result
 
 
-def _references(first: str, path: str | None, split: str) -> Reports:
+def _references(first: Reports, path: str | None, read: Callable[[str, str], Reports]) -> Reports:
   """Returns the references, of a file of their own or of the first run."""
   if path:
-    return read_reports(path, "references", split)
+    return read(path, "references")
   try:
-    found = read_reports(first, "references", split)
+    found = read(first.path, "references")
   except UserError as error:
     raise UserError(f"{error}; or give the references with --references") from error
-  if found.text_field == read_reports(first, "predictions", split).text_field:
-    raise UserError(f"{first} holds predictions (its field {found.text_field}) and no references: give these with "
+  if found.text_field == first.text_field:
+    raise UserError(f"{first.path} holds predictions (its field {found.text_field}) and no references: give these with "
                     "--references")
   return found
 
 
-def _same_studies(truth: Reports, run: Reports, split: str) -> list[int]:
+def _same_studies(truth: Reports, run: Reports, read: Callable[[str, str], Reports]) -> list[int]:
   """Returns the row of `run` for each study of the first run, whose references it must share."""
   if truth.ids and run.ids:
     ours, others = set(truth.ids), set(run.ids)
@@ -126,16 +131,16 @@ def _same_studies(truth: Reports, run: Reports, split: str) -> list[int]:
       raise UserError(f"{truth.path} and {run.path} are about different studies: {len(ours - others)} are only in the "
                       f"first and {len(others - ours)} only in the second; evaluate both on the same split")
   order = match(truth, run)
-  differ = _differing(truth, run, order, split)
+  differ = _differing(truth, run, order, read)
   if differ:
     raise UserError(f"{truth.path} and {run.path} have different references for {len(differ)} of {len(order)} studies "
                     f"(the first: {differ[0]} of the former): give one file for both with --references")
   return order
 
 
-def _differing(truth: Reports, run: Reports, order: Sequence[int], split: str) -> list[str]:
+def _differing(truth: Reports, run: Reports, order: Sequence[int], read: Callable[[str, str], Reports]) -> list[str]:
   """Returns the places in `truth` of references that the file of `run` has otherwise."""
-  meant = read_reports(run.path, "references", split).texts
+  meant = read(run.path, "references").texts
   return [place for place, text, row in zip(truth.places, truth.texts, order) if text != meant[row]]
 
 
@@ -180,10 +185,11 @@ def _tokenizer(runs: Sequence[Reports], train: str | None, cleaning: str, thresh
   return first if all(decoded(first) == decoded(other) for other in others) else None
 
 
-def _check_labelled(truth: Reports, runs: Sequence[Reports], orders: Sequence[Sequence[int]], split: str) -> None:
+def _check_labelled(truth: Reports, runs: Sequence[Reports], orders: Sequence[Sequence[int]],
+                    read: Callable[[str, str], Reports]) -> None:
   """Refuses stored labels that were read from other references than those that are given."""
   for run, order in zip(runs, orders):
-    if differ := _differing(truth, run, order, split):
+    if differ := _differing(truth, run, order, read):
       raise UserError(f"the labels in {run.path} are of other references than {truth.path} for {len(differ)} of "
                       f"{len(order)} studies (the first: {differ[0]} of the latter): choose --labeler rules")
 

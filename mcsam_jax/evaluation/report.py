@@ -52,6 +52,8 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   Raises:
     UserError: no image was found, or some can't be read (the reports of the others are out by then); no checkpoint.
   """
+  if page and not page.endswith((".html", ".htm")):
+    raise UserError(f"--page {page}: it is a page for a browser, name it .html")
   started = time.monotonic()
   keep_programs()
   work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides])
@@ -94,7 +96,9 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   if reasons and as_json and work.config.eval.why:
     add_why(whole["studies"], reasons)
   text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
-  if out:
+  if not results and not as_json:
+    pass                                            # nothing was written, and what was refused has been told
+  elif out:
     write_whole(absolute(out), text + "\n")
     show(f"reports: {absolute(out)}")
   else:

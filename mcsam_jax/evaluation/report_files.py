@@ -46,6 +46,7 @@ class Reports(NamedTuple):
   rows: list[Mapping]               # what else stands there
   places: list[str]                 # where each stands: "line 7", "entry 7 of test"
   text_field: str                   # that the texts were read from
+  id_field: str | None              # likewise
 
 
 def read_reports(path: str, role: str, split: str = "test", text_field: str | None = None,
@@ -82,7 +83,7 @@ def read_reports(path: str, role: str, split: str = "test", text_field: str | No
     texts = subjects or ids or places
   else:
     texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
-  return Reports(str(path), ids, texts, subjects, rows, places, text_field)
+  return Reports(str(path), ids, texts, subjects, rows, places, text_field, id_field)
 
 
 def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
@@ -192,7 +193,8 @@ def _text(path, place: str, row: Mapping, field: str) -> str:
   if isinstance(value, int):                                    # an id
     value = str(value)
   if not isinstance(value, str):
-    what = "is missing" if field not in row else f"is no text but {type(value).__name__}"
+    what = ("is missing" if field not in row else "is null: give an empty text where nothing was written"
+            if value is None else f"is no text but {type(value).__name__}")
     raise UserError(f"{path} {place}: field {field} {what}")
   return value
 
@@ -244,10 +246,13 @@ def match(references: Reports, others: Reports, what: str = "prediction") -> lis
                       f"{without} has no ids, so both must hold the same studies in the same order")
     return list(range(len(references.texts)))
   number = {name: row for row, name in enumerate(others.ids)}
+  if not number.keys() & set(references.ids):
+    raise UserError(f"no id stands in both {references.path} (field {references.id_field}) and {others.path} (field "
+                    f"{others.id_field}): if these are the wrong fields, name the right one with --id-field")
   missing = [place for name, place in zip(references.ids, references.places) if name not in number]
   if missing:
     raise UserError(f"{others.path} has no {what} for {len(missing)} of the {len(references.ids)} studies of "
-                    f"{references.path} (the first: {missing[0]}): add them, with an empty text where nothing was "
+                    f"{references.path} (the first: its {missing[0]}): add them, with an empty text where nothing was "
                     "written, or take them out of both files")
   known = set(references.ids)
   extra = [place for name, place in zip(others.ids, others.places) if name not in known]

@@ -71,3 +71,13 @@ def test_a_lost_host_is_run_again_by_those_that_are_left_and_a_full_memory_is_no
     with pytest.raises(jax.errors.JaxRuntimeError):
       status_of(error)
     assert left == [1]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["trian"], "mcsam: argument VERB: invalid choice: 'trian'"), ([], "mcsam: the following arguments are required: VERB"),
+    (["score", "--predictions", "x"], "mcsam score: the following arguments are required: --references")])
+def test_a_wrong_argument_gets_one_line_and_the_way_to_the_right_ones(words, said, capsys):
+  with pytest.raises(SystemExit) as left:
+    cli.main(words)
+  err = capsys.readouterr().err
+  assert left.value.code == 2 and err.startswith(said) and err.count("\n") == 1 and " --help" in err

@@ -209,6 +209,15 @@ def test_the_last_line_says_where_a_is_ahead(tmp_path):
   assert "\n-: more than 20% of the draws hold nothing of it" in said[0]           # of findings that nobody has
 
 
+def test_fields_can_be_named(tmp_path):
+  rows = [{"key": f"s{i}", "ours": text, "theirs": text} for i, text in enumerate(drawn(0))]
+  (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  x = str(tmp_path / "x.jsonl")
+  result = run(x, x, prediction_field="ours", reference_field="theirs", id_field="key")
+  assert result["fields"] == {"references": "theirs", "predictions": ["ours", "ours"]}
+  assert main(["compare", x, x, "--prediction-field", "ours", "--reference-field", "their"]) == 2
+
+
 def test_a_single_subject_gives_no_intervals(tmp_path):
   truth, said = drawn(0), []
   a = write(tmp_path / "a.jsonl", truth, damaged(truth, 0.1, 0))

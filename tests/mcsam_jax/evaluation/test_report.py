@@ -176,6 +176,12 @@ def test_nothing_to_write_about(workdir, told, folders, tmp_path, capsys):
   (tmp_path / "empty" / "notes.txt").write_text("")
   status, out, err = run(capsys, "report", "--workdir", workdir, tmp_path / "empty")
   assert status == 2 and not out and f"no image in {tmp_path / 'empty'} (1 other files)" in err
+  status, out, err = run(capsys, "report", "--workdir", workdir, tmp_path / "empty", told.own / "cut.png",
+                         "--out", tmp_path / "none.txt")
+  assert status == 2 and not out and not (tmp_path / "none.txt").exists()
+  assert f"refused {tmp_path / 'empty'}: no image in this folder" in err and "2 file(s) can't be read" in err
+  status, _, err = run(capsys, "report", "--workdir", workdir, told.own / "photo.png", "--page", "x.txt")
+  assert status == 2 and "--page x.txt: it is a page for a browser, name it .html" in err
   status, _, err = run(capsys, "report", "--workdir", tmp_path, told.own / "photo.png")
   assert status == 2 and "is this a workdir" in err
   status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--config.model.width=8")

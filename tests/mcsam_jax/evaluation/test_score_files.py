@@ -176,9 +176,9 @@ def test_subjects_are_matched_by_the_named_id(folder):
     ("x.jsonl", '{"id": "s1", "words": "a"}\n', "x.jsonl line 1: no field any of generated, .* there are id, words: "
      "name it with --prediction-field"),
     ("x.jsonl", '{"id": "s1", "generated": "a"}\n{"id": "s2"}\n', "x.jsonl line 2: field generated is missing"),
-    ("x.jsonl", '{"id": "s1", "generated": null}\n', "x.jsonl line 1: field generated is no text but NoneType"),
+    ("x.jsonl", '{"id": "s1", "generated": null}\n', "x.jsonl line 1: field generated is null: give an empty text"),
     ("x.jsonl", '{"id": "s1", "generated": "a"}\n',
-     "x.jsonl has no prediction for 3 of the 4 studies of .*references.jsonl .the first: line 2.: add them"),
+     "x.jsonl has no prediction for 3 of the 4 studies of .*references.jsonl .the first: its line 2.: add them"),
     ("x.json", json.dumps({**WRITTEN, "s5": "a", "s6": "b"}),
      "x.json has 2 studies that .*references.jsonl hasn't .the first: entry 5.: take them out"),
     ("x.json", json.dumps({"train": [], "val": []}),
@@ -195,6 +195,7 @@ def test_subjects_are_matched_by_the_named_id(folder):
     ("x.csv", "id,report\ns1," + 200_000 * "a", "x.csv line 2: the row that begins there can't be read"),
     ("x.json", '{"s2": "a", "s1": "b", "s3": "c", "s1": "d"}', "x.json: entry 4 of an object has the name of an"),
     ("x.jsonl", '{"id": "s1", "pred": "b", "pred": "s1"}', "x.jsonl line 1: entry 3 of an object has the name of an"),
+    ("x.csv", "uid,pred\nu1,a\nu2,b\n", r"no id stands in both .*references.jsonl \(field id\) and .*x.csv \(field uid\)"),
     ("x.pkl", "", "x.pkl: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from .pkl"),
     ("absent.jsonl", None, "absent.jsonl not found"),
 ])
