@@ -95,14 +95,13 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
     reasons = model.reasons([result.study for result in results], [result.written for result in results])
   if reasons and as_json and work.config.eval.why:
     add_why(whole["studies"], reasons)
-  text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
-  if not results and not as_json:
-    pass                                            # nothing was written, and what was refused has been told
-  elif out:
-    write_whole(absolute(out), text + "\n")
-    show(f"reports: {absolute(out)}")
-  else:
-    write(text)
+  if results or as_json:                            # else there is nothing to write but refusals, which have been told
+    text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
+    if out:
+      write_whole(absolute(out), text + "\n")
+      show(f"reports: {absolute(out)}")
+    else:
+      write(text)
   if page and results:
     write_page(absolute(page), model, results, reasons, show)
   if whole["refused"]:
@@ -170,7 +169,8 @@ def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result
     study["why"] = why
   restricted = work.config.data.restricted
   write_html(path, None, studies, title="Chest X-ray reports",
-             subtitle=f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} of one's own, step {model.member.step}, {model.search} search",
+             subtitle=f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} of one's own, "
+                      f"step {model.member.step}, {model.search} search",
              findings=labeler.findings if labeler else (), slots=slots, train_reports=train.reports if train else (),
              restricted=restricted, show_restricted=restricted)
   show(f"page: {path}")

@@ -73,7 +73,8 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   with Meteor() as meteor:
     meteor.start()
     if train:
-      show(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric (a minute or more)")
+      show(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric "
+           "(a minute or more)")
       prepared = train_reports, val or train_reports, tokenizer, cleaning, max_length
       constant = constant_baseline(*prepared, meteor)
       if reader:
