@@ -2,8 +2,8 @@
 
 The mesh has three axes. The batch is split over `data` and `fsdp`. Parameters, and the optimizer's state with them, are
 split over `fsdp` to save memory, and gathered when a step begins; over `tensor` each device holds some heads of every
-attention, some hidden units of every feed-forward layer and some words of the vocabulary, and works with these alone.
-(On TPU the memory's kernels take all heads on every device of `tensor`: their slots are the same for all queries.)
+attention and of the memory, some hidden units of every feed-forward layer and some words of the vocabulary, and works
+with these alone.
 
 Nothing here changes a result: one device is a mesh of 1 x 1 x 1. Code that runs without a mesh (`jax.set_mesh`) may
 call everything here too; arrays then stay as they are.

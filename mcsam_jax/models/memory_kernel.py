@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.models import sorting_network
+from mcsam_jax.partitioning import RULES
 
 LANES, SUBLANES = 128, 8          # of a vector register; a tile is 128 queries
 WORD = 32                         # slots whose dropout is told by the bits of one word
@@ -51,7 +52,7 @@ def respond(queries: jax.Array, keys: jax.Array, values: jax.Array, words: jax.A
     words: which slots dropout keeps for each query, from `pack`; heads share them. None keeps all.
     top_k: slots that answer a query, per head.
     keep_rate: the share that dropout keeps.
-    axes: of the ambient mesh, if there is one, over which R is split; all else is whole on each device.
+    axes: of the ambient mesh, if there is one, over which R is split; H is split as the rules for heads say.
     interpret: run without a TPU, for tests.
   """
   return respond_forward(queries, keys, values, words, top_k, keep_rate, axes, interpret)[0]
@@ -59,7 +60,7 @@ def respond(queries: jax.Array, keys: jax.Array, values: jax.Array, words: jax.A
 
 def respond_forward(queries, keys, values, words, top_k, keep_rate, axes, interpret):
   run = functools.partial(forward, top_k=top_k, keep_rate=keep_rate, interpret=interpret)
-  answers, *found = by_device(run, axes, takes="split whole whole split", gives="split split split split")(
+  answers, *found = by_device(run, axes, takes="query slot slot word", gives="query query query query")(
       queries, keys, values, words)
   return answers, (queries, keys, values, words, answers, *found)
 
@@ -69,7 +70,7 @@ def respond_backward(top_k, keep_rate, axes, interpret, saved, cotangents):
     by_query, *by_slot = backward(*arrays, keep_rate=keep_rate, interpret=interpret)
     return by_query, *(lax.psum(by_slot, axes) if axes else by_slot)
 
-  run = by_device(run, axes, takes="split whole whole split split split split split split", gives="split whole whole")
+  run = by_device(run, axes, takes="query slot slot word query query query query query", gives="query slot slot")
   by_query, by_key, by_value = run(*saved, cotangents)
   return by_query, by_key.astype(saved[1].dtype), jnp.swapaxes(by_value, 1, 2).astype(saved[2].dtype), None
 
@@ -78,11 +79,16 @@ respond.defvjp(respond_forward, respond_backward)
 
 
 def by_device(run, axes: tuple[str, ...], takes: str, gives: str):
-  """Returns `run` as every device of the ambient mesh does it on its share of the queries."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """Returns `run` as every device of the ambient mesh does it on its share of the queries and of the heads.
+
+  What arrays are by: `query` [H, ..., R], `slot` [H, ..., ...] (whole for each head) or `word` [1, ..., R].
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
     return run
+  heads = RULES["heads"] if RULES["heads"] in mesh.axis_names else None
   P = jax.sharding.PartitionSpec
-  specs = {"split": P(None, None, axes), "whole": P()}
+  specs = {"query": P(heads, None, axes), "slot": P(heads), "word": P(None, None, axes)}
   return jax.shard_map(run, in_specs=tuple(specs[word] for word in takes.split()),
                        out_specs=tuple(specs[word] for word in gives.split()), check_vma=False)
 

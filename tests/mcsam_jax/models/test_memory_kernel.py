@@ -60,16 +60,16 @@ def test_answers_and_gradients_equal_plain_jax(num_slots, top_k, decimals):
 
 
 @pytest.mark.slow
-def test_devices_share_the_queries_and_add_up_the_gradients_of_the_slots():
-  """In a process of its own, which has four devices."""
+def test_devices_share_queries_and_heads_and_add_up_the_gradients_of_the_slots():
+  """In a process of its own, which has eight devices."""
   script = """if True:
     import jax
     from jax.sharding import AxisType
     from tests.mcsam_jax.models.test_memory_kernel import compare, example
-    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
       compare(example(512, 512, 0), top_k=2, axes=("data", "fsdp"))"""
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.flags(4)}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.flags(8)}
   subprocess.run([sys.executable, "-c", script], env=environment, cwd=pathlib.Path(__file__).parents[3], check=True)
 
 
