@@ -89,7 +89,7 @@ case $VERB in
     ask "Use $SLICES x $TYPE${SPOT:+ (spot)} in $ZONE (made if need be, anew when preempted; costs until deleted)?"
     package=$(mktemp -d)/mcsam-jax.tar.gz status=75
     trap 'rm -r "${package%/*}"' EXIT
-    run bash -c 'git ls-files -z | tar -czf "$0" --null -T -' "$package" || die "can't pack what git tracks: see above"
+    run bash -o pipefail -c 'git ls-files -z | tar -czf "$0" --null -T -' "$package" || die "can't pack what git tracks: see above"
     if [ -n "$DRY_RUN" ]; then create; attempt; [ -z "${DOWN:-}" ] || delete; exit 0; fi
     trap 'echo "The run goes on: follow it with the same words, end it with \`$0 stop\` or \`$0 down\`"; exit 130' INT
     for ((starts = 0; starts <= ${MAX_RESTARTS:-100} && status == 75; starts++)); do

@@ -12,6 +12,7 @@ import warnings
 
 from absl import logging
 
+from mcsam_jax import __version__
 from mcsam_jax.errors import Preempted, RUN_AGAIN, UserError
 from mcsam_jax.training.passing import will_pass
 
@@ -158,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs a verb; returns 0, 2 with one line on stderr when the user can put something right, 75 after SIGTERM."""
   parser = Parser("mcsam", description="Chest X-ray reports with MCSAM. Fields of a config are "
                   "set as --config.field.name=value.")
+  parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
   config = {"flags": ["--config"], "required": True, "help": "name in configs/, or path of a config file"}
   workdir = {"flags": ["--workdir"], "required": True, "help": "folder of the run"}
