@@ -106,8 +106,9 @@ def machine(tmp_path):
 
 @pytest.fixture
 def tpu(machine):
-  """A machine whose gcloud has TPUs, with mcsam installed on the worker."""
+  """A machine whose gcloud has TPUs, with mcsam installed on the worker, and whose git lists files."""
   machine.fake("gcloud", GCLOUD)
+  machine.fake("git", "find pyproject.toml configs launch -type f -print0")       # a checkout may be without its history
   machine.fake("mcsam", MCSAM, machine.home / "mcsam-env/bin")
   return machine
 
@@ -198,7 +199,6 @@ def test_what_a_run_writes_beside_itself_outlives_the_next_installation(tpu):
   tpu.fake(python.name, "exit 0")
   tpu.fake("python", "exit 0", tpu.home / "mcsam-env/bin")
   tpu.fake("java", "exit 0")
-  tpu.fake("git", "find pyproject.toml configs launch -type f -print0")       # a checkout may be without its history
   tpu.fake("gcloud", GCLOUD.replace('exit "$(cat "$FAKE/install" 2>/dev/null || echo 0)"',
                                     'cd "$HOME" && exec bash tpu_worker.sh install'))
   status, output = tpu.run("tpu_vm.sh", "--yes", "run", "train", "--config", "phantom", "--workdir", "runs/a")
