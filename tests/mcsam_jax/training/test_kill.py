@@ -52,7 +52,7 @@ def environment(base, devices, float64=False) -> dict[str, str]:
 class Run:
   """A start of `mcsam train` whose lines of output are read as they come."""
 
-  def __init__(self, base, workdir, hosts=2, devices=1, verb="train", **changes):
+  def __init__(self, base, workdir, hosts=2, devices=1, verb="train", environ=None, **changes):
     fields = SMALL | {"data.data_dir": base / "data"}
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     config = ["--config", "phantom"] if verb != "evaluate" else []
@@ -62,7 +62,8 @@ class Run:
     self.output = tempfile.NamedTemporaryFile("w+", delete=False)
     self.process = subprocess.Popen(
         [*launcher, sys.executable, "-m", "mcsam_jax", verb, *config, *workdir, *overrides],
-        env=environment(base, devices, fields.get("train.compute_dtype") == "float64"), stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+        env=environment(base, devices, fields.get("train.compute_dtype") == "float64") | (environ or {}),
+        stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
 
   @property
   def text(self) -> str:
