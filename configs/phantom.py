@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
       "compute_dtype": "float32",         # float32 | bfloat16, parameters stay float32; float64 for checks, all of it
       "accumulate": 1,                    # turns that a batch is read in, to save memory; gradient and losses stay the batch's
       "remat": "none",                    # none | layers: activations inside a layer are computed again for its gradient
-      "log_every": 20,                    # steps
+      "log_every": 20,                    # steps; with the alignment, each line costs two more gradients (the terms' norms)
       "eval_every": 130,                  # steps between looks at val; a checkpoint goes with each
       "checkpoint_every": 0,              # steps between further checkpoints, without a look at val; 0: none
       "eval_studies": 200,                # val studies that are written and scored at each look; 0: all

@@ -27,11 +27,13 @@ from input_pipeline import datasets
 from input_pipeline.datasets import records
 from input_pipeline.faults import DamagedRecord, DamagedRecords
 from mcsam_jax.errors import UserError
+from mcsam_jax.whole_file import UNREADABLE_NPZ
 
 TARGETS = ("findings", "impression", "both")
 # What ArrayRecord says of bytes that aren't what was written, and what a disk says of a bad sector, or a network of
 # a fault that mostly passes.
 _DAMAGE, _BAD_SECTOR = re.compile(r"Riegeli/records file|[Cc]orrupt"), "Input/output error"
+_NO_RECORDS = re.compile(_DAMAGE.pattern + "|at least 64KB|No such file|[Oo]ut of (range|bound)")
 _PAUSES = (1, 5, 20)         # seconds before what didn't answer is asked again
 READ_AT_ONCE = 256           # records, in a pass over all of them
 SECONDS_A_LINE = 10          # between two lines of progress of such a pass
@@ -214,7 +216,7 @@ def target_words(builder: tfds.core.DatasetBuilder, split: str, target: str) -> 
   try:
     with (builder.data_path / "words.npz").open("rb") as file, np.load(file) as words:
       findings, impression = words[split].T
-  except (OSError, KeyError, ValueError) as error:
+  except UNREADABLE_NPZ as error:
     raise UserError(f"{builder.data_path / 'words.npz'} can't be read ({error}), and data.min_words needs it: delete "
                     f"{builder.data_dir} and run `mcsam prepare`") from error
   return {"findings": findings, "impression": impression, "both": findings + impression}[target]
@@ -228,7 +230,7 @@ def _open(path, expected: int, directory) -> array_record_module.ArrayRecordRead
   """Returns the reader of a file once it is known to hold as many records as expected.
 
   Raises:
-    UserError: it doesn't.
+    UserError: it doesn't, or ArrayRecord has no way to it.
     OSError, or TensorFlow's for a bucket: it can't be told now.
   """
   try:
@@ -240,6 +242,17 @@ def _open(path, expected: int, directory) -> array_record_module.ArrayRecordRead
     # ArrayRecord says the same of a disk or bucket that doesn't answer, which raises here.
     with contextlib.suppress(FileNotFoundError, IsADirectoryError), epath.Path(path).open("rb") as file:
       file.read(1)
+      if (why := _why_not(path)) and not _NO_RECORDS.search(why):
+        raise UserError(f"{path} is there, but ArrayRecord can't read it: {why}")
     raise UserError(f"{path} holds {found} records instead of {expected}, it is missing or was cut: delete "
                     f"{directory} and run `mcsam prepare`")
   return reader
+
+
+def _why_not(path) -> str:
+  """Returns what ArrayRecord says when asked for the first record; "" where it gives it."""
+  try:
+    array_record_module.ArrayRecordReader(str(path), options=_OPTIONS).read([0])
+  except (RuntimeError, ValueError, OSError, IndexError) as error:
+    return " ".join(str(error).split())[:300]
+  return ""

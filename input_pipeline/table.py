@@ -21,7 +21,7 @@ import numpy as np
 from input_pipeline.datasets.findings import LABEL_VALUES, VIEWS
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.whole_file import UNREADABLE_NPZ, write_whole
 
 
 class Table:
@@ -66,7 +66,7 @@ def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
 
 def _load(path: epath.Path, num_records: int) -> Table | None:
   """Returns the table of a file, None where it is missing or of no use."""
-  with contextlib.suppress(OSError, ValueError, KeyError):
+  with contextlib.suppress(*UNREADABLE_NPZ):
     with path.open("rb") as file, np.load(file) as stored:
       table = Table(*(stored[name] for name in ("ids", "ends", "views", "labels")))
     if len(table.ends) == len(table.views) == len(table.labels) == num_records:

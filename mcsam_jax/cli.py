@@ -318,6 +318,11 @@ def run_verb(args, overrides: list[str]) -> int:
     if isinstance(error, OSError):
       print(f"mcsam {args.verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
       return 2
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+      print(f"mcsam {args.verb}: not enough memory ({' '.join(str(error).split())[:300]}); a smaller train.batch_size or "
+            "decode.batch_size needs less, and so do train.accumulate and train.remat=layers; `mcsam precompile` tells "
+            "what a TPU would need", file=sys.stderr)
+      return 2
     if type(error).__module__.startswith("tensorflow.python.framework.errors"):
       print(f"mcsam {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)     # of a bucket, mostly
       return 2

@@ -1,6 +1,13 @@
 """Files that appear whole or not at all, whatever stops the program while it writes."""
 
+import os
+import socket
+import zipfile
+import zlib
+
 from etils import epath
+
+UNREADABLE_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # of one that is cut or damaged
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:
@@ -11,7 +18,7 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.parent / f".{path.name}.unfinished"
+  unfinished = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.unfinished"    # others may write it too
   try:
     unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     unfinished.replace(path)

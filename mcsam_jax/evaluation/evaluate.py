@@ -68,8 +68,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     show = watchdog.heard(hosts.only_first(show))
 
     # The model, or several.
-    with watchdog.while_first_works():
-      features, train_features = (features_for_all(work, each, stop, show) for each in (split, train))
+    features, train_features = (features_for_all(work, each, stop, watchdog, show) for each in (split, train))
     with jax.set_mesh(mesh):
       members = [load_member(each, mesh, split, step, show) for each in works]
 
@@ -100,7 +99,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
     # Their scores, which one host computes.
     stop.check()
-    with watchdog.paused("scoring"):
+    with watchdog.while_first_works(), watchdog.busy("scoring"):
       return hosts.on_first_host(lambda: score(works, members, split, written, own, slots, reasons, labeler, show),
                                  within=stop.at_once) or {}
 

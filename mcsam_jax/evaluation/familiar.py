@@ -14,7 +14,6 @@ Shapes: M images, R training images of the sample, C channels.
 from collections.abc import Callable
 import dataclasses
 import io
-import zipfile
 
 from absl import logging
 import jax
@@ -27,7 +26,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoder import make_encoder
 from mcsam_jax.training.feature_cache import pooled_images
 from mcsam_jax.training.workdir import random_encoder, Workdir
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.whole_file import UNREADABLE_NPZ, write_whole
 
 MOST_TRAIN, MOST_VAL = 1000, 500      # studies of the samples
 NUM_NEIGHBOURS = 5
@@ -54,7 +53,7 @@ def load_or_learn(work: Workdir, show: Callable[[str], None] = print) -> Familia
   try:
     with np.load(io.BytesIO(path.read_bytes())) as kept:
       return Familiar(kept["reference"], float(kept["usual"]), VIEWS[int(kept["first_view"])])
-  except (OSError, KeyError, IndexError, ValueError, EOFError, zipfile.BadZipFile):
+  except (IndexError, *UNREADABLE_NPZ):
     pass                                                # not there yet, or damaged
   try:
     train, val = work.split("train"), work.split("val")

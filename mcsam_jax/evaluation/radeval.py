@@ -33,7 +33,7 @@ SCORES = {
     "radeval_bertscore": "BERTScore of a ModernBERT that was trained on radiology",
 }
 SERVICES = ("crimson", "radfact_ct", "mammo_green")
-INSTALL = "pip install 'mcsam-jax[clinical]' (or 'radeval>=2.2')"
+INSTALL = "pip install -e '.[clinical]' (or 'radeval>=2.2')"
 
 
 def score_names(field: str) -> list[str]:

@@ -11,8 +11,6 @@ import dataclasses
 import io
 import json
 from typing import Callable
-import zipfile
-import zlib
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -23,7 +21,7 @@ from mcsam_jax.memory_init.coherence import npmi
 from mcsam_jax.memory_init.kmeans import kmeans_topics, random_topics
 from mcsam_jax.memory_init.topics import learn_topics
 from mcsam_jax.memory_init.word_vectors import WordVectors, word_masses, word_vectors
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.whole_file import UNREADABLE_NPZ, write_whole
 
 KINDS = ("topics", "kmeans", "random")
 NUM_NEAREST = 10            # words that describe a slot or topic, and that coherence is measured on
@@ -125,7 +123,7 @@ def load_bank(directory: epath.PathLike) -> MemoryBank:
       arrays = {field.name: file[field.name] for field in dataclasses.fields(MemoryBank)}
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: run `mcsam init-memory` with this workdir first") from error
-  except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+  except UNREADABLE_NPZ as error:
     raise UserError(f"{path} is damaged ({error}): run `mcsam init-memory` again") from error
   return MemoryBank(**{**arrays, "kind": str(arrays["kind"]), "slot_words": arrays["slot_words"].tolist(),
                        "topic_words": arrays["topic_words"].tolist()})

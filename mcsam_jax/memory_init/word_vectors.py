@@ -14,8 +14,6 @@ import dataclasses
 import io
 import itertools
 import re
-import zipfile
-import zlib
 
 from etils import epath
 import numpy as np
@@ -23,6 +21,7 @@ from scipy import linalg
 from scipy import sparse
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.whole_file import UNREADABLE_NPZ
 
 # Words of grammar, and those by which a report speaks of itself rather than of the chest.
 FUNCTION_WORDS = frozenset("""
@@ -126,7 +125,7 @@ def _read_vectors(path: epath.Path, words: tuple[str, ...], width: int) -> np.nd
       known, vectors = file["words"].tolist(), file["vectors"].astype(np.float32)
   except FileNotFoundError as error:
     raise UserError(f"memory_init.word_vectors: {path} not found") from error
-  except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+  except UNREADABLE_NPZ as error:
     raise UserError(f"memory_init.word_vectors: {path} is no .npz of `words` [W] and `vectors` [W, D]: "
                     f"{error}") from error
   if vectors.ndim != 2 or len(known) != len(vectors):

@@ -52,7 +52,7 @@ class MemoryBank(nn.Module):
     kept = self.kept_by_dropout(queries, train)                        # [R, S], or None
     axes = split_over(features)
     if self.is_mutable_collection("intermediates") or axes is None or not memory_kernel.supports(
-        self.num_slots, self.width // self.num_heads, self.top_k):
+        self.num_slots, self.width // self.num_heads, self.top_k, self.dtype):
       answers, weights = self.answer(queries, memory, kept)
       self.sow("intermediates", "slot_weights", self.by_row(weights, features))
     else:

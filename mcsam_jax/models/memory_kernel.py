@@ -25,12 +25,22 @@ LANES, SUBLANES = 128, 8          # of a vector register; a tile is 128 queries
 WORD = 32                         # slots whose dropout is told by the bits of one word
 MOST_KEPT = 64                    # longer lists to sort wouldn't fit the 64 registers
 MOST_TILES = 5                    # a grid step
+MOST_VMEM = 13 * 2**20            # bytes of arrays; the compiler gives a kernel 16 MiB and takes some itself
 
 
-def supports(num_slots: int, head_width: int, top_k: int) -> bool:
-  """Returns whether the kernels can serve a memory of this shape."""
+def supports(num_slots: int, head_width: int, top_k: int, dtype: jnp.dtype) -> bool:
+  """Returns whether the kernels can serve a memory of this shape, computing in `dtype`."""
   whole = max(SUBLANES * list_length(top_k), 2 * SUBLANES * WORD)              # bfloat16 lies 16 rows a register
-  return num_slots % whole == 0 and head_width % (2 * SUBLANES) == 0 and top_k <= MOST_KEPT and top_k < num_slots
+  return (num_slots % whole == 0 and head_width % (2 * SUBLANES) == 0 and top_k <= MOST_KEPT and top_k < num_slots
+          and vector_memory(num_slots, head_width, jnp.dtype(dtype).itemsize) <= MOST_VMEM)
+
+
+def vector_memory(num_slots: int, head_width: int, itemsize: int) -> int:
+  """Returns the bytes of a head's arrays that the backward kernel holds, which needs more than the forward one."""
+  by_slot, by_width = num_slots * -(-head_width // LANES) * LANES, head_width * num_slots    # lanes are filled up
+  blocks = itemsize * (2 * by_slot + by_width) + 4 * 2 * by_width              # keys, values, keys turned; gradients
+  blocks += 4 * num_slots // WORD * MOST_TILES * LANES                         # what dropout keeps
+  return 2 * blocks + 2 * itemsize * num_slots * LANES                         # a block is held twice; weights, slopes
 
 
 def pack(kept: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ from mcsam_jax.training.sharding import check_train_batch, decode_batch_size, me
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 R2GEN_MIMIC_CXR_RECORDS = 270790 # of its train split
+LESS_MEMORY = "fewer studies a chip; in training also train.remat=layers or train.accumulate"
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -152,12 +153,15 @@ def _compile(config: ConfigDict, topology: Topology, what: str, vocab_size: int,
 def _told(message: str, topology: Topology, verbose: bool) -> UserError:
   """Returns what a user is told of the compiler's error."""
   where = f"{topology.chip.name} chip of {topology.name}"
+  if re.search("vmem", message, re.IGNORECASE) and "RESOURCE_EXHAUSTED" in message:
+    return UserError(f"a kernel doesn't fit in the vector memory of a {where}, which the number of studies doesn't change: "
+                     f"a smaller memory.num_slots or width may fit ({_first_line(message)})")
   if "RESOURCE_EXHAUSTED" in message or "Ran out of memory" in message:
     needed, available = memory_missing(message)
     if needed:
       return DoesNotFit(f"doesn't fit: {needed / 2**30:.2f} GiB of HBM are needed and a {where} has "
-                        f"{available / 2**30:.2f} GiB, {(needed - available) / 2**30:.2f} GiB are missing; fewer "
-                        "studies a chip, or mesh.fsdp", needed, available)
+                        f"{available / 2**30:.2f} GiB, {(needed - available) / 2**30:.2f} GiB are missing; {LESS_MEMORY}",
+                        needed, available)
     return DoesNotFit(f"doesn't fit in the HBM of a {where}: {_first_line(message)}", None, None)
   if verbose:
     return UserError(message)

@@ -65,7 +65,7 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     raise UserError(f"--topology {name}: {count} chips; the largest slice of {chip.name} has {chip.pod} "
                     "(--slices joins several)")
   if importlib.util.find_spec("libtpu") is None:
-    raise UserError("the TPU compiler is missing: pip install 'mcsam-jax[tpu]' (no TPU is needed)")
+    raise UserError("the TPU compiler is missing: pip install -e '.[tpu]' (no TPU is needed)")
   from jax.experimental import topologies
   options = dict(_OPTIONS.get(chip.name, {}))
   if count < 4:                                      # a part of a host

@@ -7,15 +7,13 @@
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 
 from etils import epath
 from flax import traverse_util
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.whole_file import UNREADABLE_NPZ, write_whole
 
 
 def save_weights(path: epath.PathLike, variables: dict, meta: dict) -> None:
@@ -58,7 +56,7 @@ def read_weights(path: epath.PathLike, how_to_get: str) -> tuple[dict[str, np.nd
     meta = json.loads(str(flat.pop("meta")))
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: {how_to_get}") from error
-  except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+  except (AttributeError, *UNREADABLE_NPZ) as error:
     raise UserError(f"{path} is damaged or not of `mcsam import-weights` ({error}); write it again"
                     ) from error
   return flat, meta

@@ -139,8 +139,7 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
       failure, reason = error, int(error.signal)
     except BaseException as error:                 # told to the others, who would wait for ever, then raised
       failure, reason = error, _PASSES if will_pass(error) else _FAILED
-  # Not a collective, which has a time limit on CPU: host 0 may have hours of work.
-  ocp.multihost.get_barrier_sync_fn()(key=f"first_host_{next(_barriers)}", timeout_ms=FOREVER_MS)
+  meet()
   reason = int(multihost_utils.broadcast_one_to_all(np.int32(reason)))
   if failure is not None:
     raise failure
@@ -151,6 +150,12 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
   if reason:
     raise Preempted(signal.Signals(reason))
   return result
+
+
+def meet() -> None:
+  """Waits until all hosts are here, for as long as it takes: collectives have a time limit on CPU, and work may last hours."""
+  if jax.process_count() > 1:
+    ocp.multihost.get_barrier_sync_fn()(key=f"meet_{next(_barriers)}", timeout_ms=FOREVER_MS)
 
 
 def first_then_others(work: Callable, within: Callable = contextlib.nullcontext):

@@ -71,11 +71,12 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
-  for split in (train_split, val_split):
-    load_or_build(split, tokenizer, show)                 # a pass over all records the first time
-  train_reports = train_split.read_reports(show) if config.train.eval_search == "consensus" else ()
   with watchdog.while_first_works():
-    train_features, val_features = (features_for_all(work, split, stop, show) for split in (train_split, val_split))
+    for split in (train_split, val_split):                # a pass over all records the first time
+      hosts.first_then_others(lambda: load_or_build(split, tokenizer, show), within=stop.at_once)
+  train_reports = train_split.read_reports(show) if config.train.eval_search == "consensus" else ()
+  train_features, val_features = (features_for_all(work, split, stop, watchdog, show)
+                                  for split in (train_split, val_split))
 
   # Model and state, initialised under jit straight into their sharding. From here on all hosts compute together.
   on_exit.enter_context(jax.set_mesh(mesh))
@@ -135,7 +136,8 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
         look_and_save(first_step)
       for step, batch in watch.steps(on_mesh(mesh, batches)):
         stop.check(ahead=STEPS_AHEAD)
-        norms = term_norms(state, batch) if config.model.use_alignment and logged(config, step) else {}
+        norms = term_norms(state, batch) if config.model.use_alignment and (
+            logged(config, step) or step == first_step + 1) else {}             # compiled with the step, at the first
         state, metrics = train_step(state, batch)
         done = step
         watch.follow(step, metrics | norms)
@@ -158,11 +160,16 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   show(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
 
 
-def features_for_all(work: Workdir, split: Split, stop: Stop, show) -> np.ndarray | None:
+def features_for_all(work: Workdir, split: Split, stop: Stop, watchdog: Watchdog, show) -> np.ndarray | None:
   """Returns the cached features of a split; host 0 computes them where all hosts share a disk."""
   if "://" in work.config.data.data_dir:           # then each host keeps its own
-    return work.features(split, show)
-  return hosts.first_then_others(lambda: work.features(split, show), within=stop.at_once)
+    with stop.at_once():
+      features = work.features(split, show)
+    with watchdog.paused("waiting for the features of other hosts"):
+      hosts.meet()
+    return features
+  with watchdog.while_first_works():
+    return hosts.first_then_others(lambda: work.features(split, show), within=stop.at_once)
 
 
 def with_pretrained(state, work, shardings):

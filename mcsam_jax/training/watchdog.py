@@ -15,6 +15,7 @@ import time
 
 import jax
 
+BUSY_SHARE = 0.1                  # of one processor, used by a process that computes
 STDERR = 2                        # the file descriptor: nothing that stands in for sys.stderr can be in the way
 
 
@@ -33,7 +34,7 @@ class Watchdog:
       leave: gets the status; os._exit, as a stuck main thread answers to no exception.
     """
     self._limit, self._leave = 60 * minutes, leave
-    self._closed, self._paused = threading.Event(), False
+    self._closed, self._paused, self._busy = threading.Event(), False, False
     self.beat("starting")
 
   def __enter__(self) -> "Watchdog":
@@ -67,6 +68,17 @@ class Watchdog:
       self.beat(f"what followed {phase}")
       self._paused = False
 
+  @contextlib.contextmanager
+  def busy(self, phase: str) -> Iterator[None]:
+    """Inside, a processor that works is a sign of life: long computations of this process that tell nothing."""
+    self.beat(phase)
+    self._busy = True
+    try:
+      yield
+    finally:
+      self._busy = False
+      self.beat(f"what followed {phase}")
+
   def while_first_works(self) -> contextlib.AbstractContextManager:
     """Inside, host 0 makes files (features, a memory bank) and the others wait for it without being watched."""
     return self.paused("waiting for host 0") if jax.process_index() else contextlib.nullcontext()
@@ -79,11 +91,14 @@ class Watchdog:
     return show_and_beat
 
   def _watch(self) -> None:
-    pause = min(self._limit / 4, 10)
+    pause, used = min(self._limit / 4, 10), time.process_time()
     while True:
       faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=STDERR)   # set back at each turn
       if self._closed.wait(pause):
         return faulthandler.cancel_dump_traceback_later()
+      before, used = used, time.process_time()
+      if self._busy and used - before > pause * BUSY_SHARE:
+        self.beat(self._last[1])
       since, phase = self._last
       if time.monotonic() - since > self._limit and not self._paused:
         break

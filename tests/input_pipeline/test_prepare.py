@@ -93,6 +93,49 @@ def test_missing_and_cut_files_are_named(source, harm):
   splits.open_split(config, "train")                # the others are as good as before
 
 
+def test_a_file_that_arrayrecord_has_no_way_to_is_not_called_cut(source, monkeypatch):
+  """TensorFlow's credentials for a bucket, say, are good, and those that ArrayRecord finds aren't."""
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+
+  class Refused:
+    def __init__(self, path, options):
+      pass
+
+    def num_records(self):
+      return 0
+
+    def read(self, places):
+      raise RuntimeError("PERMISSION_DENIED: Anonymous caller does not have storage.objects.get access")
+
+  monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader", Refused)
+  with pytest.raises(UserError, match="array_record.* is there, but ArrayRecord can't read it: PERMISSION_DENIED"):
+    splits.open_split(config, "test")
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(path.read_bytes()[:200]), lambda path: flip(path)])
+def test_a_damaged_table_is_made_again_and_a_damaged_count_of_words_is_named(source, harm):
+  _, config = source
+  preparing.prepare(config, show=lambda line: None)
+  tokenizer = preparing.load_or_build_tokenizer(config)
+  ids = table.load_or_build(splits.open_split(config, "test"), tokenizer).ids
+  kept, = preparing.dataset_dir(config).glob("table-*-test.npz")
+  harm(kept)
+  assert (table.load_or_build(splits.open_split(config, "test"), tokenizer).ids == ids).all()
+  words = preparing.dataset_dir(config) / "words.npz"
+  harm(words)
+  with pytest.raises(UserError, match="words.npz can't be read"):
+    splits.open_split(config, "test")
+
+
+def flip(path):
+  """Changes a byte in each of the arrays."""
+  data = bytearray(path.read_bytes())
+  for place in range(200, len(data) - 100, 100):
+    data[place] ^= 255
+  path.write_bytes(bytes(data))
+
+
 def test_a_damaged_record_is_named(source):
   _, config = source
   preparing.prepare(config, show=lambda line: None)

@@ -55,9 +55,9 @@ def test_an_error_passes_if_it_was_raised_from_one_that_does(wrap, capsys):
     ("UNAVAILABLE: connection reset by peer", True),
     ("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:2222", True),
     ("INTERNAL: An unexpected peer shows up in the launch group with a different launch id", True),
-    ("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes", False),
+    ("INTERNAL: ptxas exited with non-zero error code 2", False),
 ])
-def test_a_lost_host_is_run_again_by_those_that_are_left_and_a_full_memory_is_not(message, lost, monkeypatch, capsys):
+def test_a_lost_host_is_run_again_by_those_that_are_left_and_another_error_is_not(message, lost, monkeypatch, capsys):
   left = []
   error = jax.errors.JaxRuntimeError(message)
   with pytest.raises(jax.errors.JaxRuntimeError):                # on a machine that stands alone there is no other
@@ -71,6 +71,12 @@ def test_a_lost_host_is_run_again_by_those_that_are_left_and_a_full_memory_is_no
     with pytest.raises(jax.errors.JaxRuntimeError):
       status_of(error)
     assert left == [1]
+
+
+def test_a_full_memory_is_told_in_a_line_with_what_needs_less(capsys):
+  assert status_of(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes")) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert "17179869184 bytes" in line and "train.batch_size" in line and "train.remat=layers" in line
 
 
 @pytest.mark.parametrize("words, said", [

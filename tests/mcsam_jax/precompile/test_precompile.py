@@ -135,7 +135,7 @@ def test_the_lowered_search_is_the_one_that_the_config_asks_for(search, share, t
 
 @pytest.fixture
 def libtpu():
-  pytest.importorskip("libtpu", reason="pip install mcsam-jax[tpu]")
+  pytest.importorskip("libtpu", reason="pip install -e '.[tpu]'")
   topologies.prepare_environment()
 
 

@@ -49,6 +49,20 @@ def test_one_that_keeps_pythons_lock_is_left_too():
   assert status == 1 and "Timeout" in err and seconds < 30
 
 
+def test_a_processor_at_work_keeps_it_going_and_one_that_rests_does_not():
+  status, err, _ = leaves("""
+      import time
+      from mcsam_jax.training.watchdog import Watchdog
+      with Watchdog(LIMIT) as watchdog, watchdog.busy("scoring"):
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+          sum(range(1000))
+        print("still there", flush=True, file=__import__("sys").stderr)
+        time.sleep(60)
+      """)
+  assert status == 75 and "still there" in err and "the last was: scoring" in err
+
+
 def test_signs_of_life_keep_it_going_and_it_ends_with_its_block():
   left = []
   shown = []
