@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     check_train_batch(config, mesh.shape)
     check_best_metric(config)
     show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
-         f"mesh {dict(mesh.shape)}")
+         f"mesh {dict(mesh.shape)}; {config.train.batch_size} studies a step, "
+         f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} on each device")
     stop = on_exit.enter_context(Stop())
     with watchdog.while_first_works():
       work = hosts.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)

@@ -79,6 +79,28 @@ def test_the_network_sorts():
   np.testing.assert_array_equal(largest, np.arange(31, 15, -1))
 
 
+def test_a_memory_that_would_not_fit_in_vector_memory_is_left_to_plain_jax():
+  assert not memory_kernel.supports(8192, 64, 32, jnp.bfloat16) and not memory_kernel.supports(4096, 64, 32, jnp.float32)
+  assert memory_kernel.supports(2048, 64, 32, jnp.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e:2x2", "v4:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("num_slots, width, dtype", [(4096, 64, jnp.bfloat16), (2048, 128, jnp.bfloat16),
+                                                     (2048, 128, jnp.float32)])
+def test_the_largest_memories_that_are_supported_compile(chip, num_slots, width, dtype):
+  pytest.importorskip("libtpu")
+  assert memory_kernel.supports(num_slots, width, 64, dtype)
+  devices = np.array(topologies.get_topology_desc(chip, "tpu").devices[:1])
+  whole = jax.sharding.NamedSharding(jax.sharding.Mesh(devices, ("data",)), jax.sharding.PartitionSpec())
+  described = lambda *shape, of=dtype: jax.ShapeDtypeStruct(shape, of, sharding=whole)
+  respond = lambda *arrays: memory_kernel.respond(*arrays, 64, 0.9).astype(jnp.float32).sum()
+  compiled = jax.jit(jax.grad(respond, (0, 1, 2))).lower(
+      described(2, width, 1000), described(2, width, num_slots), described(2, num_slots, width),
+      described(1, num_slots // memory_kernel.WORD, 1000, of=jnp.int32)).compile()
+  assert "memory_backward" in compiled.as_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e:2x2", "v4:2x2x1"])
 def test_a_pod_needs_no_room_for_scores(chip):

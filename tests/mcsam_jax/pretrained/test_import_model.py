@@ -13,6 +13,7 @@ from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.pretrained.r2gencmn import CHILDREN
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 REPORTS = ["the heart is normal .", "the lungs are clear .", "there is an effusion ."]
 WORDS = sorted({word for report in REPORTS for word in report.split()})             # "." among them; <unk> is one more
@@ -74,11 +75,18 @@ def test_a_checkpoint_decodes(fields, tmp_path, capsys):
   assert status == 0, capsys.readouterr().err
   scores = json.loads((workdir / "eval" / "test-0.json").read_text())
   assert scores["num_studies"] == 3 and scores["decode"]["finished"] == "occupy"
-  assert cli.main(["train", "--config", "r2gencmn", "--workdir", str(workdir), *fields]) == 0
-  said = capsys.readouterr().out
-  assert "resumed at step 0" in said and "trained 1 steps" in said
   status = cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields])
   assert status == 2 and "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_checkpoint_trains_on(fields, tmp_path, capsys):
+  source, workdir = tmp_path / "model.safetensors", tmp_path / "run"
+  checkpoint(source, len(WORDS) + 2)
+  for verb in (["import-weights", str(source), str(workdir)], ["train", "--workdir", str(workdir)]):
+    assert cli.main([*verb, "--config", "r2gencmn", *fields]) == 0
+  said = capsys.readouterr().out
+  assert "resumed at step 0" in said and "trained 1 steps" in said
 
 
 def test_another_vocabulary_changes_nothing(fields, tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_a_checkpoint_goes_into_a_bucket_and_comes_back_and_a_damaged_one_is_put
 @pytest.mark.slow
 def test_two_hosts_train_in_a_bucket_as_on_a_disk(storage, tmp_path):
   """Interrupted there, by SIGTERM and by a damaged checkpoint, with a bucket that often has no time."""
-  fields = {"train__keep_last": 2, "data__restricted": True, "model__use_alignment": True}
+  fields = {"train__keep_last": 2, "train__log_every": 10, "data__restricted": True}
   finished(tmp_path, "", verb="prepare", hosts=1, **fields)
   finished(tmp_path, "run", **fields)
   finished(tmp_path, "run", verb="evaluate", hosts=1)
