@@ -315,6 +315,11 @@ def run_verb(args, overrides: list[str]) -> int:
       print(f"mcsam {args.verb}: {' '.join(str(error).split())[:500]}; run the same command again", file=sys.stderr)
       leave_hosts(RUN_AGAIN)
       return RUN_AGAIN
+    if type(error).__module__.startswith(("google.api_core", "google.auth")):
+      what = "; the account needs storage.buckets.get on the bucket, which roles/storage.legacyBucketReader gives"
+      print(f"mcsam {args.verb}: {' '.join(str(error).split())[:300]}{what if type(error).__name__ == 'Forbidden' else ''}",
+            file=sys.stderr)
+      return 2
     if isinstance(error, OSError):
       print(f"mcsam {args.verb}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
       return 2

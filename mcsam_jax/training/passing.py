@@ -11,6 +11,9 @@ LOST_HOST = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|he
                        r"[Cc]onnection (reset|closed|refused)|[Cc]oordination service|peer")
 # How TensorStore, below Orbax, tells that a bucket didn't answer however often it asked: a ValueError with this text.
 SILENT_STORE = re.compile(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): ")
+# How Google's Python libraries tell it.
+SILENT_GOOGLE = ("ServiceUnavailable", "InternalServerError", "BadGateway", "GatewayTimeout", "TooManyRequests", "RetryError",
+                 "TransportError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ChunkedEncodingError")
 
 
 class OtherHostFailed(Exception):
@@ -32,10 +35,13 @@ def will_pass(error: BaseException) -> bool:
 def _passes(error: BaseException) -> bool:
   if isinstance(error, OtherHostFailed):
     return True
+  module, name = type(error).__module__, type(error).__name__
+  if module.startswith(("google.api_core", "google.auth", "requests.")):     # of Orbax's questions about a bucket
+    return name in SILENT_GOOGLE
   if isinstance(error, OSError):
     return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in (errno.ESTALE, errno.EREMOTEIO)
-  if type(error).__module__.startswith("tensorflow.python.framework.errors"):
-    return type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
+  if module.startswith("tensorflow.python.framework.errors"):
+    return name in ("UnavailableError", "DeadlineExceededError", "AbortedError")
   if type(error) is ValueError:
     return bool(SILENT_STORE.match(str(error)))
   jax = sys.modules.get("jax")

@@ -4,8 +4,11 @@ import argparse
 import errno
 
 from clu.asynclib import AsyncError
+from google.api_core import exceptions as google
+from google.auth.exceptions import DefaultCredentialsError, TransportError
 import jax
 import pytest
+import requests
 import tensorflow as tf
 
 from mcsam_jax import cli
@@ -29,6 +32,11 @@ def status_of(error) -> int:
     (OtherHostFailed("host 0 has failed"), RUN_AGAIN),
     (tf.errors.NotFoundError(None, None, "gs://bucket/x"), 2),
     (tf.errors.UnavailableError(None, None, "gs://bucket/x: 503"), RUN_AGAIN),
+    (google.Forbidden("GET .../b/bucket: no storage.buckets.get access"), 2),
+    (DefaultCredentialsError("Your default credentials were not found."), 2),
+    (google.ServiceUnavailable("GET .../b/bucket"), RUN_AGAIN),
+    (TransportError("no route to metadata.google.internal"), RUN_AGAIN),
+    (requests.ConnectionError("no route"), RUN_AGAIN),
 ])
 def test_what_passes_is_run_again_and_what_does_not_is_told(error, status, capsys):
   assert status_of(error) == status
