@@ -8,7 +8,7 @@ import time
 
 from mcsam_jax.training.watchdog import Watchdog
 
-LIMIT = 0.3 / 60                  # minutes
+LIMIT = 1 / 60                    # minutes
 
 
 def leaves(program):
@@ -69,9 +69,9 @@ def test_signs_of_life_keep_it_going_and_it_ends_with_its_block():
   with Watchdog(LIMIT, left.append) as watchdog:
     show = watchdog.heard(shown.append)
     for item in watchdog.each(range(4), "val loss"):
-      time.sleep(0.12)
+      time.sleep(0.4)
       show(f"line {item}")
     with watchdog.paused("waiting for host 0"):
-      time.sleep(0.4)
-  time.sleep(0.5)                 # nothing watches any more
+      time.sleep(1.4)
+  time.sleep(1.6)                 # nothing watches any more
   assert not left and shown == [f"line {item}" for item in range(4)]
