@@ -37,7 +37,7 @@ def test_a_slice_larger_than_any_pod_is_refused():
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
   monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(UserError, match=r"pip install 'mcsam-jax\[tpu\]'"):
+  with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
     topologies.find_topology("v5e:4x4")
 
 
