@@ -21,7 +21,6 @@ import urllib.parse
 import trustme
 
 HOSTS = ("storage.googleapis.com", "www.googleapis.com", "oauth2.googleapis.com")
-STRANGER = 401                    # what somebody without credentials is told
 
 
 class CloudStorage:
@@ -30,6 +29,8 @@ class CloudStorage:
   Attributes:
     objects: (bucket, name) -> Object.
     asked: how often each kind of request came.
+    uploads: number -> bucket, name, query and content so far of one that goes on.
+    unknown: requests that nothing here answers.
     busy: a function of (method, path) that says whether a request is answered with 503.
   """
 
@@ -37,7 +38,7 @@ class CloudStorage:
     """`folder` gets the authority's certificate."""
     self.objects, self.asked, self.unknown = {}, collections.Counter(), []
     self.busy = lambda method, path: False
-    self.lock, self._generation, self._uploads = threading.RLock(), 1_700_000_000_000_000, {}
+    self.lock, self._generation, self.uploads = threading.RLock(), 1_700_000_000_000_000, {}
     authority = trustme.CA()
     self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*HOSTS).configure_cert(self.context)
@@ -82,11 +83,8 @@ class CloudStorage:
   def begin(self, bucket: str, name: str, query: dict) -> str:
     with self.lock:
       self._generation += 1
-      self._uploads[str(self._generation)] = [bucket, name, query, bytearray()]
+      self.uploads[str(self._generation)] = [bucket, name, query, bytearray()]
       return str(self._generation)
-
-  def upload(self, number: str) -> list:
-    return self._uploads[number]
 
 
 class Object:
@@ -208,7 +206,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def list(self, bucket, body):
     if "Authorization" not in self.headers and self.query.get("fields") == "kind":
-      raise _Answer(STRANGER, "who are you?")
+      raise _Answer(401, "who are you?")
     prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
     first, last = self.query.get("startOffset", ""), self.query.get("endOffset")
     rows = []                                       # (name, is a prefix), as the bucket orders them
@@ -233,7 +231,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send(self.found(bucket, name).described())
 
   def read(self, bucket, name, body):
-    of, content = self.found(bucket, name), None
+    of = self.found(bucket, name)
     size = len(of.content)
     asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
     facts = {"x_goog_generation": str(of.generation), "x_goog_metageneration": "1",
@@ -245,8 +243,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     end = min(int(last) + 1, size) if first and last else size
     if start >= size:
       raise _Answer(416, "no such range")
-    content = of.content[start:end]
-    self.send(content, 206, Content_Range=f"bytes {start}-{end - 1}/{size}", **facts)
+    self.send(of.content[start:end], 206, Content_Range=f"bytes {start}-{end - 1}/{size}", **facts)
 
   def write(self, bucket, body):
     kind, name = self.query["uploadType"], self.query.get("name")
@@ -262,7 +259,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send(self.cloud.put(bucket, name, body).described())
 
   def go_on(self, bucket, body):
-    bucket, name, query, content = self.cloud.upload(self.query["upload_id"])
+    bucket, name, query, content = self.cloud.uploads[self.query["upload_id"]]
     part = re.fullmatch(r"bytes (\*|\d+-\d+)/(\*|\d+)", self.headers.get("Content-Range", "bytes */*"))
     span, whole = part.groups()
     if span != "*":
