@@ -1,6 +1,6 @@
 """MIMIC-CXR at published size, from PhysioNet's files: a study a record, ResNet-50 trained along.
 
-data.source_dir is the folder of MIMIC-CXR-JPG with mimic-cxr-reports.zip in it (input_pipeline/datasets/mimic_cxr.py).
+data.source_dir is the folder of MIMIC-CXR-JPG with mimic-cxr-reports.zip in it (input_pipeline/datasets/mimic_cxr/dataset.py).
 For R2Gen's protocol, one record an image, put its annotation.json there and set data.mimic_cxr.unit=image,
 data.num_views=1, data.min_words=0. MIMIC-CXR is credentialed, so it is `restricted`: no report text or id goes to a
 log or to TensorBoard.

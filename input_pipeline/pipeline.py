@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline import images, table
-from input_pipeline.order import record_order
+from input_pipeline import images
+from input_pipeline import token_table
+from input_pipeline.shuffle import record_order
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split, open_split
 from input_pipeline.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer:
     features: [len(split), V, P, C] what a frozen encoder gave, instead of images; may be a memory map.
     valid: bool [B]; None: all are.
   """
-  known = table.load_or_build(split, tokenizer)
+  known = token_table.load_or_build(split, tokenizer)
   num_views = config.data.num_views
   views = np.full((len(indices), num_views), -1)
   stored = known.views[indices, :num_views]
@@ -69,7 +70,7 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
     features: see `make_batch`.
     batch_slice: the rows of the global batch that this host feeds.
   """
-  table.load_or_build(split, tokenizer)             # once, before threads ask for it
+  token_table.load_or_build(split, tokenizer)             # once, before threads ask for it
 
   def batch_of(step: int) -> Batch:
     indices, epochs = record_order(config.seed, step, config.train.batch_size, len(split))
@@ -89,7 +90,7 @@ def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
     limit: only the first so many records; 0: all.
     batch_slice: the rows of the global batch that this host takes.
   """
-  table.load_or_build(split, tokenizer)
+  token_table.load_or_build(split, tokenizer)
   num_records = min(limit or len(split), len(split))
 
   def batch_from(start: int) -> Batch:

@@ -25,9 +25,9 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
 from input_pipeline.datasets import records
-from input_pipeline.faults import DamagedRecord, DamagedRecords
+from input_pipeline.corrupt_records import DamagedRecord, DamagedRecords
 from mcsam_jax.errors import UserError
-from mcsam_jax.whole_file import UNREADABLE_NPZ
+from mcsam_jax.atomic_io import UNREADABLE_NPZ
 
 TARGETS = ("findings", "impression", "both")
 # What ArrayRecord says of bytes that aren't what was written, and what a disk says of a bad sector, or a network of

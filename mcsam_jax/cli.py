@@ -14,7 +14,7 @@ from absl import logging
 
 from mcsam_jax import __version__
 from mcsam_jax.errors import Preempted, RUN_AGAIN, UserError
-from mcsam_jax.training.passing import will_pass
+from mcsam_jax.retryable import will_pass
 
 
 def demo(args, overrides):
@@ -23,9 +23,9 @@ def demo(args, overrides):
 
 
 def prepare(args, overrides):
-  from input_pipeline.prepare import prepare
+  from input_pipeline.builder.prepare import prepare
   from mcsam_jax.config import load_config
-  from mcsam_jax.training.public_bucket import refuse_public
+  from mcsam_jax.distributed.bucket_access import refuse_public
   config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
   refuse_public(config)
   prepare(config)
@@ -33,8 +33,8 @@ def prepare(args, overrides):
 
 def init_memory(args, overrides):
   from mcsam_jax.config import load_config
-  from mcsam_jax.training.public_bucket import refuse_public
-  from mcsam_jax.training.workdir import init_memory
+  from mcsam_jax.distributed.bucket_access import refuse_public
+  from mcsam_jax.checkpoints.workdir import init_memory
   config = load_config(args.config, overrides)
   refuse_public(config, args.workdir)
   if config.memory_init.kind == "random":
@@ -45,15 +45,15 @@ def init_memory(args, overrides):
 
 def train(args, overrides):
   from mcsam_jax.config import load_config
-  from mcsam_jax.training import hosts
-  hosts.join()
+  from mcsam_jax.distributed import multihost
+  multihost.join()
   from mcsam_jax.training.train import train
   train(load_config(args.config, overrides), args.workdir)
 
 
 def evaluate(args, overrides):
-  from mcsam_jax.training import hosts
-  hosts.join()
+  from mcsam_jax.distributed import multihost
+  multihost.join()
   from mcsam_jax.evaluation.evaluate import evaluate
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 

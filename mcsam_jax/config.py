@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 import configs
 from configs import phantom
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoder import ENCODERS
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.atomic_io import write_whole
 
 CONFIGS = epath.Path(configs.__path__[0])
 PATHS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors",

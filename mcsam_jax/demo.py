@@ -8,14 +8,14 @@ from etils import epath
 import matplotlib.figure
 
 from input_pipeline.images import decode
-from input_pipeline.prepare import prepare
+from input_pipeline.builder.prepare import prepare
 from input_pipeline.splits import open_split
 from mcsam_jax import config as configs
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.pretrained.import_weights import import_weights
-from mcsam_jax.training.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
 
 NUM_SHOWN = 3

@@ -8,18 +8,22 @@ from ml_collections import ConfigDict
 
 from mcsam_jax.errors import UserError
 
-NAMES = ("phantom", "r2gen_json", "mimic_cxr")      # each a module here, with make_builder(config)
+MODULES = {                        # data.name: the module with its make_builder(config)
+    "phantom": "input_pipeline.datasets.phantom.dataset",
+    "r2gen_json": "input_pipeline.datasets.r2gen_json",
+    "mimic_cxr": "input_pipeline.datasets.mimic_cxr.dataset",
+}
 
 
 def make_builder(config: ConfigDict):
   """Returns the TFDS builder of the data that a config names; nothing is built or read from images yet."""
   name = config.data.name
-  if name not in NAMES:
-    raise UserError(f"data.name={name}: no such data set, there are {', '.join(NAMES)}")
+  if name not in MODULES:
+    raise UserError(f"data.name={name}: no such data set, there are {', '.join(MODULES)}")
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)      # TFDS warns of builder configs that depend on the user's files
   try:
-    return importlib.import_module(f"input_pipeline.datasets.{name}").make_builder(config)
+    return importlib.import_module(MODULES[name]).make_builder(config)
   except json_format.ParseError as error:
     raise UserError(f"a dataset_info.json below {config.data.data_dir}/{name} is damaged ({error}): "
                     "delete its folder and run `mcsam prepare`") from error

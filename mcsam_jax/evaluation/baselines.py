@@ -17,11 +17,11 @@ import contextlib
 
 import numpy as np
 
-from mcsam_jax.evaluation.constants import constant_scores, word_f1
-from mcsam_jax.evaluation.java import JavaUnavailable, Meteor
-from mcsam_jax.evaluation.labels import constant_f1, label_codes, read_all
-from mcsam_jax.evaluation.nlg import METRICS
-from mcsam_jax.evaluation.protocols import apply_protocol
+from mcsam_jax.metrics.constant_report import constant_scores, word_f1
+from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor
+from mcsam_jax.metrics.clinical_f1 import constant_f1, label_codes, read_all
+from mcsam_jax.metrics.nlg import METRICS
+from mcsam_jax.metrics.protocols import apply_protocol
 
 NUM_NEIGHBOURS = 30
 MAX_CANDIDATES = 3000         # distinct train reports that are tried as constants; IU X-Ray has 1,700

@@ -18,17 +18,17 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.bootstrap import (
+from mcsam_jax.metrics.bootstrap import (
     LEVEL, ONE_SUBJECT, Score, differences_of, map_leaves, nothing_is_0, resample, subtract)
 from mcsam_jax.evaluation.compare_table import format_comparison
-from mcsam_jax.evaluation.java import Meteor
-from mcsam_jax.evaluation.judge import Judge, nlg_of
-from mcsam_jax.evaluation.labels import label_values
-from mcsam_jax.evaluation.nlg import METRICS
-from mcsam_jax.evaluation.radeval import means_of
+from mcsam_jax.metrics.meteor import Meteor
+from mcsam_jax.evaluation.scorer import Judge, nlg_of
+from mcsam_jax.metrics.clinical_f1 import label_values
+from mcsam_jax.metrics.nlg import METRICS
+from mcsam_jax.metrics.radeval import means_of
 from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports, stored_labels
 from mcsam_jax.evaluation.score_files import make_reader, preparation
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.atomic_io import write_whole
 
 
 def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None, train: str | None = None,

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from mcsam_jax.evaluation.bootstrap import MIN_DEFINED
-from mcsam_jax.evaluation.labels import RATES, UNCERTAIN
+from mcsam_jax.metrics.bootstrap import MIN_DEFINED
+from mcsam_jax.metrics.clinical_f1 import RATES, UNCERTAIN
 from mcsam_jax.evaluation.score_table import standing
 
 NO_INTERVAL = "-"

@@ -23,24 +23,24 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
-from mcsam_jax.evaluation.bootstrap import resample
-from mcsam_jax.evaluation.generate import ReportWriter, Written
-from mcsam_jax.evaluation.labelers import Labeler, drawn_labels, make_labeler
-from mcsam_jax.evaluation.members import Member, check_one_language, load_member
-from mcsam_jax.evaluation.memory_use import slots_answering
-from mcsam_jax.evaluation.own_features import make_own_pooled
-from mcsam_jax.evaluation.page_of_split import Reasons, write_split_page
-from mcsam_jax.evaluation.radeval import add_radeval, score_names
+from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.inference.generate import ReportWriter, Written
+from mcsam_jax.labelers.registry import Labeler, drawn_labels, make_labeler
+from mcsam_jax.inference.load import Member, check_one_language, load_member
+from mcsam_jax.explain.memory_usage import slots_answering
+from mcsam_jax.inference.image_embeddings import make_own_pooled
+from mcsam_jax.html_report.split_page import Reasons, write_split_page
+from mcsam_jax.metrics.radeval import add_radeval, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
-from mcsam_jax.evaluation.why import describe_slots, explain_reports, in_numbers
-from mcsam_jax.training import hosts
-from mcsam_jax.training.preemption import Stop
-from mcsam_jax.training.sharding import decode_batch_size, host_rows, make_mesh
+from mcsam_jax.explain.explanations import describe_slots, explain_reports, in_numbers
+from mcsam_jax.distributed import multihost
+from mcsam_jax.distributed.preemption import Stop
+from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, make_mesh
 from mcsam_jax.training.train import features_for_all
-from mcsam_jax.training.watchdog import Watchdog
-from mcsam_jax.training.workdir import Workdir, open_workdir
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.distributed.watchdog import Watchdog
+from mcsam_jax.checkpoints.workdir import Workdir, open_workdir
+from mcsam_jax.atomic_io import write_whole
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
@@ -65,7 +65,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   labeler = make_labeler(config)
   score_names(config.eval.radeval)                      # what it needs is missed now, not when all is written
   with Watchdog(config.train.hang_minutes) as watchdog, Stop() as stop:
-    show = watchdog.heard(hosts.only_first(show))
+    show = watchdog.heard(multihost.only_first(show))
 
     # The model, or several.
     features, train_features = (features_for_all(work, each, stop, watchdog, show) for each in (split, train))
@@ -82,7 +82,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
           eval_batches(of, tokenizer, config, size, seen, batch_slice=host_rows(mesh, size))), phase)
       written = write([member.variables for member in members], of_split("writing reports"))
       unscored = file_of(works, split, members[0].step, "unscored.jsonl")
-      hosts.on_first_host(lambda: write_table(unscored, split, written))
+      multihost.on_first_host(lambda: write_table(unscored, split, written))
 
       # What else is asked of the model: for baselines by its own eyes, of its memory, and why.
       own_pooled = make_own_pooled(members[0], config, mesh)
@@ -100,7 +100,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     # Their scores, which one host computes.
     stop.check()
     with watchdog.while_first_works(), watchdog.busy("scoring"):
-      return hosts.on_first_host(lambda: score(works, members, split, written, own, slots, reasons, labeler, show),
+      return multihost.on_first_host(lambda: score(works, members, split, written, own, slots, reasons, labeler, show),
                                  within=stop.at_once) or {}
 
 

@@ -18,17 +18,17 @@ import time
 from etils import epath
 import jax
 
-from input_pipeline import own_images
-from input_pipeline.own_images import Film, Study
+from input_pipeline import user_images
+from input_pipeline.user_images import Film, Study
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Unreadable, UserError
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.evaluation.familiar import Familiar, load_or_learn, RARE
-from mcsam_jax.evaluation.own_images_model import OwnImagesModel, Result
-from mcsam_jax.training.workdir import open_workdir, Workdir
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.inference.ood import Familiar, load_or_learn, RARE
+from mcsam_jax.inference.predictor import OwnImagesModel, Result
+from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
+from mcsam_jax.atomic_io import write_whole
 
 BATCH = 4                 # studies written together: few, as most calls bring few, and one program serves any number
 Reasons = tuple[Sequence, Sequence, Split | None]         # of OwnImagesModel.reasons
@@ -43,7 +43,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   Args:
     step: of the checkpoint; None: the best on val, or the last.
     overrides: `--config.field=value` of fields that don't belong to the model.
-    grouping: which files are one study, one of own_images.GROUPINGS.
+    grouping: which files are one study, one of user_images.GROUPINGS.
     as_json: one object instead of text.
     out: file that takes the text or JSON; "": `write` does.
     page: HTML file to write besides; "": none.
@@ -57,7 +57,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   started = time.monotonic()
   keep_programs()
   work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides])
-  found = own_images.find(given, grouping)
+  found = user_images.find(given, grouping)
   if not found.studies and not found.refused:
     others = f" ({found.passed_over} other files)" if found.passed_over else ""
     raise UserError(f"no image in {', '.join(map(str, given))}{others}: give PNG, JPEG or DICOM files, or folders of "
@@ -112,7 +112,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
 def readable(found: Sequence[Sequence[Film]], work: Workdir, familiar: Familiar | None, refuse) -> Iterator[Study]:
   """Yields the studies of which a film can be read; `refuse` takes the Unreadable of each that can't."""
   alone = familiar.first_view if familiar else "frontal"
-  read = lambda films: own_images.read_study(films, work.config.data, alone)
+  read = lambda films: user_images.read_study(films, work.config.data, alone)
   for study in ordered_map(read, found, work.config.train.host_threads):
     for error in study.refused:
       refuse(error)
@@ -136,7 +136,7 @@ def as_dict(result: Result, familiar: Familiar | None) -> dict:
 
 def add_why(studies: Sequence[dict], reasons: Reasons) -> None:
   """Adds to what the JSON says of each study why its report was written, in numbers."""
-  from mcsam_jax.evaluation.why import in_numbers
+  from mcsam_jax.explain.explanations import in_numbers
   whys, slots, train = reasons
   train_ids = train.ids if train else ()
   for study, why in zip(studies, whys):
@@ -148,9 +148,9 @@ def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result
 
   What training reports recall the same is shown where the records are on this machine and aren't restricted.
   """
-  from mcsam_jax.evaluation.labelers import make_labeler
-  from mcsam_jax.evaluation.page import write_page as write_html
-  from mcsam_jax.evaluation.page_of_split import mentions_by
+  from mcsam_jax.labelers.registry import make_labeler
+  from mcsam_jax.html_report.page import write_page as write_html
+  from mcsam_jax.html_report.split_page import mentions_by
   work, written = model.work, [result.written for result in results]
   studies = []
   for result in results:

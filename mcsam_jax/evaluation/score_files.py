@@ -8,15 +8,15 @@ from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
-from mcsam_jax.evaluation.bootstrap import resample
-from mcsam_jax.evaluation.java import Meteor
-from mcsam_jax.evaluation.labeler import read_labels
-from mcsam_jax.evaluation.protocols import UNKNOWN
-from mcsam_jax.evaluation.radeval import add_radeval, score_names
+from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.metrics.meteor import Meteor
+from mcsam_jax.labelers.rules import read_labels
+from mcsam_jax.metrics.protocols import UNKNOWN
+from mcsam_jax.metrics.radeval import add_radeval, score_names
 from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports, stored_labels
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.atomic_io import write_whole
 
 R2GEN = {"iu_xray": (3, 60), "mimic_cxr": (10, 100)}     # R2Gen's threshold of words, and length of reports
 LABELERS = ("rules", "none")

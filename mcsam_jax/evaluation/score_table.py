@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from mcsam_jax.evaluation.nlg import METRICS
-from mcsam_jax.evaluation.protocols import UNKNOWN
+from mcsam_jax.metrics.nlg import METRICS
+from mcsam_jax.metrics.protocols import UNKNOWN
 
 _NAMES = {"constant": "constant report", "nearest": "nearest image's", "medoid": "medoid of nearest",
           "nearest_own": "nearest, own", "medoid_own": "medoid, own"}        # by the model's own features

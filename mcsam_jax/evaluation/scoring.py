@@ -14,14 +14,14 @@ import numpy as np
 from input_pipeline.datasets.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import LABEL_METRICS, neighbour_reports
-from mcsam_jax.evaluation.bootstrap import LEVEL, ONE_SUBJECT, Score, differences, intervals, points, resample
-from mcsam_jax.evaluation.java import Meteor
-from mcsam_jax.evaluation.judge import Judge, nlg_of
-from mcsam_jax.evaluation.labels import LabelCounts, label_values, mean_counts, points_of
-from mcsam_jax.evaluation.nlg import METRICS
-from mcsam_jax.evaluation.protocols import (
+from mcsam_jax.metrics.bootstrap import LEVEL, ONE_SUBJECT, Score, differences, intervals, points, resample
+from mcsam_jax.metrics.meteor import Meteor
+from mcsam_jax.evaluation.scorer import Judge, nlg_of
+from mcsam_jax.metrics.clinical_f1 import LabelCounts, label_values, mean_counts, points_of
+from mcsam_jax.metrics.nlg import METRICS
+from mcsam_jax.metrics.protocols import (
     DESCRIPTIONS, PROTOCOLS, UNKNOWN, apply_protocol, as_r2gen_reference, clean_hypothesis)
-from mcsam_jax.evaluation.variety import Variety
+from mcsam_jax.metrics.diversity import Variety
 
 METEOR_PERMUTATIONS = 2       # of the control, and under the main protocol alone: METEOR takes ten times as long as the
                               # other metrics together

@@ -21,7 +21,7 @@ from mcsam_jax.memory_init.coherence import npmi
 from mcsam_jax.memory_init.kmeans import kmeans_topics, random_topics
 from mcsam_jax.memory_init.topics import learn_topics
 from mcsam_jax.memory_init.word_vectors import WordVectors, word_masses, word_vectors
-from mcsam_jax.whole_file import UNREADABLE_NPZ, write_whole
+from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
 
 KINDS = ("topics", "kmeans", "random")
 NUM_NEAREST = 10            # words that describe a slot or topic, and that coherence is measured on

@@ -21,7 +21,7 @@ from scipy import linalg
 from scipy import sparse
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.whole_file import UNREADABLE_NPZ
+from mcsam_jax.atomic_io import UNREADABLE_NPZ
 
 # Words of grammar, and those by which a report speaks of itself rather than of the chest.
 FUNCTION_WORDS = frozenset("""

@@ -31,7 +31,7 @@ from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import ReportDecoder, Study
 from mcsam_jax.models.semantic_alignment import Alignment, CodeHead, Pairs, SemanticAlignment
 from mcsam_jax.models.text_encoder import TextEncoder
-from mcsam_jax.models.visual_encoder import make_encoder
+from mcsam_jax.models.visual_encoders.registry import make_encoder
 
 
 @flax.struct.dataclass

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcsam_jax.models import layers, memory_kernel
+from mcsam_jax.models import layers
+from mcsam_jax.models.kernels import memory_attention
 from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.partitioning import BATCH
 
@@ -51,7 +52,7 @@ class MemoryBank(nn.Module):
     queries = self.query(features.reshape(-1, features.shape[-1]))     # [R, D]: all rows and positions alike
     kept = self.kept_by_dropout(queries, train)                        # [R, S], or None
     axes = split_over(features)
-    if self.is_mutable_collection("intermediates") or axes is None or not memory_kernel.supports(
+    if self.is_mutable_collection("intermediates") or axes is None or not memory_attention.supports(
         self.num_slots, self.width // self.num_heads, self.top_k, self.dtype):
       answers, weights = self.answer(queries, memory, kept)
       self.sow("intermediates", "slot_weights", self.by_row(weights, features))
@@ -76,9 +77,9 @@ class MemoryBank(nn.Module):
                     axes: tuple[str, ...]) -> jax.Array:
     """Returns the same values; rows R are split over `axes` of the mesh."""
     turned = queries.T.reshape(self.num_heads, -1, queries.shape[0])   # [H, D/H, R]
-    words = None if kept is None else memory_kernel.pack(kept)
+    words = None if kept is None else memory_attention.pack(kept)
     keep_rate = 1.0 if kept is None else 1 - self.dropout
-    answers = memory_kernel.respond(turned, memory.keys, memory.values, words, self.top_k, keep_rate, axes)
+    answers = memory_attention.respond(turned, memory.keys, memory.values, words, self.top_k, keep_rate, axes)
     return answers.reshape(self.width, -1).T
 
   def kept_by_dropout(self, queries: jax.Array, train: bool) -> jax.Array | None:

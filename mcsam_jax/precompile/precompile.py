@@ -12,10 +12,10 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline.prepare import tokenizer_dir
+from input_pipeline.builder.prepare import tokenizer_dir
 from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import load_tokenizer
-from mcsam_jax.benchmark.collectives import Transfer, transfers
+from mcsam_jax.precompile.collectives import Transfer, transfers
 from mcsam_jax.decoding.greedy import room_sizes
 from mcsam_jax.errors import UserError
 from mcsam_jax.partitioning import MESH_AXES
@@ -25,7 +25,7 @@ from mcsam_jax.precompile.program import lower_decode, lower_train
 from mcsam_jax.precompile.roofline import roofline, utilisation
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.flops import train_flops
-from mcsam_jax.training.sharding import check_train_batch, decode_batch_size, mesh_shape
+from mcsam_jax.distributed.mesh import check_train_batch, decode_batch_size, mesh_shape
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 R2GEN_MIMIC_CXR_RECORDS = 270790 # of its train split

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from mcsam_jax.benchmark.chips import Chip
-from mcsam_jax.benchmark.collectives import Transfer
+from mcsam_jax.hardware import Chip
+from mcsam_jax.precompile.collectives import Transfer
 from mcsam_jax.precompile.cost import Costs
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 
-from mcsam_jax.benchmark.chips import CHIPS, Chip, chip_of
+from mcsam_jax.hardware import CHIPS, Chip, chip_of
 from mcsam_jax.errors import UserError
 
 EXAMPLES = "v5e:4x4, v5e:16x16, v4:8x8x16, v5p:4x4x4, v6e:16x16, v4:2x2x1, v5e:2x4"

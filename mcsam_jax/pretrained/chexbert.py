@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.chexbert import CheXbert
-from mcsam_jax.evaluation.wordpiece import read_vocabulary
+from mcsam_jax.labelers.chexbert import CheXbert
+from input_pipeline.wordpiece import read_vocabulary
 from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.pretrained.import_weights import ImportReport, convert
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.pretrained.weights_file import fit, read_weights, save_weights
+from mcsam_jax.checkpoints.weights import fit, read_weights, save_weights
 
 EMBEDDINGS = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "token_type"}
 PARTS = {"attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.prepare import load_or_build_tokenizer
+from input_pipeline.builder.prepare import load_or_build_tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoder import ENCODERS
+from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.pretrained import r2gencmn, torch_names
 from mcsam_jax.pretrained.import_weights import ImportReport, convert
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.pretrained.weights_file import save_weights
-from mcsam_jax.training.checkpoint import Checkpoints
-from mcsam_jax.training.step import first_state, init_state, make_model
-from mcsam_jax.training.workdir import create_workdir
+from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.training.train_step import first_state, init_state, make_model
+from mcsam_jax.checkpoints.workdir import create_workdir
 
 
 def import_model(src: str, workdir: str, config: ConfigDict, show: Callable[[str], None] = print) -> ImportReport:

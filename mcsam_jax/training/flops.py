@@ -13,9 +13,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from mcsam_jax.models.efficientnet import STAGES, EfficientNetLite
-from mcsam_jax.models.resnet import Bottleneck
-from mcsam_jax.models.visual_encoder import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.efficientnet import STAGES, EfficientNetLite
+from mcsam_jax.models.visual_encoders.resnet import Bottleneck
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
 IMAGE_ENCODER, FIRST_CONVOLUTION, PATCHES = "image encoder", "first convolution", "patches"
 UNUSED_SLOTS = "unused slots"     # the products with the values of slots that no query kept: done, not needed

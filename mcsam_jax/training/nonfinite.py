@@ -15,9 +15,9 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.order import record_order
+from input_pipeline.shuffle import record_order
 from mcsam_jax.errors import UserError
-from mcsam_jax.whole_file import write_whole
+from mcsam_jax.atomic_io import write_whole
 
 CHECKED = ("loss", "gradient_norm")     # of every step; every term and every parameter's gradient is in them
 

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.models.visual_encoder import ENCODERS
+from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
 MIN_CROP = 0.85                    # of the image's side; the crop is scaled back to S
 MAX_ANGLE = 7 * math.pi / 180

@@ -15,21 +15,21 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.pipeline import Split, make_batch, train_batches
-from input_pipeline.table import load_or_build
-from mcsam_jax.benchmark.chips import chip_of
+from input_pipeline.token_table import load_or_build
+from mcsam_jax.hardware import chip_of
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Preempted, UserError
-from mcsam_jax.training import hosts
-from mcsam_jax.training.checkpoint import Checkpoints, abstract
+from mcsam_jax.distributed import multihost
+from mcsam_jax.checkpoints.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.flops import train_flops
-from mcsam_jax.training.preemption import STEPS_AHEAD, Stop
-from mcsam_jax.training.progress import Progress
-from mcsam_jax.training.sharding import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
-from mcsam_jax.training.step import init_state, make_model, make_term_norms, make_train_step
+from mcsam_jax.distributed.preemption import STEPS_AHEAD, Stop
+from mcsam_jax.training.throughput import Progress
+from mcsam_jax.distributed.mesh import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
+from mcsam_jax.training.train_step import init_state, make_model, make_term_norms, make_train_step
 from mcsam_jax.training.validation import Validation, check_best_metric
-from mcsam_jax.training.watch import Watch, logged
-from mcsam_jax.training.watchdog import Watchdog
-from mcsam_jax.training.workdir import Workdir, claim, create_workdir
+from mcsam_jax.training.metrics_logger import Watch, logged
+from mcsam_jax.distributed.watchdog import Watchdog
+from mcsam_jax.checkpoints.workdir import Workdir, claim, create_workdir
 
 
 def train(config: ConfigDict, workdir: str, show=print) -> None:
@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
   """
   with contextlib.ExitStack() as on_exit:
     watchdog = on_exit.enter_context(Watchdog(config.train.hang_minutes))
-    show = watchdog.heard(hosts.only_first(show))
+    show = watchdog.heard(multihost.only_first(show))
     mesh = make_mesh(config)
     check_train_batch(config, mesh.shape)
     check_best_metric(config)
@@ -51,8 +51,8 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
          f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} on each device")
     stop = on_exit.enter_context(Stop())
     with watchdog.while_first_works():
-      work = hosts.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)
-    on_exit.enter_context(hosts.on_first_host(lambda: claim(work.path, show)) or contextlib.nullcontext())
+      work = multihost.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)
+    on_exit.enter_context(multihost.on_first_host(lambda: claim(work.path, show)) or contextlib.nullcontext())
     run(work, mesh, stop, watchdog, on_exit, show)
 
 
@@ -74,7 +74,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
   with watchdog.while_first_works():
     for split in (train_split, val_split):                # a pass over all records the first time
-      hosts.first_then_others(lambda: load_or_build(split, tokenizer, show), within=stop.at_once)
+      multihost.first_then_others(lambda: load_or_build(split, tokenizer, show), within=stop.at_once)
   train_reports = train_split.read_reports(show) if config.train.eval_search == "consensus" else ()
   train_features, val_features = (features_for_all(work, split, stop, watchdog, show)
                                   for split in (train_split, val_split))
@@ -167,10 +167,10 @@ def features_for_all(work: Workdir, split: Split, stop: Stop, watchdog: Watchdog
     with stop.at_once():
       features = work.features(split, show)
     with watchdog.paused("waiting for the features of other hosts"):
-      hosts.meet()
+      multihost.meet()
     return features
   with watchdog.while_first_works():
-    return hosts.first_then_others(lambda: work.features(split, show), within=stop.at_once)
+    return multihost.first_then_others(lambda: work.features(split, show), within=stop.at_once)
 
 
 def with_pretrained(state, work, shardings):

@@ -17,15 +17,15 @@ import PIL.Image
 
 from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.generate import ReportWriter, Written
-from mcsam_jax.evaluation.labelers import drawn_labels, make_labeler
-from mcsam_jax.evaluation.labels import label_scores
-from mcsam_jax.evaluation.nlg import nlg_scores
-from mcsam_jax.evaluation.protocols import apply_protocol
-from mcsam_jax.training.preemption import STEPS_AHEAD, Stop
-from mcsam_jax.training.sharding import decode_batch_size, host_rows, on_mesh, replicated
-from mcsam_jax.training.step import make_eval_step
-from mcsam_jax.training.watchdog import Watchdog
+from mcsam_jax.inference.generate import ReportWriter, Written
+from mcsam_jax.labelers.registry import drawn_labels, make_labeler
+from mcsam_jax.metrics.clinical_f1 import label_scores
+from mcsam_jax.metrics.nlg import nlg_scores
+from mcsam_jax.metrics.protocols import apply_protocol
+from mcsam_jax.distributed.preemption import STEPS_AHEAD, Stop
+from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, on_mesh, replicated
+from mcsam_jax.training.train_step import make_eval_step
+from mcsam_jax.distributed.watchdog import Watchdog
 
 METRICS = ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")     # METEOR takes a Java that a pod's host may lack
 NUM_SAMPLES = 4                                        # studies that TensorBoard shows

@@ -15,7 +15,7 @@ import tempfile
 import time
 
 from mcsam_jax.config import load_config
-from mcsam_jax.training.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
 
 

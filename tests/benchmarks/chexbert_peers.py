@@ -78,7 +78,7 @@ def theirs(path: str, texts, size: int, by_length: bool):
 
 def ours(path: str, texts):
   """Returns a function that reads all texts with JAX and returns logits [n, 14, 4]."""
-  from mcsam_jax.evaluation.chexbert import CheXbertReader
+  from mcsam_jax.labelers.chexbert import CheXbertReader
   from mcsam_jax.pretrained.chexbert import load_chexbert
   variables, pieces, sizes = load_chexbert(path)
   reader = CheXbertReader(variables, pieces, sizes)

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from input_pipeline.text import clean
-from mcsam_jax.evaluation import labeler
+from mcsam_jax.labelers import rules
 
 # Finding of CheXpert -> the column of manual labels that means the same. The overall scores are over these.
 COLUMNS = {
@@ -57,7 +57,7 @@ def rates(truth: list[bool], stated: list[bool]) -> dict[str, float]:
 
 def read(rows: list[dict], reading: str = WHOLE, counted=AT_LEAST_UNCERTAIN) -> list[dict[str, bool]]:
   """Returns for each study which findings its report states."""
-  labels = (labeler.read_labels(READINGS[reading](row)) for row in rows)
+  labels = (rules.read_labels(READINGS[reading](row)) for row in rows)
   return [{finding: label in counted for finding, label in report.items()} for report in labels]
 
 

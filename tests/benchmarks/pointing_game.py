@@ -20,17 +20,17 @@ import sys
 import jax
 import numpy as np
 
-from input_pipeline.datasets.phantom_anatomy import find_findings
-from input_pipeline.datasets.phantom_patient import PHANTOM_FINDINGS
-from input_pipeline.datasets.phantom_reports import mentions
+from input_pipeline.datasets.phantom.anatomy import find_findings
+from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
+from input_pipeline.datasets.phantom.reports import mentions
 from input_pipeline.datasets.records import SPLITS
 from input_pipeline.pipeline import eval_batches
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.generate import Written
-from mcsam_jax.evaluation.members import load_member
-from mcsam_jax.evaluation.why import explain_reports
-from mcsam_jax.training.sharding import make_mesh
-from mcsam_jax.training.workdir import open_workdir
+from mcsam_jax.inference.generate import Written
+from mcsam_jax.inference.load import load_member
+from mcsam_jax.explain.explanations import explain_reports
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.checkpoints.workdir import open_workdir
 
 SHARE = 1 / 8                   # of a patch's pixels
 

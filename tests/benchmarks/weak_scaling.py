@@ -73,8 +73,8 @@ def measure(args, overrides: list[str]) -> dict[str, list]:
   import jax
   from jax.experimental import multihost_utils
   import numpy as np
-  from mcsam_jax.training import hosts
-  hosts.join()
+  from mcsam_jax.distributed import multihost
+  multihost.join()
   alone, together = (make_trainer(args.studies, overrides, devices) for devices in (jax.local_devices(), jax.devices()))
   trainers = {"one": alone if jax.process_index() == 0 else None, "apart": alone, "two": together}
   for trainer in (alone, together):
@@ -99,8 +99,8 @@ def make_trainer(studies: int, overrides: list[str], devices):
   import jax
   import numpy as np
   from mcsam_jax.config import load_config
-  from mcsam_jax.training.sharding import host_rows, make_mesh, replicated, state_sharding, to_global
-  from mcsam_jax.training.step import init_state, make_model, make_train_step
+  from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
+  from mcsam_jax.training.train_step import init_state, make_model, make_train_step
   size = studies * len(devices)
   config = load_config("phantom", [*(f"--config.{name}={value}" for name, value in FIELDS.items()),
                                    f"--config.train.batch_size={size}", *overrides])

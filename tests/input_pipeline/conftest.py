@@ -50,7 +50,7 @@ def source(tmp_path):
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> ConfigDict:
   """The config of a prepared source that no test may change."""
-  from input_pipeline.prepare import prepare
+  from input_pipeline.builder.prepare import prepare
   folder = tmp_path_factory.mktemp("prepared")
   write_source(folder / "source")
   config = source_config(folder / "source", folder / "data")

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline import images, order, pipeline
-from input_pipeline.prepare import load_or_build_tokenizer
+from input_pipeline import images, pipeline
+from input_pipeline import shuffle
+from input_pipeline.builder.prepare import load_or_build_tokenizer
 
 NUM_TRAIN = 11
 
@@ -53,7 +54,7 @@ def test_fewer_views_than_stored(prepared, train, tokenizer):
 def test_training_follows_the_order_and_resumes(prepared, train, tokenizer):
   whole = list(pipeline.train_batches(train, tokenizer, prepared, 0, 7))
   for step, batch in enumerate(whole):
-    indices, epochs = order.record_order(prepared.seed, step, 4, NUM_TRAIN)
+    indices, epochs = shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)
     assert_equal(batch, pipeline.make_batch(train, indices, epochs, tokenizer, prepared))
   for batch, resumed in zip(whole[5:], pipeline.train_batches(train, tokenizer, prepared, 5, 2), strict=True):
     assert_equal(batch, resumed)
@@ -104,7 +105,7 @@ def test_two_hundred_steps_show_the_same_studies(prepared, train, tokenizer, hos
     run = functools.partial(pipeline.train_batches, train, tokenizer, config, batch_slice=rows)
     parts.append([*run(0, restart), *run(restart, 200 - restart)])
   batches = [{"record": np.concatenate([part["record"] for part in step])} for step in zip(*parts, strict=True)]
-  expected = [{"record": order.record_order(prepared.seed, step, 4, NUM_TRAIN)[0]} for step in range(200)]
+  expected = [{"record": shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)[0]} for step in range(200)]
   assert ids_of(train, batches) == ids_of(train, expected)
   shown = np.concatenate([batch["record"] for batch in batches])
   epochs = shown[:800 // NUM_TRAIN * NUM_TRAIN].reshape(-1, NUM_TRAIN)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from mcsam_jax import cli
 from mcsam_jax.errors import RUN_AGAIN, UserError
-from mcsam_jax.training.passing import OtherHostFailed
+from mcsam_jax.retryable import OtherHostFailed
 
 
 def status_of(error) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from input_pipeline import datasets, splits
 from input_pipeline.datasets import r2gen_json
-from input_pipeline.prepare import prepare
+from input_pipeline.builder.prepare import prepare
 from mcsam_jax.errors import UserError
 
 

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from mcsam_jax import cli
-from tests.input_pipeline import physionet
+from tests.testing import physionet
 
 WALK = """
 import resource, sys
 from input_pipeline.pipeline import train_batches, open_split
-from input_pipeline.prepare import load_or_build_tokenizer
+from input_pipeline.builder.prepare import load_or_build_tokenizer
 from mcsam_jax.config import load_config
 config = load_config("mimic_cxr", sys.argv[1:])
 split = open_split(config, "train")

@@ -9,7 +9,7 @@ from input_pipeline.datasets.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.bootstrap import map_leaves
+from mcsam_jax.metrics.bootstrap import map_leaves
 from mcsam_jax.evaluation.compare import compare, draw_runs
 
 WORDS = "the heart lungs are is clear normal no effusion seen enlarged small".split()

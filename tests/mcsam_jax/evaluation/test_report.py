@@ -13,18 +13,19 @@ import pydicom
 import pytest
 
 from input_pipeline.pipeline import eval_batches
-from input_pipeline.prepare import prepare
+from input_pipeline.builder.prepare import prepare
 from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.demo import write_films
-from mcsam_jax.evaluation import familiar, report as report_verb, report_text
-from mcsam_jax.evaluation.generate import ReportWriter
-from mcsam_jax.evaluation.members import load_member
-from mcsam_jax.pretrained.weights_file import save_weights
-from mcsam_jax.training.checkpoint import Checkpoints
-from mcsam_jax.training.sharding import make_mesh
-from mcsam_jax.training.step import init_state, make_model
-from mcsam_jax.training.workdir import create_workdir, open_workdir, random_encoder
+from mcsam_jax.evaluation import report as report_verb, report_text
+from mcsam_jax.inference import ood
+from mcsam_jax.inference.generate import ReportWriter
+from mcsam_jax.inference.load import load_member
+from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.training.train_step import init_state, make_model
+from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir, random_encoder
 
 TINY = {
     "data.phantom.num_train": 20, "data.phantom.num_val": 10, "data.phantom.num_test": 1, "data.image_size": 32,
@@ -255,11 +256,11 @@ def test_familiar_is_what_nearly_all_val_images_reach():
   """Train and val lie around one direction, at angles that are known."""
   rng = np.random.default_rng(0)
   around = lambda count, spread: np.eye(64)[0] + spread * rng.normal(size=(count, 64)) / 8
-  known = familiar.learn(around(400, 0.5), around(2000, 0.5))
+  known = ood.learn(around(400, 0.5), around(2000, 0.5))
   assert (known.likeness(around(2000, 0.5)) < known.usual).mean() < 0.02
   assert np.all(known.likeness(np.eye(64)[1:]) < known.usual)                # at right angles to all
   assert np.all(known.likeness(5 * known.reference[:3].astype(np.float32)) > known.usual)      # lengths don't count
-  np.testing.assert_allclose(familiar.learn(np.eye(3), np.eye(3)[:1]).likeness(np.eye(3)[:1]), [1 / 3], atol=1e-6)
+  np.testing.assert_allclose(ood.learn(np.eye(3), np.eye(3)[:1]).likeness(np.eye(3)[:1]), [1 / 3], atol=1e-6)
 
 
 @pytest.mark.parametrize("report,expected", [

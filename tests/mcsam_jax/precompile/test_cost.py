@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcsam_jax.benchmark.collectives import collectives, transfers
+from mcsam_jax.precompile.collectives import collectives, transfers
 from mcsam_jax.precompile.cost import analyse, total_by
 from mcsam_jax.precompile.hlo import arrays_of, parse
 from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax import cli
-from mcsam_jax.benchmark.chips import CHIPS
-from mcsam_jax.benchmark.collectives import transfers
+from mcsam_jax.hardware import CHIPS
+from mcsam_jax.precompile.collectives import transfers
 from mcsam_jax.config import load_config
 from mcsam_jax.decoding.greedy import room_sizes
 from mcsam_jax.errors import UserError

@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.chexbert import CheXbertReader
+from mcsam_jax.labelers.chexbert import CheXbertReader
 from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.pretrained.chexbert import import_chexbert, load_chexbert
 

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 import safetensors.numpy
 
-from input_pipeline.prepare import prepare
+from input_pipeline.builder.prepare import prepare
 from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.pretrained.r2gencmn import CHILDREN

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoder import make_encoder
+from mcsam_jax.models.visual_encoders.registry import make_encoder
 from mcsam_jax.pretrained import import_weights as module
 from mcsam_jax.pretrained.import_weights import import_weights
 from mcsam_jax.pretrained.torch_names import detect_architecture, flax_name
-from mcsam_jax.pretrained.weights_file import load_weights, save_weights, weights_digest
+from mcsam_jax.checkpoints.weights import load_weights, save_weights, weights_digest
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 

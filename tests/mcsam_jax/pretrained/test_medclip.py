@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from mcsam_jax import cli
 from mcsam_jax.memory_init.word_vectors import word_vectors
-from mcsam_jax.models.visual_encoder import make_encoder
-from mcsam_jax.pretrained.weights_file import load_weights
+from mcsam_jax.models.visual_encoders.registry import make_encoder
+from mcsam_jax.checkpoints.weights import load_weights
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 PIECES = ["[PAD]", "[CLS]", "effusion", "##tion", "lungs", "clear"]

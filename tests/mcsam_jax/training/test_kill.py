@@ -22,7 +22,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 import tensorflow as tf
 
-from mcsam_jax.training.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[3]
 KILLS = int(os.environ.get("MCSAM_KILLS", "20"))

@@ -2,7 +2,7 @@
 
 import json
 
-from input_pipeline.prepare import prepare
+from input_pipeline.builder.prepare import prepare
 from mcsam_jax import config as configs
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.pretrained.import_weights import import_weights

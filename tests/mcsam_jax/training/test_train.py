@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from input_pipeline.pipeline import eval_batches, make_batch
-from input_pipeline.prepare import prepare
+from input_pipeline.builder.prepare import prepare
 from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.evaluation import evaluate as evaluation
 from mcsam_jax.evaluation.compare import compare
-from mcsam_jax.evaluation.members import load_member
-from mcsam_jax.evaluation.own_features import make_own_pooled
-from mcsam_jax.training.checkpoint import Checkpoints
-from mcsam_jax.training.sharding import make_mesh
-from mcsam_jax.training.step import visual_inputs
+from mcsam_jax.inference.load import load_member
+from mcsam_jax.inference.image_embeddings import make_own_pooled
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.training.train_step import visual_inputs
 from mcsam_jax.training.train import train
-from mcsam_jax.training.workdir import claim, open_workdir
+from mcsam_jax.checkpoints.workdir import claim, open_workdir
 
 TINY = {
     "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,

@@ -1,0 +1,112 @@
+"""The phantom data set: synthetic chest radiographs with reports, any number of them, as a TFDS builder.
+
+Study `index` of a split is a pure function of (seed, split, index): a larger
+set holds the studies of a smaller one, and each study's labels are exact,
+because what is drawn was decided before it was written.
+"""
+
+import dataclasses
+import datetime
+import io
+
+from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from input_pipeline.datasets import records
+from input_pipeline.datasets.records import SPLITS
+from input_pipeline.datasets.phantom.anatomy import draw_study
+from input_pipeline.datasets.phantom.film import SIZE
+from input_pipeline.datasets.phantom.reports import read_labels, write_report
+from mcsam_jax.errors import UserError
+
+JPEG_QUALITY = 90
+SOURCE_VIEWS = {"frontal": "PA", "lateral": "LL"}
+INDICATIONS = ("Cough.", "Shortness of breath.", "Chest pain.", "Fever.", "Preoperative evaluation.",
+               "Follow up.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class PhantomConfig(tfds.core.BuilderConfig):
+  """Sizes in studies; `short_side` in pixels. The name says all of it, so that sets stand side by side."""
+  name: str = ""
+  seed: int = 0
+  num_train: int = 2000
+  num_val: int = 200
+  num_test: int = 400
+  short_side: int = SIZE
+
+  def __post_init__(self):
+    self.name = (f"seed{self.seed}_train{self.num_train}_val{self.num_val}_test{self.num_test}"
+                 f"_side{self.short_side}")
+
+
+class Phantom(records.RecordBuilder):
+  """Synthetic chest radiographs with reports and exact labels; an entry of its plan is (split, index)."""
+  VERSION = tfds.core.Version("2.0.0")       # 2.0.0: the records of a split stand in the order of their index
+
+  def plan(self) -> records.Plan:
+    config = self.builder_config
+    sizes = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test)))
+    return records.Plan({split: [[split, index] for index in range(size)] for split, size in sizes.items()})
+
+  def record(self, entry: tuple[str, int]) -> dict:
+    split, index = entry
+    return make_record(self.builder_config.seed, split, index, self.builder_config.short_side)
+
+
+def make_record(seed: int, split: str, index: int, short_side: int = SIZE) -> dict:
+  """Returns the record (see `records.features`) of study `index` of a split."""
+  key = (seed, SPLITS.index(split), index)
+  study = draw_study(key)
+  rng = np.random.default_rng((*key, 1))     # of words; the drawing has streams of its own
+  findings, impression = write_report(study.findings, rng)
+  name = f"phantom-{split}-{index:06d}"
+  taken = datetime.datetime(2020, 1, 1) + datetime.timedelta(minutes=int(rng.integers(5 * 365 * 24 * 60)))
+  return records.empty_record() | {
+      "id": name,
+      "study_id": name,
+      "subject_id": f"phantom-subject-{split}-{index:06d}",
+      "images": [_encode(image, short_side) for image in study.images],
+      "dicom_ids": [f"{name}-{view}" for view in study.views],
+      "views": list(study.views),
+      "source_views": [SOURCE_VIEWS[view] for view in study.views],
+      "findings": findings,
+      "impression": impression,
+      "indication": str(rng.choice(INDICATIONS)),
+      "technique": "PA and lateral views of the chest." if len(study.views) > 1 else "PA view of the chest.",
+      "comparison": "None.",
+      "study_datetime": taken.isoformat(),
+      "labels": read_labels(findings),
+      "labels_from": "findings",
+  }
+
+
+def _encode(image: np.ndarray, short_side: int) -> bytes:
+  """Returns the JPEG of a view, made smaller where a shorter side is asked for, never larger."""
+  picture = Image.fromarray(image)
+  if 0 < short_side < SIZE:
+    picture = picture.resize((short_side, short_side), Image.Resampling.BOX, reducing_gap=None)
+  jpeg = io.BytesIO()
+  picture.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+  return jpeg.getvalue()
+
+
+def make_builder(config: ConfigDict) -> Phantom:
+  """Returns the builder of a config tree, its records below `data.data_dir`.
+
+  Raises:
+    UserError: a size or a seed that makes no data set.
+  """
+  sizes = config.data.phantom
+  for field in ("num_train", "num_val", "num_test"):
+    if sizes[field] < 1:
+      raise UserError(f"data.phantom.{field} is {sizes[field]}: every split needs at least one study")
+  for field, value in (("data.phantom.seed", sizes.seed), ("data.short_side", config.data.short_side)):
+    if value < 0:
+      raise UserError(f"{field} is {value}: it can't be negative")
+  short_side = min(config.data.short_side, SIZE) or SIZE
+  return Phantom(data_dir=config.data.data_dir, file_format="array_record", config=PhantomConfig(
+      seed=sizes.seed, num_train=sizes.num_train, num_val=sizes.num_val, num_test=sizes.num_test,
+      short_side=short_side))

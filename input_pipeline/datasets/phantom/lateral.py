@@ -1,0 +1,163 @@
+"""The lateral view of a phantom: the patient looks to the left of the picture.
+
+Both lungs lie over each other here, so a side can't be told; the height of a
+finding is that of the frontal view, its depth is the finding's own.
+"""
+
+import math
+
+import numpy as np
+
+from input_pipeline.datasets.phantom.film import (
+    SIZE, X, Y, Pen, arc, blob, branch, circle_arc, cloud, expose, ramp)
+from input_pipeline.datasets.phantom.patient import Finding, Patient
+
+MILLIMETRE = 1 / 140                         # in units of a thorax's half width
+
+
+class Chest:
+  """Borders of the thorax per row: `front` and `back` [SIZE, 1] columns, `floor` [1, SIZE] rows."""
+
+  def __init__(self, patient: Patient, raised: float):
+    depth = patient.half_depth
+    self.width = patient.half_width
+    self.top, self.dome = patient.apex + 8, patient.dome - raised
+    self.center, self.depth = patient.center, depth
+    self.t = (Y - self.top) / np.float32(self.dome - self.top)               # [SIZE, 1] apex 0, dome 1
+    t = np.clip(self.t, 0, 1.4)
+    self.front = self.center - depth * (0.05 + 0.95 * circle_arc(t / 0.85))
+    self.back = self.center + depth * (0.45 + 0.55 * np.sin(np.pi * np.clip(0.2 + 0.55 * t, 0, 1)))
+    s = (X - self.center) / np.float32(depth)                                # front -1, back 1
+    self.floor = (self.dome + 0.9 * patient.dome_drop * np.clip(s + 0.2, 0, 1.2) ** 2
+                  + 10 * np.clip(-s - 0.3, 0, 1) ** 2)
+    self.shape = (ramp(X - self.front, 5) * ramp(self.back - X, 6) * ramp(self.floor - Y, 3)
+                  * ramp(Y - self.top, 10))
+
+  def point(self, depth: float, t: float) -> tuple[float, float]:
+    """Returns the (x, y) of a place in the chest: depth 0 at the sternum, 1 at the back."""
+    y = self.top + t * (self.dome - self.top)
+    row = min(SIZE - 1, max(0, round(y)))
+    front, back = float(self.front[row, 0]), float(self.back[row, 0])
+    return front + depth * (back - front), y
+
+
+def draw(patient: Patient, findings: dict[str, Finding], rng: np.random.Generator) -> np.ndarray:
+  """Returns the film, uint8 [SIZE, SIZE]; `findings` by name."""
+  textures = rng.spawn(4)
+  chest = Chest(patient, raised=7 if "Atelectasis" in findings else 0)
+  opacity, lines = _lung_findings(findings, chest, textures[0])
+  heart = _heart(patient, findings, chest)
+  solid = np.maximum(heart, 0.45 * _mediastinum(chest))
+  air = chest.shape * (1 - np.float32(0.8) * solid) * (1 - opacity)
+  vessels = _vessels(patient, chest, "Edema" in findings, textures[1])
+  density = _tissue(patient, chest) - np.float32(0.42) * air + vessels * air * np.float32(0.24)
+  density = density + _bones(patient, chest) * (0.3 + 0.7 * np.minimum(air, 1)) + lines
+  return expose(density, _devices(findings, chest, textures[2]), patient, textures[3])
+
+
+def _tissue(patient: Patient, chest: Chest) -> np.ndarray:
+  """Trunk, raised arms and shoulders, breasts and abdomen."""
+  wall = patient.wall
+  front = chest.front - 0.7 * wall - 30 * patient.breast * 4 * np.exp(-(((chest.t - 0.75) / 0.2) ** 2))
+  trunk = ramp(X - front, 8) * ramp(chest.back + wall + 14 - X, 10)
+  slant = chest.center - 0.35 * (chest.top - Y)                              # arms are raised forwards
+  arms = ramp(0.95 * chest.depth - np.abs(X - slant), 24) * ramp(chest.top + 14 - Y, 36)
+  trunk = trunk * ramp(Y - chest.top - 4, 30)
+  abdomen = ramp(Y - chest.floor, 4) * trunk
+  return 0.05 + 0.58 * np.maximum(trunk, arms) + 0.18 * arms + 0.16 * abdomen
+
+
+def _mediastinum(chest: Chest) -> np.ndarray:
+  """The arch and the great vessels; the trachea runs before them as a dark band."""
+  trachea = ramp(5 - np.abs(X - chest.point(0.5, 0.1)[0] - 8 * chest.t), 3) * ramp(0.4 - chest.t, 0.1)
+  x, y = chest.point(0.52, 0.24)
+  return blob(x, y, 0.4 * chest.depth, 40, 0.7) * (1 - trachea)
+
+
+def _heart(patient: Patient, findings: dict, chest: Chest) -> np.ndarray:
+  enlarged = findings.get("Cardiomegaly")
+  ratio = enlarged.extent if enlarged else patient.heart_ratio
+  x, y = chest.point(0.1 + 0.52 * ratio, 0.84)
+  lean = 0.35 * (Y - y)                                                    # the apex points forwards and down
+  radius_x, radius_y = 1.15 * ratio * chest.depth, 0.66 * (ratio + 0.25) * chest.width
+  return ramp(1 - np.sqrt(((X - x + lean) / radius_x) ** 2 + ((Y - y) / radius_y) ** 2), 0.45)
+
+
+def _bones(patient: Patient, chest: Chest) -> np.ndarray:
+  """Spine with its discs, ribs that fall to the front, the breastbone."""
+  spine_x = chest.back - 0.16 * chest.depth
+  distance = np.abs(X - spine_x)
+  inside = ramp(12 - distance, 4) * ramp(Y - chest.top + 20, 20)
+  phase = (Y + 0.25 * (X - spine_x)) / np.float32(0.95 * patient.rib_spacing) - np.float32(patient.rib_phase)
+  vertebra = ramp(0.4 - np.abs(phase - np.rint(phase)), 0.1)
+  spine = inside * (np.float32(0.1) + np.float32(0.1) * vertebra)
+  phase = (Y + 0.42 * (X - chest.center)) / np.float32(patient.rib_spacing) + np.float32(patient.rib_phase)
+  band = ramp(0.2 - np.abs(phase - np.rint(phase)), 0.12) * chest.shape * ramp(X - chest.front - 12, 24)
+  sternum = ramp(4 - np.abs(X - chest.front + 3), 3) * ramp(chest.t - 0.1, 0.1) * ramp(0.85 - chest.t, 0.1)
+  return spine + np.float32(0.06 * patient.rib_opacity) * band + np.float32(0.12) * sternum
+
+
+def _vessels(patient: Patient, chest: Chest, congested: bool, rng: np.random.Generator) -> np.ndarray:
+  pen, swollen = Pen(), 1.35 if congested else 1
+  x, y = chest.point(0.52, 0.44)
+  for turn in (np.linspace(0, 2 * math.pi, 9)[:8] + rng.uniform(-0.2, 0.2, 8)).tolist():
+    branch(pen, rng, x, y, turn, chest.depth * rng.uniform(0.2, 0.32), rng.uniform(2.2, 3.2) * swollen,
+           min(1, 0.65 * swollen))
+  pen.stroke([(x - 4, y), (x + 6, y + 8)], 12, 0.8)
+  return pen.sheet() * np.float32(patient.vessels * (1.25 if congested else 1))
+
+
+def _lung_findings(findings: dict, chest: Chest, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the share of air that findings replace and the density of the lines that they draw."""
+  consolidation_rng, atelectasis_rng, edema_rng = rng.spawn(3)
+  clear, pen = np.ones((SIZE, SIZE), np.float32), Pen()
+  effusion, edema = findings.get("Pleural Effusion"), findings.get("Edema")
+  if effusion:                               # fills the angle at the back first
+    height = effusion.extent * (chest.dome - chest.top)
+    s = (X - chest.center) / np.float32(chest.depth)
+    level = chest.dome + 22 - height * (0.3 + 0.7 * np.clip((s + 0.3) / 1.2, 0, 1) ** 2)
+    clear = clear * (1 - np.float32(0.85 if effusion.side == "bilateral" else 0.65) * ramp(Y - level, 5))
+  if edema:
+    x, y = chest.point(0.52, 0.48)
+    haze = np.exp(-(((X - x) / (0.6 * chest.depth)) ** 2 + ((Y - y) / (0.5 * chest.width)) ** 2))
+    clear = clear * (1 - np.clip(edema.extent * haze * (1 + 0.35 * cloud(edema_rng, 36)), 0, 0.9))
+  if "Consolidation" in findings:
+    finding = findings["Consolidation"]
+    x, y = chest.point(finding.depth, finding.height)
+    radius = finding.extent * chest.width
+    distance = np.sqrt((X - x) ** 2 + (Y - y) ** 2) / np.float32(radius)
+    clear = clear * (1 - np.float32(0.6) * ramp(1.15 - distance + 0.35 * cloud(consolidation_rng, 22), 0.8))
+  if "Lung Lesion" in findings:
+    finding = findings["Lung Lesion"]
+    x, y = chest.point(finding.depth, finding.height)
+    radius = finding.extent / 2 * MILLIMETRE * chest.width
+    clear = clear * (1 - np.float32(0.75) * blob(x, y, radius, radius, 0.3))
+  if "Atelectasis" in findings:
+    for t in (0.92, 0.84):
+      t = t + atelectasis_rng.uniform(-0.02, 0.02)
+      pen.stroke([chest.point(0.35, t), chest.point(0.75, t + atelectasis_rng.uniform(-0.03, 0.08))], 4, 0.9)
+  if "Pneumothorax" in findings:             # a line below the apex; little else is seen from the side
+    t = 0.9 * findings["Pneumothorax"].extent * 0.6
+    pen.stroke(arc(chest.point(0.12, t + 0.14), chest.point(0.85, t + 0.1), -10), 1.6, 1)
+  return 1 - clear, pen.sheet() * np.float32(0.2) * chest.shape
+
+
+def _devices(findings: dict, chest: Chest, rng: np.random.Generator) -> np.ndarray:
+  """Returns metal and plastic, [SIZE, SIZE] in 0..1."""
+  pen, kind = Pen(), findings["Support Devices"].kind if "Support Devices" in findings else ""
+  if kind == "catheter":
+    pen.stroke(arc(chest.point(0.2, 0.05), chest.point(0.46, 0.18), -6) + [chest.point(0.45, 0.42)], 2.6, 0.9)
+  elif kind == "tube":
+    x, y = chest.point(0.5, 0.24)
+    for shift in (-3, 3):
+      pen.stroke([(x + shift - 6, 0), (x + shift, y)], 2.2, 0.95)
+  elif kind == "pacemaker":
+    box = chest.point(0.02, rng.uniform(0.14, 0.22))
+    pen.stroke([(box[0] - 3, box[1] - 9), (box[0] + 1, box[1] + 10)], 7, 0.9)
+    for end in (chest.point(0.45, 0.7), chest.point(0.16, 0.9)):
+      pen.stroke(arc(box, chest.point(0.45, 0.2), -8) + arc(chest.point(0.45, 0.2), end, 8), 2.2, 0.9)
+  elif kind == "wires":
+    for t in np.arange(0.2, 0.86, 0.13).tolist():
+      x, y = chest.point(0, t)
+      pen.ring(x - 3, y, 4, 1.8, 1)
+  return pen.sheet()

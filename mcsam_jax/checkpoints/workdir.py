@@ -1,0 +1,200 @@
+"""A workdir holds all that evaluation needs, and belongs to one config.
+
+    config.json     the whole config
+    tokenizer/      its files
+    memory_bank/    slots, and the words nearest to each
+    encoder.npz     the pretrained image encoder that training started from, where there was one
+    checkpoints/    Orbax
+    eval/           scores and reports
+    logs/           TensorBoard
+    nonfinite-*.json  the records of a step whose loss was no number (training/nonfinite.py)
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from input_pipeline import text
+from input_pipeline.builder.prepare import dataset_dir, load_or_build_tokenizer
+from input_pipeline.splits import Split, open_split
+from input_pipeline.tokenizer import Tokenizer, load_tokenizer
+from mcsam_jax import config as configs
+from mcsam_jax.errors import UserError
+from mcsam_jax.memory_init.bank import MemoryBank, load_bank, make_memory_bank, save_bank
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.checkpoints.weights import load_weights
+from mcsam_jax.inference import feature_cache
+from mcsam_jax.distributed.bucket_access import refuse_public
+from mcsam_jax.atomic_io import write_whole
+
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_faults",
+              "train.hang_minutes", "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir",
+              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
+              "decode.batch_size", "eval.chexbert")           # without making it another run
+
+
+@dataclasses.dataclass
+class Workdir:
+  """An open workdir."""
+  path: epath.Path
+  config: ConfigDict
+  tokenizer: Tokenizer
+  bank: MemoryBank | None             # None without memory, or with a random one
+  encoder_variables: dict | None      # of encoder.npz
+  pretraining_data: str               # what encoder.npz was trained on
+  asked_for: tuple[str, ...] = ()     # fields of decode and eval that this opening set otherwise: beam_size=1, ...
+
+  def split(self, name: str) -> Split:
+    return open_split(self.config, name)
+
+  def features(self, split: Split, show=print) -> np.ndarray | None:
+    """Returns the cached features [n, V, P, C] of a split where the encoder is frozen, else None."""
+    if not self.config.encoder.frozen:
+      return None
+    encoder = make_encoder(self.config.encoder.name)
+    return feature_cache.cached_features(self.config, split.name, split, encoder, self.encoder_variables, show=show)
+
+  def pooled(self, split: Split, show=print) -> np.ndarray:
+    """Returns the first view's pooled features [n, C] by the encoder as it was before training."""
+    if self.config.encoder.frozen:
+      return feature_cache.pooled(self.features(split, show))
+    encoder = make_encoder(self.config.encoder.name)
+    variables = self.encoder_variables or random_encoder(self.config)
+    return feature_cache.pooled_features(self.config, split, encoder, variables)
+
+  @property
+  def grid(self) -> int:
+    """Rows (and columns) of patches in one image."""
+    return self.config.data.image_size // ENCODERS[self.config.encoder.name].stride
+
+
+def random_encoder(config: ConfigDict) -> dict:
+  """Returns the variables of an untrained encoder, a pure function of config.seed."""
+  size = config.data.image_size
+  encoder = make_encoder(config.encoder.name)
+  return jax.jit(encoder.init)(jax.random.key(config.seed), np.zeros((1, size, size, 3), np.float32))
+
+
+def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
+  """Opens the workdir of a run.
+
+  Args:
+    overrides: `--config.field=value` for fields that don't belong to the trained model.
+
+  Raises:
+    UserError: it is no workdir, a file of it is missing or damaged, or a field belongs to the model.
+  """
+  path = configs.absolute(path)
+  saved = configs.read_config(path / "config.json")
+  config = configs.override(saved, overrides)
+  refuse_public(config, path)
+  changed = [line.partition(":")[0] for line in configs.differences(config, saved)]
+  for field in changed:
+    if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in MAY_CHANGE:
+      raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
+  bank = load_bank(path / "memory_bank") if learned_memory(config) else None
+  variables, meta = None, {}
+  if (path / "encoder.npz").exists():
+    variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: random_encoder(config)))
+  return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
+                 meta.get("pretraining_data", "none"),
+                 tuple(f"{name}={config[section][name]}"
+                       for section, _, name in (field.partition(".") for field in changed)
+                       if section in ("decode", "eval")
+                       and name not in ("batch_size", "chexbert", "page", "page_restricted", "why")))
+
+
+def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
+  """Makes the workdir of a run, or opens it again if it holds this config.
+
+  Raises:
+    UserError: it holds another config; a weights file is missing or doesn't fit; restricted data in a public bucket.
+  """
+  path = configs.absolute(path)
+  refuse_public(config, path)
+  if (path / "config.json").exists():
+    found = configs.read_config(path / "config.json")
+    others = [line for line in configs.differences(config, found)
+              if line.partition(":")[0] not in MAY_CHANGE and not line.startswith("prepare.")]
+    if bool(config.encoder.weights) != bool(found.encoder.weights):
+      others.append(f"encoder.weights: {config.encoder.weights!r}, {found.encoder.weights!r}")
+    if others:
+      raise UserError(f"{path} holds another config; use a new workdir, or the same values. "
+                      f"Field: value now, value there. {'; '.join(others)}")
+    return open_workdir(path, [f"--config.{field}={value}" for field, value in movable(config).items()])
+  if config.encoder.frozen and not config.encoder.weights:
+    raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
+  if config.encoder.weights:
+    load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
+  tokenizer = load_or_build_tokenizer(config, show)
+  path.mkdir(parents=True, exist_ok=True)
+  if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
+    epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
+  (path / "tokenizer").mkdir(exist_ok=True)
+  tokenizer.save(path / "tokenizer")
+  if learned_memory(config):
+    made = path / "memory_bank" / "made_from.json"
+    if not made.exists():
+      init_memory(path, config, show)
+    elif json.loads(made.read_text()) != memory_settings(config):
+      raise UserError(f"{path / 'memory_bank'} was made with other settings than this config's (see made_from.json "
+                      "there): run `mcsam init-memory` again with this config, or use a new workdir")
+  configs.save_config(config, path / "config.json")   # last: what has a config is whole
+  return open_workdir(path)
+
+
+def claim(path: epath.Path, show=print) -> contextlib.AbstractContextManager:
+  """Keeps other runs out of a workdir inside the returned context; on a bucket, or a disk without locks, it can't.
+
+  Raises:
+    UserError: another run is in it.
+  """
+  if "://" in str(path):
+    return contextlib.nullcontext()
+  file = open(path / ".lock", "w")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
+  except OSError as error:
+    show(f"{path} can't be locked ({error.strerror}): see to it yourself that no other run trains there")
+  return file
+
+
+def movable(config: ConfigDict) -> dict:
+  """Returns the fields, and their values, that may differ between two starts of one run."""
+  return {field: config[section][name] for field in MAY_CHANGE for section, name in [field.split(".")]}
+
+
+def memory_settings(config: ConfigDict) -> dict:
+  """Returns what a memory bank is a function of, besides the code."""
+  return {"memory_init": config.memory_init.to_dict(), "num_slots": config.memory.num_slots,
+          "slot_width": config.memory.slot_width, "seed": config.seed, "cleaning": config.data.cleaning,
+          "target": config.data.target, "records": dataset_dir(config).parent.name}
+
+
+def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
+  """Makes the memory bank from the training reports, and writes it to the workdir.
+
+  Raises:
+    UserError: the workdir has been trained in.
+  """
+  path = configs.absolute(path)
+  if (path / "config.json").exists():
+    raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
+  show(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
+  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(show)]
+  bank = make_memory_bank(reports, config, config.seed, show)
+  save_bank(path / "memory_bank", bank)
+  write_whole(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")
+  return bank
+
+
+def learned_memory(config: ConfigDict) -> bool:
+  return config.model.use_memory and config.memory_init.kind != "random"

@@ -1,0 +1,77 @@
+"""The trained models that write a report: one, or several as an ensemble."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from input_pipeline.pipeline import make_batch
+from input_pipeline.splits import Split
+from mcsam_jax import config as configs
+from mcsam_jax.errors import UserError
+from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.checkpoints.weights import weights_digest
+from mcsam_jax.checkpoints.checkpoint import Checkpoints, abstract
+from mcsam_jax.distributed.mesh import state_sharding
+from mcsam_jax.training.train_step import init_state, make_model
+from mcsam_jax.checkpoints.workdir import MAY_CHANGE, Workdir
+
+
+@dataclasses.dataclass
+class Member:
+  """A model at one of its checkpoints."""
+  workdir: str
+  model: MCSAM
+  variables: dict
+  step: int
+
+
+def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None, show=print) -> Member:
+  """Returns the model of a workdir with the variables of a checkpoint, spread over the mesh.
+
+  Args:
+    split: that it will read; tells the shape of its inputs.
+    step: of the checkpoint; None: the best on val.
+
+  Raises:
+    UserError: the workdir holds no training, or no such step; a damaged checkpoint.
+  """
+  first = np.zeros(1, np.int64)
+  sample = make_batch(split, first, first, work.tokenizer, work.config, work.features(split))
+  return restore_member(work, mesh, sample, step, show)
+
+
+def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = None, show=print) -> Member:
+  """Returns the same for a model whose inputs have the shapes of the batch `sample`; no records are asked for."""
+  config, tokenizer = work.config, work.tokenizer
+  checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
+  step = checkpoints.best() if step is None else step
+  if step is None:
+    raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --config ... --workdir {work.path}` first")
+  model = make_model(config, tokenizer.vocab_size, work.grid)
+  empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
+  state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)), show)
+  return Member(str(work.path), model, state.variables, step)
+
+
+def check_one_language(works: Sequence[Workdir]) -> None:
+  """Raises UserError unless all workdirs read the same inputs, write the same words, and can vote as decode asks."""
+  first, *others = works
+  for work in works:
+    if first.config.decode.recall_share and not work.config.model.use_alignment:
+      raise UserError(f"{work.path} was trained without alignment, which decode.recall_share asks: "
+                      "set --config.decode.recall_share=0")
+  for other in others:
+    problems = [line for line in configs.differences(first.config, other.config)
+                if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
+                and line.partition(":")[0] not in MAY_CHANGE]
+    if not problems and first.tokenizer.words() != other.tokenizer.words():
+      problems = ["their vocabularies differ"]
+    if not problems and first.config.encoder.frozen and (
+        weights_digest(first.encoder_variables) != weights_digest(other.encoder_variables)):
+      problems = ["the weights of their frozen encoders differ"]
+    if problems:
+      raise UserError(f"{other.path} can't write together with {first.path}: {'; '.join(problems)}")

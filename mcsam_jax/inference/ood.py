@@ -1,0 +1,108 @@
+"""Does an image look like those that a model was trained on? A photograph gets a report as readily as a chest X-ray.
+
+An image is told by its pooled features: those of the encoder as it was before training, mean over the patches. Its
+likeness is the mean cosine to the NUM_NEIGHBOURS nearest of a sample of training images (deep nearest neighbours for
+what is out of distribution; Sun et al., ICML 2022). Val images, which training hasn't seen either, say what is usual:
+an image is unfamiliar when it is less like train than all but a share of RARE of them. Every view takes part.
+
+What it takes to ask, a few megabytes, is kept in the workdir, so that the records are needed once:
+  W/familiar.npz    reference float16 [R, C] of length 1, usual (a cosine), first_view (index in VIEWS)
+
+Shapes: M images, R training images of the sample, C channels.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import io
+
+from absl import logging
+import jax
+import numpy as np
+
+from input_pipeline import token_table
+from input_pipeline.datasets.findings import VIEWS
+from input_pipeline.splits import Split
+from mcsam_jax.errors import UserError
+from mcsam_jax.models.visual_encoders.registry import make_encoder
+from mcsam_jax.inference.feature_cache import pooled_images
+from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
+from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
+
+MOST_TRAIN, MOST_VAL = 1000, 500      # studies of the samples
+NUM_NEIGHBOURS = 5
+RARE = 0.005                          # share of val images that may be called unfamiliar
+
+
+@dataclasses.dataclass
+class Familiar:
+  """What images a model knows."""
+  reference: np.ndarray     # float16 [R, C]
+  usual: float              # the likeness that all but RARE of the val images reach
+  first_view: str           # what the first view of a training study mostly is
+
+  def likeness(self, pooled: np.ndarray) -> np.ndarray:
+    """Returns float32 [M] of pooled features [M, C]."""
+    cosines = unit(pooled) @ self.reference.astype(np.float32).T                           # [M, R]
+    count = min(NUM_NEIGHBOURS, cosines.shape[1])
+    return np.partition(cosines, -count, axis=1)[:, -count:].mean(1)
+
+
+def load_or_learn(work: Workdir, show: Callable[[str], None] = print) -> Familiar | None:
+  """Returns what images the model of a workdir knows, from its file or from the records; None without either."""
+  path = work.path / "familiar.npz"
+  try:
+    with np.load(io.BytesIO(path.read_bytes())) as kept:
+      return Familiar(kept["reference"], float(kept["usual"]), VIEWS[int(kept["first_view"])])
+  except (IndexError, *UNREADABLE_NPZ):
+    pass                                                # not there yet, or damaged
+  try:
+    train, val = work.split("train"), work.split("val")
+  except UserError:
+    return None
+  show("looking at the training images, to tell what isn't like them (once)")
+  familiar = learn(pooled_sample(work, train, MOST_TRAIN, show), pooled_sample(work, val, MOST_VAL, show),
+                   first_view(work, train))
+  kept = io.BytesIO()
+  np.savez(kept, reference=familiar.reference, usual=familiar.usual, first_view=VIEWS.index(familiar.first_view))
+  try:
+    write_whole(path, kept.getvalue())
+  except OSError as error:                              # a workdir that only may be read
+    logging.info("%s wasn't kept: %s", path, error)
+  return familiar
+
+
+def learn(train: np.ndarray, val: np.ndarray, view: str = "frontal") -> Familiar:
+  """Returns what is familiar from pooled features [R, C] of train and [M, C] of val images."""
+  familiar = Familiar(unit(train).astype(np.float16), 0.0, view)
+  familiar.usual = float(np.quantile(familiar.likeness(val), RARE, method="lower"))
+  return familiar
+
+
+def pooled_sample(work: Workdir, split: Split, most: int, show: Callable[[str], None]) -> np.ndarray:
+  """Returns the pooled features [M, C] of all views of at most `most` studies, evenly spread over a split."""
+  chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
+  num_views = work.config.data.num_views
+  if work.config.encoder.frozen:
+    known = token_table.load_or_build(split, work.tokenizer).views[chosen, :num_views] >= 0      # [n, V]
+    features = work.features(split, show)
+    return np.concatenate([features[study, :known.shape[1]][there].astype(np.float32).mean(1)
+                           for study, there in zip(chosen, known)])
+  encoder, variables = initial_encoder(work)
+  return pooled_images(work.config, split.read(chosen), encoder, variables, show)
+
+
+def initial_encoder(work: Workdir):
+  """Returns the encoder as it was before training: module and variables."""
+  variables = work.encoder_variables if work.encoder_variables is not None else random_encoder(work.config)
+  return make_encoder(work.config.encoder.name), jax.device_put(variables)
+
+
+def first_view(work: Workdir, train: Split) -> str:
+  """Returns what the first view of a training study mostly is."""
+  views = token_table.load_or_build(train, work.tokenizer).views[:, 0]
+  return VIEWS[int(np.bincount(views[views >= 0], minlength=1).argmax())]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+  vectors = np.asarray(vectors, np.float32)
+  return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,131 @@
+"""A trained model that writes about images which are in no record: loaded once, compiled once, any number of studies.
+
+Images pass the very steps that records and evaluation put them through: `images.load_jpeg` (gray, shorter side,
+JPEG), `images.decode` (the square that the model sees), the frozen encoder's features in float16. So the files that
+records were made from get the reports that `mcsam evaluate` writes of them.
+
+Shapes: B studies, V views, S pixels, P patches a view, C channels.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+
+from input_pipeline.datasets.findings import FINDINGS, VIEWS
+from input_pipeline.user_images import Study
+from input_pipeline.splits import Split
+from mcsam_jax.errors import UserError
+from mcsam_jax.inference.ood import Familiar, initial_encoder
+from mcsam_jax.inference.generate import ReportWriter, Written
+from mcsam_jax.inference.load import restore_member
+from mcsam_jax.inference.feature_cache import encode_images
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.checkpoints.workdir import Workdir
+
+
+@dataclasses.dataclass
+class Result:
+  """What a model says of a study."""
+  study: Study
+  written: Written
+  likeness: list[float]             # of each film to the training images; [] where that isn't known
+
+
+class OwnImagesModel:
+  """The model of a workdir, ready to write about studies that are in no record."""
+
+  def __init__(self, work: Workdir, step: int | None, familiar: Familiar | None, show=print):
+    """Args:
+      step: of the checkpoint; None: the best on val, or the last.
+      familiar: what images it knows; None: nobody is warned.
+
+    Raises:
+      UserError: no (such) checkpoint, or a damaged one.
+    """
+    self.work, self.familiar, self.notes = work, familiar, []
+    config = work.config
+    self.mesh = make_mesh(config, jax.devices()[:1])
+    self.train_reports, search = (), config.decode.search
+    if search == "consensus":
+      try:
+        self.train_reports = work.split("train").reports
+      except UserError:
+        search = "beam"
+        self.notes.append("decode.search=consensus needs the training records, which aren't on this machine: written "
+                          "by beam search instead")
+    self.search = search
+    if config.encoder.frozen or familiar:
+      encoder, self._encoder_variables = initial_encoder(work)
+      self._encode = jax.jit(
+          lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
+    with jax.set_mesh(self.mesh):
+      self.member = restore_member(work, self.mesh, self._inputs([])[0], step, show)
+    self._write = ReportWriter([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
+
+  def reports(self, studies: Iterable[Study]) -> Iterator[Result]:
+    """Yields the report of each study, in order, as soon as its batch is written."""
+    waiting = []
+
+    def batches() -> Iterator[dict]:
+      for group in _groups(studies, self.work.config.decode.batch_size):
+        batch, likeness = self._inputs(group)
+        waiting.extend(zip(group, likeness))
+        yield batch
+
+    with jax.set_mesh(self.mesh):
+      for written in self._write.one_by_one([self.member.variables], batches()):
+        yield Result(waiting[0][0], written, waiting.pop(0)[1])
+
+  def reasons(self, studies: Sequence[Study], written: Sequence[Written]) -> tuple[Sequence, Sequence, Split | None]:
+    """Returns why each report was written, what the slots stand for, and the training records that `why` means.
+
+    Without the training records, or where they are restricted, no report is compared with them.
+    """
+    from mcsam_jax.explain.explanations import describe_slots, explain_reports
+    config, tokenizer, train = self.work.config, self.work.tokenizer, None
+    if not config.data.restricted:
+      with contextlib.suppress(UserError):
+        train = self.work.split("train")
+    batches = (self._inputs(group)[0] for group in _groups(studies, config.decode.batch_size))
+    with jax.set_mesh(self.mesh):
+      whys = explain_reports(self.member, config, tokenizer, self.mesh, batches, written,
+                             train.reports if train else ())
+      return whys, describe_slots(self.member, config, tokenizer, self.work.bank, self.mesh), train
+
+  def _inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:
+    """Returns a batch of up to B studies, filled up with studies that don't count, and each film's likeness."""
+    config = self.work.config
+    size, num_views, side = config.decode.batch_size, config.data.num_views, config.data.image_size
+    pixels = np.zeros((size, num_views, side, side, 1), np.uint8)
+    view_mask, view_ids = np.zeros((size, num_views), bool), np.zeros((size, num_views), np.int32)
+    record, valid = np.full(size, group[0].number if group else 0, np.int32), np.arange(size) < len(group)
+    view_mask[len(group):, 0] = True                         # what fills up is a black frontal view
+    for row, study in enumerate(group):
+      count = len(study.films)
+      pixels[row, :count], view_mask[row, :count] = study.decoded(side), True
+      view_ids[row, :count] = [VIEWS.index(film.view) for film in study.films]
+      record[row] = study.number
+    seen, likeness = {"images": pixels}, [[] for _ in group]
+    if config.encoder.frozen or self.familiar:
+      encoded = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, side, side, 1)))     # [B * V, P, C]
+      encoded = encoded.reshape(size, num_views, *encoded.shape[1:])
+      if config.encoder.frozen:
+        seen = {"features": np.where(view_mask[..., None, None] & valid[:, None, None, None], encoded, 0)}
+      if self.familiar:
+        pooled = encoded.astype(np.float32).mean(2)                                                    # [B, V, C]
+        likeness = [self.familiar.likeness(pooled[row, :len(study.films)]).tolist() for row, study in enumerate(group)]
+    tokens = np.full((size, config.tokenizer.max_length + 1), self.work.tokenizer.pad_id, np.int32)
+    tokens[:, 0] = self.work.tokenizer.bos_id                # no reference
+    return seen | {"view_mask": view_mask, "view_ids": view_ids, "tokens": tokens,
+                   "labels": np.zeros((size, len(FINDINGS)), np.int8), "record": record,
+                   "epoch": np.zeros(size, np.int32), "valid": valid}, likeness
+
+
+def _groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
+  studies = iter(studies)
+  while group := list(itertools.islice(studies, size)):
+    yield group

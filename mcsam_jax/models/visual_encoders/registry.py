@@ -1,0 +1,49 @@
+"""The image encoders by name: what each expects of an image and what it gives back.
+
+An encoder is a Flax module from normalised images [M, H, W, 3] to the feature map [M, h, w, C] that
+its classifier would average. Batch-norm statistics live in the collection `batch_stats`: `train=True`
+normalises by the batch and updates them (the caller makes them mutable), `train=False` uses them.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from mcsam_jax.models.visual_encoders.efficientnet import EfficientNetLite
+from mcsam_jax.models.visual_encoders.resnet import BasicBlock, Bottleneck, ResNet
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+  """What the code around an encoder has to know of it."""
+  channels: int                             # C
+  mean: tuple[float, float, float]          # of red, green and blue, in [0, 1]: (pixel / 255 - mean) / std
+  std: tuple[float, float, float]
+  stride: int                               # pixels of the image a patch, per axis
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))       # torchvision's normalisation
+LITE = ((127 / 255,) * 3, (128 / 255,) * 3)                     # (pixel - 127) / 128
+
+ENCODERS = {
+    "resnet50": EncoderSpec(2048, *IMAGENET, stride=32),
+    "resnet101": EncoderSpec(2048, *IMAGENET, stride=32),
+    "efficientnet_lite0": EncoderSpec(1280, *LITE, stride=32),
+    "resnet_tiny": EncoderSpec(128, (0.5,) * 3, (0.25,) * 3, stride=16),
+}
+
+
+def make_encoder(name: str, dtype: Any = jnp.float32, remat: bool = False, **kwargs) -> nn.Module:
+  """Returns the encoder `name` of ENCODERS; its `__call__(images, train=False)` computes in `dtype`.
+
+  remat: of ResNets: a block's activations are computed again for its gradient.
+  """
+  if name == "efficientnet_lite0":
+    return EfficientNetLite(dtype=dtype, **kwargs)
+  if name == "resnet_tiny":
+    return ResNet(BasicBlock, (1, 1, 1, 1), (16, 32, 64, 128), (1, 2, 2, 1), stem_width=16, stem_stride=4,
+                  dtype=dtype, remat=remat, **kwargs)
+  depths = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[name]
+  return ResNet(Bottleneck, depths, (64, 128, 256, 512), (1, 2, 2, 2), dtype=dtype, remat=remat, **kwargs)

@@ -1,0 +1,305 @@
+"""MIMIC-CXR from a made-up tree of PhysioNet's: counts that are known, labels, views, faults in a line, no names."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+
+from input_pipeline import splits
+from input_pipeline.datasets import make_builder
+from input_pipeline.datasets.mimic_cxr import dataset, tables
+from input_pipeline.builder.prepare import dataset_dir, prepare, tokenizer_dir
+from mcsam_jax.config import load_config
+from mcsam_jax.errors import UserError
+from tests.testing import physionet
+
+COUNT = 210
+
+
+def config_of(folder, data_dir, *overrides):
+  return load_config("mimic_cxr", [f"--config.data.source_dir={folder}", f"--config.data.data_dir={data_dir}",
+                                   "--config.tokenizer.threshold=1", "--config.prepare.max_faults=0", *overrides])
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("mimic-cxr-jpg")
+  return folder, physionet.write_tree(folder, COUNT)
+
+
+@pytest.fixture(scope="module")
+def built(tree, tmp_path_factory):
+  config = config_of(tree[0], tmp_path_factory.mktemp("data"))
+  lines = []
+  prepare(config, show=lines.append)
+  return config, tree[1], "\n".join(lines)
+
+
+@pytest.fixture
+def small(tmp_path):
+  """A tree that a test may spoil, and the config of its records."""
+  physionet.write_tree(tmp_path / "source", 30)
+  return tmp_path / "source", config_of(tmp_path / "source", tmp_path / "data")
+
+
+def rewrite(path, change):
+  text = gzip.decompress(path.read_bytes()).decode()
+  path.write_bytes(gzip.compress(change(text).encode()))
+
+
+def row_of(table, reason):
+  found = re.search(rf"^{re.escape(reason)} +([\d,]+) +([\d,]+) +([\d,]+)$", table, re.MULTILINE)
+  return [int(count.replace(",", "")) for count in found.groups()] if found else [0, 0, 0]
+
+
+@pytest.mark.parametrize("target", ["findings", "impression"])
+def test_every_reason_is_counted(built, target):
+  config, studies, _ = built
+  config = config_of(config.data.source_dir, config.data.data_dir, f"--config.data.target={target}")
+  lines = []
+  prepare(config, show=lines.append)
+  assert lines[0].startswith("Records are in"), "another target reads no image again"
+  counts = physionet.expected(studies, target)
+  for reason in set().union(*counts.values()):
+    assert row_of("\n".join(lines), reason) == [counts[split][reason] for split in ("train", "val", "test")], reason
+  stored = json.loads((tokenizer_dir(config) / "summary.json").read_text())
+  assert {split: row["of_studies"] for split, row in stored.items()} == {
+      split: {reason: count for reason, count in row.items() if count} for split, row in counts.items()}
+  assert {split: len(splits.open_split(config, split)) for split in counts} == {
+      split: count["kept"] for split, count in counts.items()}
+
+
+def test_both_sections_as_target(built):
+  config, studies, _ = built
+  config = config_of(config.data.source_dir, config.data.data_dir, "--config.data.target=both")
+  split = splits.open_split(config, "train")
+  assert len(split) == sum(study.split == "train" and study.kind in ("both", "findings", "impression")
+                           for study in studies)
+  assert any("No pneumothorax. Stable appearance" in report for report in split.reports)
+
+
+def test_needed_views_are_counted(tree, tmp_path):
+  folder, studies = tree
+  config = config_of(folder, tmp_path, "--config.data.mimic_cxr.required_views=both")
+  lines = []
+  prepare(config, show=lines.append)
+  counts = physionet.expected(studies, required="both")
+  for reason in ("no lateral view", "no frontal view", "no frontal and no lateral view", "kept"):
+    assert row_of("\n".join(lines), reason) == [counts[split][reason] for split in ("train", "val", "test")], reason
+    assert counts["train"][reason]
+
+
+def test_what_a_record_holds(built):
+  config, studies, table = built
+  test, by_id = splits.open_split(config, "test"), {f"s{study.study}": study for study in studies}
+  seen = set()
+  for record in test:
+    study = by_id[record["id"]]
+    views = {"PA": "frontal", "AP": "frontal", "postero-anterior": "frontal", "LL": "lateral", "LATERAL": "lateral"}
+    own = {study.dicom_id(view): position or meaning for view, (position, meaning) in enumerate(study.views)}
+    assert dict(zip(record["dicom_ids"], record["source_views"])) == own
+    assert record["views"] == [views.get(word, "other") for word in record["source_views"]]
+    assert record["views"] == sorted(record["views"], key=("frontal", "lateral", "other").index) or len(own) > 2
+    assert record["study_datetime"].startswith("2180-05-") and record["study_datetime"].endswith("T09:00:00")
+    assert record["indication"].endswith("year old with cough.") and record["comparison"] == "None."
+    values = {"1.0": "positive", "0.0": "negative", "-1.0": "uncertain", "": "absent"}
+    assert record["labels"] == {finding: values[physionet.label_of(study, finding)] if study.labelled else "absent"
+                                for finding in record["labels"]}
+    assert record["labels_from"].startswith("impression") if study.labelled else record["labels_from"] == ""
+    seen.add(tuple(record["source_views"]))
+  assert ("PA", "AP") in seen, "a PA film comes before an AP one"
+  assert "have no row of labels" in table
+
+
+def test_labels_of_radiologists_count_more(tree, tmp_path):
+  folder = tmp_path / "source"
+  studies = physionet.write_tree(folder, 60)
+  physionet.write_manual_labels(folder, studies)
+  config = config_of(folder, tmp_path / "data")
+  prepare(config, show=lambda line: None)
+  for split in ("train", "test"):
+    for record in splits.open_split(config, split):
+      assert (record["labels_from"] == tables.MANUAL) == (split == "test")
+      if split == "test":
+        assert [finding for finding, value in record["labels"].items() if value == "positive"] == ["Lung Opacity"]
+
+
+def test_dicom_files_look_like_the_jpgs(tmp_path):
+  found = []
+  for kind in ("jpg", "dcm"):
+    physionet.write_tree(tmp_path / kind, 20, images=kind, zipped=kind == "jpg")
+    config = config_of(tmp_path / kind, tmp_path / "data", f"--config.data.mimic_cxr.images={kind}",
+                       "--config.data.dicom_rendering=mimic_cxr_jpg")
+    prepare(config, show=lambda line: None)
+    found.append(list(splits.open_split(config, "train")))
+  from input_pipeline.images import decode
+  for jpg, dcm in zip(*found, strict=True):
+    assert jpg["id"] == dcm["id"] and jpg["findings"] == dcm["findings"]
+    pairs = [[decode(image, 64)[..., 0].astype(float).ravel() for image in record["images"]] for record in (jpg, dcm)]
+    for plain, equalised in zip(*pairs, strict=True):
+      assert np.corrcoef(plain, equalised)[0, 1] > .8       # dark stays dark, for MONOCHROME1 too
+
+
+def test_r2gens_annotation_over_the_same_images(tree, tmp_path):
+  folder, studies = tree
+  annotation = physionet.annotation_of(studies)
+  (folder / "annotation.json").write_text(json.dumps(annotation))
+  config = config_of(folder, tmp_path, "--config.data.mimic_cxr.unit=image", "--config.data.min_words=0",
+                     "--config.data.num_views=1")
+  lines = []
+  prepare(config, show=lines.append)
+  counts = {split: len(entries) for split, entries in annotation.items()}
+  assert f"270,790 / 2,130 / 3,858 expected, {counts['train']} / {counts['val']} / {counts['test']} found in" in "\n".join(lines)
+  val = splits.open_split(config, "val")
+  assert val.ids == [entry["id"] for entry in annotation["val"]] and val.reports == [
+      entry["report"] for entry in annotation["val"]]
+  assert all(len(record["images"]) == 1 for record in val)
+  assert {record["source_views"][0] for record in val} > {"PA", "LATERAL"}       # from the csv files
+
+
+@pytest.mark.parametrize("spoil,message", [
+    (lambda source: (source / tables.SPLIT).with_suffix(".csv.gz").unlink(), r"split.csv.gz not found; set"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-metadata.csv.gz", lambda t: t.replace("ViewPosition", "view")),
+     "metadata.csv.gz has no column 'ViewPosition'; take"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-chexpert.csv.gz", lambda t: t.replace("Edema", "Oedema")),
+     "chexpert.csv.gz has no column 'Edema', but 'Oedema'; take"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-chexpert.csv.gz", lambda t: t.replace("-1.0", "maybe", 1)),
+     "chexpert.csv.gz, row 2: .* is none of 1.0, 0.0, -1.0 and nothing"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-split.csv.gz", lambda t: t.replace("train", "training", 1)),
+     "split.csv.gz, row 2: split is none of train, validate, test"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-split.csv.gz", lambda t: t.partition("\n")[2]),
+     "split.csv.gz has no column 'dicom_id'; take"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-negbio.csv.gz", lambda t: "") or
+     rewrite(source / "mimic-cxr-2.0.0-chexpert.csv.gz", lambda t: ""), "chexpert.csv.gz has no column .*, it is empty"),
+    (lambda source: flip(source / "mimic-cxr-2.0.0-split.csv.gz"), "split.csv.gz is damaged"),
+    (lambda source: (source / "files").rename(source / "pictures"), "none of the first images is in .*files as .jpg; set"),
+    (lambda source: rewrite(source / "mimic-cxr-2.0.0-split.csv.gz", lambda t: t.replace("train", "test", 1)),
+     r"split.csv.gz, rows 2 and 3: the same subject_id is in the splits test and train"),
+    (lambda source: (source / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(
+        (source / "mimic-cxr-2.0.0-split.csv.gz").read_bytes()[:-300]), "split.csv.gz is damaged"),
+    (lambda source: (source / "mimic-cxr-reports.zip").unlink(), "no reports at .*mimic-cxr-reports.zip: set"),
+    (lambda source: (source / "mimic-cxr-reports.zip").write_bytes(b"PK"), "mimic-cxr-reports.zip is no whole zip"),
+])
+def test_faults_of_the_tables_are_a_line(small, spoil, message):
+  source, config = small
+  spoil(source)
+  with pytest.raises(UserError, match=message) as error:
+    prepare(config, show=lambda line: None)
+  assert "\n" not in str(error.value)
+  assert_nameless(str(error.value).replace(str(source), ""), physionet.make_studies(30))
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[100:104] = bytes(255 - byte for byte in data[100:104])
+  path.write_bytes(data)
+
+
+def assert_nameless(text, studies):
+  for study in studies:
+    for name in (study.subject, study.study, study.dicom_id(0)):
+      assert name not in text
+
+
+def spoil_image(source, studies):
+  path = next((source / "files" / studies[1].folder).glob("*.jpg"))
+  path.write_bytes(path.read_bytes()[:900])
+
+
+def lose_report(source, studies):
+  del studies
+  import zipfile
+  with zipfile.ZipFile(source / "mimic-cxr-reports.zip") as archive:
+    reports = {name: archive.read(name) for name in archive.namelist()}
+  del reports[list(reports)[1]]
+  with zipfile.ZipFile(source / "mimic-cxr-reports.zip", "w") as archive:
+    for name, text in reports.items():
+      archive.writestr(name, text)
+
+
+@pytest.mark.parametrize("spoil,reason", [(spoil_image, "the image can't be decoded: .*SHA-256 of the file [0-9a-f]{16}"),
+                                          (lose_report, "no report")])
+def test_unreadable_files_stop_the_build_past_a_limit(small, spoil, reason):
+  source, config = small
+  studies = physionet.make_studies(30)
+  spoil(source, studies)
+  with pytest.raises(UserError, match=f"record 1 of split train can't be read \\({reason}") as error:
+    prepare(config, show=lambda line: None)
+  assert_nameless(str(error.value), studies)
+  config = config_of(source, config.data.data_dir, "--config.prepare.show_ids=true")
+  with pytest.raises(UserError, match=studies[1].study):
+    prepare(config, show=lambda line: None)
+  config = config_of(source, config.data.data_dir, "--config.prepare.max_faults=1")
+  lines = []
+  prepare(config, show=lines.append)
+  assert row_of("\n".join(lines), "unreadable file") == [1, 0, 0]
+  assert_nameless("\n".join(lines), studies)
+  fault, = map(json.loads, (dataset_dir(config) / "faults.jsonl").read_text().splitlines())
+  assert fault["split"] == "train" and fault["position"] == 1 and studies[1].study in fault["file"]
+
+
+def test_a_damaged_report_of_a_compressed_archive_is_one_fault(small):
+  import zipfile
+  source, config = small
+  with zipfile.ZipFile(source / "mimic-cxr-reports.zip") as archive:
+    reports = {name: archive.read(name) for name in archive.namelist()}
+  with zipfile.ZipFile(source / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, text in reports.items():
+      archive.writestr(name, text)
+    place = archive.getinfo(list(reports)[1]).header_offset + 30 + len(list(reports)[1]) + 20
+  data = bytearray((source / "mimic-cxr-reports.zip").read_bytes())
+  data[place:place + 8] = b"\xff" * 8
+  (source / "mimic-cxr-reports.zip").write_bytes(data)
+  with pytest.raises(UserError, match="record 1 of split train can't be read .damaged report") as error:
+    prepare(config, show=lambda line: None)
+  assert_nameless(str(error.value), physionet.make_studies(30))
+
+
+@pytest.mark.parametrize("field,value", [("target", "impression"), ("mimic_cxr.required_views", "frontal")])
+def test_settings_that_mean_nothing_for_an_annotation_are_refused(small, field, value):
+  source, config = small
+  with pytest.raises(UserError, match=f"data.{field}"):
+    make_builder(config_of(source, config.data.data_dir, "--config.data.mimic_cxr.unit=image",
+                           f"--config.data.{field}={value}"))
+
+
+def test_the_other_kind_of_images_is_named(tmp_path):
+  physionet.write_tree(tmp_path / "source", 6, images="dcm")
+  with pytest.raises(UserError, match="there are .dcm files: set --config.data.mimic_cxr.images=dcm"):
+    prepare(config_of(tmp_path / "source", tmp_path / "data"), show=lambda line: None)
+
+
+def test_jpgs_have_one_rendering(small):
+  source, config = small
+  with pytest.raises(UserError, match="data.dicom_rendering=voi: the JPGs of MIMIC-CXR-JPG are rendered"):
+    make_builder(config_of(source, config.data.data_dir, "--config.data.dicom_rendering=voi"))
+
+
+def test_records_are_found_without_their_source(small, tmp_path):
+  source, config = small
+  prepare(config, show=lambda line: None)
+  source.rename(tmp_path / "elsewhere")
+  assert len(splits.open_split(config, "train"))
+
+
+@pytest.mark.parametrize("position,meaning,view", [
+    ("PA", "lateral", "frontal"), ("ap", "", "frontal"), ("LL", "", "lateral"), ("", "antero-posterior", "frontal"),
+    ("", "Left Lateral", "lateral"), ("LAO", "antero-posterior", "other"), ("", "", "other")])
+def test_view_of_an_image(position, meaning, view):
+  assert tables.view_of(position, meaning) == (view, position or meaning)
+
+
+def test_time_of_a_study():
+  assert tables.when("21800506", "213014.531") == "2180-05-06T21:30:14"
+  assert tables.when("21800506", "90000.0") == "2180-05-06T09:00:00"
+  assert tables.when("", "") == tables.when("2180", "x") == ""
+
+
+def test_order_of_views():
+  image = lambda name, view, word, taken: tables.Image(name, "1", "2", "train", view, word, taken, True)
+  found = [image("c", "lateral", "LL", "1"), image("b", "frontal", "AP", "1"), image("a", "frontal", "PA", "2"),
+           image("d", "other", "", "0"), image("e", "lateral", "LATERAL", "0")]
+  names = lambda rule: "".join(image.dicom_id for image in dataset.in_order(found, rule))
+  assert names("pa_first") == "aebcd" and names("acquisition") == "beacd"

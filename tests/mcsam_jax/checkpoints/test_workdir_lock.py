@@ -1,0 +1,30 @@
+"""One run at a time trains in a workdir, where the disk knows locks."""
+
+import errno
+import os
+
+from etils import epath
+import pytest
+
+from mcsam_jax.errors import UserError
+from mcsam_jax.checkpoints import workdir
+
+
+def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
+  path, lines = epath.Path(tmp_path), []
+  with workdir.claim(path, lines.append):
+    with pytest.raises(UserError, match="another run is training in"):
+      workdir.claim(path, lines.append)
+  workdir.claim(path, lines.append).close()
+  assert not lines
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_is_used_with_a_line(tmp_path, monkeypatch, number):
+  def flock(file, operation):
+    raise OSError(number, os.strerror(number))
+  monkeypatch.setattr(workdir.fcntl, "flock", flock)
+  lines = []
+  with workdir.claim(epath.Path(tmp_path), lines.append):
+    assert lines == [f"{tmp_path} can't be locked ({os.strerror(number)}): see to it yourself that no other run trains "
+                     "there"]

@@ -1,0 +1,102 @@
+"""Scores through the package RadEval, of whose interface (2.2) a small one stands in here."""
+
+import importlib.machinery
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from mcsam_jax.config import load_config
+from mcsam_jax.errors import UserError
+from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.metrics.radeval import add_radeval, radeval_scores, score_names
+from mcsam_jax.evaluation.score_files import score_files
+
+
+@pytest.fixture
+def radeval(monkeypatch):
+  """Returns the calls that the stand-in gets: its RadGraph counts words in common."""
+  calls = []
+
+  class RadEval:
+    def __init__(self, metrics=None, openai_api_key=None, gemini_api_key=None, per_sample=False, detailed=False,
+                 show_progress=True, cache_dir=None):
+      assert per_sample and not show_progress
+      self.metrics = metrics
+
+    def __call__(self, refs, hyps):
+      calls.append(self.metrics)
+      if self.metrics == ["green"]:
+        raise OSError(f"no network for {refs[0]}")
+      print(hyps[0])
+      scores = [len(set(ref.split()) & set(hyp.split())) / 2 for ref, hyp in zip(refs, hyps)]
+      if self.metrics == ["ratescore"]:
+        return {"ratescore": np.mean(scores)}
+      return {"radgraph_simple": scores, "radgraph_partial": [0.0 for _ in scores]}
+
+  module = types.ModuleType("radeval")
+  module.RadEval, module.__spec__ = RadEval, importlib.machinery.ModuleSpec("radeval", None)
+  monkeypatch.setitem(sys.modules, "radeval", module)
+  return calls
+
+
+def test_scores_of_each_study(radeval, capsys):
+  per_study = radeval_scores(["radgraph"], ["a b", "a b"], ["a b", "b c"])
+  assert per_study.keys() == {"radgraph_simple", "radgraph_partial"} and radeval == [["radgraph"]]
+  assert per_study["radgraph_simple"].tolist() == [1, 0.5]
+  assert capsys.readouterr().out == ""                             # a package that prints reports prints them to nobody
+
+
+def test_scores_are_added_to_studies_and_a_failure_costs_nothing(radeval):
+  scores, rows = {"notes": {}, "intervals": {}}, [{"CIDEr": 1.0}, {"CIDEr": 2.0}]
+  weights = resample("ab", seed=0)
+  add_radeval(scores, rows, ["radgraph"], ["a b", "a b"], ["a b", "b c"], weights, lambda line: None)
+  assert scores["radeval"]["radgraph_simple"] == 0.75
+  assert scores["intervals"]["radeval"]["radgraph_simple"] == {"low": 0.5, "high": 1}
+  assert rows[1] == {"CIDEr": 2, "radgraph_simple": 0.5, "radgraph_partial": 0}
+  for name, message in (("green", "OSError"), ("ratescore", "2.2 or newer")):
+    add_radeval(scores, rows, [name], ["a secret", "b"], ["a", "b"], weights, lambda line: None)
+    assert scores["radeval"] is None and message in scores["notes"]["radeval"]
+    assert "secret" not in scores["notes"]["radeval"]
+
+
+def test_a_study_without_a_score_counts_in_no_mean(radeval):
+  """Of 30 studies the last has no score, and of the second result none has."""
+  def some_without(self, refs, hyps):
+    return {"srr_f1": [1.0, 0.0, 0.5] * 9 + [0.5, 0.5, float("nan")], "srr_recall": [float("nan")] * 30}
+  sys.modules["radeval"].RadEval.__call__ = some_without
+  scores, rows = {"notes": {}, "intervals": {}}, [{} for _ in range(30)]
+  add_radeval(scores, rows, ["srrbert"], ["a"] * 30, ["a"] * 30, resample(range(30), seed=0), lambda line: None)
+  assert scores["radeval"] == {"srr_f1": pytest.approx(0.5), "srr_recall": None}
+  found = scores["intervals"]["radeval"]
+  assert 0.3 < found["srr_f1"]["low"] < 0.5 < found["srr_f1"]["high"] < 0.7 and found["srr_recall"] is None
+  assert rows[0] == {"srr_f1": 1, "srr_recall": None} and rows[-1] == {"srr_f1": None, "srr_recall": None}
+  json.loads(json.dumps([scores, rows], allow_nan=False))
+
+
+def test_files_of_reports_get_them_too(radeval, tmp_path, monkeypatch):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  for name, reports in (("a", ["a b", "a b"]), ("b", ["a b", "b c"])):
+    (tmp_path / f"{name}.txt").write_text("\n".join(reports))
+  lines = []
+  scores = score_files(str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), radeval="radgraph", show=lines.append)
+  assert scores["radeval"]["radgraph_simple"] == 0.75
+  assert "by RadEval: radgraph_simple 0.750 (0.50-1.00), radgraph_partial 0.000 (.000-.000)" in lines[-1]
+
+
+def test_names_are_checked(radeval):
+  assert score_names("") == [] == score_names(load_config("mimic_cxr").eval.radeval)
+  assert score_names("radgraph, green") == ["radgraph", "green"]
+  for field, message in (("crimson", "network"), ("radgraf", "did you mean radgraph"), ("bleu", "known are")):
+    with pytest.raises(UserError, match=message):
+      score_names(field)
+
+
+def test_without_the_package(monkeypatch):
+  monkeypatch.setitem(sys.modules, "radeval", None)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  assert score_names("") == []
+  with pytest.raises(UserError, match=r"needs the package RadEval.*pip install"):
+    score_names("radgraph")

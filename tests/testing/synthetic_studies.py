@@ -1,0 +1,64 @@
+"""Studies for the page, made up without a model: phantoms, reports that differ in findings, maps with one spot."""
+
+import numpy as np
+
+from input_pipeline.datasets.phantom.dataset import make_record
+from input_pipeline.datasets.phantom.patient import sample_findings
+from input_pipeline.datasets.phantom.reports import mentions, read_labels, write_report
+from mcsam_jax.explain.explanations import Slot, Why
+
+GRID = 7
+SLOTS = [Slot(number % 5, [f"topic{number % 5}", "word"], ["effusion", f"word{number}"]) for number in range(16)]
+TRAIN = [f"Report {number} of train." for number in range(40)]
+
+
+def made_up_studies(count: int, num_pictures: int = 12) -> list[dict]:
+  """Returns studies as `page.write_page` wants them, the same for the same arguments."""
+  pictures = [make_record(0, "test", number) for number in range(num_pictures)]
+  studies = []
+  for number in range(count):
+    rng = np.random.default_rng(number)
+    findings = sample_findings(rng)
+    reference, _ = write_report(findings, rng)
+    seen = findings[1:] if rng.random() < 0.3 else findings                      # one is missed
+    if rng.random() < 0.2:                                                       # some are invented
+      seen = {finding.name: finding for finding in (*seen, *sample_findings(rng))}.values()
+    generated = " . ".join(write_report(tuple(seen), rng)[0].lower().rstrip(".").split(". ")) + " ."
+    record = pictures[number % num_pictures]
+    words = generated.split()
+    studies.append({
+        "id": f"study-{number:05d}", "generated": generated, "reference": reference,
+        "images": record["images"], "views": record["views"],
+        "scores": {"BLEU_4": float(rng.random()), "CIDEr": float(rng.gamma(2)), "METEOR": None},
+        "labels": read_labels(generated), "reference_labels": read_labels(reference),
+        "mentions": mentions(generated), "reference_mentions": mentions(reference),
+        "why": Why(words, -rng.gamma(0.6, 0.8, len(words)).astype(np.float32),
+                   spots(rng.random((len(words), len(record["images"]), 2))),
+                   [(int(slot), 0.2 / (1 + place)) for place, slot in enumerate(rng.permutation(len(SLOTS))[:6])],
+                   [(int(near), 0.5) for near in rng.permutation(len(TRAIN))[:3]])})
+  return studies
+
+
+def spots(places: np.ndarray) -> np.ndarray:
+  """Returns maps uint8 [W, V, GRID * GRID], bright about places [W, V, (x, y)] in 0..1."""
+  x, y = (np.arange(GRID * GRID) % GRID + 0.5) / GRID, (np.arange(GRID * GRID) // GRID + 0.5) / GRID
+  distance = (x - places[..., :1]) ** 2 + (y - places[..., 1:]) ** 2
+  return np.round(255 * np.exp(-distance / 0.04)).astype(np.uint8)
+
+
+def made_up_scores(studies: list[dict], findings) -> dict:
+  """Returns what the page reads of `scoring.score_reports`, of labels that are real and metrics that aren't."""
+  from mcsam_jax.metrics.clinical_f1 import label_scores
+  labels = label_scores(*([study[kind] for study in studies] for kind in ("reference_labels", "labels")), findings)
+  nlg = {"BLEU_1": 0.74, "BLEU_4": 0.53, "METEOR": None, "CIDEr": 3.2}
+  interval = lambda value: {"low": value - 0.04, "high": value + 0.04}
+  return {
+      "num_studies": len(studies), "nlg": {"r2gen": nlg}, "labels": labels,
+      "controls": {"shuffled_images": {"nlg": {"r2gen": {"BLEU_1": 0.6, "BLEU_4": 0.36, "CIDEr": 1.0}},
+                                       "labels": labels, "CIDEr_difference": {"mean": 2.2, "low": 2.0, "high": 2.4}}},
+      "baselines": {"constant": {"nlg": {"BLEU_1": 0.67, "BLEU_4": 0.41, "CIDEr": 1.7}, "labels": None}},
+      "intervals": {"nlg": {"r2gen": {metric: interval(value) for metric, value in nlg.items() if value}},
+                    "labels": {"micro": {"f1": interval(labels["micro"]["f1"])}, "per_finding": {
+                        name: {"f1": interval(rates["f1"])} for name, rates in labels["per_finding"].items()}}},
+      "distinct_reports": 183, "most_common_share": 0.24, "copied_from_train": 0.41, "mean_length": 32.8,
+      "unk_share": {"reports": 0, "words": 0.0}, "pretraining_data": "none", "notes": {}}
