@@ -18,7 +18,7 @@ import json
 from etils import epath
 import numpy as np
 
-from input_pipeline.datasets.findings import LABEL_VALUES, VIEWS
+from mcsam_jax.findings import LABEL_VALUES, VIEWS
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole

@@ -11,7 +11,7 @@ import dataclasses
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES, VIEWS
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
 
 SPLITS = ("train", "val", "test")
 TEXTS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",

@@ -19,7 +19,7 @@ from mcsam_jax.decoding.beam_search import BeamResult, beam_search
 from mcsam_jax.decoding.greedy import Room, room_sizes
 from mcsam_jax.models.mcsam import MCSAM, Encoded, Prepared
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
-from mcsam_jax.training.train_step import make_model
+from mcsam_jax.models.initialize import make_model
 
 BOS, EOS, PAD = 1, 2, 0
 

@@ -159,7 +159,7 @@ class Checkpoints:
         problems[step] = problem
         show(f"checkpoint {step} is damaged, the one before it is used: {problem}")
         continue
-      state = self._restore(step, abstract_state, show)
+      state = self._restore(step, ocp.args.StandardRestore(abstract_state), show)
       for other in sorted(other for other in self.manager.all_steps() if other > step):
         if other in problems:
           self._put_aside(other)
@@ -173,13 +173,27 @@ class Checkpoints:
                       "the folder to start again")
     return None
 
-  def restore(self, step: int, abstract_state, show=print):
-    """Returns the state of `step`, placed as `abstract_state` (shapes, types, shardings) says.
+  def restore_variables(self, step: int, abstract_variables: dict, ema: bool, show=print) -> dict:
+    """Returns the variables of `step` that write reports, without reading the optimizer's state.
+
+    Args:
+      abstract_variables: `params` and `batch_stats`: shapes, types, shardings.
+      ema: whether the checkpoint holds averaged parameters, which are then the ones that are read.
 
     Raises:
       UserError: there is no such step, the files are damaged, or hold another model.
       an error that `will_pass`: a disk or another host didn't answer.
     """
+    self._check_restorable(step)
+    params = "average" if ema else "params"
+    item = {params: abstract_variables["params"], "batch_stats": abstract_variables["batch_stats"]}
+    arguments = ocp.args.PyTreeRestore(item=item, partial_restore=True,
+                                       restore_args=ocp.checkpoint_utils.construct_restore_args(item))
+    restored = self._restore(step, arguments, show)
+    return {"params": restored[params], "batch_stats": restored["batch_stats"]}
+
+  def _check_restorable(self, step: int) -> None:
+    """Raises UserError where there is no such step, or its files are damaged."""
     steps = multihost.agreed(sorted(self.manager.all_steps()))
     if step not in steps:
       raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps or 'none'}")
@@ -187,14 +201,13 @@ class Checkpoints:
       others = [other for other in steps if other != step]
       raise UserError(f"checkpoint {step} is damaged: {problem}; " +
                       (f"--step takes another: {', '.join(map(str, others))}" if others else "there is no other"))
-    return self._restore(step, abstract_state, show)
 
-  def _restore(self, step: int, abstract_state, show):
+  def _restore(self, step: int, arguments: ocp.args.CheckpointArgs, show):
     verified = self._has_manifest(step)
     if not verified:
       show(f"checkpoint {step} has no {manifest.NAME}: it can't be verified, and is used as it is")
     try:
-      return self.manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+      return self.manager.restore(step, args=arguments)
     except Exception as error:   # Orbax and TensorStore raise many kinds for files that are cut off or of other shapes
       if will_pass(error) or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         raise

@@ -29,7 +29,6 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.bank import MemoryBank, load_bank, make_memory_bank, save_bank
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 from mcsam_jax.checkpoints.weights import load_weights
-from mcsam_jax.inference import feature_cache
 from mcsam_jax.distributed.bucket_access import refuse_public
 from mcsam_jax.atomic_io import write_whole
 
@@ -52,21 +51,6 @@ class Workdir:
 
   def split(self, name: str) -> Split:
     return open_split(self.config, name)
-
-  def features(self, split: Split, show=print) -> np.ndarray | None:
-    """Returns the cached features [n, V, P, C] of a split where the encoder is frozen, else None."""
-    if not self.config.encoder.frozen:
-      return None
-    encoder = make_encoder(self.config.encoder.name)
-    return feature_cache.cached_features(self.config, split.name, split, encoder, self.encoder_variables, show=show)
-
-  def pooled(self, split: Split, show=print) -> np.ndarray:
-    """Returns the first view's pooled features [n, C] by the encoder as it was before training."""
-    if self.config.encoder.frozen:
-      return feature_cache.pooled(self.features(split, show))
-    encoder = make_encoder(self.config.encoder.name)
-    variables = self.encoder_variables or random_encoder(self.config)
-    return feature_cache.pooled_features(self.config, split, encoder, variables)
 
   @property
   def grid(self) -> int:

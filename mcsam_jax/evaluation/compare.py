@@ -15,7 +15,7 @@ import math
 from etils import epath
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.metrics.bootstrap import (

@@ -20,7 +20,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.pipeline import Split, eval_batches
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
 from mcsam_jax.metrics.bootstrap import resample
@@ -37,7 +37,7 @@ from mcsam_jax.explain.explanations import describe_slots, explain_reports, in_n
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.preemption import Stop
 from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, make_mesh
-from mcsam_jax.training.train import features_for_all
+from mcsam_jax.inference.feature_cache import features_for_all, split_pooled_features
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.checkpoints.workdir import Workdir, open_workdir
 from mcsam_jax.atomic_io import write_whole
@@ -115,7 +115,7 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
-      pooled={"train": work.pooled(train, show), "split": work.pooled(split, show)}, own_pooled=own,
+      pooled={"train": split_pooled_features(work, train, show), "split": split_pooled_features(work, split, show)}, own_pooled=own,
       constant=constant_reports(work, labeler, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=labeler,
       reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,

@@ -24,6 +24,7 @@ from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Unreadable, UserError
+from mcsam_jax.explain.user_images import reasons_of
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.inference.ood import Familiar, load_or_learn, RARE
 from mcsam_jax.inference.predictor import OwnImagesModel, Result
@@ -31,7 +32,7 @@ from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.atomic_io import write_whole
 
 BATCH = 4                 # studies written together: few, as most calls bring few, and one program serves any number
-Reasons = tuple[Sequence, Sequence, Split | None]         # of OwnImagesModel.reasons
+Reasons = tuple[Sequence, Sequence, Split | None]         # of reasons_of
 ONE_DEVICE = [f"--config.mesh.{axis}=1" for axis in ("data", "fsdp", "tensor")]
 
 
@@ -92,7 +93,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
 
   reasons = None
   if results and (page or (as_json and work.config.eval.why)):
-    reasons = model.reasons([result.study for result in results], [result.written for result in results])
+    reasons = reasons_of(model, [result.study for result in results], [result.written for result in results])
   if reasons and as_json and work.config.eval.why:
     add_why(whole["studies"], reasons)
   if results or as_json:                            # else there is nothing to write but refusals, which have been told

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from input_pipeline.datasets.findings import LABEL_VALUES
+from mcsam_jax.findings import LABEL_VALUES
 from mcsam_jax.errors import UserError
 
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import json
 
 from input_pipeline import text
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import LABEL_METRICS, neighbour_reports
 from mcsam_jax.metrics.bootstrap import LEVEL, ONE_SUBJECT, Score, differences, intervals, points, resample

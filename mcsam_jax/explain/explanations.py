@@ -36,7 +36,7 @@ from mcsam_jax.inference.load import Member
 from mcsam_jax.memory_init.bank import MemoryBank
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.distributed.mesh import host_rows, on_mesh, replicated
-from mcsam_jax.training.train_step import token_mask
+from mcsam_jax.models.inputs import token_mask
 
 NUM_SLOTS, NUM_NEIGHBOURS, NUM_WORDS = 12, 3, 6     # shown of a study, a study, a slot
 SAMPLE = 2048                                       # training reports that the usual profile is measured on

@@ -10,7 +10,7 @@ import numpy as np
 
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.distributed.mesh import on_mesh, replicated
-from mcsam_jax.training.train_step import token_mask, visual_inputs
+from mcsam_jax.models.inputs import token_mask, visual_inputs
 
 
 def slots_answering(model: MCSAM, config: ConfigDict, eos_id: int, variables: dict,

@@ -14,7 +14,7 @@ import json
 
 import numpy as np
 
-from input_pipeline.datasets.findings import LABEL_VALUES
+from mcsam_jax.findings import LABEL_VALUES
 
 PROBABILITY_STEPS = 4000        # a nat: log-probabilities are kept in two bytes, down to -16.4
 

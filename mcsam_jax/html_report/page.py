@@ -18,7 +18,7 @@ from etils import epath
 import jinja2
 import PIL.Image
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report import data as page_data, scores as page_scores
 from mcsam_jax.atomic_io import write_whole
 

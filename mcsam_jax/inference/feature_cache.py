@@ -33,9 +33,14 @@ from input_pipeline import images
 from input_pipeline.builder.prepare import dataset_dir
 from input_pipeline.prefetch import ordered_map
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.distributed import multihost
+from mcsam_jax.distributed.preemption import Stop
+from mcsam_jax.distributed.watchdog import Watchdog
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
+from input_pipeline.splits import Split
 from mcsam_jax.checkpoints.weights import weights_digest
-from mcsam_jax.training.preprocess import preprocess
+from mcsam_jax.models.inputs import normalize_images
 
 VERSION = 3                  # raise it when the same inputs would give other features
 BATCH = 32                   # images a device
@@ -99,6 +104,34 @@ def pooled_images(config: ConfigDict, studies: Sequence[dict], encoder: nn.Modul
   encode = lambda variables, batch: encode_images(encoder, config, variables, batch).mean(1)
   return np.concatenate([means for _, means in _encoded_images(
       config, studies, config.data.num_views, 0, encode, variables, "pooled features", show)])
+
+
+def split_features(work: Workdir, split: Split, show: Callable[[str], None] = print) -> np.ndarray | None:
+  """Returns the cached features [n, V, P, C] of a split where the workdir's encoder is frozen, else None."""
+  if not work.config.encoder.frozen:
+    return None
+  encoder = make_encoder(work.config.encoder.name)
+  return cached_features(work.config, split.name, split, encoder, work.encoder_variables, show=show)
+
+
+def split_pooled_features(work: Workdir, split: Split, show: Callable[[str], None] = print) -> np.ndarray:
+  """Returns the first view's pooled features [n, C] by the encoder as it was before training."""
+  if work.config.encoder.frozen:
+    return pooled(split_features(work, split, show))
+  encoder = make_encoder(work.config.encoder.name)
+  return pooled_features(work.config, split, encoder, work.encoder_variables or random_encoder(work.config))
+
+
+def features_for_all(work: Workdir, split: Split, stop: Stop, watchdog: Watchdog, show) -> np.ndarray | None:
+  """Returns the cached features of a split; host 0 computes them where all hosts share a disk."""
+  if "://" in work.config.data.data_dir:           # then each host keeps its own
+    with stop.at_once():
+      features = split_features(work, split, show)
+    with watchdog.paused("waiting for the features of other hosts"):
+      multihost.meet()
+    return features
+  with watchdog.while_first_works():
+    return multihost.first_then_others(lambda: split_features(work, split, show), within=stop.at_once)
 
 
 def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, split: Sequence[dict],
@@ -171,7 +204,7 @@ def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, s
 
 def encode_images(encoder: nn.Module, config: ConfigDict, variables: dict, batch: jax.Array) -> jax.Array:
   """Returns the features [M, P, C] of uint8 images [M, S, S, 1]."""
-  features = encoder.apply(variables, preprocess(batch[None], config.encoder.name)[0])
+  features = encoder.apply(variables, normalize_images(batch[None], config.encoder.name)[0])
   return features.reshape(features.shape[0], -1, features.shape[-1])
 
 

@@ -18,7 +18,7 @@ from mcsam_jax.decoding.sampling import sample_search
 from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.models.mcsam import MCSAM, Prepared
 from mcsam_jax.distributed.mesh import on_mesh, replicated
-from mcsam_jax.training.train_step import token_mask, visual_inputs
+from mcsam_jax.models.inputs import token_mask, visual_inputs
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ import numpy as np
 
 from mcsam_jax.inference.load import Member
 from mcsam_jax.distributed.mesh import on_mesh, replicated
-from mcsam_jax.training.train_step import visual_inputs
+from mcsam_jax.models.inputs import visual_inputs
 
 
 def make_own_pooled(member: Member, config: ConfigDict,

@@ -5,18 +5,22 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.pipeline import make_batch
 from input_pipeline.splits import Split
 from mcsam_jax import config as configs
 from mcsam_jax.errors import UserError
+from mcsam_jax.inference.feature_cache import split_features
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.checkpoints.weights import weights_digest
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, abstract
 from mcsam_jax.distributed.mesh import state_sharding
-from mcsam_jax.training.train_step import init_state, make_model
+from mcsam_jax.models.initialize import init_variables, make_model
+
 from mcsam_jax.checkpoints.workdir import MAY_CHANGE, Workdir
 
 
@@ -40,7 +44,7 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
     UserError: the workdir holds no training, or no such step; a damaged checkpoint.
   """
   first = np.zeros(1, np.int64)
-  sample = make_batch(split, first, first, work.tokenizer, work.config, work.features(split))
+  sample = make_batch(split, first, first, work.tokenizer, work.config, split_features(work, split))
   return restore_member(work, mesh, sample, step, show)
 
 
@@ -52,9 +56,17 @@ def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = N
   if step is None:
     raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --config ... --workdir {work.path}` first")
   model = make_model(config, tokenizer.vocab_size, work.grid)
-  empty = jax.eval_shape(functools.partial(init_state, model, config, sample))
-  state = checkpoints.restore(step, abstract(empty, state_sharding(mesh, empty)), show)
-  return Member(str(work.path), model, state.variables, step)
+  empty = jax.eval_shape(functools.partial(abstract_variables, model, config, sample))
+  variables = checkpoints.restore_variables(step, abstract(empty, state_sharding(mesh, empty)),
+                                            config.optimizer.average_decay > 0, show)
+  return Member(str(work.path), model, variables, step)
+
+
+def abstract_variables(model: MCSAM, config: ConfigDict, sample: dict) -> dict:
+  """Returns `params` and `batch_stats` as a checkpoint holds them: float32, or wider where the model computes so."""
+  variables = init_variables(model, config, sample)
+  dtype = jnp.promote_types(config.train.compute_dtype, jnp.float32)
+  return jax.tree.map(lambda leaf: leaf.astype(dtype), {"batch_stats": {}, **variables})
 
 
 def check_one_language(works: Sequence[Workdir]) -> None:

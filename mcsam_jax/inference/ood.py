@@ -20,11 +20,11 @@ import jax
 import numpy as np
 
 from input_pipeline import token_table
-from input_pipeline.datasets.findings import VIEWS
+from mcsam_jax.findings import VIEWS
 from input_pipeline.splits import Split
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import make_encoder
-from mcsam_jax.inference.feature_cache import pooled_images
+from mcsam_jax.inference.feature_cache import pooled_images, split_features
 from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
 from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
 
@@ -84,7 +84,7 @@ def pooled_sample(work: Workdir, split: Split, most: int, show: Callable[[str], 
   num_views = work.config.data.num_views
   if work.config.encoder.frozen:
     known = token_table.load_or_build(split, work.tokenizer).views[chosen, :num_views] >= 0      # [n, V]
-    features = work.features(split, show)
+    features = split_features(work, split, show)
     return np.concatenate([features[study, :known.shape[1]][there].astype(np.float32).mean(1)
                            for study, there in zip(chosen, known)])
   encoder, variables = initial_encoder(work)

@@ -8,16 +8,14 @@ Shapes: B studies, V views, S pixels, P patches a view, C channels.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import contextlib
 import dataclasses
 import itertools
 
 import jax
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS, VIEWS
+from mcsam_jax.findings import FINDINGS, VIEWS
 from input_pipeline.user_images import Study
-from input_pipeline.splits import Split
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference.ood import Familiar, initial_encoder
 from mcsam_jax.inference.generate import ReportWriter, Written
@@ -63,7 +61,7 @@ class OwnImagesModel:
       self._encode = jax.jit(
           lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
     with jax.set_mesh(self.mesh):
-      self.member = restore_member(work, self.mesh, self._inputs([])[0], step, show)
+      self.member = restore_member(work, self.mesh, self.inputs([])[0], step, show)
     self._write = ReportWriter([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
 
   def reports(self, studies: Iterable[Study]) -> Iterator[Result]:
@@ -71,8 +69,8 @@ class OwnImagesModel:
     waiting = []
 
     def batches() -> Iterator[dict]:
-      for group in _groups(studies, self.work.config.decode.batch_size):
-        batch, likeness = self._inputs(group)
+      for group in groups(studies, self.work.config.decode.batch_size):
+        batch, likeness = self.inputs(group)
         waiting.extend(zip(group, likeness))
         yield batch
 
@@ -80,23 +78,7 @@ class OwnImagesModel:
       for written in self._write.one_by_one([self.member.variables], batches()):
         yield Result(waiting[0][0], written, waiting.pop(0)[1])
 
-  def reasons(self, studies: Sequence[Study], written: Sequence[Written]) -> tuple[Sequence, Sequence, Split | None]:
-    """Returns why each report was written, what the slots stand for, and the training records that `why` means.
-
-    Without the training records, or where they are restricted, no report is compared with them.
-    """
-    from mcsam_jax.explain.explanations import describe_slots, explain_reports
-    config, tokenizer, train = self.work.config, self.work.tokenizer, None
-    if not config.data.restricted:
-      with contextlib.suppress(UserError):
-        train = self.work.split("train")
-    batches = (self._inputs(group)[0] for group in _groups(studies, config.decode.batch_size))
-    with jax.set_mesh(self.mesh):
-      whys = explain_reports(self.member, config, tokenizer, self.mesh, batches, written,
-                             train.reports if train else ())
-      return whys, describe_slots(self.member, config, tokenizer, self.work.bank, self.mesh), train
-
-  def _inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:
+  def inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:
     """Returns a batch of up to B studies, filled up with studies that don't count, and each film's likeness."""
     config = self.work.config
     size, num_views, side = config.decode.batch_size, config.data.num_views, config.data.image_size
@@ -125,7 +107,7 @@ class OwnImagesModel:
                    "epoch": np.zeros(size, np.int32), "valid": valid}, likeness
 
 
-def _groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
+def groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
   studies = iter(studies)
   while group := list(itertools.islice(studies, size)):
     yield group

@@ -10,7 +10,6 @@ Shapes: n reports, R rows, T tokens of a row, P reports of a row, F = 14 finding
 from collections.abc import Sequence
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,30 +17,15 @@ import numpy as np
 
 from mcsam_jax.labelers.packing import Packed, pack
 from input_pipeline.wordpiece import WordPiece
-from mcsam_jax.models.bert import Bert, BertSizes
+from mcsam_jax.checkpoints.weights import fit, read_weights
+from mcsam_jax.errors import UserError
+from mcsam_jax.models.bert import BertSizes
+from mcsam_jax.models.chexbert import CLASSES, CheXbert, FINDINGS, expected
 
-FINDINGS = ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-            "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
-            "Support Devices", "No Finding")                 # in the order of the heads
-CLASSES = ("absent", "positive", "negative", "uncertain")    # of the heads; No Finding's has the first two
+HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
+              "`mcsam import-weights chexbert.pth {path} --chexbert --vocabulary vocab.txt`, "
+              "with the vocab.txt of bert-base-uncased")
 ROW_LENGTHS = (128, 256, 512)       # tokens; most reports have less than 128
-
-
-class CheXbert(nn.Module):
-  """Packed reports -> logits."""
-  sizes: BertSizes = BertSizes()
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, ids: jax.Array, positions: jax.Array, texts: jax.Array, firsts: jax.Array) -> jax.Array:
-    """Returns float32 [R, P, F, C] for the arguments of `Bert`; -inf where a head lacks a class."""
-    states = Bert(self.sizes, self.dtype, name="bert")(ids, positions, texts, firsts).astype(jnp.float32)
-    heads = []
-    for number, finding in enumerate(FINDINGS):
-      classes = 2 if finding == "No Finding" else len(CLASSES)
-      logits = nn.Dense(classes, name=f"head_{number}")(states)
-      heads.append(jnp.pad(logits, ((0, 0), (0, 0), (0, len(CLASSES) - classes)), constant_values=-jnp.inf))
-    return jnp.stack(heads, 2)
 
 
 class CheXbertReader:
@@ -114,3 +98,19 @@ class CheXbertReader:
 
   def _place(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def load_chexbert(path: str) -> tuple[dict, list[str], BertSizes]:
+  """Returns (variables, pieces of the vocabulary, sizes) of a file that `import_chexbert` wrote.
+
+  Raises:
+    UserError: no such file, or damaged, or another one.
+  """
+  if not path:
+    raise UserError(f"eval.labeler=chexbert needs its weights: {HOW_TO_GET.format(path='chexbert.npz')}, then set "
+                    "eval.chexbert=chexbert.npz")
+  flat, meta = read_weights(path, HOW_TO_GET.format(path=path))
+  if meta.get("architecture") != "chexbert":
+    raise UserError(f"eval.chexbert={path} holds {meta.get('architecture')}: {HOW_TO_GET.format(path='chexbert.npz')}")
+  sizes = BertSizes(**meta["sizes"])
+  return fit(flat, expected(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.splits import Split
 
 ReadMany = Callable[[Sequence[str]], Sequence[Mapping[str, str]]]
@@ -73,8 +73,7 @@ def make_labeler(config: ConfigDict, mesh: Mesh | None = None) -> Labeler | None
   if kind == "rules":
     from mcsam_jax.labelers.rules import read_labels
     return Labeler(kind, FINDINGS, lambda reports: list(map(read_labels, reports)))
-  from mcsam_jax.labelers.chexbert import CheXbertReader
-  from mcsam_jax.pretrained.chexbert import load_chexbert
+  from mcsam_jax.labelers.chexbert import CheXbertReader, load_chexbert
   variables, pieces, sizes = load_chexbert(config.eval.chexbert)
   mesh = mesh or Mesh(np.array(jax.local_devices()), ("rows",))
   return Labeler(kind, FINDINGS, CheXbertReader(variables, pieces, sizes, mesh,

@@ -24,7 +24,7 @@ import functools
 import re
 from typing import NamedTuple, Sequence
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.labelers import rule_terms
 from mcsam_jax.labelers.normalize_text import lower
 

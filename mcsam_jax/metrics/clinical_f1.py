@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.metrics.bootstrap import Score, points
 
 FIVE_FINDINGS = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")

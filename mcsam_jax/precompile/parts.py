@@ -18,7 +18,7 @@ _SCOPES = (
     ("encode", "patches"), ("see", "patches"))
 # (end of the file, function or "", part) of the source, where there is no scope.
 _SOURCES = (
-    ("training/preprocess.py", "", "augmentation"), ("training/step.py", "token_losses", "logits"),
+    ("training/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"), ("training/train_step.py", "token_losses", "logits"),
     ("models/semantic_alignment.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/step.py", "align", "alignment"),
     ("models/mcsam.py", "", "patches"), ("training/step.py", "read", "logits"))

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.generate import ReportWriter
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_sharding
-from mcsam_jax.training.train_step import init_state, make_model, make_train_step
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import init_state, make_train_step
 
 
 class _SpecialIds:

@@ -6,32 +6,26 @@ parallel wrapper and under `model_state_dict`. The pooler, which their network n
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import hashlib
 import re
 import sys
 
 from etils import epath
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.labelers.chexbert import CheXbert
 from input_pipeline.wordpiece import read_vocabulary
 from mcsam_jax.models.bert import BertSizes
+from mcsam_jax.models.chexbert import expected
 from mcsam_jax.pretrained.import_weights import ImportReport, convert
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.checkpoints.weights import fit, read_weights, save_weights
+from mcsam_jax.checkpoints.weights import save_weights
 
 EMBEDDINGS = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "token_type"}
 PARTS = {"attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
          "attention.output.dense": "attention_output", "attention.output.LayerNorm": "attention_norm",
          "intermediate.dense": "hidden", "output.dense": "output", "output.LayerNorm": "output_norm"}
 LEFT_BEHIND = ("bert.pooler.", "bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
-              "`mcsam import-weights chexbert.pth {path} --chexbert --vocabulary vocab.txt`, "
-              "with the vocab.txt of bert-base-uncased")
 
 
 def is_chexbert(names) -> bool:
@@ -97,26 +91,3 @@ def import_chexbert(src: str, dst: str, vocabulary: str, show: Callable[[str], N
       "pretraining_data": "CheXbert's"})
   show(f"wrote {dst}; use it with --config.eval.labeler=chexbert --config.eval.chexbert={dst}")
   return report
-
-
-def load_chexbert(path: str) -> tuple[dict, list[str], BertSizes]:
-  """Returns (variables, pieces of the vocabulary, sizes) of a file that `import_chexbert` wrote.
-
-  Raises:
-    UserError: no such file, or damaged, or another one.
-  """
-  if not path:
-    raise UserError(f"eval.labeler=chexbert needs its weights: {HOW_TO_GET.format(path='chexbert.npz')}, then set "
-                    "eval.chexbert=chexbert.npz")
-  flat, meta = read_weights(path, HOW_TO_GET.format(path=path))
-  if meta.get("architecture") != "chexbert":
-    raise UserError(f"eval.chexbert={path} holds {meta.get('architecture')}: {HOW_TO_GET.format(path='chexbert.npz')}")
-  sizes = BertSizes(**meta["sizes"])
-  return fit(flat, expected(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes
-
-
-@functools.cache
-def expected(sizes: BertSizes) -> dict:
-  """Returns the shapes of the variables of a CheXbert."""
-  row = jnp.zeros((1, 1), jnp.int32)
-  return jax.eval_shape(CheXbert(sizes).init, jax.random.key(0), row, row, row, row)

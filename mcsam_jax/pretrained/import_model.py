@@ -19,7 +19,8 @@ from mcsam_jax.pretrained.import_weights import ImportReport, convert
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.training.train_step import first_state, init_state, make_model
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import first_state, init_state
 from mcsam_jax.checkpoints.workdir import create_workdir
 
 

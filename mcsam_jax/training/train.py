@@ -14,18 +14,20 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.pipeline import Split, make_batch, train_batches
+from input_pipeline.pipeline import make_batch, train_batches
 from input_pipeline.token_table import load_or_build
 from mcsam_jax.hardware import chip_of
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.distributed import multihost
+from mcsam_jax.inference.feature_cache import features_for_all
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, abstract
 from mcsam_jax.training.flops import train_flops
 from mcsam_jax.distributed.preemption import STEPS_AHEAD, Stop
 from mcsam_jax.training.throughput import Progress
 from mcsam_jax.distributed.mesh import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
-from mcsam_jax.training.train_step import init_state, make_model, make_term_norms, make_train_step
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import init_state, make_term_norms, make_train_step
 from mcsam_jax.training.validation import Validation, check_best_metric
 from mcsam_jax.training.metrics_logger import Watch, logged
 from mcsam_jax.distributed.watchdog import Watchdog
@@ -159,18 +161,6 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   watchdog.beat("waiting until the last checkpoint is written")
   checkpoints.close()
   show(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
-
-
-def features_for_all(work: Workdir, split: Split, stop: Stop, watchdog: Watchdog, show) -> np.ndarray | None:
-  """Returns the cached features of a split; host 0 computes them where all hosts share a disk."""
-  if "://" in work.config.data.data_dir:           # then each host keeps its own
-    with stop.at_once():
-      features = work.features(split, show)
-    with watchdog.paused("waiting for the features of other hosts"):
-      multihost.meet()
-    return features
-  with watchdog.while_first_works():
-    return multihost.first_then_others(lambda: work.features(split, show), within=stop.at_once)
 
 
 def with_pretrained(state, work, shardings):

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 import optax
 
-from input_pipeline.datasets.findings import LABEL_VALUES
 from mcsam_jax import partitioning
-from mcsam_jax.errors import UserError
+from mcsam_jax.models.initialize import init_variables
+from mcsam_jax.models.inputs import model_inputs, pairs_of, token_mask
 from mcsam_jax.models.layers import at_least_float32
 from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.models.semantic_alignment import Alignment, make_pairs, Pairs
+from mcsam_jax.models.semantic_alignment import Alignment
 from mcsam_jax.training.optimizer import average_decay, make_optimizer
-from mcsam_jax.training.preprocess import augment, preprocess
+from mcsam_jax.training.augment import augment
 
 
 @flax.struct.dataclass
@@ -39,25 +39,9 @@ class TrainState:
     return {"params": self.params if self.average is None else self.average, "batch_stats": self.batch_stats}
 
 
-def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
-  """Returns the network.
-
-  Raises:
-    UserError: it is to compute in float64, which JAX hasn't been told to have.
-  """
-  if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
-    raise UserError("train.compute_dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
-  return MCSAM(FrozenConfigDict(config), vocab_size, config.tokenizer.max_length, config.data.num_views, grid)
-
-
 def init_state(model: MCSAM, config: ConfigDict, batch: dict) -> TrainState:
   """Returns the state at step 0; a pure function of config.seed and the shapes of `batch`."""
-  def whole(module):
-    *inputs, mask = model_inputs(config, batch, eos_id=-1)
-    outputs = module(*inputs, mask, train=False)
-    if config.model.use_alignment:
-      module.align(outputs.image_code, outputs.report_code, pairs_of(batch, mask))
-  variables = model.init(jax.random.key(config.seed), method=whole)
+  variables = init_variables(model, config, batch)
   return first_state(config, variables["params"], variables.get("batch_stats", {}))
 
 
@@ -67,29 +51,6 @@ def first_state(config: ConfigDict, params, batch_stats) -> TrainState:
   params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, batch_stats))
   average = jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None
   return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, make_optimizer(config).init(params), average)
-
-
-def model_inputs(config: ConfigDict, batch: dict, eos_id: int, augmented: bool = False) -> tuple:
-  """Returns the arguments of the model for a batch; see `MCSAM.__call__`."""
-  return (*visual_inputs(config, batch, augmented), batch["tokens"], token_mask(batch["tokens"], eos_id))
-
-
-def visual_inputs(config: ConfigDict, batch: dict, augmented: bool = False) -> tuple:
-  """Returns what the model sees of a batch: images or features, view_mask, view_ids."""
-  if "features" in batch:
-    images = batch["features"].astype(jnp.float32)
-  else:
-    images = batch["images"]
-    if augmented and config.data.augment:
-      images = augment(images, config.seed, batch["record"], batch["epoch"])
-    images = preprocess(images, config.encoder.name)
-  return images, batch["view_mask"], batch["view_ids"]
-
-
-def token_mask(tokens: jax.Array, eos_id: int) -> jax.Array:
-  """Returns [B, T]: which of tokens[:, 1:] belong to the report, the first eos included (ids may be shared)."""
-  ends = tokens[:, 1:] == eos_id
-  return jnp.cumsum(ends, axis=-1) - ends == 0
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
@@ -115,7 +76,9 @@ def read(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, bat
          rng=None) -> Read:
   """Reads a batch, or a part of one whose batch has `count` tokens; with `rng` in training."""
   train = rng is not None
-  inputs = model_inputs(config, batch, eos_id, augmented=train)
+  if train and config.data.augment and "images" in batch:
+    batch = batch | {"images": augment(batch["images"], config.seed, batch["record"], batch["epoch"])}
+  inputs = model_inputs(config, batch, eos_id)
   outputs, updated = model.apply({"params": params, "batch_stats": batch_stats}, *inputs, train,
                                  rngs={"dropout": rng} if train else None, mutable=["batch_stats"])
   targets, mask = batch["tokens"][:, 1:], inputs[-1] & batch["valid"][:, None]
@@ -136,12 +99,6 @@ def align(model: MCSAM, config: ConfigDict, eos_id: int, params, codes, batch: d
   if codes is None:
     return None
   return model.apply({"params": params}, *codes, pairs_of(batch, token_mask(batch["tokens"], eos_id)), method="align")
-
-
-def pairs_of(batch: dict, mask: jax.Array) -> Pairs:
-  """Returns what the alignment has to know of a batch, whose report tokens are where mask [B, T]."""
-  positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
-  return make_pairs(jnp.where(mask, batch["tokens"][:, 1:], -1), positive, batch["valid"])
 
 
 def metrics_of(token_loss: jax.Array, count: jax.Array, aligned: Alignment | None) -> dict:

@@ -79,7 +79,7 @@ def theirs(path: str, texts, size: int, by_length: bool):
 def ours(path: str, texts):
   """Returns a function that reads all texts with JAX and returns logits [n, 14, 4]."""
   from mcsam_jax.labelers.chexbert import CheXbertReader
-  from mcsam_jax.pretrained.chexbert import load_chexbert
+  from mcsam_jax.labelers.chexbert import load_chexbert
   variables, pieces, sizes = load_chexbert(path)
   reader = CheXbertReader(variables, pieces, sizes)
   return lambda: reader.logits_of(texts)

@@ -27,6 +27,7 @@ from input_pipeline.datasets.records import SPLITS
 from input_pipeline.pipeline import eval_batches
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference.generate import Written
+from mcsam_jax.inference.feature_cache import split_features
 from mcsam_jax.inference.load import load_member
 from mcsam_jax.explain.explanations import explain_reports
 from mcsam_jax.distributed.mesh import make_mesh
@@ -66,7 +67,7 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
     reports = [json.loads(line)["generated"] for line in path.read_text().splitlines()]
     ids = [work.tokenizer.encode_for_training(report, config.tokenizer.max_length)[1:] for report in reports]
     written = [Written(record, report, own, 0.0) for record, (report, own) in enumerate(zip(reports, ids))]
-    batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, work.features(split))
+    batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, split_features(work, split))
     whys = explain_reports(member, config, work.tokenizer, mesh, batches, written, work.split("train").reports)
   looked, right = {}, {}
   for record, (report, why) in enumerate(zip(reports, whys)):

@@ -100,7 +100,8 @@ def make_trainer(studies: int, overrides: list[str], devices):
   import numpy as np
   from mcsam_jax.config import load_config
   from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
-  from mcsam_jax.training.train_step import init_state, make_model, make_train_step
+  from mcsam_jax.models.initialize import make_model
+  from mcsam_jax.training.train_step import init_state, make_train_step
   size = studies * len(devices)
   config = load_config("phantom", [*(f"--config.{name}={value}" for name, value in FIELDS.items()),
                                    f"--config.train.batch_size={size}", *overrides])

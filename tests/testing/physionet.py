@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pydicom
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.datasets.phantom.dataset import make_record
 
 SPLIT_HEADER = ("dicom_id", "study_id", "subject_id", "split")

@@ -45,7 +45,8 @@ def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
   """Returns the metrics of all steps and, of the first, each parameter's gradient (clipped) as Adam's first moment."""
   from mcsam_jax import config as configs
   from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
-  from mcsam_jax.training.train_step import init_state, make_model, make_train_step
+  from mcsam_jax.models.initialize import make_model
+  from mcsam_jax.training.train_step import init_state, make_train_step
   sizes = [int(size) for size in mesh_sizes.split(",")]
   fields = FIELDS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes))
   config = configs.load_config("phantom", [f"--config.{name}={value}" for name, value in fields.items()] + overrides)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError

@@ -20,11 +20,13 @@ from mcsam_jax.demo import write_films
 from mcsam_jax.evaluation import report as report_verb, report_text
 from mcsam_jax.inference import ood
 from mcsam_jax.inference.generate import ReportWriter
+from mcsam_jax.inference.feature_cache import split_features
 from mcsam_jax.inference.load import load_member
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.distributed.mesh import make_mesh
-from mcsam_jax.training.train_step import init_state, make_model
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import init_state
 from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir, random_encoder
 
 TINY = {
@@ -67,7 +69,7 @@ def evaluated(workdir):
   split, mesh = work.split("val"), make_mesh(work.config)
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split, None, lambda line: None)
-    features = work.features(split, lambda line: None)
+    features = split_features(work, split, lambda line: None)
     written = ReportWriter([member.model], work.config, work.tokenizer, mesh, "beam")(
         [member.variables], eval_batches(split, work.tokenizer, work.config, 4, features))
   assert len({report.text for report in written}) > 3

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.report_files import match, read_reports
 from mcsam_jax.evaluation.score_files import score_files

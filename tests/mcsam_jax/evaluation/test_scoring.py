@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels

@@ -13,7 +13,7 @@ from input_pipeline.images import decode
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 from mcsam_jax.inference import feature_cache
-from mcsam_jax.training.preprocess import preprocess
+from mcsam_jax.models.inputs import normalize_images
 
 SIZE, VIEWS = 32, 2
 
@@ -58,7 +58,7 @@ def config(tmp_path, monkeypatch):
 def expected(encoder):
   module, variables = encoder
   features = np.zeros((23, VIEWS, 4, 128), np.float32)
-  apply = jax.jit(lambda image: module.apply(variables, preprocess(image[None, None], "resnet_tiny")[0]))
+  apply = jax.jit(lambda image: module.apply(variables, normalize_images(image[None, None], "resnet_tiny")[0]))
   for study, record in enumerate(Studies()):
     for view, image in enumerate(record["images"][:VIEWS]):
       features[study, view] = np.asarray(apply(decode(image, SIZE))).reshape(4, 128)

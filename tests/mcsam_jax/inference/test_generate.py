@@ -9,7 +9,8 @@ from mcsam_jax import config as configs
 from mcsam_jax.explain.attention import make_explain
 from mcsam_jax.inference.generate import ReportWriter
 from mcsam_jax.distributed.mesh import make_mesh
-from mcsam_jax.training.train_step import init_state, make_model
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import init_state
 
 FIELDS = {"encoder.frozen": "true", "model.width": 32, "model.feedforward_width": 48, "model.num_heads": 4,
           "memory.num_heads": 4, "memory.num_slots": 40, "memory.top_k": 6, "memory.slot_width": 24,

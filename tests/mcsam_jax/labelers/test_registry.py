@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.phantom import reports
-from input_pipeline.datasets.findings import FINDINGS, LABEL_VALUES
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS, sample_findings
 from input_pipeline.text import clean
 from mcsam_jax.labelers import rule_terms

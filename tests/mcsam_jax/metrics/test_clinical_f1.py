@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.findings import FINDINGS as ALL, LABEL_VALUES
+from mcsam_jax.findings import FINDINGS as ALL, LABEL_VALUES
 from mcsam_jax.metrics.bootstrap import intervals, nothing_is_0, resample
 from mcsam_jax.metrics.clinical_f1 import (
     FIVE_FINDINGS, UNCERTAIN, count_labels, label_codes, label_scores, label_values, mean_counts, points_of)

@@ -19,7 +19,7 @@ from mcsam_jax.decoding.beam_search import beam_search
 from mcsam_jax.decoding.greedy import Room, greedy_search
 from mcsam_jax.pretrained import r2gencmn
 from mcsam_jax.pretrained.import_weights import convert
-from mcsam_jax.training.train_step import make_model
+from mcsam_jax.models.initialize import make_model
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 TOLERANCE = {"small": 1e-4, "full": 1e-3}           # of log-probabilities

@@ -8,7 +8,8 @@ from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
 from mcsam_jax.labelers.chexbert import CheXbertReader
 from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.pretrained.chexbert import import_chexbert, load_chexbert
+from mcsam_jax.labelers.chexbert import load_chexbert
+from mcsam_jax.pretrained.chexbert import import_chexbert
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "lung", "##s", "are", "clear", "."]
 SIZES = BertSizes(vocab_size=len(PIECES), width=32, num_layers=2, num_heads=4, feedforward_width=48, max_length=64)

@@ -8,7 +8,8 @@ import pytest
 from mcsam_jax import config as configs
 from mcsam_jax.models.semantic_alignment import make_pairs
 from mcsam_jax.training import flops
-from mcsam_jax.training.train_step import init_state, make_model, make_train_step
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import init_state, make_train_step
 
 B, V, GRID, VOCABULARY = 4, 2, 3, 1000
 

@@ -17,7 +17,7 @@ from mcsam_jax.inference.load import load_member
 from mcsam_jax.inference.image_embeddings import make_own_pooled
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.distributed.mesh import make_mesh
-from mcsam_jax.training.train_step import visual_inputs
+from mcsam_jax.models.inputs import visual_inputs
 from mcsam_jax.training.train import train
 from mcsam_jax.checkpoints.workdir import claim, open_workdir
 

@@ -7,8 +7,9 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.distributed.mesh import make_mesh, to_global
-from mcsam_jax.training.train_step import (align, count_tokens, init_state, make_model, make_term_norms, make_train_step, read,
-                                     token_losses, token_mask)
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.models.inputs import token_mask
+from mcsam_jax.training.train_step import align, count_tokens, init_state, make_term_norms, make_train_step, read, token_losses
 
 B, T, VOCABULARY, EOS = 4, 6, 20, 2
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.training import preprocess as module
-from mcsam_jax.training.preprocess import augment, preprocess
+from mcsam_jax.models.inputs import normalize_images
+from mcsam_jax.training import augment as module
+from mcsam_jax.training.augment import augment
 
 jitted = jax.jit(augment)
 
@@ -19,9 +20,9 @@ def studies(count=4, size=32):
 
 def test_normalisation_of_the_encoders():
   images = jnp.array([0, 127, 255], jnp.uint8).reshape(3, 1, 1, 1, 1)
-  lite = preprocess(images, "efficientnet_lite0")
+  lite = normalize_images(images, "efficientnet_lite0")
   np.testing.assert_allclose(lite[:, 0, 0, 0], [[-127 / 128] * 3, [0] * 3, [1] * 3], atol=1e-6)
-  imagenet = preprocess(images, "resnet50")            # as torchvision's ToTensor and Normalize
+  imagenet = normalize_images(images, "resnet50")            # as torchvision's ToTensor and Normalize
   np.testing.assert_allclose(imagenet[2, 0, 0, 0], [2.2489, 2.4286, 2.64], atol=1e-4)
   assert imagenet.dtype == jnp.float32
 

@@ -1,6 +1,6 @@
-"""What happens to images inside the jitted step: augmentation, normalisation, the copy to three channels.
+"""Augments images inside the jitted step: random crop, small rotation, brightness and contrast.
 
-Hosts send uint8 with one channel, a twelfth of what the encoder reads. How a study is augmented depends on
+How a study is augmented depends on
 (seed, record, epoch) alone, never on its place in a batch or the number of devices, so that a resumed run
 sees what an uninterrupted one would have.
 
@@ -16,19 +16,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
-
 MIN_CROP = 0.85                    # of the image's side; the crop is scaled back to S
 MAX_ANGLE = 7 * math.pi / 180
 MAX_BRIGHTNESS = 0.1               # shift, as a share of the range from black to white
 MAX_CONTRAST = 0.2                 # stretch about the image's mean: 0.8 to 1.2
-
-
-def preprocess(images: jax.Array, encoder_name: str) -> jax.Array:
-  """Returns images [B, V, S, S, 1], 0 to 255, as the encoder expects them: float32 [B, V, S, S, 3]."""
-  spec = ENCODERS[encoder_name]
-  mean, std = jnp.array(spec.mean), jnp.array(spec.std)
-  return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -> jax.Array:

@@ -1,0 +1,51 @@
+"""Turns a batch of the input pipeline into the arguments of the network, inside the jitted step.
+
+Hosts send uint8 images with one channel, a twelfth of the bytes that the encoder reads; normalization and the copy to
+three channels happen on the device.
+
+Shapes: B studies, V views, S pixels, P patches per view, C channels, T tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mcsam_jax.findings import LABEL_VALUES
+from mcsam_jax.models.semantic_alignment import Pairs, make_pairs
+from mcsam_jax.models.visual_encoders.registry import ENCODERS
+
+
+def model_inputs(config: ConfigDict, batch: dict, eos_id: int) -> tuple:
+  """Returns the arguments of `MCSAM.__call__` for a batch, all but `train`."""
+  return (*visual_inputs(config, batch), batch["tokens"], token_mask(batch["tokens"], eos_id))
+
+
+def visual_inputs(config: ConfigDict, batch: dict) -> tuple:
+  """Returns the image arguments of the network: images or features, view_mask, view_ids."""
+  if "features" in batch:
+    images = batch["features"].astype(jnp.float32)
+  else:
+    images = normalize_images(batch["images"], config.encoder.name)
+  return images, batch["view_mask"], batch["view_ids"]
+
+
+def normalize_images(images: jax.Array, encoder_name: str) -> jax.Array:
+  """Returns images [B, V, S, S, 1] in 0..255 as the encoder expects them: float32 [B, V, S, S, 3]."""
+  spec = ENCODERS[encoder_name]
+  mean, std = jnp.array(spec.mean), jnp.array(spec.std)
+  return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def token_mask(tokens: jax.Array, eos_id: int) -> jax.Array:
+  """Returns bool [B, T]: which of tokens[:, 1:] belong to the report, up to and including the first eos.
+
+  Only the first eos counts, because R2Gen's vocabularies use one id for pad, bos and eos.
+  """
+  ends = tokens[:, 1:] == eos_id
+  return jnp.cumsum(ends, axis=-1) - ends == 0
+
+
+def pairs_of(batch: dict, mask: jax.Array) -> Pairs:
+  """Returns what the alignment has to know of a batch, whose report tokens are where mask [B, T]."""
+  positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
+  return make_pairs(jnp.where(mask, batch["tokens"][:, 1:], -1), positive, batch["valid"])
