@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
   config.memory_init.update({"num_topics": 64, "steps": 250})
   config.model.update({"align_weight": 0.3, "dropout": 0.2})
   config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.2, "label_smoothing": 0.0,
-                           "average_decay": 0.998})
+                           "ema_decay": 0.998})
   config.train.update({"batch_size": 16, "num_steps": 2500, "log_every": 125, "eval_every": 250, "eval_studies": 0,
                        "best_metric": ""})      # the last: 296 val studies say less of a step than the schedule does
-  config.decode.update({"search": "consensus", "num_samples": 128, "temperature": 1.0, "recall_share": 0.8})
+  config.decode.update({"search": "mbr", "num_samples": 128, "temperature": 1.0, "retrieval_weight": 0.8})
   config.eval.labeler = "rules"
   return config

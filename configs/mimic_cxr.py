@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
       "image_size": 224,
       "augment": True,
   })
-  config.prepare.max_faults = 100
+  config.prepare.max_corrupt_records = 100
   config.tokenizer.update({"threshold": 10, "max_length": 100})                        # R2Gen's
   config.encoder.update({"name": "resnet50", "weights": "data/resnet50.npz", "frozen": False})
   config.memory.update({"num_slots": 2048, "slot_width": 512, "num_heads": 8,
@@ -36,6 +36,6 @@ def get_config() -> ConfigDict:
   config.optimizer.update({"learning_rate": 4e-4, "encoder_learning_rate": 1e-4, "warmup_steps": 2000})
   config.train.update({"batch_size": 256, "num_steps": 30000, "compute_dtype": "bfloat16", "log_every": 100,
                        "eval_every": 2000, "checkpoint_every": 500, "eval_studies": 512,
-                       "host_threads": 16, "max_faults": 100})
+                       "host_threads": 16, "max_corrupt_records": 100})
   config.eval.labeler = "rules"
   return config

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
   config.prepare = ConfigDict({
       "num_workers": 0,                   # processes that build records; 0: one a core
       "beam_options": "",                 # of Apache Beam, which then builds them: --runner=DirectRunner, DataflowRunner ...
-      "max_faults": 0,                    # studies that may be left out because a file can't be read
+      "max_corrupt_records": 0,                    # studies that may be left out because a file can't be read
       "show_ids": False,                  # True (or --show-ids): messages about a restricted set name its records
   })
 
@@ -92,10 +92,10 @@ def get_config() -> ConfigDict:
       "patch_positions": "learned",       # learned | sinusoidal (R2GenCMN)
       "word_positions": "learned",        # learned | sinusoidal (R2GenCMN)
       "norm": "layernorm",                # layernorm | r2gencmn (standard deviation unbiased, epsilon added to it)
-      "num_prompts": 8,                   # N_p, learnable memory tokens before the report
+      "num_memory_tokens": 8,                   # N_p, learnable memory tokens before the report
       "use_memory": True,
       "use_alignment": True,
-      "use_prompts": True,
+      "use_memory_tokens": True,
       "align_on": "response",             # response | consolidated
       "align_targets": "same_text",       # identity | same_text | label_similarity
       "align_weight": 0.1,                # lambda
@@ -114,28 +114,28 @@ def get_config() -> ConfigDict:
       "b2": 0.98,
       "clip_norm": 1.0,                   # of the global gradient; 0: no clipping
       "label_smoothing": 0.1,             # of the token loss
-      "average_decay": 0.0,               # of an exponential moving average of the parameters, which then writes; 0: none
+      "ema_decay": 0.0,               # of an exponential moving average of the parameters, which then writes; 0: none
   })
 
   config.train = ConfigDict({
       "batch_size": 32,                   # studies a step, over all devices
       "num_steps": 650,
       "compute_dtype": "float32",         # float32 | bfloat16, parameters stay float32; float64 for checks, all of it
-      "accumulate": 1,                    # turns that a batch is read in, to save memory; gradient and losses stay the batch's
+      "grad_accum_steps": 1,                    # turns that a batch is read in, to save memory; gradient and losses stay the batch's
       "remat": "none",                    # none | layers: activations inside a layer are computed again for its gradient
       "log_every": 20,                    # steps; with the alignment, each line costs two more gradients (the terms' norms)
       "eval_every": 130,                  # steps between looks at val; a checkpoint goes with each
       "checkpoint_every": 0,              # steps between further checkpoints, without a look at val; 0: none
       "eval_studies": 200,                # val studies that are written and scored at each look; 0: all
-      "eval_search": "beam",              # how they are written: beam | consensus, with the fields of decode
+      "eval_search": "beam",              # how they are written: beam | mbr, with the fields of decode
       "keep_last": 2,                     # checkpoints
       "best_metric": "CIDEr_macro_F1",    # val metric of the kept best checkpoint, which is evaluated: token_loss | BLEU_1 |
                                           # BLEU_4 | ROUGE_L | CIDEr | micro_F1 | macro_F1 | CIDEr_macro_F1 (the mean of
                                           # CIDEr and macro_F1); F1 of findings, uncertain as negative, macro over those
                                           # that references have; "": the last checkpoint is evaluated
       "host_threads": 2,                  # that decode images
-      "max_faults": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
-      "hang_minutes": 30.0,               # without a sign of life before the process leaves with status 75; 0: it never does
+      "max_corrupt_records": 0,                    # damaged records that a run passes over (the next one stands in) before it stops
+      "watchdog_timeout_minutes": 30.0,               # without a sign of life before the process leaves with status 75; 0: it never does
       "profile_steps": 0,                 # that every start profiles once it is warm (W/logs); W/profile asks a running job
   })
 
@@ -146,15 +146,15 @@ def get_config() -> ConfigDict:
   })
 
   config.decode = ConfigDict({
-      "search": "beam",                   # beam | consensus (of samples)
+      "search": "beam",                   # beam | mbr (of samples)
       "beam_size": 3,                     # 1: greedy
       "min_length": 0,                    # tokens before eos is allowed
       "length_penalty": 1.0,              # beam: alpha, scores are divided by ((5 + length) / 6) ** alpha (Wu et al. 2016);
                                           # 0: where nothing long is likely, the likeliest report is an empty one
-      "finished": "refill",               # beam: a report that ends is set apart (refill) | keeps its place (occupy, R2GenCMN)
-      "block_ngrams": 0,                  # no run of so many tokens stands twice in a report; 0: anything may
+      "finished_beams": "separate",             # beam: a report that ends is set apart (separate) | keeps its place (in_place, R2GenCMN)
+      "no_repeat_ngram_size": 0,                  # no run of so many tokens stands twice in a report; 0: anything may
       "num_samples": 32,                  # consensus: reports drawn for a study, of which the most agreed-on is kept
-      "recall_share": 0.0,                # consensus: of the vote, for train reports, as likely as the alignment holds them
+      "retrieval_weight": 0.0,                # consensus: of the vote, for train reports, as likely as the alignment holds them
       "temperature": 0.8,                 # consensus: of the draws; 1: as the model says
       "top_k": 0,                         # consensus: only the k likeliest words are drawn; 0: all
       "top_p": 1.0,                       # consensus: only the likeliest words that together have this probability
@@ -169,9 +169,9 @@ def get_config() -> ConfigDict:
                                           # from their hub: names of evaluation/radeval.py, with commas; "": none
       "num_permutations": 10,             # of the images between studies, whose mean is the shuffled-images control
       "seed": 0,                          # of the permutations and of the interval's resampling
-      "why": False,                       # the .jsonl (and `mcsam report --json`) also tells why each report was written:
+      "explain": False,                   # the .jsonl (and `mcsam report --json`) also tells why each report was written:
                                           # log-probabilities of words, slots, train reports that recall the same (ids)
-      "page": True,                       # write an HTML page too, with every study and why its report was written
-      "page_restricted": False,           # True: the page of a restricted data set shows reports, images and ids as well
+      "html_report": True,                # write an HTML page too, with every study and why its report was written
+      "html_report_restricted": False,    # True: the page of a restricted data set shows reports, images and ids as well
   })
   return config

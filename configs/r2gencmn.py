@@ -21,12 +21,12 @@ def get_config() -> ConfigDict:
                         "consolidation": "residual", "query": "word_position"})
   config.memory_init.kind = "random"
   config.model.update({"width": 512, "num_heads": 8, "feedforward_width": 512, "encoder_layers": 3,
-                       "decoder_layers": 3, "use_alignment": False, "use_prompts": False, "norm": "r2gencmn",
+                       "decoder_layers": 3, "use_alignment": False, "use_memory_tokens": False, "norm": "r2gencmn",
                        "patch_activation": "relu", "patch_positions": "sinusoidal", "word_positions": "sinusoidal"})
   config.optimizer.update({"learning_rate": 5e-4, "encoder_learning_rate": 1e-4, "warmup_steps": 100,
                            "weight_decay": 5e-5, "label_smoothing": 0.0})      # lr_ed and lr_ve of its script
   config.train.update({"batch_size": 16, "num_steps": 13000, "log_every": 130, "eval_every": 1300,
                        "eval_studies": 0, "best_metric": "BLEU_4"})            # 100 epochs of 2,069 studies
-  config.decode.update({"beam_size": 3, "finished": "occupy", "length_penalty": 0.0})
+  config.decode.update({"beam_size": 3, "finished_beams": "in_place", "length_penalty": 0.0})
   config.eval.labeler = "rules"
   return config

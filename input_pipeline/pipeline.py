@@ -22,16 +22,15 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline import images
-from input_pipeline import token_table
-from input_pipeline.shuffle import record_order
+from input_pipeline import images, token_table
 from input_pipeline.prefetch import ordered_map
-from input_pipeline.splits import Split, open_split
+from input_pipeline.shuffle import record_order
+from input_pipeline.splits import open_split, Split
 from input_pipeline.tokenizer import Tokenizer
 
 __all__ = ["Split", "eval_batches", "make_batch", "open_split", "record_order", "train_batches"]
 Batch = dict[str, np.ndarray]
-WHOLE = slice(None)
+ALL_ROWS = slice(None)
 
 
 def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer: Tokenizer,
@@ -63,7 +62,7 @@ def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer:
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, batch_slice: slice = WHOLE) -> Iterator[Batch]:
+                  features: np.ndarray | None = None, batch_slice: slice = ALL_ROWS) -> Iterator[Batch]:
   """Yields the batches of global steps start_step, ..., start_step + num_steps - 1.
 
   Args:
@@ -81,7 +80,7 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
                  features: np.ndarray | None = None, limit: int = 0,
-                 batch_slice: slice = WHOLE) -> Iterator[Batch]:
+                 batch_slice: slice = ALL_ROWS) -> Iterator[Batch]:
   """Yields each record of a split once, in order; the last batch is filled up with record 0, not valid.
 
   Args:

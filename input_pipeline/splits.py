@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
-from input_pipeline.datasets import records
 from input_pipeline.corrupt_records import DamagedRecord, DamagedRecords
-from mcsam_jax.errors import UserError
+from input_pipeline.datasets import records
 from mcsam_jax.atomic_io import UNREADABLE_NPZ
+from mcsam_jax.errors import UserError
 
 TARGETS = ("findings", "impression", "both")
 # What ArrayRecord says of bytes that aren't what was written, and what a disk says of a bad sector, or a network of
@@ -138,7 +138,7 @@ class Split:
         time.sleep(pause)
 
   @functools.cached_property
-  def without_images(self) -> list[dict]:
+  def metadata(self) -> list[dict]:
     """All records but their `images`, read once; small enough to stay in memory."""
     return [{field: value for field, value in record.items() if field != "images"}
             for block in self.blocks() for record in block]
@@ -148,23 +148,23 @@ class Split:
     """The target of each record, raw."""
     return self.read_reports()
 
-  def read_reports(self, show: Callable[[str], None] = lambda line: None) -> list[str]:
-    """Returns `reports` by a pass over all records; `show` receives lines of progress."""
-    return [self.target(record) for block in self.blocks(show) for record in block]
+  def read_reports(self, log: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Returns `reports` by a pass over all records; `log` receives lines of progress."""
+    return [self.target(record) for block in self.blocks(log) for record in block]
 
-  def blocks(self, show: Callable[[str], None] = lambda line: None) -> Iterator[list[records.Record]]:
-    """Yields all records, in order, READ_AT_ONCE at a time; `show` receives lines of progress, signs of life."""
+  def blocks(self, log: Callable[[str], None] = lambda line: None) -> Iterator[list[records.Record]]:
+    """Yields all records, in order, READ_AT_ONCE at a time; `log` receives lines of progress, signs of life."""
     shown = time.monotonic()
     for start in range(0, len(self), READ_AT_ONCE):
       end = min(start + READ_AT_ONCE, len(self))
       yield self.read(range(start, end))
       if time.monotonic() - shown > SECONDS_A_LINE:
-        show(f"reading the records of {self.name}: {end}/{len(self)}")
+        log(f"reading the records of {self.name}: {end}/{len(self)}")
         shown = time.monotonic()
 
   @property
   def ids(self) -> list[str]:
-    return [record["id"] for record in self.without_images]
+    return [record["id"] for record in self.metadata]
 
   def target(self, record: dict) -> str:
     """Returns the text of `record` that is to be written."""
@@ -192,11 +192,11 @@ def open_split(config: ConfigDict, split: str) -> Split:
   if config.data.target not in TARGETS:
     raise UserError(f"data.target={config.data.target}: expected one of {', '.join(TARGETS)}")
   # What is learned from may lack a few records, what is scored may not.
-  max_damaged = config.train.max_faults if split == "train" else 0
+  max_damaged = config.train.max_corrupt_records if split == "train" else 0
   return Split(builder, split, config.data.target, config.data.min_words, max_damaged)
 
 
-def passed_over(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDict) -> dict[str, int]:
+def skipped(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDict) -> dict[str, int]:
   """Returns how many records of a split `data.target` and `data.min_words` leave unused, by reason."""
   if not data.min_words and not (builder.data_path / "words.npz").exists():
     return {}

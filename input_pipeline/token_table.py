@@ -18,13 +18,13 @@ import json
 from etils import epath
 import numpy as np
 
-from mcsam_jax.findings import LABEL_VALUES, VIEWS
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
+from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
+from mcsam_jax.findings import LABEL_VALUES, VIEWS
 
 
-class Table:
+class TokenTable:
   """The table of a split; `load_or_build` gives it."""
 
   def __init__(self, ids: np.ndarray, ends: np.ndarray, views: np.ndarray, labels: np.ndarray):
@@ -42,10 +42,10 @@ class Table:
     return padded
 
 
-def load_or_build(split: Split, tokenizer: Tokenizer, show: Callable[[str], None] = lambda line: None) -> Table:
+def load_or_build(split: Split, tokenizer: Tokenizer, log: Callable[[str], None] = lambda line: None) -> TokenTable:
   """Returns the table of a split for a tokenizer: from memory, from its file, or made by a pass over the records.
 
-  `show` receives lines of progress of such a pass.
+  `log` receives lines of progress of such a pass.
 
   Raises:
     UserError: a record is damaged.
@@ -53,7 +53,7 @@ def load_or_build(split: Split, tokenizer: Tokenizer, show: Callable[[str], None
   known = split.tables.get(tokenizer)
   if known is None:
     known = split.tables[tokenizer] = _load(_path(split, tokenizer), len(split)) or _build(
-        split, tokenizer, show)
+        split, tokenizer, log)
   return known
 
 
@@ -64,28 +64,28 @@ def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
   return epath.Path(split.directory) / f"table-{digest}-{split.name}.npz"
 
 
-def _load(path: epath.Path, num_records: int) -> Table | None:
+def _load(path: epath.Path, num_records: int) -> TokenTable | None:
   """Returns the table of a file, None where it is missing or of no use."""
   with contextlib.suppress(*UNREADABLE_NPZ):
     with path.open("rb") as file, np.load(file) as stored:
-      table = Table(*(stored[name] for name in ("ids", "ends", "views", "labels")))
+      table = TokenTable(*(stored[name] for name in ("ids", "ends", "views", "labels")))
     if len(table.ends) == len(table.views) == len(table.labels) == num_records:
       return table
   return None
 
 
-def _build(split: Split, tokenizer: Tokenizer, show: Callable[[str], None]) -> Table:
+def _build(split: Split, tokenizer: Tokenizer, log: Callable[[str], None]) -> TokenTable:
   reports, views, labels = [], [], []
-  for block in split.blocks(show):
+  for block in split.blocks(log):
     for record in block:
       reports.append(np.array(tokenizer.encode(split.target(record)), np.int32))
       views.append([VIEWS.index(view) for view in record["views"]])
       labels.append([LABEL_VALUES.index(value) for value in record["labels"].values()])
   most = max(map(len, views))
-  table = Table(np.concatenate(reports), np.cumsum([len(report) for report in reports]),
+  table = TokenTable(np.concatenate(reports), np.cumsum([len(report) for report in reports]),
                 np.array([found + [-1] * (most - len(found)) for found in views], np.int8), np.array(labels, np.int8))
   stored = io.BytesIO()
   np.savez(stored, ids=table.ids, ends=table.ends, views=table.views, labels=table.labels)
   with contextlib.suppress(OSError):                # records that may not be written beside are read each time
-    write_whole(_path(split, tokenizer), stored.getvalue())
+    atomic_write(_path(split, tokenizer), stored.getvalue())
   return table

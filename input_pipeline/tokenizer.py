@@ -14,10 +14,10 @@ and no eos.
 
 import abc
 import collections
+from collections.abc import Iterable
 import hashlib
 import io
 import json
-from collections.abc import Iterable
 
 from etils import epath
 from ml_collections import ConfigDict

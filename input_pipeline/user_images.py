@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import PIL.Image
 
-from input_pipeline import dicom
-from input_pipeline import images
+from input_pipeline import dicom, images
 from input_pipeline.datasets.mimic_cxr.tables import view_of
 from mcsam_jax.errors import Unreadable
 
@@ -41,7 +40,7 @@ _COLOUR_RANGE, _COLOUR_SHARE = 32, 0.1       # a pixel whose channels differ so 
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
+class ImageFile:
   """A file that is to be looked at."""
   path: epath.Path
   name: str                   # as the user gave it
@@ -55,17 +54,17 @@ class Film:
 @dataclasses.dataclass
 class Found:
   """What was found, in the order in which it was given; a folder's files by their names."""
-  studies: list[list[Film]]
+  studies: list[list[ImageFile]]
   refused: list[Unreadable]   # each names its file as the user did
-  passed_over: int            # files in folders that are no images
+  skipped: int            # files in folders that are no images
 
 
 @dataclasses.dataclass
 class Study:
   """The films of one study, read."""
-  films: list[Film]           # that a model sees, the frontal first
+  films: list[ImageFile]           # that a model sees, the frontal first
   jpegs: list[bytes]          # of each, as `images.load_jpeg` gives it to records
-  left_out: list[Film]        # more views than a model sees
+  left_out: list[ImageFile]        # more views than a model sees
   refused: list[Unreadable]   # can't be read
   warnings: list[str]
 
@@ -100,7 +99,7 @@ def find(given: Sequence[str], grouping: str = "auto") -> Found:
         with file.open("rb") as opened:
           is_dicom = dicom.is_dicom(opened.read(132))
           if path is not file and (file.suffix.lower() not in SUFFIXES and not is_dicom or file.name == "DICOMDIR"):
-            found.passed_over += 1
+            found.skipped += 1
             continue
           opened.seek(0)
           films.append(_film(file, shown, dicom.read_header(opened) if is_dicom else None))
@@ -122,7 +121,7 @@ def find(given: Sequence[str], grouping: str = "auto") -> Found:
   return found
 
 
-def in_order(films: Sequence[Film], alone: str = "frontal") -> list[Film]:
+def in_order(films: Sequence[ImageFile], alone: str = "frontal") -> list[ImageFile]:
   """Returns the films of a study as records have their views: best frontal, best lateral, then all others.
 
   A PA film is better than an AP one. A view that nobody tells is the frontal, then the lateral, where there is none
@@ -145,7 +144,7 @@ def in_order(films: Sequence[Film], alone: str = "frontal") -> list[Film]:
   return first + sorted((film for film in ranked if film not in first), key=lambda film: kinds.index(film.view))
 
 
-def read_study(films: Sequence[Film], data: ConfigDict, alone: str = "frontal") -> Study:
+def read_study(films: Sequence[ImageFile], data: ConfigDict, alone: str = "frontal") -> Study:
   """Returns a study with as many of its films as `data.num_views`, as records of the config `data` have them.
 
   A film that can't be read is refused, and the next one takes its place.
@@ -176,7 +175,7 @@ def read_study(films: Sequence[Film], data: ConfigDict, alone: str = "frontal") 
   return study
 
 
-def read_jpeg(film: Film, short_side: int, dicom_rendering: str) -> tuple[bytes, bool]:
+def read_jpeg(film: ImageFile, short_side: int, dicom_rendering: str) -> tuple[bytes, bool]:
   """Returns a film as `images.load_jpeg` gives it to records, and whether the file is in colour.
 
   Raises:
@@ -216,7 +215,7 @@ def _below(folder: epath.Path, name: str) -> Iterator[tuple[epath.Path, str]]:
       yield from _below(entry, os.path.join(name, entry.name))
 
 
-def _film(path: epath.Path, name: str, header: dicom.Header | None) -> Film:
+def _film(path: epath.Path, name: str, header: dicom.Header | None) -> ImageFile:
   """Returns a film with what its header, or its name, tells.
 
   Raises:
@@ -224,7 +223,7 @@ def _film(path: epath.Path, name: str, header: dicom.Header | None) -> Film:
   """
   if header is None:
     view, stem = _view_in_name(path.name)
-    return Film(path, name, ("file", str(path.parent), stem), view, "name" if view else "order",
+    return ImageFile(path, name, ("file", str(path.parent), stem), view, "name" if view else "order",
                 "pa" in _words(path.name))
   if header.modality in _NO_FILM:
     raise dicom.Refused(f"the header says {_NO_FILM[header.modality]} ({header.modality}), expected a chest radiograph "
@@ -237,7 +236,7 @@ def _film(path: epath.Path, name: str, header: dicom.Header | None) -> Film:
     view, _ = _view_in_name(path.name)
     told_by = "name" if view else "order"
   study = ("dicom", header.study) if header.study else ("file", str(path.parent), _view_in_name(path.name)[1])
-  return Film(path, name, study, view, told_by, source_view.lower().startswith(("pa", "postero")), tuple(warnings))
+  return ImageFile(path, name, study, view, told_by, source_view.lower().startswith(("pa", "postero")), tuple(warnings))
 
 
 def _view_in_name(name: str) -> tuple[str, str]:
@@ -258,7 +257,7 @@ def _words(name: str) -> list[str]:
   return re.findall(r"[a-z]+|[0-9]+", name.rpartition(".")[0].lower() or name.lower())
 
 
-def _study(film: Film, grouping: str, whole_folder: bool) -> tuple[str, ...]:
+def _study(film: ImageFile, grouping: str, whole_folder: bool) -> tuple[str, ...]:
   if grouping == "all":
     return ()
   if grouping == "file":

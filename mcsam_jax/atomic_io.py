@@ -10,7 +10,7 @@ from etils import epath
 UNREADABLE_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # of one that is cut or damaged
 
 
-def write_whole(path: epath.PathLike, content: str | bytes) -> None:
+def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file under another name beside `path`, then gives it its own; folders are made.
 
   Raises:

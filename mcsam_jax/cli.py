@@ -14,7 +14,7 @@ from absl import logging
 
 from mcsam_jax import __version__
 from mcsam_jax.errors import Preempted, RUN_AGAIN, UserError
-from mcsam_jax.retryable import will_pass
+from mcsam_jax.retryable import is_retryable
 
 
 def demo(args, overrides):
@@ -25,18 +25,18 @@ def demo(args, overrides):
 def prepare(args, overrides):
   from input_pipeline.builder.prepare import prepare
   from mcsam_jax.config import load_config
-  from mcsam_jax.distributed.bucket_access import refuse_public
+  from mcsam_jax.distributed.bucket_access import check_bucket_private
   config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
-  refuse_public(config)
+  check_bucket_private(config)
   prepare(config)
 
 
 def init_memory(args, overrides):
-  from mcsam_jax.config import load_config
-  from mcsam_jax.distributed.bucket_access import refuse_public
   from mcsam_jax.checkpoints.workdir import init_memory
+  from mcsam_jax.config import load_config
+  from mcsam_jax.distributed.bucket_access import check_bucket_private
   config = load_config(args.config, overrides)
-  refuse_public(config, args.workdir)
+  check_bucket_private(config, args.workdir)
   if config.memory_init.kind == "random":
     raise UserError("memory_init.kind=random needs no memory bank: `mcsam train` draws the slots")
   init_memory(args.workdir, config)
@@ -86,6 +86,7 @@ def report(args, overrides):
 
 def benchmark(args, overrides):
   import json
+
   from mcsam_jax.config import load_config
   for flag, values in (("--studies", args.studies), ("--vocabulary", [args.vocabulary - 3]), ("--steps", [args.steps]),
                        ("--repeats", [args.repeats])):
@@ -105,6 +106,7 @@ def precompile(args, overrides):
   from mcsam_jax.precompile.topology import find_topology, prepare_environment
   prepare_environment()                             # before anything imports jax
   import json
+
   from mcsam_jax.config import load_config
   for flag, value in (("--studies-per-chip", args.studies_per_chip), ("--vocabulary", args.vocabulary)):
     if value is not None and value < 1:
@@ -311,7 +313,7 @@ def run_verb(args, overrides: list[str]) -> int:
   except KeyboardInterrupt:
     return 130
   except Exception as error:
-    if will_pass(error):
+    if is_retryable(error):
       print(f"mcsam {args.verb}: {' '.join(str(error).split())[:500]}; run the same command again", file=sys.stderr)
       leave_hosts(RUN_AGAIN)
       return RUN_AGAIN
@@ -325,7 +327,7 @@ def run_verb(args, overrides: list[str]) -> int:
       return 2
     if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
       print(f"mcsam {args.verb}: not enough memory ({' '.join(str(error).split())[:300]}); a smaller train.batch_size or "
-            "decode.batch_size needs less, and so do train.accumulate and train.remat=layers; `mcsam precompile` tells "
+            "decode.batch_size needs less, and so do train.grad_accum_steps and train.remat=layers; `mcsam precompile` tells "
             "what a TPU would need", file=sys.stderr)
       return 2
     if type(error).__module__.startswith("tensorflow.python.framework.errors"):

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import phantom
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
-from mcsam_jax.atomic_io import write_whole
 
 CONFIGS = epath.Path(configs.__path__[0])
 PATHS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors",
@@ -42,25 +42,25 @@ OPTIONS = {   # fields that take one of a few words
     "train.remat": ("none", "layers"),
     "train.best_metric": ("", "token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr", "micro_F1", "macro_F1",
                           "CIDEr_macro_F1"),
-    "train.eval_search": ("beam", "consensus"),
-    "decode.search": ("beam", "consensus"),
-    "decode.finished": ("refill", "occupy"),
+    "train.eval_search": ("beam", "mbr"),
+    "decode.search": ("beam", "mbr"),
+    "decode.finished_beams": ("separate", "in_place"),
     "eval.labeler": ("phantom", "rules", "chexbert", "none"),
     "eval.chexbert_dtype": ("float32", "bfloat16"),
 }
 NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
-NEW = ("train.max_faults", "train.accumulate", "train.remat", "train.hang_minutes", "train.profile_steps",
+ADDED_FIELDS = ("train.max_corrupt_records", "train.grad_accum_steps", "train.remat", "train.watchdog_timeout_minutes", "train.profile_steps",
        "train.checkpoint_every")     # of other sections, whose default is what was done before
 POSITIVE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
-    "model.feedforward_width", "model.decoder_layers", "model.num_prompts", "train.batch_size", "train.num_steps",
-    "train.accumulate", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads",
+    "model.feedforward_width", "model.decoder_layers", "model.num_memory_tokens", "train.batch_size", "train.num_steps",
+    "train.grad_accum_steps", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads",
     "decode.beam_size", "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
-    "decode.min_length", "decode.block_ngrams", "decode.top_k", "prepare.num_workers", "prepare.max_faults",
-    "train.max_faults", "train.hang_minutes", "train.profile_steps", "train.checkpoint_every", "optimizer.warmup_steps",
+    "decode.min_length", "decode.no_repeat_ngram_size", "decode.top_k", "prepare.num_workers", "prepare.max_corrupt_records",
+    "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps", "train.checkpoint_every", "optimizer.warmup_steps",
     "optimizer.weight_decay", "optimizer.clip_norm", "train.eval_studies", "model.align_weight")
 _PARSERS = {str: str, int: int, float: float,
             bool: lambda text: {"true": True, "false": False}[text.lower()]}
@@ -125,8 +125,8 @@ def check_values(config: ConfigDict) -> None:
   for field, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{field}={value}: must be a finite number")
-  if values["train.accumulate"] > 1 and values["encoder.train_batch_norm"] and not values["encoder.frozen"]:
-    raise UserError("train.accumulate needs encoder.train_batch_norm=false: statistics of a part aren't the batch's")
+  if values["train.grad_accum_steps"] > 1 and values["encoder.train_batch_norm"] and not values["encoder.frozen"]:
+    raise UserError("train.grad_accum_steps needs encoder.train_batch_norm=false: statistics of a part aren't the batch's")
   if values["decode.min_length"] > values["tokenizer.max_length"]:
     raise UserError(f"decode.min_length={values['decode.min_length']} must not be above "
                     f"tokenizer.max_length={values['tokenizer.max_length']}")
@@ -136,13 +136,13 @@ def check_values(config: ConfigDict) -> None:
   for field in NOT_NEGATIVE:
     if values[field] < 0:
       raise UserError(f"{field}={values[field]}: must not be negative")
-  for field in ("model.dropout", "optimizer.label_smoothing", "optimizer.average_decay"):
+  for field in ("model.dropout", "optimizer.label_smoothing", "optimizer.ema_decay"):
     if not 0 <= values[field] < 1:
       raise UserError(f"{field}={values[field]}: must be at least 0 and below 1")
-  if not 0 <= values["decode.recall_share"] <= 1:
-    raise UserError(f"decode.recall_share={values['decode.recall_share']}: must be from 0 to 1")
-  if values["decode.recall_share"] and not values["model.use_alignment"]:
-    raise UserError("decode.recall_share asks the alignment: set it to 0, or model.use_alignment=true")
+  if not 0 <= values["decode.retrieval_weight"] <= 1:
+    raise UserError(f"decode.retrieval_weight={values['decode.retrieval_weight']}: must be from 0 to 1")
+  if values["decode.retrieval_weight"] and not values["model.use_alignment"]:
+    raise UserError("decode.retrieval_weight asks the alignment: set it to 0, or model.use_alignment=true")
   if not 0 < values["decode.top_p"] <= 1:
     raise UserError(f"decode.top_p={values['decode.top_p']}: must be above 0 and at most 1")
   for field in ("decode.temperature", "model.align_temperature"):
@@ -189,7 +189,7 @@ def check_tree(config: ConfigDict, reference: ConfigDict, source: str) -> None:
 
 def save_config(config: ConfigDict, path: epath.Path) -> None:
   """Writes a config whole or not at all."""
-  write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
+  atomic_write(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read_config(path: epath.Path) -> ConfigDict:
@@ -210,7 +210,7 @@ def read_config(path: epath.Path) -> ConfigDict:
   defaults, found = phantom.get_config(), _leaves(config)
   for field, value in _leaves(defaults).items():
     *sections, name = field.split(".")
-    if field not in found and sections and (sections[0] in (*NOT_OF_THE_MODEL, "data") or field in NEW):
+    if field not in found and sections and (sections[0] in (*NOT_OF_THE_MODEL, "data") or field in ADDED_FIELDS):
       owner = config
       for section in sections:
         if section not in owner:

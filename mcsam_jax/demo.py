@@ -7,21 +7,21 @@ import time
 from etils import epath
 import matplotlib.figure
 
-from input_pipeline.images import decode
 from input_pipeline.builder.prepare import prepare
+from input_pipeline.images import decode
 from input_pipeline.splits import open_split
 from mcsam_jax import config as configs
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.pretrained.import_weights import import_weights
-from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.training.train import train
 
 NUM_SHOWN = 3
 
 
-def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
+def demo(workdir: str, overrides: list[str] = (), log=print) -> None:
   """Runs every verb on the phantoms; what an earlier call finished is not done again.
 
   Args:
@@ -33,39 +33,39 @@ def demo(workdir: str, overrides: list[str] = (), show=print) -> None:
   if config.data.name != "phantom":
     raise UserError(f"the demo is about phantoms; for data.name={config.data.name} use the other verbs")
 
-  show("== weights: mcsam import-weights efficientnet-lite0")
+  log("== weights: mcsam import-weights efficientnet-lite0")
   weights = epath.Path(config.encoder.weights)
   if config.encoder.weights and not weights.exists():
     weights.parent.mkdir(parents=True, exist_ok=True)
-    import_weights("efficientnet-lite0", str(weights), show=lambda line: None)
+    import_weights("efficientnet-lite0", str(weights), log=lambda line: None)
 
-  show("== data: mcsam prepare")
-  prepare(config, show)
+  log("== data: mcsam prepare")
+  prepare(config, log)
 
-  show("\n== memory and training: mcsam train")
-  train(config, workdir, show)
+  log("\n== memory and training: mcsam train")
+  train(config, workdir, log)
 
-  show("\n== scores: mcsam evaluate --split test")
+  log("\n== scores: mcsam evaluate --split test")
   best = Checkpoints(configs.absolute(workdir), best_metric=config.train.best_metric, read_only=True).best()
   path = configs.absolute(workdir) / "eval"
   finished = path / f"test-{best}.json"
   if finished.exists():
     scores = json.loads(finished.read_text())
-    show(format_table(scores))
+    log(format_table(scores))
   else:
-    scores = evaluate(workdir, "test", show=show)
+    scores = evaluate(workdir, "test", log=log)
 
   split = open_split(config, "test")
   lines = (path / f"test-{scores['step']}.jsonl").read_text().splitlines()
   studies = pick([json.loads(line) for line in lines], split)
   for study in studies:
-    show(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
+    log(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
   picture, films = configs.absolute(workdir) / "demo.png", configs.absolute(workdir) / "phantoms"
   draw(studies, split, picture)
   for study in studies:
     write_films(split[study["record"]], films / study["id"])
-  show(f"\nthese studies with their images: {picture}")
-  show(f"demo done in {(time.monotonic() - started) / 60:.1f} min; next:\n"
+  log(f"\nthese studies with their images: {picture}")
+  log(f"demo done in {(time.monotonic() - started) / 60:.1f} min; next:\n"
        f"  mcsam report --workdir {workdir} {films}      # image files in, reports out; then your own\n"
        "  'Train on your own files' in README.md")
 
@@ -75,7 +75,7 @@ def pick(studies: list[dict], split) -> list[dict]:
   for number, study in enumerate(studies):
     study["record"] = number
   def num_findings(study):
-    return sum(value == "positive" for value in split.without_images[study["record"]]["labels"].values())
+    return sum(value == "positive" for value in split.metadata[study["record"]]["labels"].values())
   return sorted(studies[:100], key=num_findings, reverse=True)[:NUM_SHOWN]
 
 

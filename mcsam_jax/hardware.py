@@ -63,7 +63,7 @@ _KINDS = (
 )
 
 
-def chip_of(device_kind: str) -> Chip | None:
+def detect_chip(device_kind: str) -> Chip | None:
   """Returns the chip of a `jax.Device.device_kind` ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); None: not in the table."""
   kind = device_kind.lower()
   if kind.startswith("tpu v4 lite"):              # v4i serves only, and nothing is published of it

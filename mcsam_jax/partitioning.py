@@ -45,7 +45,7 @@ LOGICAL_AXES = (
 )
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
+def param_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
   """Returns how a parameter lies on the mesh.
 
   Args:
@@ -60,10 +60,10 @@ def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> 
   return PartitionSpec()
 
 
-def parameter_specs(tree, sizes: dict[str, int]):
+def param_specs(tree, sizes: dict[str, int]):
   """Returns a `PartitionSpec` for each array of a tree of parameters, gradients or of a training state."""
   def spec(path, leaf):
-    return parameter_spec("/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path), leaf.shape,
+    return param_spec("/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path), leaf.shape,
                           sizes)
   return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -78,7 +78,7 @@ def batch_devices() -> int:
   return math.prod(mesh_sizes().get(axis, 1) for axis in BATCH)
 
 
-def gather_parameters(params):
+def gather_params(params):
   """Returns parameters as a step works with them: whole over `fsdp`, still split over `tensor`.
 
   Gathering all at once, before the step, costs the memory of one copy of the parameters, which the activations of this
@@ -87,19 +87,19 @@ def gather_parameters(params):
   sizes = mesh_sizes()
   if sizes.get("fsdp", 1) == 1:
     return params
-  specs = parameter_specs(params, sizes | {"fsdp": 1})
+  specs = param_specs(params, sizes | {"fsdp": 1})
   return jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
 
 
-def split_parameters(params):
+def shard_params(params):
   """Returns parameters, or gradients, split as a training state holds them."""
   sizes = mesh_sizes()
   if sizes.get("fsdp", 1) == 1 and sizes.get("tensor", 1) == 1:
     return params
-  return jax.tree.map(jax.lax.with_sharding_constraint, params, parameter_specs(params, sizes))
+  return jax.tree.map(jax.lax.with_sharding_constraint, params, param_specs(params, sizes))
 
 
-def everywhere(tree):
+def replicate(tree):
   """Returns arrays whole on every device."""
   whole = PartitionSpec()
   return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole), tree) if mesh_sizes() else tree

@@ -20,7 +20,7 @@ class OtherHostFailed(Exception):
   """Another host isn't there, or told that it met a fault that passes."""
 
 
-def will_pass(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
   """Tells whether another start may not meet an error: it, or what it was raised from, is of a kind that passes.
 
   Of what a UserError was raised from nothing is asked: who raised that has looked at it and wants the user's help.

@@ -1,11 +1,6 @@
 """The layers of the code: imports go down, never up, and the light layers stay light."""
 
-import ast
 import pathlib
-import subprocess
-import sys
-
-import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 

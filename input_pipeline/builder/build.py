@@ -40,8 +40,8 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
 from input_pipeline.datasets import records
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import Unreadable, UserError
-from mcsam_jax.atomic_io import write_whole
 
 SHARD_SIZE = 512               # entries: some 20 MB at 256 px, a minute of a worker that reads originals
 SECONDS_A_LINE = 10            # between two lines of progress
@@ -61,11 +61,11 @@ class Shard:
     return f"{self.split}-{self.number:05d}-of-{self.count:05d}"
 
 
-def build(config: ConfigDict, show: Callable[[str], None] = print) -> None:
+def build(config: ConfigDict, log: Callable[[str], None] = print) -> None:
   """Builds the records that a config names, or what is missing of them.
 
   Raises:
-    UserError: faults of the source, more unreadable files than `prepare.max_faults`, another build under way.
+    UserError: faults of the source, more unreadable files than `prepare.max_corrupt_records`, another build under way.
     OSError, RuntimeError: as the file system says it; shards that are whole stay.
   """
   builder = datasets.make_builder(config)
@@ -78,19 +78,19 @@ def build(config: ConfigDict, show: Callable[[str], None] = print) -> None:
     if final.exists() and "://" not in str(final):
       raise UserError(f"{final} is there without its dataset_info.json, so something has removed that: delete the "
                       "folder, and run the same command")
-    show(f"Writing records to {final}")
+    log(f"Writing records to {final}")
     shards = _lay_out(plan, unfinished)
     waiting = [shard for shard in shards if not _is_done(unfinished, builder, shard)]
     if len(waiting) < len(shards):
-      show(f"Going on: {len(shards) - len(waiting)} of {len(shards)} shards are there")
-    progress = Progress(len(shards), len(waiting), show)
+      log(f"Going on: {len(shards) - len(waiting)} of {len(shards)} shards are there")
+    progress = Progress(len(shards), len(waiting), log)
     faults = sum(len(_tally(unfinished, shard)["faults"]) for shard in shards if shard not in waiting)
     num_entries = sum(map(len, plan.entries.values()))
     with contextlib.closing(_write_all(config, unfinished, waiting, num_entries)) as written:   # ends workers at once
       for _, tally in written:
         progress.line(tally)
         faults += len(tally["faults"])
-        if faults > config.prepare.max_faults:
+        if faults > config.prepare.max_corrupt_records:
           raise UserError(_say(tally["faults"][0], faults, config))
     tallies = {shard: _tally(unfinished, shard) for shard in shards}
     _finish(builder, plan, tallies, unfinished, final)
@@ -125,8 +125,8 @@ def _lay_out(plan: records.Plan, unfinished: epath.Path) -> list[Shard]:
     for path in unfinished.iterdir():
       path.rmtree() if path.is_dir() else path.unlink()
     for shard in shards:
-      write_whole(_plan_path(unfinished, shard), json.dumps(entries[shard.split][shard.number]))
-    write_whole(mark, digest)
+      atomic_write(_plan_path(unfinished, shard), json.dumps(entries[shard.split][shard.number]))
+    atomic_write(mark, digest)
   for path in unfinished.glob("*.part-*"):          # of processes that were ended
     path.unlink()
   return shards
@@ -142,7 +142,7 @@ def _write_all(config: ConfigDict, unfinished: epath.Path, shards: list[Shard],
   if workers <= 1 or num_entries <= SMALL:
     builder = datasets.make_builder(config)
     for shard in shards:
-      yield shard, write_shard(builder, unfinished, shard, config.prepare.max_faults)
+      yield shard, write_shard(builder, unfinished, shard, config.prepare.max_corrupt_records)
     return
   # Processes are spawned, not forked: JAX and TensorFlow run threads.
   with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker,
@@ -162,15 +162,15 @@ def _start_worker(config: str, unfinished: str) -> None:
   """Keeps what every shard needs, and ends this process with the one that started it, however that ends."""
   global _worker
   config = ConfigDict(json.loads(config))
-  _worker = (datasets.make_builder(config), epath.Path(unfinished), config.prepare.max_faults)
+  _worker = (datasets.make_builder(config), epath.Path(unfinished), config.prepare.max_corrupt_records)
   signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the one that started it
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _work(shard: Shard) -> dict:
-  builder, unfinished, max_faults = _worker
-  return write_shard(builder, unfinished, shard, max_faults)
+  builder, unfinished, max_corrupt_records = _worker
+  return write_shard(builder, unfinished, shard, max_corrupt_records)
 
 
 def _by_beam(config: ConfigDict, unfinished: epath.Path, shards: list[Shard]) -> Iterator[tuple[Shard, dict]]:
@@ -199,16 +199,16 @@ def write_shard_anywhere(shard: dict, config: str, unfinished: str) -> None:
   builder = datasets.make_builder(config)
   shard = Shard(**shard)
   if not _is_done(epath.Path(unfinished), builder, shard):
-    write_shard(builder, epath.Path(unfinished), shard, config.prepare.max_faults)
+    write_shard(builder, epath.Path(unfinished), shard, config.prepare.max_corrupt_records)
 
 
-def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: Shard, max_faults: int) -> dict:
+def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: Shard, max_corrupt_records: int) -> dict:
   """Writes one shard and returns its tally.
 
   The tally counts what was `kept` and `left_out` by reason, lists `faults`, and has the `bytes` of the records and
   the `words` of each: [findings, impression].
 
-  With more than `max_faults` of its own nothing is written: the build will stop.
+  With more than `max_corrupt_records` of its own nothing is written: the build will stop.
   """
   entries = json.loads(_plan_path(unfinished, shard).read_text())
   tally = {"kept": 0, "left_out": collections.Counter(), "faults": [], "bytes": 0, "words": []}
@@ -217,14 +217,14 @@ def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: S
     for position, entry in enumerate(entries, shard.start):
       try:
         record = builder.record(entry)
-      except records.Left as reason:
+      except records.SkipRecord as reason:
         tally["left_out"][str(reason)] += 1
         continue
       except Unreadable as fault:
         tally["left_out"]["unreadable file"] += 1
         tally["faults"].append({"split": shard.split, "position": position, "record": builder.name_of(entry),
                                 "file": fault.path, "reason": fault.reason, "sha256": fault.sha256})
-        if len(tally["faults"]) > max_faults:
+        if len(tally["faults"]) > max_corrupt_records:
           return
         continue
       data = records.serialize(record)
@@ -239,8 +239,8 @@ def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: S
   local = os.path.join(tempfile.mkdtemp(), path.name) if in_bucket else str(part)
   try:
     _write_records(local, serialized())
-    write_whole(_tally_path(unfinished, shard), json.dumps(tally))
-    if len(tally["faults"]) <= max_faults:
+    atomic_write(_tally_path(unfinished, shard), json.dumps(tally))
+    if len(tally["faults"]) <= max_corrupt_records:
       if in_bucket:
         epath.Path(local).copy(part, overwrite=True)
       part.replace(path)                            # from now on the shard is done
@@ -298,11 +298,11 @@ def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Sh
         filename_template=_template(unfinished, builder, split)))
   lengths = io.BytesIO()
   np.savez_compressed(lengths, **words)
-  write_whole(unfinished / "words.npz", lengths.getvalue())
+  atomic_write(unfinished / "words.npz", lengths.getvalue())
   if faults:
     plan.notes.append(f"{len(faults)} files could not be read: {final / 'faults.jsonl'}")
-    write_whole(unfinished / "faults.jsonl", "".join(json.dumps(fault) + "\n" for fault in faults))
-  write_whole(unfinished / "build.json", json.dumps({"splits": made, "notes": plan.notes}, indent=1) + "\n")
+    atomic_write(unfinished / "faults.jsonl", "".join(json.dumps(fault) + "\n" for fault in faults))
+  atomic_write(unfinished / "build.json", json.dumps({"splits": made, "notes": plan.notes}, indent=1) + "\n")
   builder.info.set_splits(tfds.core.splits.SplitDict(infos))
   builder.info.write_to_directory(unfinished)
   scaffold = [_tally_path(final, shard) for shard in tallies]
@@ -347,21 +347,21 @@ def _tally_path(unfinished: epath.Path, shard: Shard) -> epath.Path:
 
 def _say(fault: dict, count: int, config: ConfigDict) -> str:
   """Returns a line about the first of `count` files that can't be read, without any name of a restricted set's."""
-  limit = config.prepare.max_faults
-  more = f"; {count} such are more than prepare.max_faults={limit}" if limit else ""
+  limit = config.prepare.max_corrupt_records
+  more = f"; {count} such are more than prepare.max_corrupt_records={limit}" if limit else ""
   if config.data.restricted and not config.prepare.show_ids:
     known = f", SHA-256 of the file {fault['sha256'][:16]}" if fault["sha256"] else ""
     return (f"record {fault['position']} of split {fault['split']} can't be read ({fault['reason']}{known}); "
-            f"--show-ids names it, prepare.max_faults lets it be left out{more}")
+            f"--show-ids names it, prepare.max_corrupt_records lets it be left out{more}")
   return (f"record {fault['record']}: {fault['file']} can't be read ({fault['reason']}); replace it, take the "
-          f"record out, or let prepare.max_faults leave it out{more}")
+          f"record out, or let prepare.max_corrupt_records leave it out{more}")
 
 
 class Progress:
   """How far the shards are, at what rate, and how long the rest will take."""
 
-  def __init__(self, total: int, waiting: int, show: Callable[[str], None]):
-    self.total, self.waiting, self.show = total, waiting, show
+  def __init__(self, total: int, waiting: int, log: Callable[[str], None]):
+    self.total, self.waiting, self.log = total, waiting, log
     self.written = self.studies = 0
     self.started = self.shown = 0.0           # when the first shard was done: before it workers start
 
@@ -375,6 +375,6 @@ class Progress:
     self.written += 1
     if now - self.shown > SECONDS_A_LINE and left:
       seconds = now - self.started
-      self.show(f"{self.total - left}/{self.total} shards  {self.studies / seconds:.1f} studies/s  "
+      self.log(f"{self.total - left}/{self.total} shards  {self.studies / seconds:.1f} studies/s  "
                 f"{seconds / (self.written - 1) * left / 60:.1f} min left")
       self.shown = now

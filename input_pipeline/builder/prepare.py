@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from input_pipeline import datasets
 from input_pipeline.builder.build import build
 from input_pipeline.builder.record_counts import counted, counts_table
-from input_pipeline.splits import Split, is_prepared, open_split, passed_over
+from input_pipeline.splits import is_prepared, open_split, skipped, Split
 from input_pipeline.token_table import load_or_build
-from input_pipeline.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from input_pipeline.tokenizer import build_tokenizer, load_tokenizer, Tokenizer
 from mcsam_jax.errors import UserError
 
 
-def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str, dict]:
+def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str, dict]:
   """Builds records and tokenizer unless they are there, and shows what they hold.
 
   Returns:
@@ -38,20 +38,20 @@ def prepare(config: ConfigDict, show: Callable[[str], None] = print) -> dict[str
   started = time.monotonic()
   builder = datasets.make_builder(config)
   if is_prepared(builder):
-    show(f"Records are in {builder.data_dir}")
+    log(f"Records are in {builder.data_dir}")
   else:
     with _writing(builder.data_dir):
-      build(config, show)
+      build(config, log)
   builder = datasets.make_builder(config)
   splits = {name: open_split(config, name) for name in builder.info.splits}     # counts the records
   tokenizer = load_or_build_tokenizer(config)
-  counts = counted(builder, {name: passed_over(builder, name, config.data) for name in splits})
+  counts = counted(builder, {name: skipped(builder, name, config.data) for name in splits})
   summary = _load_or_make_summary(tokenizer_dir(config) / "summary.json", splits, tokenizer, counts)
   if counts:
-    show(counts_table(builder, counts))
-  show(_table(summary))
-  show(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
-  show(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
+    log(counts_table(builder, counts))
+  log(_table(summary))
+  log(f"{tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
+  log(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
        "  mcsam init-memory --config C --workdir W\n"
        "  mcsam train --config C --workdir W")
   return summary
@@ -72,15 +72,15 @@ def tokenizer_dir(config: ConfigDict) -> epath.Path:
   return dataset_dir(config) / f"tokenizer-{digest}"
 
 
-def load_or_build_tokenizer(config: ConfigDict, show: Callable[[str], None] = lambda line: None) -> Tokenizer:
+def load_or_build_tokenizer(config: ConfigDict, log: Callable[[str], None] = lambda line: None) -> Tokenizer:
   """Returns the tokenizer of the prepared records, trained on their train reports the first time.
 
-  `show` receives lines of progress while these are read.
+  `log` receives lines of progress while these are read.
   """
   directory = tokenizer_dir(config)
   if directory.exists():
     return load_tokenizer(directory)
-  tokenizer = build_tokenizer(config, open_split(config, "train").read_reports(show))
+  tokenizer = build_tokenizer(config, open_split(config, "train").read_reports(log))
   unfinished = directory.parent / f"incomplete.{directory.name}.{os.getpid()}"
   with _writing(directory):
     try:

@@ -6,14 +6,14 @@ from etils import epath
 import tensorflow_datasets as tfds
 
 
-def counted(builder: tfds.core.DatasetBuilder, passed_over: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+def counted(builder: tfds.core.DatasetBuilder, skipped: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
   """Returns how many studies of each split are `kept`, and left out by reason; {} where nothing is told of any.
 
   Args:
-    passed_over: of each split, how many records the target leaves unused, by reason (`splits.passed_over`).
+    passed_over: of each split, how many records the target leaves unused, by reason (`splits.skipped`).
   """
   made = _made(builder)
-  rows = {split: {"kept": row["kept"] - sum(passed_over[split].values()), **row["left_out"], **passed_over[split]}
+  rows = {split: {"kept": row["kept"] - sum(skipped[split].values()), **row["left_out"], **skipped[split]}
           for split, row in made["splits"].items()}
   return rows if made["notes"] or any(len(row) > 1 for row in rows.values()) else {}
 

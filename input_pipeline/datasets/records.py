@@ -109,7 +109,7 @@ def num_words(report: str) -> int:
   return len(report.replace("_", " ").split())
 
 
-class Left(Exception):
+class SkipRecord(Exception):
   """A study is left out because it lacks what the config asks for; the message is the reason, as the table has it."""
 
 
@@ -166,5 +166,5 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder):
     for number, entry in enumerate(entries):
       try:
         yield number, self.record(entry)
-      except Left:
+      except SkipRecord:
         pass

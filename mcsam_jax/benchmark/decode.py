@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.decoding.beam_search import BeamResult, beam_search
-from mcsam_jax.decoding.greedy import Room, room_sizes
-from mcsam_jax.models.mcsam import MCSAM, Encoded, Prepared
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.decoding.beam_search import beam_search, BeamResult
+from mcsam_jax.decoding.greedy import cache_schedule, CacheResizer
 from mcsam_jax.models.initialize import make_model
+from mcsam_jax.models.mcsam import DecodeConstants, Encoded, MCSAM
+from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
 BOS, EOS, PAD = 1, 2, 0
 
@@ -67,20 +67,20 @@ def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Cal
   return run, seconds
 
 
-def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, Prepared, Encoded], BeamResult]:
+def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConstants, Encoded], BeamResult]:
   """Returns the beam search of `config.decode` over encoded studies, a function to jit; no report ends early."""
   length = config.tokenizer.max_length
 
-  def search(variables: dict, prepared: Prepared, encoded: Encoded) -> BeamResult:
+  def search(variables: dict, prepared: DecodeConstants, encoded: Encoded) -> BeamResult:
     begun = model.apply(variables, encoded, method="begin_writing")
-    cache = model.apply(variables, begun, config.decode.beam_size, method="first_cache")
+    cache = model.apply(variables, begun, config.decode.beam_size, method="init_cache")
     return beam_search(
         lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"), cache,
-        room=Room(lambda cache, nodes: model.apply(variables, cache, nodes, method="grow"),
+        room=CacheResizer(lambda cache, nodes: model.apply(variables, cache, nodes, method="grow"),
                   lambda cache: model.apply(variables, cache, method="full")),
         batch_size=encoded.patches.shape[0], beam_size=config.decode.beam_size, max_length=length, min_length=length,
-        length_penalty=config.decode.length_penalty, block_ngrams=config.decode.block_ngrams,
-        finished=config.decode.finished, bos_id=BOS, eos_id=EOS, pad_id=PAD)
+        length_penalty=config.decode.length_penalty, no_repeat_ngram_size=config.decode.no_repeat_ngram_size,
+        finished_beams=config.decode.finished_beams, bos_id=BOS, eos_id=EOS, pad_id=PAD)
   return search
 
 
@@ -124,7 +124,7 @@ def work_of_a_step(config: ConfigDict, vocab_size: int, num_studies: int) -> dic
   rows = num_studies * config.decode.beam_size
   width, size = model.width, jnp.dtype(config.train.compute_dtype).itemsize
   num_patches = patches_of(config)
-  nodes = statistics.mean(room_sizes(length, length)) + (model.num_prompts if model.use_prompts else 0)
+  nodes = statistics.mean(cache_schedule(length, length)) + (model.num_memory_tokens if model.use_memory_tokens else 0)
   dense = model.decoder_layers * (6 * width * width + 2 * width * model.feedforward_width)
   parts = {
       "dense layers": (2 * rows * dense, dense),

@@ -21,10 +21,10 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from mcsam_jax.errors import UserError
-from mcsam_jax.distributed import multihost
 from mcsam_jax.checkpoints import manifest
-from mcsam_jax.retryable import will_pass
+from mcsam_jax.distributed import multihost
+from mcsam_jax.errors import UserError
+from mcsam_jax.retryable import is_retryable
 
 LOWER_IS_BETTER = ("token_loss",)
 
@@ -49,14 +49,14 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             lightweight_initialize=True))          # reads no file before it was verified
     found = {step: scores_of(self.directory / str(step)) for step in self.manager.all_steps()}
-    self.scores = {int(step): scores for step, scores in multihost.agreed(found).items()}
+    self.scores = {int(step): scores for step, scores in multihost.broadcast_from_host0(found).items()}
     self._finishing: threading.Thread | None = None
     self._failure: Exception | None = None
 
   def steps(self) -> list[int]:
     """Returns the steps that there are, finished ones if any is; what host 0 sees, on all hosts."""
     steps = sorted(self.manager.all_steps())
-    return multihost.agreed([step for step in steps if self._has_manifest(step)] or steps)
+    return multihost.broadcast_from_host0([step for step in steps if self._has_manifest(step)] or steps)
 
   def latest(self) -> int | None:
     return max(self.steps(), default=None)
@@ -70,7 +70,7 @@ class Checkpoints:
 
     Args:
       scores: of val; {} where it wasn't looked at.
-      place: in the data, see `check_place`.
+      place: in the data, see `check_data_position`.
     """
     self.wait()
     if step in self.manager.all_steps():
@@ -134,7 +134,7 @@ class Checkpoints:
       if aside.exists():
         aside.rmtree()
       (self.directory / str(step)).rename(aside)
-    multihost.on_first_host(rename)
+    multihost.run_on_host0(rename)
     self._delete([step])                 # Orbax finds no folder, and forgets the step on all hosts
 
   def _delete(self, steps: Iterable[int]) -> None:
@@ -142,7 +142,7 @@ class Checkpoints:
       self.manager.delete(step)
       self.scores.pop(step, None)
 
-  def restore_latest(self, abstract_state, show=print):
+  def restore_latest(self, abstract_state, log=print):
     """Returns the state of the newest checkpoint that is whole, None where there is none at all.
 
     Newer ones that are damaged or were never finished are named in a line. Once the state is restored, the first are
@@ -150,22 +150,22 @@ class Checkpoints:
 
     Raises:
       UserError: all are damaged, or hold another model.
-      an error that `will_pass`: a disk or another host didn't answer. Then all stay.
+      an error that `is_retryable`: a disk or another host didn't answer. Then all stay.
     """
     steps, problems = self.steps(), {}
     for step in reversed(steps):
       problem = manifest.damage(self.directory / str(step))
       if problem:
         problems[step] = problem
-        show(f"checkpoint {step} is damaged, the one before it is used: {problem}")
+        log(f"checkpoint {step} is damaged, the one before it is used: {problem}")
         continue
-      state = self._restore(step, ocp.args.StandardRestore(abstract_state), show)
+      state = self._restore(step, ocp.args.StandardRestore(abstract_state), log)
       for other in sorted(other for other in self.manager.all_steps() if other > step):
         if other in problems:
           self._put_aside(other)
-          show(f"checkpoint {other} is kept as {self.directory / f'damaged-{other}'}; nothing needs it")
+          log(f"checkpoint {other} is kept as {self.directory / f'damaged-{other}'}; nothing needs it")
         else:
-          show(f"checkpoint {other} was not finished, the one before it is used")
+          log(f"checkpoint {other} was not finished, the one before it is used")
           self._delete([other])
       return state
     if problems:
@@ -173,7 +173,7 @@ class Checkpoints:
                       "the folder to start again")
     return None
 
-  def restore_variables(self, step: int, abstract_variables: dict, ema: bool, show=print) -> dict:
+  def restore_variables(self, step: int, abstract_variables: dict, ema: bool, log=print) -> dict:
     """Returns the variables of `step` that write reports, without reading the optimizer's state.
 
     Args:
@@ -182,19 +182,19 @@ class Checkpoints:
 
     Raises:
       UserError: there is no such step, the files are damaged, or hold another model.
-      an error that `will_pass`: a disk or another host didn't answer.
+      an error that `is_retryable`: a disk or another host didn't answer.
     """
     self._check_restorable(step)
     params = "average" if ema else "params"
     item = {params: abstract_variables["params"], "batch_stats": abstract_variables["batch_stats"]}
     arguments = ocp.args.PyTreeRestore(item=item, partial_restore=True,
                                        restore_args=ocp.checkpoint_utils.construct_restore_args(item))
-    restored = self._restore(step, arguments, show)
+    restored = self._restore(step, arguments, log)
     return {"params": restored[params], "batch_stats": restored["batch_stats"]}
 
   def _check_restorable(self, step: int) -> None:
     """Raises UserError where there is no such step, or its files are damaged."""
-    steps = multihost.agreed(sorted(self.manager.all_steps()))
+    steps = multihost.broadcast_from_host0(sorted(self.manager.all_steps()))
     if step not in steps:
       raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps or 'none'}")
     if problem := manifest.damage(self.directory / str(step)):
@@ -202,14 +202,14 @@ class Checkpoints:
       raise UserError(f"checkpoint {step} is damaged: {problem}; " +
                       (f"--step takes another: {', '.join(map(str, others))}" if others else "there is no other"))
 
-  def _restore(self, step: int, arguments: ocp.args.CheckpointArgs, show):
+  def _restore(self, step: int, arguments: ocp.args.CheckpointArgs, log):
     verified = self._has_manifest(step)
     if not verified:
-      show(f"checkpoint {step} has no {manifest.NAME}: it can't be verified, and is used as it is")
+      log(f"checkpoint {step} has no {manifest.NAME}: it can't be verified, and is used as it is")
     try:
       return self.manager.restore(step, args=arguments)
     except Exception as error:   # Orbax and TensorStore raise many kinds for files that are cut off or of other shapes
-      if will_pass(error) or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      if is_retryable(error) or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         raise
       why = ("its files are what was written, so it holds another model; use the config and the version that wrote it, "
              "or a new workdir" if verified else
@@ -217,7 +217,7 @@ class Checkpoints:
       raise UserError(f"{self.directory / str(step)} can't be restored: {why} "
                       f"({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
-  def check_place(self, step: int, place: Mapping[str, int]) -> None:
+  def check_data_position(self, step: int, place: Mapping[str, int]) -> None:
     """Compares the place in the data that a checkpoint was saved at with the one from which the run would go on.
 
     Args:

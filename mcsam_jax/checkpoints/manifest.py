@@ -12,9 +12,9 @@ import json
 from etils import epath
 import jax
 
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.distributed import multihost
-from mcsam_jax.retryable import will_pass
-from mcsam_jax.atomic_io import write_whole
+from mcsam_jax.retryable import is_retryable
 
 NAME = "manifest.json"
 READ_AT_ONCE = 2 ** 22       # bytes
@@ -58,7 +58,7 @@ def damage(folder: epath.Path) -> str:
   Many hosts share the reading, and return the same. Without a manifest nothing is known to be wrong.
 
   Raises:
-    an error that `will_pass`: the disk didn't answer, which says nothing about the files.
+    an error that `is_retryable`: the disk didn't answer, which says nothing about the files.
   """
   recorded, broken = {}, False
   try:
@@ -67,13 +67,13 @@ def damage(folder: epath.Path) -> str:
     pass
   except (ValueError, AttributeError):               # no JSON, or none of ours
     broken = True
-  recorded, broken = multihost.agreed([recorded, broken])
+  recorded, broken = multihost.broadcast_from_host0([recorded, broken])
   names = sorted(recorded)
   mine = names[jax.process_index()::jax.process_count()]
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     problems = pool.map(lambda name: _problem(folder / name, recorded[name]), mine)
     wrong = [names.index(name) for name, problem in zip(mine, problems) if problem]
-  first = multihost.least(-1 if broken else min(wrong, default=len(names)))
+  first = multihost.all_reduce_min(-1 if broken else min(wrong, default=len(names)))
   if first == -1:
     return f"{folder / NAME} is not what was written"
   return _problem(folder / names[first], recorded[names[first]]) if first < len(names) else ""
@@ -85,7 +85,7 @@ def _problem(path: epath.Path, recorded: dict) -> str:
   except FileNotFoundError:
     return f"{path} is missing"
   except OSError as error:                             # a bad sector, say; a bucket's faults are of other types
-    if will_pass(error):
+    if is_retryable(error):
       raise
     return f"{path} can't be read ({error.strerror or error})"
   if found["bytes"] != recorded["bytes"]:
@@ -115,7 +115,7 @@ def _files(folder: epath.Path) -> list[str]:
 
 
 def _save(folder: epath.Path, content: dict) -> None:
-  write_whole(folder / NAME, _text(content))
+  atomic_write(folder / NAME, _text(content))
 
 
 def _load(folder: epath.Path) -> dict:

@@ -12,8 +12,8 @@ from etils import epath
 from flax import traverse_util
 import numpy as np
 
+from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
 from mcsam_jax.errors import UserError
-from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
 
 
 def save_weights(path: epath.PathLike, variables: dict, meta: dict) -> None:
@@ -22,7 +22,7 @@ def save_weights(path: epath.PathLike, variables: dict, meta: dict) -> None:
   buffer = io.BytesIO()
   np.savez(buffer, meta=json.dumps(meta), **{name: np.asarray(value) for name, value in flat.items()})
   try:
-    write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
   except OSError as error:
     raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 

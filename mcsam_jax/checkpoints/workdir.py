@@ -22,18 +22,18 @@ import numpy as np
 
 from input_pipeline import text
 from input_pipeline.builder.prepare import dataset_dir, load_or_build_tokenizer
-from input_pipeline.splits import Split, open_split
-from input_pipeline.tokenizer import Tokenizer, load_tokenizer
+from input_pipeline.splits import open_split, Split
+from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
-from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.bank import MemoryBank, load_bank, make_memory_bank, save_bank
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.weights import load_weights
-from mcsam_jax.distributed.bucket_access import refuse_public
-from mcsam_jax.atomic_io import write_whole
+from mcsam_jax.distributed.bucket_access import check_bucket_private
+from mcsam_jax.errors import UserError
+from mcsam_jax.memory_init.bank import load_bank, make_memory_bank, MemoryBank, save_bank
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_faults",
-              "train.hang_minutes", "train.profile_steps", "train.accumulate", "train.remat", "data.source_dir",
+RUNTIME_FIELDS = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_corrupt_records",
+              "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "data.source_dir",
               "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
               "decode.batch_size", "eval.chexbert")           # without making it another run
 
@@ -77,10 +77,10 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   path = configs.absolute(path)
   saved = configs.read_config(path / "config.json")
   config = configs.override(saved, overrides)
-  refuse_public(config, path)
+  check_bucket_private(config, path)
   changed = [line.partition(":")[0] for line in configs.differences(config, saved)]
   for field in changed:
-    if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in MAY_CHANGE:
+    if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in RUNTIME_FIELDS:
       raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
   bank = load_bank(path / "memory_bank") if learned_memory(config) else None
   variables, meta = None, {}
@@ -91,21 +91,21 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
                  tuple(f"{name}={config[section][name]}"
                        for section, _, name in (field.partition(".") for field in changed)
                        if section in ("decode", "eval")
-                       and name not in ("batch_size", "chexbert", "page", "page_restricted", "why")))
+                       and name not in ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain")))
 
 
-def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
+def create_workdir(path: str, config: ConfigDict, log=print) -> Workdir:
   """Makes the workdir of a run, or opens it again if it holds this config.
 
   Raises:
     UserError: it holds another config; a weights file is missing or doesn't fit; restricted data in a public bucket.
   """
   path = configs.absolute(path)
-  refuse_public(config, path)
+  check_bucket_private(config, path)
   if (path / "config.json").exists():
     found = configs.read_config(path / "config.json")
     others = [line for line in configs.differences(config, found)
-              if line.partition(":")[0] not in MAY_CHANGE and not line.startswith("prepare.")]
+              if line.partition(":")[0] not in RUNTIME_FIELDS and not line.startswith("prepare.")]
     if bool(config.encoder.weights) != bool(found.encoder.weights):
       others.append(f"encoder.weights: {config.encoder.weights!r}, {found.encoder.weights!r}")
     if others:
@@ -116,7 +116,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
     raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
   if config.encoder.weights:
     load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
-  tokenizer = load_or_build_tokenizer(config, show)
+  tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
   if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
     epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
@@ -125,7 +125,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   if learned_memory(config):
     made = path / "memory_bank" / "made_from.json"
     if not made.exists():
-      init_memory(path, config, show)
+      init_memory(path, config, log)
     elif json.loads(made.read_text()) != memory_settings(config):
       raise UserError(f"{path / 'memory_bank'} was made with other settings than this config's (see made_from.json "
                       "there): run `mcsam init-memory` again with this config, or use a new workdir")
@@ -133,7 +133,7 @@ def create_workdir(path: str, config: ConfigDict, show=print) -> Workdir:
   return open_workdir(path)
 
 
-def claim(path: epath.Path, show=print) -> contextlib.AbstractContextManager:
+def acquire_lock(path: epath.Path, log=print) -> contextlib.AbstractContextManager:
   """Keeps other runs out of a workdir inside the returned context; on a bucket, or a disk without locks, it can't.
 
   Raises:
@@ -147,13 +147,13 @@ def claim(path: epath.Path, show=print) -> contextlib.AbstractContextManager:
   except BlockingIOError as error:
     raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
   except OSError as error:
-    show(f"{path} can't be locked ({error.strerror}): see to it yourself that no other run trains there")
+    log(f"{path} can't be locked ({error.strerror}): see to it yourself that no other run trains there")
   return file
 
 
 def movable(config: ConfigDict) -> dict:
   """Returns the fields, and their values, that may differ between two starts of one run."""
-  return {field: config[section][name] for field in MAY_CHANGE for section, name in [field.split(".")]}
+  return {field: config[section][name] for field in RUNTIME_FIELDS for section, name in [field.split(".")]}
 
 
 def memory_settings(config: ConfigDict) -> dict:
@@ -163,7 +163,7 @@ def memory_settings(config: ConfigDict) -> dict:
           "target": config.data.target, "records": dataset_dir(config).parent.name}
 
 
-def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
+def init_memory(path: epath.Path, config: ConfigDict, log=print) -> MemoryBank:
   """Makes the memory bank from the training reports, and writes it to the workdir.
 
   Raises:
@@ -172,11 +172,11 @@ def init_memory(path: epath.Path, config: ConfigDict, show=print) -> MemoryBank:
   path = configs.absolute(path)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
-  show(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
-  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(show)]
-  bank = make_memory_bank(reports, config, config.seed, show)
+  log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
+  reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]
+  bank = make_memory_bank(reports, config, config.seed, log)
   save_bank(path / "memory_bank", bank)
-  write_whole(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")
+  atomic_write(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")
   return bank
 
 

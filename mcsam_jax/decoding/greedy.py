@@ -12,7 +12,7 @@ A cache is read whole at every step, however little is written in it. With `room
 
     grow(cache, nodes) -> cache      full(cache) -> bool scalar
 
-a search starts with a small cache and widens it when it is full (`in_stages`); without, the cache has all room from
+a search starts with a small cache and widens it when it is full (`while_loop_with_growing_cache`); without, the cache has all room from
 the start. A node is one token of one beam or of several that share it, so K * T nodes are always enough.
 
 K is 1 here. `next_token_log_probs` is where every search, this one or another, asks what may come next.
@@ -29,10 +29,10 @@ import jax.numpy as jnp
 Cache = dict[str, Any]
 Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
-STAGE = 32      # nodes that a cache grows by, at first; each stage is compiled, so they should be few
+CACHE_CHUNK = 32      # nodes that a cache grows by, at first; each stage is compiled, so they should be few
 
 
-class Room(NamedTuple):
+class CacheResizer(NamedTuple):
   grow: Callable[[Cache, int], Cache]
   full: Callable[[Cache], jax.Array]
 
@@ -53,7 +53,7 @@ class _Search(NamedTuple):
   cache: Cache
 
 
-def in_stages(unfinished, body, search, room: Room | None, max_length: int, num_beams: int = 1):
+def while_loop_with_growing_cache(unfinished, body, search, room: CacheResizer | None, max_length: int, num_beams: int = 1):
   """Returns the last state of `while unfinished(search): search = body(search)`, without its cache.
 
   Args:
@@ -71,19 +71,19 @@ def in_stages(unfinished, body, search, room: Room | None, max_length: int, num_
       return search._replace(cache=None)
     return jax.lax.cond(unfinished(search), lambda search: run(search, sizes[1:]),
                         lambda search: search._replace(cache=None), search)
-  return run(search, room_sizes(max_length, max_length * num_beams))
+  return run(search, cache_schedule(max_length, max_length * num_beams))
 
 
-def room_sizes(usual: int, most: int) -> list[int]:
+def cache_schedule(usual: int, most: int) -> list[int]:
   """Returns the sizes of a cache one after the other, the last being `most` nodes.
 
   Beams mostly share all but their last words, so `usual` nodes (the tokens of a report) and half a STAGE for where
   they differ are mostly enough: up to there sizes grow in equal steps, and then they double.
   """
-  steps = -(-usual // STAGE)
+  steps = -(-usual // CACHE_CHUNK)
   sizes = [-(-usual * step // steps) for step in range(1, steps + 1)]
   if most > usual:
-    sizes = [size + STAGE // 2 for size in sizes]
+    sizes = [size + CACHE_CHUNK // 2 for size in sizes]
   while sizes[-1] * 2 < most:
     sizes.append(sizes[-1] * 2)
   return [size for size in sizes if size < most] + [most]
@@ -105,7 +105,7 @@ def next_token_log_probs(logits, num_written, *, bos_id, eos_id, pad_id, min_len
   return jnp.where(forbidden, -jnp.inf, log_probs)
 
 
-def without_repeats(log_probs: jax.Array, ids: jax.Array, num_written: jax.Array, size: int) -> jax.Array:
+def ban_repeated_ngrams(log_probs: jax.Array, ids: jax.Array, num_written: jax.Array, size: int) -> jax.Array:
   """Returns the log-probabilities [..., vocabulary] with -inf for each token that would repeat an n-gram.
 
   Blocked is what would complete a run of `size` tokens that already stands in the report (Paulus et al., ICLR 2018);
@@ -133,10 +133,10 @@ def without_repeats(log_probs: jax.Array, ids: jax.Array, num_written: jax.Array
 
 
 def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int, bos_id: int, eos_id: int,
-                  pad_id: int, min_length: int = 0, block_ngrams: int = 0, room: Room | None = None) -> GreedyResult:
+                  pad_id: int, min_length: int = 0, no_repeat_ngram_size: int = 0, room: CacheResizer | None = None) -> GreedyResult:
   """Writes one report a study, of at most `max_length` tokens (T), eos included.
 
-  `block_ngrams`: no run of so many tokens stands twice in a report; 0: anything may.
+  `no_repeat_ngram_size`: no run of so many tokens stands twice in a report; 0: anything may.
   """
   def unfinished(search):
     return (search.num_written < max_length) & ~jnp.all(search.ended)
@@ -145,7 +145,7 @@ def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int,
     logits, cache = step(search.last[:, None], search.cache)
     options = next_token_log_probs(logits[:, 0], search.num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                            # [B, vocabulary]
-    options = without_repeats(options, search.ids, search.num_written, block_ngrams)
+    options = ban_repeated_ngrams(options, search.ids, search.num_written, no_repeat_ngram_size)
     chosen = jnp.argmax(options, axis=-1).astype(jnp.int32)
     log_probs = search.log_probs + jnp.where(search.ended, 0.0, jnp.max(options, axis=-1))
     ids = search.ids.at[:, search.num_written].set(jnp.where(search.ended, pad_id, chosen))
@@ -154,5 +154,5 @@ def greedy_search(step: Step, cache: Cache, *, batch_size: int, max_length: int,
   start = _Search(jnp.int32(0), jnp.full([batch_size], bos_id, jnp.int32),
                   jnp.full([batch_size, max_length], pad_id, jnp.int32),
                   jnp.zeros([batch_size], jnp.float32), jnp.zeros([batch_size], bool), cache)
-  search = in_stages(unfinished, write_one, start, room, max_length)
+  search = while_loop_with_growing_cache(unfinished, write_one, start, room, max_length)
   return GreedyResult(search.ids, search.log_probs)

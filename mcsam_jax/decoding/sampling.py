@@ -11,8 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcsam_jax.decoding.greedy import Cache, Room, Step, in_stages, next_token_log_probs, without_repeats
-from mcsam_jax.models.memory_bank import keep_top_k
+from mcsam_jax.decoding.greedy import (
+  ban_repeated_ngrams,
+  Cache,
+  CacheResizer,
+  next_token_log_probs,
+  Step,
+  while_loop_with_growing_cache,
+)
+from mcsam_jax.models.memory_bank import top_k_mask
 
 
 class SampleResult(NamedTuple):
@@ -33,7 +40,7 @@ class _Search(NamedTuple):
 
 def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int, max_length: int, bos_id: int,
                   eos_id: int, pad_id: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                  min_length: int = 0, block_ngrams: int = 0, room: Room | None = None) -> SampleResult:
+                  min_length: int = 0, no_repeat_ngram_size: int = 0, room: CacheResizer | None = None) -> SampleResult:
   """Draws `num_samples` (K) reports a study, each of at most `max_length` tokens (T), eos included.
 
   Args:
@@ -42,7 +49,7 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
     top_k: only so many of the likeliest words may be drawn; 0: all.
     top_p: only the likeliest words may be drawn that together have this probability, after temperature and top_k
       (nucleus sampling, Holtzman et al., ICLR 2020); 1: all.
-    block_ngrams: no run of so many tokens stands twice in a report; 0: anything may.
+    no_repeat_ngram_size: no run of so many tokens stands twice in a report; 0: anything may.
   """
   batch_size = keys.shape[0]
 
@@ -53,9 +60,9 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
     logits, cache = step(search.last, search.cache)
     options = next_token_log_probs(logits, search.num_written, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id,
                                    min_length=min_length)                              # [B, K, vocabulary]
-    options = without_repeats(options, search.ids, search.num_written, block_ngrams)
+    options = ban_repeated_ngrams(options, search.ids, search.num_written, no_repeat_ngram_size)
     draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, search.num_written), row))
-    chosen = draw(keys, drawable(options / temperature, top_k, top_p)).astype(jnp.int32)   # [B, K]
+    chosen = draw(keys, filter_logits(options / temperature, top_k, top_p)).astype(jnp.int32)   # [B, K]
     gained = jnp.take_along_axis(options, chosen[..., None], -1)[..., 0]
     log_probs = search.log_probs + jnp.where(search.ended, 0.0, gained)
     ids = search.ids.at[:, :, search.num_written].set(jnp.where(search.ended, pad_id, chosen))
@@ -64,17 +71,17 @@ def sample_search(step: Step, cache: Cache, *, keys: jax.Array, num_samples: int
   start = _Search(jnp.int32(0), jnp.full([batch_size, num_samples], bos_id, jnp.int32),
                   jnp.full([batch_size, num_samples, max_length], pad_id, jnp.int32),
                   jnp.zeros([batch_size, num_samples], jnp.float32), jnp.zeros([batch_size, num_samples], bool), cache)
-  search = in_stages(unfinished, write_one, start, room, max_length)
+  search = while_loop_with_growing_cache(unfinished, write_one, start, room, max_length)
   return SampleResult(search.ids, search.log_probs)
 
 
-def drawable(log_probs: jax.Array, top_k: int, top_p: float) -> jax.Array:
+def filter_logits(log_probs: jax.Array, top_k: int, top_p: float) -> jax.Array:
   """Returns log-probabilities [..., vocabulary], up to a constant, with -inf for the words that may not be drawn."""
   if top_k:
-    log_probs = keep_top_k(log_probs, top_k)
+    log_probs = top_k_mask(log_probs, top_k)
   if top_p < 1:
     ranked = -jnp.sort(-jax.nn.softmax(log_probs), axis=-1)                            # likeliest first
     likelier = jnp.cumsum(ranked, -1) - ranked                                         # probability of all before it
-    least = jnp.where(likelier < top_p, ranked, jnp.inf).min(-1, keepdims=True)
-    log_probs = jnp.where(jax.nn.softmax(log_probs) >= least, log_probs, -jnp.inf)
+    threshold = jnp.where(likelier < top_p, ranked, jnp.inf).min(-1, keepdims=True)
+    log_probs = jnp.where(jax.nn.softmax(log_probs) >= threshold, log_probs, -jnp.inf)
   return log_probs

@@ -7,6 +7,7 @@ by the launchers, which read the bucket's policy: what is open to anybody with a
 Not seen by either: single objects shared by access lists of their own. Public access prevention rules out all of it.
 """
 
+from collections.abc import Callable, Iterator
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ GRANTS = API + "/iam/testPermissions?permissions=storage.objects.get&permissions
 TRIES = 5                           # with waits of 1, 2, 4 and 8 seconds between them
 
 
-def refuse_public(config: ConfigDict, workdir: str = "", ask: Callable = urllib.request.urlopen,
+def check_bucket_private(config: ConfigDict, workdir: str = "", ask: Callable = urllib.request.urlopen,
                   sleep: Callable[[float], None] = time.sleep) -> None:
   """Raises UserError if a restricted data set would be read from, or written to, a bucket that everyone can read.
 

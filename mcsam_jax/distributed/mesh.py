@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.partitioning import BATCH, MESH_AXES, parameter_specs
+from mcsam_jax.partitioning import BATCH, MESH_AXES, param_specs
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -60,9 +60,9 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
 
 def check_train_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
   """Raises UserError unless a training batch can be split evenly over a mesh of these sizes, in each of its turns."""
-  rows, turns = sizes["data"] * sizes["fsdp"], config.train.accumulate
+  rows, turns = sizes["data"] * sizes["fsdp"], config.train.grad_accum_steps
   if config.train.batch_size % (rows * turns):
-    named = f" and {turns} turns (train.accumulate)" if turns > 1 else ""
+    named = f" and {turns} turns (train.grad_accum_steps)" if turns > 1 else ""
     raise UserError(f"train.batch_size={config.train.batch_size} can't be split over {rows} devices{named}: make it a "
                     f"multiple of {rows * turns}")
 
@@ -84,7 +84,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def state_sharding(mesh: Mesh, state):
   """Returns a sharding for each array of an abstract training state, its optimizer's included."""
-  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), parameter_specs(state, dict(mesh.shape)),
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(state, dict(mesh.shape)),
                       is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 

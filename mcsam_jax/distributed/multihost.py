@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mcsam_jax.errors import Preempted, UserError
-from mcsam_jax.retryable import OtherHostFailed, will_pass
+from mcsam_jax.retryable import is_retryable, OtherHostFailed
 
 JOIN_SECONDS = 900           # that hosts wait for one another at the start: some fetch their image or install longer
 HEARTBEAT_SECONDS = 100      # a host that wasn't heard of for so long is dead, and ends the others
@@ -112,16 +112,16 @@ def has_tpu(environ: Mapping[str, str]) -> bool:
   return "tpu" in platforms and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def only_first(show: Callable[[str], None]) -> Callable[[str], None]:
-  """Returns `show` on host 0, and on the others one that shows nothing."""
-  return show if jax.process_index() == 0 else lambda line: None
+def log_on_host0(log: Callable[[str], None]) -> Callable[[str], None]:
+  """Returns `log` on host 0, and on the others one that shows nothing."""
+  return log if jax.process_index() == 0 else lambda line: None
 
 
-def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
+def run_on_host0(work: Callable, within: Callable = contextlib.nullcontext):
   """Returns work() on host 0; the others wait until it is done, and return None.
 
   Args:
-    within: gives the context that host 0 works in; `Stop.at_once` for work that takes long.
+    within: gives the context that host 0 works in; `PreemptionGuard.immediate` for work that takes long.
 
   Raises:
     whatever `work` raises on host 0; on the others Preempted where that was the reason, OtherHostFailed where another
@@ -138,8 +138,8 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
     except Preempted as error:
       failure, reason = error, int(error.signal)
     except BaseException as error:                 # told to the others, who would wait for ever, then raised
-      failure, reason = error, _PASSES if will_pass(error) else _FAILED
-  meet()
+      failure, reason = error, _PASSES if is_retryable(error) else _FAILED
+  barrier()
   reason = int(multihost_utils.broadcast_one_to_all(np.int32(reason)))
   if failure is not None:
     raise failure
@@ -152,19 +152,19 @@ def on_first_host(work: Callable, within: Callable = contextlib.nullcontext):
   return result
 
 
-def meet() -> None:
+def barrier() -> None:
   """Waits until all hosts are here, for as long as it takes: collectives have a time limit on CPU, and work may last hours."""
   if jax.process_count() > 1:
     ocp.multihost.get_barrier_sync_fn()(key=f"meet_{next(_barriers)}", timeout_ms=FOREVER_MS)
 
 
-def first_then_others(work: Callable, within: Callable = contextlib.nullcontext):
+def host0_then_others(work: Callable, within: Callable = contextlib.nullcontext):
   """Returns work() of each host; host 0 is done with it, and with the files that it makes, before the others begin."""
-  result = on_first_host(work, within)
+  result = run_on_host0(work, within)
   return result if jax.process_index() == 0 else work()
 
 
-def agreed(value):
+def broadcast_from_host0(value):
   """Returns what host 0 gives, on all hosts: of files, say, that each sees at its own time. `value` fits into JSON."""
   if jax.process_count() == 1:
     return value
@@ -174,7 +174,7 @@ def agreed(value):
   return json.loads(bytes(multihost_utils.broadcast_one_to_all(letters).astype(np.uint8)))
 
 
-def least(number: int) -> int:
+def all_reduce_min(number: int) -> int:
   """Returns the least of the numbers that the hosts give."""
   if jax.process_count() == 1:
     return number

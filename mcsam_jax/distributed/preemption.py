@@ -27,11 +27,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)      # by rank: where hosts were asked
 STEPS_AHEAD = 2                                # between a vote and its reading
 
 
-class Stop:
+class PreemptionGuard:
   """Inside `with Stop() as stop`, SIGTERM and Ctrl-C end the run in an orderly way.
 
-  On one machine a signal raises `Preempted` at once, except inside `after_steps`. On many hosts, and inside
-  `after_steps`, it waits for the next vote. A further SIGTERM changes nothing; a second Ctrl-C ends the process.
+  On one machine a signal raises `Preempted` at once, except inside `deferred`. On many hosts, and inside
+  `deferred`, it waits for the next vote. A further SIGTERM changes nothing; a second Ctrl-C ends the process.
   """
 
   def __init__(self):
@@ -40,7 +40,7 @@ class Stop:
     self._voting = _Voting() if jax.process_count() > 1 else None
     self._before: dict = {}
 
-  def __enter__(self) -> "Stop":
+  def __enter__(self) -> "PreemptionGuard":
     if threading.current_thread() is threading.main_thread():         # others may not set handlers
       self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
     return self
@@ -58,19 +58,19 @@ class Stop:
       raise KeyboardInterrupt
 
   @contextlib.contextmanager
-  def at_once(self) -> Iterator[None]:
+  def immediate(self) -> Iterator[None]:
     """Inside, a signal raises `Preempted` wherever the program is; for work that one host does alone."""
     yield from self._with(True)
 
   @contextlib.contextmanager
-  def after_steps(self) -> Iterator[None]:
+  def deferred(self) -> Iterator[None]:
     """Inside, a signal is kept for `check`; for work that has to come to the end of a step."""
     yield from self._with(False)
 
-  def _with(self, at_once: bool) -> Iterator[None]:
-    before, self._at_once = self._at_once, at_once
+  def _with(self, immediate: bool) -> Iterator[None]:
+    before, self._at_once = self._at_once, immediate
     try:
-      if at_once and self.asked_by is not None:
+      if immediate and self.asked_by is not None:
         raise Preempted(self.asked_by)
       yield
     finally:

@@ -83,11 +83,11 @@ class Watchdog:
     """Inside, host 0 makes files (features, a memory bank) and the others wait for it without being watched."""
     return self.paused("waiting for host 0") if jax.process_index() else contextlib.nullcontext()
 
-  def heard(self, show: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns `show` such that each line is a sign of life too."""
+  def heard(self, log: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns `log` such that each line is a sign of life too."""
     def show_and_beat(line: str) -> None:
       self.beat(f"what followed the line {line.strip()[:60]!r}")
-      show(line)
+      log(line)
     return show_and_beat
 
   def _watch(self) -> None:
@@ -104,7 +104,7 @@ class Watchdog:
         break
     faulthandler.dump_traceback(file=STDERR)
     os.write(STDERR, (f"mcsam: {socket.gethostname()}: nothing has moved for {self._limit / 60:g} minutes "
-                      f"(train.hang_minutes), the last was: {phase}. The stacks of all threads stand above. Leaving "
+                      f"(train.watchdog_timeout_minutes), the last was: {phase}. The stacks of all threads stand above. Leaving "
                       f"with status {os.EX_TEMPFAIL}: start the same command again; training goes on from its last "
                       "checkpoint\n").encode())
     self._leave(os.EX_TEMPFAIL)

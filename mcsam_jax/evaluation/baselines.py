@@ -17,9 +17,9 @@ import contextlib
 
 import numpy as np
 
+from mcsam_jax.metrics.clinical_f1 import constant_f1, label_codes, read_all
 from mcsam_jax.metrics.constant_report import constant_scores, word_f1
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor
-from mcsam_jax.metrics.clinical_f1 import constant_f1, label_codes, read_all
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.protocols import apply_protocol
 
@@ -135,9 +135,9 @@ def nearest(features: np.ndarray, train_features: np.ndarray, count: int, subjec
     for row, subject in enumerate(subjects[begin:begin + 256] if images_of else ()):
       similarity[row, images_of.get(subject, [])] = -np.inf
     among = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
-    likeness = np.take_along_axis(similarity, among, 1)
-    order = np.argsort(-likeness, axis=1, kind="stable")
-    rows.append(np.take_along_axis(np.where(np.isneginf(likeness), -1, among), order, 1))
+    similarity = np.take_along_axis(similarity, among, 1)
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    rows.append(np.take_along_axis(np.where(np.isneginf(similarity), -1, among), order, 1))
   return np.concatenate(rows)
 
 

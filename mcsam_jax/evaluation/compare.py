@@ -15,27 +15,35 @@ import math
 from etils import epath
 import numpy as np
 
-from mcsam_jax.findings import FINDINGS
-from input_pipeline.tokenizer import WordTokenizer, load_tokenizer
+from input_pipeline.tokenizer import load_tokenizer, WordTokenizer
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
-from mcsam_jax.metrics.bootstrap import (
-    LEVEL, ONE_SUBJECT, Score, differences_of, map_leaves, nothing_is_0, resample, subtract)
 from mcsam_jax.evaluation.compare_table import format_comparison
-from mcsam_jax.metrics.meteor import Meteor
-from mcsam_jax.evaluation.scorer import Judge, nlg_of
+from mcsam_jax.evaluation.report_files import match, note_of_copies, read_reports, Reports, stored_labels
+from mcsam_jax.evaluation.score_files import make_reader, preparation
+from mcsam_jax.evaluation.scorer import nlg_of, Scorer
+from mcsam_jax.findings import FINDINGS
+from mcsam_jax.metrics.bootstrap import (
+  differences_of,
+  LEVEL,
+  map_leaves,
+  nothing_is_0,
+  ONE_SUBJECT,
+  resample,
+  Score,
+  subtract,
+)
 from mcsam_jax.metrics.clinical_f1 import label_values
+from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.radeval import means_of
-from mcsam_jax.evaluation.report_files import Reports, match, note_of_copies, read_reports, stored_labels
-from mcsam_jax.evaluation.score_files import make_reader, preparation
-from mcsam_jax.atomic_io import write_whole
 
 
 def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None, train: str | None = None,
             split: str = "test", protocol: str | None = None, labeler: str | None = None, cleaning: str | None = None,
             threshold: int | None = None, max_length: int | None = None, seed: int = 0, json_path: str | None = None,
             prediction_field: str | None = None, reference_field: str | None = None, id_field: str | None = None,
-            show=print) -> dict:
+            log=print) -> dict:
   """Compares two arms; returns {"a", "b", "a_minus_b", ...}, ready for JSON.
 
   Args:
@@ -77,7 +85,7 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
 
   with Meteor() as meteor:
     meteor.start()
-    judge = Judge(truth.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
+    judge = Scorer(truth.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
                   read_labels=read_labels, reference_labels=reference_labels, findings=findings)
     stored = [{}] * len(runs) if references else _stored_scores(runs, orders)
     scores = [_score(judge, protocol, [run.texts[row] for row in order], more)
@@ -102,10 +110,10 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
       "max_length": max_length, "labeler": labeler, "level": LEVEL, "num_samples": len(weights),
       "fields": {"references": truth.text_field, "predictions": [run.text_field for run in runs]},
       "support": _support(judge), "notes": notes}
-  show(format_comparison(result))
+  log(format_comparison(result))
   if json_path:
-    write_whole(json_path, json.dumps(result, indent=2) + "\n")
-    show(f"comparison: {json_path}")
+    atomic_write(json_path, json.dumps(result, indent=2) + "\n")
+    log(f"comparison: {json_path}")
   return result
 
 
@@ -222,7 +230,7 @@ def _stored_scores(runs: Sequence[Reports], orders: Sequence[Sequence[int]]) -> 
   return [{name: np.array([scores.get(name) for scores in rows], float) for name in names} for rows in of_each]
 
 
-def _score(judge: Judge, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> Score:
+def _score(judge: Scorer, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> Score:
   """Returns the function of weights [R, n] that gives {"nlg", "radeval", "labels"} of one run."""
   scores = judge.nlg(protocol, hypotheses)
   if scores.counts is None:
@@ -243,7 +251,7 @@ def _floats(score: Mapping) -> dict:
   return map_leaves(lambda array: None if array is None else float(array[0]), score)
 
 
-def _support(judge: Judge) -> dict[str, int]:
+def _support(judge: Scorer) -> dict[str, int]:
   """Returns how many references have each finding, uncertain ones not counted."""
   return {finding: sum(labels[finding] == "positive" for labels in judge.reference_labels)
           for finding in judge.findings} if judge.reference_labels else {}

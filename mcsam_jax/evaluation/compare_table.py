@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from mcsam_jax.evaluation.score_table import paired_differences
 from mcsam_jax.metrics.bootstrap import MIN_DEFINED
 from mcsam_jax.metrics.clinical_f1 import RATES, UNCERTAIN
-from mcsam_jax.evaluation.score_table import standing
 
 NO_INTERVAL = "-"
 
@@ -34,7 +34,7 @@ def format_comparison(result: Mapping) -> str:
     lines.append("of 20 intervals about one excludes 0 by chance, where nothing differs")
   if result["num_samples"] and any(line.endswith(f"   {NO_INTERVAL}") for line in lines):
     lines.append(f"{NO_INTERVAL}: more than {1 - MIN_DEFINED:.0%} of the draws hold nothing of it, too many for an interval")
-  lines.append(f"A against B: {standing(lead) or 'no score can tell'}")
+  lines.append(f"A against B: {paired_differences(lead) or 'no score can tell'}")
   return "\n".join([*lines, *(f"{name}: {note}" for name, note in result["notes"].items())])
 
 

@@ -3,7 +3,7 @@
 Writes below the workdir:
   eval/SPLIT-STEP.json    the scores (see `scoring.score_reports`)
   eval/SPLIT-STEP.jsonl   a line a study: id, subject, reference, generated report, its scores, labels of both reports,
-                          with `eval.why` also why it was written (see `why.py`)
+                          with `eval.explain` also why it was written (see `why.py`)
   eval/SPLIT-STEP.unscored.jsonl   the reports alone, until they are scored
   eval/SPLIT-STEP.html    both to look at, with where each word looked and what the memory recalled (see `page.py`)
   eval/constant.json      the constant report that is best on val for each metric, found once
@@ -20,31 +20,31 @@ from etils import epath
 import jax
 import numpy as np
 
-from mcsam_jax.findings import FINDINGS
-from input_pipeline.pipeline import Split, eval_batches
+from input_pipeline.pipeline import eval_batches, Split
+from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
+from mcsam_jax.distributed import multihost
+from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, make_mesh
+from mcsam_jax.distributed.preemption import PreemptionGuard
+from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
-from mcsam_jax.metrics.bootstrap import resample
-from mcsam_jax.inference.generate import ReportWriter, Written
-from mcsam_jax.labelers.registry import Labeler, drawn_labels, make_labeler
-from mcsam_jax.inference.load import Member, check_one_language, load_member
-from mcsam_jax.explain.memory_usage import slots_answering
-from mcsam_jax.inference.image_embeddings import make_own_pooled
-from mcsam_jax.html_report.split_page import Reasons, write_split_page
-from mcsam_jax.metrics.radeval import add_radeval, score_names
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
 from mcsam_jax.explain.explanations import describe_slots, explain_reports, in_numbers
-from mcsam_jax.distributed import multihost
-from mcsam_jax.distributed.preemption import Stop
-from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, make_mesh
+from mcsam_jax.explain.memory_usage import memory_slot_usage
+from mcsam_jax.findings import FINDINGS
+from mcsam_jax.html_report.split_page import Reasons, write_split_page
 from mcsam_jax.inference.feature_cache import features_for_all, split_pooled_features
-from mcsam_jax.distributed.watchdog import Watchdog
-from mcsam_jax.checkpoints.workdir import Workdir, open_workdir
-from mcsam_jax.atomic_io import write_whole
+from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
+from mcsam_jax.inference.image_embeddings import make_image_embedder
+from mcsam_jax.inference.load import check_compatible, load_member, LoadedModel
+from mcsam_jax.labelers.registry import drawn_labels, Labeler, make_labeler
+from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.metrics.radeval import add_radeval, score_names
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
-             ensemble: Sequence[str] = (), show=print) -> dict:
+             ensemble: Sequence[str] = (), log=print) -> dict:
   """Writes and scores the reports of a split; returns the scores, {} on hosts other than the first.
 
   Args:
@@ -57,42 +57,42 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     Preempted: SIGTERM or Ctrl-C on any host; of what it makes the reports alone may stand, in *.unscored.jsonl.
   """
   works = [open_workdir(path, overrides) for path in (workdir, *ensemble)]
-  check_one_language(works)
+  check_compatible(works)
   work = works[0]
   config, tokenizer = work.config, work.tokenizer
   split, train = work.split(split_name), work.split("train")
   mesh = make_mesh(config)
   labeler = make_labeler(config)
   score_names(config.eval.radeval)                      # what it needs is missed now, not when all is written
-  with Watchdog(config.train.hang_minutes) as watchdog, Stop() as stop:
-    show = watchdog.heard(multihost.only_first(show))
+  with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as stop:
+    log = watchdog.heard(multihost.log_on_host0(log))
 
     # The model, or several.
-    features, train_features = (features_for_all(work, each, stop, watchdog, show) for each in (split, train))
+    features, train_features = (features_for_all(work, each, stop, watchdog, log) for each in (split, train))
     with jax.set_mesh(mesh):
-      members = [load_member(each, mesh, split, step, show) for each in works]
+      members = [load_member(each, mesh, split, step, log) for each in works]
 
       # Its reports, each written once by all hosts together.
       of = "the checkpoint" if len(members) == 1 else f"{len(members)} models, the first"
-      show(f"writing {len(split)} reports with {of} of step {members[0].step}, {config.decode.search}")
-      write = ReportWriter([member.model for member in members], config, tokenizer, mesh, config.decode.search,
+      log(f"writing {len(split)} reports with {of} of step {members[0].step}, {config.decode.search}")
+      write = ReportGenerator([member.model for member in members], config, tokenizer, mesh, config.decode.search,
                            train.reports)
       size = decode_batch_size(config, mesh.shape)
       of_split = lambda phase, of=split, seen=features: watchdog.each(stop.between(
           eval_batches(of, tokenizer, config, size, seen, batch_slice=host_rows(mesh, size))), phase)
       written = write([member.variables for member in members], of_split("writing reports"))
       unscored = file_of(works, split, members[0].step, "unscored.jsonl")
-      multihost.on_first_host(lambda: write_table(unscored, split, written))
+      multihost.run_on_host0(lambda: write_table(unscored, split, written))
 
       # What else is asked of the model: for baselines by its own eyes, of its memory, and why.
-      own_pooled = make_own_pooled(members[0], config, mesh)
+      own_pooled = make_image_embedder(members[0], config, mesh)
       own = {"split": own_pooled(of_split("pooling what it sees"), len(split)),
              "train": own_pooled(of_split("pooling the training images", train, train_features), len(train))}
-      slots = slots_answering(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
+      slots = memory_slot_usage(members[0].model, config, tokenizer.eos_id, members[0].variables, mesh,
                               of_split("asking the memory")) if config.model.use_memory else None
       reasons = None
-      if config.eval.why or (config.eval.page and (config.eval.page_restricted or not config.data.restricted)):
-        show("asking why: where each word looked, and what the memory recalled")
+      if config.eval.explain or (config.eval.html_report and (config.eval.html_report_restricted or not config.data.restricted)):
+        log("asking why: where each word looked, and what the memory recalled")
         reasons = Reasons(explain_reports(members[0], config, tokenizer, mesh, of_split("explaining reports"), written,
                                           train.reports),
                           describe_slots(members[0], config, tokenizer, work.bank, mesh))
@@ -100,13 +100,13 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     # Their scores, which one host computes.
     stop.check()
     with watchdog.while_first_works(), watchdog.busy("scoring"):
-      return multihost.on_first_host(lambda: score(works, members, split, written, own, slots, reasons, labeler, show),
-                                 within=stop.at_once) or {}
+      return multihost.run_on_host0(lambda: score(works, members, split, written, own, slots, reasons, labeler, log),
+                                 within=stop.immediate) or {}
 
 
-def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, written: Sequence[Written],
+def score(works: Sequence[Workdir], members: Sequence[LoadedModel], split: Split, written: Sequence[GeneratedReport],
           own: Mapping[str, np.ndarray], slots: dict | None, reasons: Reasons | None, labeler: Labeler | None,
-          show) -> dict:
+          log) -> dict:
   """Scores the reports that the members wrote for a split, and writes both to the first workdir; returns the scores."""
   work, step = works[0], members[0].step
   config, tokenizer, train = work.config, work.tokenizer, work.split("train")
@@ -115,8 +115,8 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
   scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
-      pooled={"train": split_pooled_features(work, train, show), "split": split_pooled_features(work, split, show)}, own_pooled=own,
-      constant=constant_reports(work, labeler, show), tokenizer=tokenizer, cleaning=config.data.cleaning,
+      pooled={"train": split_pooled_features(work, train, log), "split": split_pooled_features(work, split, log)}, own_pooled=own,
+      constant=constant_reports(work, labeler, log), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=labeler,
       reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
       restricted=config.data.restricted, seed=config.eval.seed,
@@ -127,31 +127,31 @@ def score(works: Sequence[Workdir], members: Sequence[Member], split: Split, wri
             "labeler": labeler.name if labeler else "none", **scores}
   if config.eval.radeval:
     add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses,
-                resample(subjects_of(split), config.eval.seed), show)
+                resample(subjects_of(split), config.eval.seed), log)
   if slots is not None:
-    scores["slots_answering"] = slots
+    scores["memory_slot_usage"] = slots
 
   # Files: written whole or not at all.
   target, table, page = (file_of(works, split, step, kind) for kind in ("json", "jsonl", "html"))
   known = [{"scores": row, "labels": labels and labels[number]} for number, row in enumerate(rows)]
-  if config.eval.why:
+  if config.eval.explain:
     train_ids = train.ids
     for row, why in zip(known, reasons.whys):
       row["why"] = in_numbers(why, reasons.slots, train_ids)
   write_table(table, split, written, known)
-  if config.eval.page:
+  if config.eval.html_report:
     write_split_page(page, work, split, step, written, scores, rows, reasons, labels=labels,
                      findings=labeler.findings if labeler else FINDINGS)
-  write_whole(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
+  atomic_write(target, json.dumps(scores, indent=2) + "\n")                        # last: with scores all is there
   file_of(works, split, step, "unscored.jsonl").unlink(missing_ok=True)
-  show(format_table(scores))
-  show(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.page else ""))
+  log(format_table(scores))
+  log(f"scores: {target}, a line a study: {table}" + (f", to look at: {page}" if config.eval.html_report else ""))
   return scores
 
 
 def subjects_of(split: Split) -> list[str]:
   """Returns the subject of each record; without one a record is a subject of its own."""
-  return [record["subject_id"] or record["id"] for record in split.without_images]
+  return [record["subject_id"] or record["id"] for record in split.metadata]
 
 
 def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epath.Path:
@@ -160,16 +160,16 @@ def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epa
   return works[0].path / "eval" / f"{'-'.join([split.name, str(step), *others, *works[0].asked_for])}.{kind}"
 
 
-def write_table(path: epath.Path, split: Split, written: Sequence[Written], known: Sequence[dict] | None = None) -> None:
+def write_table(path: epath.Path, split: Split, written: Sequence[GeneratedReport], known: Sequence[dict] | None = None) -> None:
   """Writes a line a study, with what is `known` of each report; before scoring, so that no report can be lost, nothing."""
   lines = [{"id": name, "subject": subject, "reference": reference, "generated": report.text,
             "log_prob": report.log_prob, **more}
            for name, subject, reference, report, more in zip(split.ids, subjects_of(split), split.reports, written,
                                                              known or [{}] * len(written))]
-  write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+  atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def constant_reports(work: Workdir, labeler: Labeler | None, show=print) -> dict:
+def constant_reports(work: Workdir, labeler: Labeler | None, log=print) -> dict:
   """Returns the constant baselines, found on val the first time and then read from the workdir."""
   train, val, config = work.split("train"), work.split("val"), work.config
   prepared = train.reports, val.reports, work.tokenizer, config.data.cleaning, config.tokenizer.max_length
@@ -179,11 +179,11 @@ def constant_reports(work: Workdir, labeler: Labeler | None, show=print) -> dict
     found = json.loads(path.read_text()) if path.exists() else None
     if not found or not complete(found):
       found = find()
-      write_whole(path, json.dumps(found, indent=2) + "\n")
+      atomic_write(path, json.dumps(found, indent=2) + "\n")
     return found
 
   def of_metrics() -> dict:
-    show("looking for the constant report that is best on val, for each metric (once)")
+    log("looking for the constant report that is best on val, for each metric (once)")
     return constant_baseline(*prepared)
 
   def of_labels() -> dict:

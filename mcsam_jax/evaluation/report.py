@@ -19,17 +19,17 @@ from etils import epath
 import jax
 
 from input_pipeline import user_images
-from input_pipeline.user_images import Film, Study
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split
+from input_pipeline.user_images import ImageFile, Study
+from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.config import absolute
 from mcsam_jax.errors import Unreadable, UserError
-from mcsam_jax.explain.user_images import reasons_of
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.inference.ood import Familiar, load_or_learn, RARE
-from mcsam_jax.inference.predictor import OwnImagesModel, Result
-from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
-from mcsam_jax.atomic_io import write_whole
+from mcsam_jax.explain.user_images import reasons_of
+from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_learn, OODDetector
+from mcsam_jax.inference.predictor import Predictor, Result
 
 BATCH = 4                 # studies written together: few, as most calls bring few, and one program serves any number
 Reasons = tuple[Sequence, Sequence, Split | None]         # of reasons_of
@@ -38,7 +38,7 @@ ONE_DEVICE = [f"--config.mesh.{axis}=1" for axis in ("data", "fsdp", "tensor")]
 
 def report(workdir: str, given: Sequence[str], step: int | None = None, overrides: Sequence[str] = (),
            grouping: str = "auto", as_json: bool = False, out: str = "", page: str = "", write=print,
-           show=lambda line: print(line, file=sys.stderr, flush=True)) -> dict:
+           log=lambda line: print(line, file=sys.stderr, flush=True)) -> dict:
   """Writes the reports of image files and folders; returns what the JSON holds.
 
   Args:
@@ -60,59 +60,59 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides])
   found = user_images.find(given, grouping)
   if not found.studies and not found.refused:
-    others = f" ({found.passed_over} other files)" if found.passed_over else ""
+    others = f" ({found.skipped} other files)" if found.skipped else ""
     raise UserError(f"no image in {', '.join(map(str, given))}{others}: give PNG, JPEG or DICOM files, or folders of "
                     "them")
   whole = {"notice": report_text.NOTICE, "workdir": str(workdir), "step": None, "search": None,
            "pretraining_data": work.pretraining_data, "usual_likeness": None, "notes": [], "studies": [], "refused": []}
-  if found.passed_over:
-    whole["notes"].append(f"{found.passed_over} file(s) in the folders are no images")
+  if found.skipped:
+    whole["notes"].append(f"{found.skipped} file(s) in the folders are no images")
 
   def refuse(error: Unreadable) -> None:
     whole["refused"].append({"file": error.path, "reason": error.reason})
-    show(f"refused {error}")
+    log(f"refused {error}")
 
   for error in found.refused:
     refuse(error)
-  results, model, familiar = [], None, load_or_learn(work, show) if found.studies else None
-  studies = readable(found.studies, work, familiar, refuse)
+  results, model, ood_detector = [], None, load_or_learn(work, log) if found.studies else None
+  studies = readable(found.studies, work, ood_detector, refuse)
   for first in studies:                             # the model is loaded once there is something to write about
-    model = OwnImagesModel(work, step, familiar, show)
-    whole |= {"step": model.member.step, "search": model.search, "usual_likeness": familiar and familiar.usual}
-    whole["notes"] += model.notes + ([] if familiar else [
+    model = Predictor(work, step, ood_detector, log)
+    whole |= {"step": model.member.step, "search": model.search, "usual_likeness": ood_detector and ood_detector.usual}
+    whole["notes"] += model.notes + ([] if ood_detector else [
         f"whether an image is like those of training can't be told: their records aren't on this machine, nor is "
         f"{work.path / 'familiar.npz'}, which the first call where they are leaves"])
-    show(f"loaded step {model.member.step} in {time.monotonic() - started:.1f} s")
+    log(f"loaded step {model.member.step} in {time.monotonic() - started:.1f} s")
     started = time.monotonic()
     for result in model.reports(itertools.chain([first], studies)):
       results.append(result)
-      whole["studies"].append(as_dict(result, familiar))
+      whole["studies"].append(as_dict(result, ood_detector))
       if not as_json and not out:
         write(report_text.of_study(whole["studies"][-1], len(results)))
-    show(f"{len(results)} report(s) in {time.monotonic() - started:.1f} s")
+    log(f"{len(results)} report(s) in {time.monotonic() - started:.1f} s")
 
   reasons = None
-  if results and (page or (as_json and work.config.eval.why)):
+  if results and (page or (as_json and work.config.eval.explain)):
     reasons = reasons_of(model, [result.study for result in results], [result.written for result in results])
-  if reasons and as_json and work.config.eval.why:
+  if reasons and as_json and work.config.eval.explain:
     add_why(whole["studies"], reasons)
   if results or as_json:                            # else there is nothing to write but refusals, which have been told
     text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
     if out:
-      write_whole(absolute(out), text + "\n")
-      show(f"reports: {absolute(out)}")
+      atomic_write(absolute(out), text + "\n")
+      log(f"reports: {absolute(out)}")
     else:
       write(text)
   if page and results:
-    write_page(absolute(page), model, results, reasons, show)
+    write_page(absolute(page), model, results, reasons, log)
   if whole["refused"]:
     raise UserError(f"{len(whole['refused'])} file(s) can't be read, see above; {len(results)} report(s) written")
   return whole
 
 
-def readable(found: Sequence[Sequence[Film]], work: Workdir, familiar: Familiar | None, refuse) -> Iterator[Study]:
+def readable(found: Sequence[Sequence[ImageFile]], work: Workdir, ood_detector: OODDetector | None, refuse) -> Iterator[Study]:
   """Yields the studies of which a film can be read; `refuse` takes the Unreadable of each that can't."""
-  alone = familiar.first_view if familiar else "frontal"
+  alone = ood_detector.first_view if ood_detector else "frontal"
   read = lambda films: user_images.read_study(films, work.config.data, alone)
   for study in ordered_map(read, found, work.config.train.host_threads):
     for error in study.refused:
@@ -121,16 +121,16 @@ def readable(found: Sequence[Sequence[Film]], work: Workdir, familiar: Familiar 
       yield study
 
 
-def as_dict(result: Result, familiar: Familiar | None) -> dict:
+def as_dict(result: Result, ood_detector: OODDetector | None) -> dict:
   """Returns what the JSON says of a study; of its files nothing but their names, as the user gave them, and views."""
   study, warnings = result.study, list(result.study.warnings)
   films = []
-  for film, likeness in itertools.zip_longest([*study.films, *study.left_out], result.likeness):
+  for film, similarity in itertools.zip_longest([*study.films, *study.left_out], result.similarity):
     films.append({"file": film.name, "view": film.view, "view_told_by": film.told_by, "shown": film in study.films,
-                  "likeness": None if likeness is None else round(likeness, 3)})
-    if likeness is not None and likeness < familiar.usual:
+                  "likeness": None if similarity is None else round(similarity, 3)})
+    if similarity is not None and similarity < ood_detector.usual:
       warnings.append(f"{film.name} doesn't look like a chest X-ray of the kind that the model was trained on "
-                      f"(likeness {likeness:.2f}; {1 - RARE:.1%} of the val images reach {familiar.usual:.2f})")
+                      f"(likeness {similarity:.2f}; {1 - FALSE_ALARM_RATE:.1%} of the val images reach {ood_detector.usual:.2f})")
   return {"images": films, "report": result.written.text, "log_prob": round(result.written.log_prob, 4),
           "warnings": warnings}
 
@@ -144,19 +144,19 @@ def add_why(studies: Sequence[dict], reasons: Reasons) -> None:
     study["why"] = in_numbers(why, slots, train_ids)
 
 
-def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result], reasons: Reasons, show) -> None:
+def write_page(path: epath.Path, model: Predictor, results: Sequence[Result], reasons: Reasons, log) -> None:
   """Writes the page of the reports: images, findings, where each word looked, what the memory recalled; no scores.
 
   What training reports recall the same is shown where the records are on this machine and aren't restricted.
   """
-  from mcsam_jax.labelers.registry import make_labeler
   from mcsam_jax.html_report.page import write_page as write_html
   from mcsam_jax.html_report.split_page import mentions_by
+  from mcsam_jax.labelers.registry import make_labeler
   work, written = model.work, [result.written for result in results]
   studies = []
   for result in results:
     studies.append({"id": ", ".join(film.name for film in result.study.films),
-                    "warnings": as_dict(result, model.familiar)["warnings"], "generated": result.written.text,
+                    "warnings": as_dict(result, model.ood_detector)["warnings"], "generated": result.written.text,
                     "images": result.study.jpegs, "views": [film.view for film in result.study.films]})
   labeler, mentions = make_labeler(work.config), mentions_by(work.config.eval.labeler)
   if labeler:
@@ -174,7 +174,7 @@ def write_page(path: epath.Path, model: OwnImagesModel, results: Sequence[Result
                       f"step {model.member.step}, {model.search} search",
              findings=labeler.findings if labeler else (), slots=slots, train_reports=train.reports if train else (),
              restricted=restricted, show_restricted=restricted)
-  show(f"page: {path}")
+  log(f"page: {path}")
 
 
 def keep_programs() -> None:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mcsam_jax.findings import LABEL_VALUES
 from mcsam_jax.errors import UserError
+from mcsam_jax.findings import LABEL_VALUES
 
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
 SUBJECT_FIELDS = ("subject", "subject_id", "patient_id", "patient")

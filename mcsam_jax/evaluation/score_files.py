@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping
 import json
 
 from input_pipeline import text
-from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
-from mcsam_jax.metrics.bootstrap import resample
-from mcsam_jax.metrics.meteor import Meteor
-from mcsam_jax.labelers.rules import read_labels
-from mcsam_jax.metrics.protocols import UNKNOWN
-from mcsam_jax.metrics.radeval import add_radeval, score_names
-from mcsam_jax.evaluation.report_files import NoSplit, Reports, match, note_of_copies, read_reports, stored_labels
+from mcsam_jax.evaluation.report_files import match, NoSplit, note_of_copies, read_reports, Reports, stored_labels
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
-from mcsam_jax.atomic_io import write_whole
+from mcsam_jax.findings import FINDINGS
+from mcsam_jax.labelers.rules import read_labels
+from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.metrics.meteor import Meteor
+from mcsam_jax.metrics.protocols import UNKNOWN
+from mcsam_jax.metrics.radeval import add_radeval, score_names
 
 R2GEN = {"iu_xray": (3, 60), "mimic_cxr": (10, 100)}     # R2Gen's threshold of words, and length of reports
 LABELERS = ("rules", "none")
@@ -28,7 +28,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
                 labeler: str = "rules", subjects: str | None = None, cleaning: str | None = None,
                 threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
                 reference_field: str | None = None, id_field: str | None = None, radeval: str = "", seed: int = 0,
-                json_path: str | None = None, with_texts: bool = False, show=print) -> dict:
+                json_path: str | None = None, with_texts: bool = False, log=print) -> dict:
   """Scores a file of predictions against a file of references; returns what `scoring.score_reports` does.
 
   Args:
@@ -53,7 +53,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   radeval_names = score_names(radeval)
   truth = read_reports(references, "references", split, reference_field, id_field)
   written = read_reports(predictions, "predictions", split, prediction_field, id_field)
-  show(f"predictions: field {written.text_field} of {written.path}; references: field {truth.text_field} of "
+  log(f"predictions: field {written.text_field} of {written.path}; references: field {truth.text_field} of "
        f"{truth.path}")
   order = match(truth, written)
   hypotheses = [written.texts[row] for row in order]
@@ -61,7 +61,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   if truth.ids is None or written.ids is None:
     by_order = (f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of "
                 "both files; a field that holds ids can be named with --id-field")
-    show(by_order)
+    log(by_order)
   ids = truth.ids or written.ids or truth.places
   subject_of_each = _subjects(truth, subjects, split, id_field)
 
@@ -73,7 +73,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   with Meteor() as meteor:
     meteor.start()
     if train:
-      show(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric "
+      log(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric "
            "(a minute or more)")
       prepared = train_reports, val or train_reports, tokenizer, cleaning, max_length
       constant = constant_baseline(*prepared, meteor)
@@ -87,7 +87,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
         read_labels=reader, restricted=not with_texts, seed=seed, subjects=subject_of_each,
         meteor=meteor)
   if radeval_names:
-    add_radeval(scores, rows, radeval_names, truth.texts, hypotheses, resample(subject_of_each or ids, seed), show)
+    add_radeval(scores, rows, radeval_names, truth.texts, hypotheses, resample(subject_of_each or ids, seed), log)
   if not train:
     scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
                         "constant": "left out, as are copies of training reports: give --train"}
@@ -111,10 +111,10 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   scores = {"predictions": str(predictions), "references_file": str(references),
             "fields": {"predictions": written.text_field, "references": truth.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
-  show(format_table(scores))
+  log(format_table(scores))
   if json_path:
-    write_whole(json_path, json.dumps(scores, indent=2) + "\n")
-    show(f"scores: {json_path}")
+    atomic_write(json_path, json.dumps(scores, indent=2) + "\n")
+    log(f"scores: {json_path}")
   return scores
 
 

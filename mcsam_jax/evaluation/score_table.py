@@ -59,7 +59,7 @@ def _line(name: str, cells: Sequence[str]) -> str:
   return f"{name:<18}" + "".join(f"{cell:>11}" for cell in cells)
 
 
-def standing(lead: Mapping) -> str:
+def paired_differences(lead: Mapping) -> str:
   """Returns on which scores one is ahead and on which behind, beyond doubt of the draw; "" where none can tell.
 
   Args:
@@ -87,7 +87,7 @@ def _leads(scores: Mapping):
     lead = of and of.get("model_minus_this")
     if not lead:
       continue
-    where = standing(lead)
+    where = paired_differences(lead)
     if where:
       yield f"against {name}: {where}"
   control = scores.get("controls", {}).get("shuffled_images")

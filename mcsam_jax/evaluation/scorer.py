@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mcsam_jax.metrics.clinical_f1 import count_labels, label_codes, LabelCounts, read_all
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor
-from mcsam_jax.metrics.clinical_f1 import LabelCounts, count_labels, label_codes, read_all
-from mcsam_jax.metrics.nlg import METRICS, NlgScores, nlg_scores, nlg_values
 from mcsam_jax.metrics.ngram_stats import References
+from mcsam_jax.metrics.nlg import METRICS, nlg_scores, nlg_values, NlgScores
 from mcsam_jax.metrics.protocols import apply_protocol
 
 
-class Judge:
+class Scorer:
   """Of n studies.
 
   Attributes:

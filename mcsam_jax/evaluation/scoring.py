@@ -11,17 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mcsam_jax.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import LABEL_METRICS, neighbour_reports
-from mcsam_jax.metrics.bootstrap import LEVEL, ONE_SUBJECT, Score, differences, intervals, points, resample
+from mcsam_jax.evaluation.scorer import nlg_of, Scorer
+from mcsam_jax.findings import FINDINGS
+from mcsam_jax.metrics.bootstrap import differences, intervals, LEVEL, ONE_SUBJECT, points, resample, Score
+from mcsam_jax.metrics.clinical_f1 import label_values, LabelCounts, mean_counts, points_of
+from mcsam_jax.metrics.diversity import Variety
 from mcsam_jax.metrics.meteor import Meteor
-from mcsam_jax.evaluation.scorer import Judge, nlg_of
-from mcsam_jax.metrics.clinical_f1 import LabelCounts, label_values, mean_counts, points_of
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.protocols import (
-    DESCRIPTIONS, PROTOCOLS, UNKNOWN, apply_protocol, as_r2gen_reference, clean_hypothesis)
-from mcsam_jax.metrics.diversity import Variety
+  apply_protocol,
+  as_r2gen_reference,
+  clean_hypothesis,
+  DESCRIPTIONS,
+  PROTOCOLS,
+  UNKNOWN,
+)
 
 METEOR_PERMUTATIONS = 2       # of the control, and under the main protocol alone: METEOR takes ten times as long as the
                               # other metrics together
@@ -76,7 +82,7 @@ def score_reports(
   weights = resample(subjects, seed)
   with contextlib.nullcontext(meteor) if meteor else Meteor() as meteor:
     meteor.start()                                # it loads while the first texts are prepared
-    judge = Judge(references, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
+    judge = Scorer(references, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
                   read_labels=read_labels, reference_labels=reference_labels, findings=findings)
     model, per_study = _model(judge, hypotheses)
     controls = {"shuffled_images": _shuffled(judge, shuffled_hypotheses)} if shuffled_hypotheses else {}
@@ -129,7 +135,7 @@ class _System(NamedTuple):
   num_studies: int
 
 
-def _model(judge: Judge, hypotheses: Sequence[str]) -> tuple[_System, list[dict]]:
+def _model(judge: Scorer, hypotheses: Sequence[str]) -> tuple[_System, list[dict]]:
   scores = {protocol: judge.nlg(protocol, hypotheses) for protocol in PROTOCOLS}
   per_study = scores[judge.main].per_study
   rows = [{metric: None if values is None else float(values[i]) for metric, values in per_study.items()}
@@ -137,14 +143,14 @@ def _model(judge: Judge, hypotheses: Sequence[str]) -> tuple[_System, list[dict]
   return _by_protocol(judge, {protocol: [of] for protocol, of in scores.items()}, judge.labels(hypotheses)), rows
 
 
-def _labels(judge: Judge, hypotheses: Sequence[str]) -> list[dict] | None:
+def _labels(judge: Scorer, hypotheses: Sequence[str]) -> list[dict] | None:
   stated = judge.stated(hypotheses)
   counted = lambda labels: {finding: labels[finding] for finding in judge.findings}
   return stated and [{"reference": counted(truth), "generated": counted(said)}
                      for truth, said in zip(judge.reference_labels, stated)]
 
 
-def _shuffled(judge: Judge, lists: Sequence[Sequence[str]]) -> _System:
+def _shuffled(judge: Scorer, lists: Sequence[Sequence[str]]) -> _System:
   metrics = lambda protocol, turn: METRICS if protocol == judge.main and turn < METEOR_PERMUTATIONS else _FAST
   scores = {protocol: [judge.nlg(protocol, reports, metrics(protocol, turn)) for turn, reports in enumerate(lists)]
             for protocol in PROTOCOLS}
@@ -152,14 +158,14 @@ def _shuffled(judge: Judge, lists: Sequence[Sequence[str]]) -> _System:
   return _by_protocol(judge, scores, None if labels[0] is None else mean_counts(labels))
 
 
-def _by_protocol(judge: Judge, scores: Mapping, labels: LabelCounts | None) -> _System:
+def _by_protocol(judge: Scorer, scores: Mapping, labels: LabelCounts | None) -> _System:
   of_each = {protocol: None if several[0].counts is None else nlg_of(*several)
              for protocol, several in scores.items()}
   return _System(lambda weights: {protocol: of and of(weights) for protocol, of in of_each.items()},
                  of_each[judge.main], labels, _values_of(labels), len(judge))
 
 
-def _baseline(judge: Judge, reports: Sequence[str], metrics: Sequence[str] = METRICS) -> _System:
+def _baseline(judge: Scorer, reports: Sequence[str], metrics: Sequence[str] = METRICS) -> _System:
   nlg = nlg_of(judge.nlg(judge.main, reports, metrics))
   labels = judge.labels(reports)
   return _System(nlg, nlg, labels, _values_of(labels), len(judge))
@@ -169,7 +175,7 @@ def _values_of(counts: LabelCounts | None) -> Score | None:
   return counts and (lambda weights: label_values(counts, weights))
 
 
-def _neighbours(judge: Judge, train_reports, pooled, own_pooled, preparation, who):
+def _neighbours(judge: Scorer, train_reports, pooled, own_pooled, preparation, who):
   """Yields (name, reports) of the baselines that need features."""
   features = {"": pooled, "_own": own_pooled}
   if train_reports is None or not any(features.values()):

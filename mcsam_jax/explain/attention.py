@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.models.inputs import model_inputs
+from mcsam_jax.models.mcsam import MCSAM
 
 # Of a patch's meaning that is its own behind a layer of the encoder. On train phantoms the map of a finding's word
 # pointed at the finding in 15 % (share 1: no rollout), 15 (.75), 23 (.5), 30 (.25) and 30 % (0); another study's map

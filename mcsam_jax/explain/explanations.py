@@ -30,13 +30,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.explain.attention import make_explain
-from mcsam_jax.inference.generate import Written
-from mcsam_jax.inference.load import Member
-from mcsam_jax.memory_init.bank import MemoryBank
-from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.distributed.mesh import host_rows, on_mesh, replicated
+from mcsam_jax.explain.attention import make_explain
+from mcsam_jax.inference.generate import GeneratedReport
+from mcsam_jax.inference.load import LoadedModel
+from mcsam_jax.memory_init.bank import MemoryBank
 from mcsam_jax.models.inputs import token_mask
+from mcsam_jax.models.mcsam import MCSAM
 
 NUM_SLOTS, NUM_NEIGHBOURS, NUM_WORDS = 12, 3, 6     # shown of a study, a study, a slot
 SAMPLE = 2048                                       # training reports that the usual profile is measured on
@@ -60,8 +60,8 @@ class Slot(NamedTuple):
   answers: list[str]                    # words that it answers most now
 
 
-def explain_reports(member: Member, config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
-                    batches: Iterable[dict], written: Sequence[Written], train_reports: Sequence[str]) -> list[Why]:
+def explain_reports(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
+                    batches: Iterable[dict], written: Sequence[GeneratedReport], train_reports: Sequence[str]) -> list[Why]:
   """Returns why each report was written, in the order of `written`; all hosts get all of it.
 
   Args:
@@ -105,7 +105,7 @@ def explain_reports(member: Member, config: ConfigDict, tokenizer: Tokenizer, me
   return [whys[report.record] for report in written]
 
 
-def describe_slots(member: Member, config: ConfigDict, tokenizer: Tokenizer, bank: MemoryBank | None,
+def describe_slots(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer, bank: MemoryBank | None,
                    mesh: jax.sharding.Mesh) -> list[Slot]:
   """Returns what each of the S slots stands for; [] without memory.
 
@@ -162,7 +162,7 @@ def _by_words(tokenizer: Tokenizer, ids: np.ndarray, log_probs: np.ndarray, maps
   return Why(words, np.array([log_probs[group].sum() for group in groups], np.float32), looks, [], [])
 
 
-def _neighbours(member: Member, config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
+def _neighbours(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
                 profiles: np.ndarray, train_reports: Sequence[str]) -> list[list[tuple[int, float]]]:
   """Returns for each study (profiles [B, S]) the training records that recall the same, nearest first."""
   if not train_reports:                             # of one's own images, where the records aren't at hand
@@ -212,7 +212,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
   return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def _report_profiles(member: Member, config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
+def _report_profiles(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
                      reports: Sequence[str], word_weights: np.ndarray) -> Iterator[np.ndarray]:
   """Yields the profiles of reports, float32 [b, S], a batch at a time: how much each slot answers their words.
 
@@ -231,7 +231,7 @@ def _report_profiles(member: Member, config: ConfigDict, tokenizer: Tokenizer, m
     else:
       memory = model.apply(variables, method="project_memory")
       _, state = model.apply(variables, words, jnp.arange(1, words.shape[1] + 1), None, None, memory, False,
-                             method="embed_words", mutable=["intermediates"])
+                             method="embed_tokens", mutable=["intermediates"])
       weights = state["intermediates"]["memory_bank"]["slot_weights"][0].mean(1)               # of [b, H, T, S]
     shares = mask * jnp.asarray(word_weights)[words]
     return jnp.einsum("bts,bt->bs", weights, shares / jnp.maximum(shares.sum(-1, keepdims=True), 1e-6))
@@ -261,5 +261,5 @@ def _vocabulary_weights(model: MCSAM, config: ConfigDict, variables: dict) -> ja
     return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(0)                    # of [H, vocabulary, S]
   words = jnp.arange(model.vocab_size)[None]
   _, state = model.apply(variables, words, jnp.ones(model.vocab_size, jnp.int32), None, None, memory, False,
-                         method="embed_words", mutable=["intermediates"])
+                         method="embed_tokens", mutable=["intermediates"])
   return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(1)[0]                  # of [1, H, vocabulary, S]

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.distributed.mesh import on_mesh, replicated
 from mcsam_jax.models.inputs import token_mask, visual_inputs
+from mcsam_jax.models.mcsam import MCSAM
 
 
-def slots_answering(model: MCSAM, config: ConfigDict, eos_id: int, variables: dict,
+def memory_slot_usage(model: MCSAM, config: ConfigDict, eos_id: int, variables: dict,
                     mesh: jax.sharding.Mesh, batches: Iterable[dict]) -> dict[str, float]:
   """Returns the share of slots that are among the `top_k` of some query of the batches, in any head.
 
@@ -38,7 +38,7 @@ def slots_answering(model: MCSAM, config: ConfigDict, eos_id: int, variables: di
     else:
       words = batch["tokens"][:, :-1]
       _, state = model.apply(variables, words, jnp.arange(words.shape[1]), None, None, memory, False,
-                             method="embed_words", mutable=["intermediates"])
+                             method="embed_tokens", mutable=["intermediates"])
       weights = state["intermediates"]["memory_bank"]["slot_weights"][0]
     shown = jnp.pad(token_mask(batch["tokens"], eos_id), ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     return patches, answered(weights, shown & batch["valid"][:, None])

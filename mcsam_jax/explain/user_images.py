@@ -9,12 +9,12 @@ from input_pipeline.splits import Split
 from input_pipeline.user_images import Study
 from mcsam_jax.errors import UserError
 from mcsam_jax.explain.explanations import describe_slots, explain_reports
-from mcsam_jax.inference.generate import Written
-from mcsam_jax.inference.predictor import OwnImagesModel, groups
+from mcsam_jax.inference.generate import GeneratedReport
+from mcsam_jax.inference.predictor import groups, Predictor
 
 
-def reasons_of(model: OwnImagesModel, studies: Sequence[Study],
-               written: Sequence[Written]) -> tuple[Sequence, Sequence, Split | None]:
+def reasons_of(model: Predictor, studies: Sequence[Study],
+               written: Sequence[GeneratedReport]) -> tuple[Sequence, Sequence, Split | None]:
   """Returns why each report was written, what the slots stand for, and the training records that `why` means.
 
   Without the training records, or where they are restricted, no report is compared with them.

@@ -18,9 +18,10 @@ from etils import epath
 import jinja2
 import PIL.Image
 
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.findings import FINDINGS
-from mcsam_jax.html_report import data as page_data, scores as page_scores
-from mcsam_jax.atomic_io import write_whole
+from mcsam_jax.html_report import data as page_data
+from mcsam_jax.html_report import scores as page_scores
 
 MAX_SIDE = 512                  # pixels of the shorter side of an image on the page
 MAX_EMBEDDED = 300              # studies whose images are inside the file; those of more stand beside it
@@ -74,7 +75,7 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection
                                    lstrip_blocks=True)
   environment.filters["score"] = lambda value: "–" if value is None or math.isnan(value) else f"{value:.3f}"
   template = environment.from_string(part("page.html"))
-  write_whole(path, template.render(
+  atomic_write(path, template.render(
       title=title, subtitle=subtitle, titles=titles, rows=rows, averages=page_scores.averages(scores),
       per_finding=page_scores.per_finding(scores), facts=page_scores.facts(scores),
       notes=sorted(map(str, (scores.get("notes") or {}).values())), num_studies=len(studies), left_out=left_out,

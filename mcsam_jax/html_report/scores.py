@@ -89,7 +89,7 @@ def facts(scores: Mapping) -> list[tuple[str, str]]:
 
   unknown = scores.get("unk_share") or {}
   difference = _at(scores, "controls", "shuffled_images", "CIDEr_difference") or {}
-  slots = scores.get("slots_answering") or {}
+  slots = scores.get("memory_slot_usage") or {}
   known = {
       "CIDEr that the images add": difference and f"{difference['mean']:.3f} a study" + (
           "" if difference["low"] is None else f" ({difference['low']:.3f} to {difference['high']:.3f})"),

@@ -6,10 +6,10 @@ import dataclasses
 from etils import epath
 
 from input_pipeline.splits import Split
-from mcsam_jax.inference.generate import Written
-from mcsam_jax.html_report.page import write_page
-from mcsam_jax.explain.explanations import Slot, Why
 from mcsam_jax.checkpoints.workdir import Workdir
+from mcsam_jax.explain.explanations import Slot, Why
+from mcsam_jax.html_report.page import write_page
+from mcsam_jax.inference.generate import GeneratedReport
 
 
 @dataclasses.dataclass
@@ -24,7 +24,7 @@ class SplitStudies:
   """The studies of a split as the page wants them; records are read while it is written, one by one."""
   work: Workdir
   split: Split
-  written: Sequence[Written]
+  written: Sequence[GeneratedReport]
   rows: Sequence[Mapping]                             # the scores of each study
   whys: Sequence[Why] | None
   labels: Sequence[Mapping] | None                    # of each study's "reference" and "generated" report
@@ -48,7 +48,7 @@ class SplitStudies:
       yield study
 
 
-def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, written: Sequence[Written],
+def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, written: Sequence[GeneratedReport],
                      scores: Mapping, rows: Sequence[Mapping], reasons: Reasons | None, *,
                      labels: Sequence[Mapping] | None, findings: Sequence[str]) -> None:
   """Writes the page of `written`, one report a study of a split, in its order.
@@ -67,7 +67,7 @@ def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, w
                  ) + f" of step {step}, {config.decode.search} search" + (
                      "; words and memory are explained by the first model" if number > 1 and reasons else ""),
              findings=findings, slots=reasons.slots if reasons else (), train_reports=work.split("train").reports,
-             restricted=config.data.restricted, show_restricted=config.eval.page_restricted)
+             restricted=config.data.restricted, show_restricted=config.eval.html_report_restricted)
 
 
 def mentions_by(labeler: str) -> Callable | None:

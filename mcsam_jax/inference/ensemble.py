@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcsam_jax.models.mcsam import MCSAM, Begun, Prepared
+from mcsam_jax.models.mcsam import DecodeConstants, DecodeContext, MCSAM
 
 
 class Ensemble:
@@ -26,40 +26,40 @@ class Ensemble:
     return [model.apply(mine, *own, method=method)
             for model, mine, *own in zip(self.models, variables, *arguments, strict=True)]
 
-  def prepare(self, variables: Sequence[dict]) -> list[Prepared]:
+  def prepare(self, variables: Sequence[dict]) -> list[DecodeConstants]:
     return self.each("prepare", variables)
 
-  def begin(self, variables: Sequence[dict], seen: tuple, prepared: Sequence[Prepared]) -> list[Begun]:
+  def begin(self, variables: Sequence[dict], seen: tuple, prepared: Sequence[DecodeConstants]) -> list[DecodeContext]:
     """`seen`: images, view_mask and view_ids, the same for all models."""
     return self.each("begin", variables, *([part] * len(self.models) for part in seen), prepared)
 
-  def first_cache(self, variables: Sequence[dict], begun: Sequence[Begun], num_beams: int, exchange: bool) -> dict:
+  def init_cache(self, variables: Sequence[dict], begun: Sequence[DecodeContext], num_beams: int, exchange: bool) -> dict:
     count = len(self.models)
-    return together(self.each("first_cache", variables, begun, [num_beams] * count, [exchange] * count))
+    return stack_caches(self.each("init_cache", variables, begun, [num_beams] * count, [exchange] * count))
 
-  def step(self, variables: Sequence[dict], words: jax.Array, cache: dict, begun: Sequence[Begun],
-           prepared: Sequence[Prepared]) -> tuple[jax.Array, dict]:
-    logits, caches = zip(*self.each("step", variables, [words] * len(self.models), apart(cache), begun, prepared))
-    return mean_probability(logits), together(caches)
+  def step(self, variables: Sequence[dict], words: jax.Array, cache: dict, begun: Sequence[DecodeContext],
+           prepared: Sequence[DecodeConstants]) -> tuple[jax.Array, dict]:
+    logits, caches = zip(*self.each("step", variables, [words] * len(self.models), unstack_caches(cache), begun, prepared))
+    return mean_probability(logits), stack_caches(caches)
 
   def grow(self, variables: Sequence[dict], cache: dict, nodes: int) -> dict:
-    return together(self.each("grow", variables, apart(cache), [nodes] * len(self.models)))
+    return stack_caches(self.each("grow", variables, unstack_caches(cache), [nodes] * len(self.models)))
 
   def full(self, variables: Sequence[dict], cache: dict) -> jax.Array:
-    return self.models[0].apply(variables[0], apart(cache)[0], method="full")       # beams part alike in all
+    return self.models[0].apply(variables[0], unstack_caches(cache)[0], method="full")       # beams part alike in all
 
-  def likelihood(self, variables: Sequence[dict], begun: Sequence[Begun], codes: Sequence[jax.Array]) -> jax.Array:
+  def likelihood(self, variables: Sequence[dict], begun: Sequence[DecodeContext], codes: Sequence[jax.Array]) -> jax.Array:
     """Returns how likely each training report is by the alignments [B, R], for its codes [R, D] in each model."""
-    agreements = self.each("agree", variables, [study.image_code for study in begun], codes)
+    agreements = self.each("alignment_logits", variables, [study.image_embedding for study in begun], codes)
     return sum(map(jax.nn.softmax, agreements)) / len(self.models)
 
 
-def together(caches: Sequence[dict]) -> dict:
+def stack_caches(caches: Sequence[dict]) -> dict:
   """Returns the caches of several models as one, in which each beam takes its part of all of them along."""
   return {"beams": [cache["beams"] for cache in caches], "rest": [cache | {"beams": None} for cache in caches]}
 
 
-def apart(cache: dict) -> list[dict]:
+def unstack_caches(cache: dict) -> list[dict]:
   return [mine | {"beams": beams} for mine, beams in zip(cache["rest"], cache["beams"])]
 
 

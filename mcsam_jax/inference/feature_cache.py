@@ -32,15 +32,15 @@ import numpy as np
 from input_pipeline import images
 from input_pipeline.builder.prepare import dataset_dir
 from input_pipeline.prefetch import ordered_map
-from mcsam_jax.errors import UserError
-from mcsam_jax.distributed import multihost
-from mcsam_jax.distributed.preemption import Stop
-from mcsam_jax.distributed.watchdog import Watchdog
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
-from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
 from input_pipeline.splits import Split
 from mcsam_jax.checkpoints.weights import weights_digest
+from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
+from mcsam_jax.distributed import multihost
+from mcsam_jax.distributed.preemption import PreemptionGuard
+from mcsam_jax.distributed.watchdog import Watchdog
+from mcsam_jax.errors import UserError
 from mcsam_jax.models.inputs import normalize_images
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
 VERSION = 3                  # raise it when the same inputs would give other features
 BATCH = 32                   # images a device
@@ -49,7 +49,7 @@ SECONDS_A_LINE = 10          # between two lines of progress
 
 
 def cached_features(config: ConfigDict, split_name: str, split: Sequence[dict], encoder: nn.Module,
-                    variables: dict, show: Callable[[str], None] = print) -> np.memmap:
+                    variables: dict, log: Callable[[str], None] = print) -> np.memmap:
   """Returns the features of a split, float16 [n, V, P, C], computed if they aren't there yet.
 
   Args:
@@ -68,7 +68,7 @@ def cached_features(config: ConfigDict, split_name: str, split: Sequence[dict], 
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     while not _is_whole(path, shape):
-      _compute(path, shape, config, split, encoder, variables, show)
+      _compute(path, shape, config, split, encoder, variables, log)
     return np.load(path, mmap_mode="r")
   except OSError as error:
     if error.errno == errno.ENOSPC:
@@ -89,53 +89,53 @@ def pooled(features: np.ndarray) -> np.ndarray:
 
 
 def pooled_features(config: ConfigDict, split: Sequence[dict], encoder: nn.Module, variables: dict,
-                    show: Callable[[str], None] = print) -> np.ndarray:
+                    log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [n, C] as `pooled` does, without keeping the patches; zeros where there is no image."""
   result = np.zeros((len(split), ENCODERS[config.encoder.name].channels), np.float32)
   encode = lambda variables, batch: encode_images(encoder, config, variables, batch).mean(1)
-  for slots, means in _encoded_images(config, split, 1, 0, encode, variables, "pooled features", show):
+  for slots, means in _encoded_images(config, split, 1, 0, encode, variables, "pooled features", log):
     result[slots] = means
   return result
 
 
 def pooled_images(config: ConfigDict, studies: Sequence[dict], encoder: nn.Module, variables: dict,
-                  show: Callable[[str], None] = print) -> np.ndarray:
+                  log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [M, C], the mean over the patches of each view that the model sees of some studies."""
   encode = lambda variables, batch: encode_images(encoder, config, variables, batch).mean(1)
   return np.concatenate([means for _, means in _encoded_images(
-      config, studies, config.data.num_views, 0, encode, variables, "pooled features", show)])
+      config, studies, config.data.num_views, 0, encode, variables, "pooled features", log)])
 
 
-def split_features(work: Workdir, split: Split, show: Callable[[str], None] = print) -> np.ndarray | None:
+def split_features(work: Workdir, split: Split, log: Callable[[str], None] = print) -> np.ndarray | None:
   """Returns the cached features [n, V, P, C] of a split where the workdir's encoder is frozen, else None."""
   if not work.config.encoder.frozen:
     return None
   encoder = make_encoder(work.config.encoder.name)
-  return cached_features(work.config, split.name, split, encoder, work.encoder_variables, show=show)
+  return cached_features(work.config, split.name, split, encoder, work.encoder_variables, log=log)
 
 
-def split_pooled_features(work: Workdir, split: Split, show: Callable[[str], None] = print) -> np.ndarray:
+def split_pooled_features(work: Workdir, split: Split, log: Callable[[str], None] = print) -> np.ndarray:
   """Returns the first view's pooled features [n, C] by the encoder as it was before training."""
   if work.config.encoder.frozen:
-    return pooled(split_features(work, split, show))
+    return pooled(split_features(work, split, log))
   encoder = make_encoder(work.config.encoder.name)
   return pooled_features(work.config, split, encoder, work.encoder_variables or random_encoder(work.config))
 
 
-def features_for_all(work: Workdir, split: Split, stop: Stop, watchdog: Watchdog, show) -> np.ndarray | None:
+def features_for_all(work: Workdir, split: Split, stop: PreemptionGuard, watchdog: Watchdog, log) -> np.ndarray | None:
   """Returns the cached features of a split; host 0 computes them where all hosts share a disk."""
   if "://" in work.config.data.data_dir:           # then each host keeps its own
-    with stop.at_once():
-      features = split_features(work, split, show)
+    with stop.immediate():
+      features = split_features(work, split, log)
     with watchdog.paused("waiting for the features of other hosts"):
-      multihost.meet()
+      multihost.barrier()
     return features
   with watchdog.while_first_works():
-    return multihost.first_then_others(lambda: split_features(work, split, show), within=stop.at_once)
+    return multihost.host0_then_others(lambda: split_features(work, split, log), within=stop.immediate)
 
 
 def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, split: Sequence[dict],
-             encoder: nn.Module, variables: dict, show: Callable[[str], None]) -> None:
+             encoder: nn.Module, variables: dict, log: Callable[[str], None]) -> None:
   """Writes the file `path`, or what is missing of an unfinished one."""
   header, slot_bytes = _header(shape), 2 * math.prod(shape[2:])
   with open(os.open(_unfinished(path), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
@@ -143,7 +143,7 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
     try:
       fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-      show(f"{path.parent} can't be locked ({error.strerror}): of runs that start together each computes the features")
+      log(f"{path.parent} can't be locked ({error.strerror}): of runs that start together each computes the features")
     if not _unfinished(path).exists() or not os.path.samefile(file.fileno(), _unfinished(path)):
       return                                        # another has finished or given up meanwhile
     if file.read(len(header)) != header:
@@ -153,7 +153,7 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
     done = (file.seek(0, os.SEEK_END) - len(header)) // slot_bytes
     encode = lambda variables, batch: encode_images(encoder, config, variables, batch).astype("float16")
     label = f"features of {path.stem}"
-    for slots, features in _encoded_images(config, split, shape[1], done, encode, variables, label, show):
+    for slots, features in _encoded_images(config, split, shape[1], done, encode, variables, label, log):
       for slot, image_features in zip(slots, features):
         file.seek(len(header) + slot * slot_bytes)
         _write_all(file, image_features.tobytes())
@@ -163,7 +163,7 @@ def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, spl
 
 
 def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, start: int, encode: Callable,
-                    variables: dict, label: str, show: Callable[[str], None]) -> Iterator:
+                    variables: dict, label: str, log: Callable[[str], None]) -> Iterator:
   """Yields (slots, encoded) of the images of a split in order, present views alone, in full batches.
 
   A slot is the number `study * num_views + view`; those before `start` are left out. `encode(variables,
@@ -197,7 +197,7 @@ def _encoded_images(config: ConfigDict, split: Sequence[dict], num_views: int, s
     if last or now - shown > SECONDS_A_LINE:
       studies_done = slots[-1] // num_views + 1
       left = (now - started) * (len(split) - studies_done) / max(studies_done - studies.start, 1)
-      show(f"{label}: {studies_done}/{len(split)} studies  {count / (now - started):.1f} images/s  "
+      log(f"{label}: {studies_done}/{len(split)} studies  {count / (now - started):.1f} images/s  "
            f"{left / 60:.1f} min left")
       shown = now
 

@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.decoding.beam_search import beam_search
+from mcsam_jax.decoding.greedy import CacheResizer
 from mcsam_jax.decoding.mbr import Consensus
-from mcsam_jax.decoding.greedy import Room
 from mcsam_jax.decoding.sampling import sample_search
-from mcsam_jax.inference.ensemble import Ensemble
-from mcsam_jax.models.mcsam import MCSAM, Prepared
 from mcsam_jax.distributed.mesh import on_mesh, replicated
+from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.models.inputs import token_mask, visual_inputs
+from mcsam_jax.models.mcsam import DecodeConstants, MCSAM
 
 
 @dataclasses.dataclass
-class Written:
+class GeneratedReport:
   """One generated report."""
   record: int         # its study's number in the split
   text: str
@@ -30,7 +30,7 @@ class Written:
   log_prob: float     # of the whole report, eos included
 
 
-class ReportWriter:
+class ReportGenerator:
   """Turns studies into reports; compiled once for one batch shape."""
 
   def __init__(self, models: Sequence[MCSAM], config: ConfigDict, tokenizer, mesh: jax.sharding.Mesh,
@@ -42,29 +42,29 @@ class ReportWriter:
     """
     self.models, self.config, self.tokenizer, self.mesh = models, config, tokenizer, mesh
     self.train_reports, self._consensus = train_reports, None
-    if search == "consensus":
+    if search == "mbr":
       self._consensus = Consensus(tokenizer.clean(report).split() for report in train_reports)
     ensemble, decode = Ensemble(models), config.decode
     rules = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id,
              "max_length": config.tokenizer.max_length, "min_length": decode.min_length,
-             "block_ngrams": decode.block_ngrams}
+             "no_repeat_ngram_size": decode.no_repeat_ngram_size}
 
-    def write(variables: Sequence[dict], prepared: Sequence[Prepared], batch: dict,
+    def write(variables: Sequence[dict], prepared: Sequence[DecodeConstants], batch: dict,
               train_codes: Sequence[jax.Array] | None):
       batch_size = batch["valid"].shape[0]
       begun = ensemble.begin(variables, visual_inputs(config, batch), prepared)
       step = lambda words, cache: ensemble.step(variables, words, cache, begun, prepared)
-      room = Room(functools.partial(ensemble.grow, variables), functools.partial(ensemble.full, variables))
+      room = CacheResizer(functools.partial(ensemble.grow, variables), functools.partial(ensemble.full, variables))
       if self._consensus:
-        cache = ensemble.first_cache(variables, begun, decode.num_samples, exchange=False)
+        cache = ensemble.init_cache(variables, begun, decode.num_samples, exchange=False)
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
         drawn = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
                               top_k=decode.top_k, top_p=decode.top_p, room=room, **rules)
         likelihood = None if train_codes is None else ensemble.likelihood(variables, begun, train_codes)
         return batch["record"], batch["valid"], drawn.ids, drawn.log_probs, likelihood
-      cache = ensemble.first_cache(variables, begun, decode.beam_size, exchange=True)
+      cache = ensemble.init_cache(variables, begun, decode.beam_size, exchange=True)
       found = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
-                          length_penalty=decode.length_penalty, finished=decode.finished, room=room, **rules)
+                          length_penalty=decode.length_penalty, finished_beams=decode.finished_beams, room=room, **rules)
       return batch["record"], batch["valid"], found.ids[:, :1], found.log_probs[:, :1], None
 
     self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
@@ -87,16 +87,16 @@ class ReportWriter:
   @property
   def asks_train_reports(self) -> bool:
     """Whether the training reports have a vote, each as likely as the alignment holds it."""
-    return self._consensus is not None and self.config.decode.recall_share > 0
+    return self._consensus is not None and self.config.decode.retrieval_weight > 0
 
-  def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[Written]:
+  def __call__(self, variables: Sequence[dict], batches: Iterable[dict]) -> list[GeneratedReport]:
     """Returns the report of every valid study of `batches` (as `eval_batches` gives this host's rows), in order.
 
     `variables`: of each model.
     """
-    return list(self.one_by_one(variables, batches))
+    return list(self.stream(variables, batches))
 
-  def one_by_one(self, variables: Sequence[dict], batches: Iterable[dict]) -> Iterator[Written]:
+  def stream(self, variables: Sequence[dict], batches: Iterable[dict]) -> Iterator[GeneratedReport]:
     """Yields the same reports, each as soon as its batch is written."""
     codes, prepared = None, self._prepare(variables)
     if self.asks_train_reports:
@@ -111,15 +111,15 @@ class ReportWriter:
           if self._consensus:
             chosen = self._consensus.best([self.tokenizer.clean(text).split() for text in texts],
                                           None if likelihood is None else likelihood[row],
-                                          self.config.decode.recall_share)
-          yield Written(int(record), texts[chosen], candidates[chosen], float(scores[chosen]))
+                                          self.config.decode.retrieval_weight)
+          yield GeneratedReport(int(record), texts[chosen], candidates[chosen], float(scores[chosen]))
 
-  def _recall(self, model: MCSAM, variables: dict, prepared: Prepared, tokens: jax.Array) -> jax.Array:
+  def _recall(self, model: MCSAM, variables: dict, prepared: DecodeConstants, tokens: jax.Array) -> jax.Array:
     """Returns what training reports (tokens [R, T + 1], bos first) recall [R, D]."""
     return model.apply(variables, tokens[:, 1:], token_mask(tokens, self.tokenizer.eos_id), prepared.memory, False,
-                       method="recall_report")
+                       method="encode_report")
 
-  def _train_codes(self, model: MCSAM, variables: dict, prepared: Prepared) -> np.ndarray:
+  def _train_codes(self, model: MCSAM, variables: dict, prepared: DecodeConstants) -> np.ndarray:
     """Returns what each training report recalls, as the alignment of a model sees it [R, D]."""
     length, size = self.config.tokenizer.max_length, self.config.decode.batch_size
     recall = jax.jit(functools.partial(self._recall, model), out_shardings=replicated(self.mesh))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.inference.load import Member
 from mcsam_jax.distributed.mesh import on_mesh, replicated
+from mcsam_jax.inference.load import LoadedModel
 from mcsam_jax.models.inputs import visual_inputs
 
 
-def make_own_pooled(member: Member, config: ConfigDict,
+def make_image_embedder(member: LoadedModel, config: ConfigDict,
                     mesh: jax.sharding.Mesh) -> Callable[[Iterable[dict], int], np.ndarray]:
   """Returns a function of a split, compiled once: the encoded patches of each study, mean over the views that exist.
 

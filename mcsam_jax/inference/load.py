@@ -13,19 +13,18 @@ import numpy as np
 from input_pipeline.pipeline import make_batch
 from input_pipeline.splits import Split
 from mcsam_jax import config as configs
+from mcsam_jax.checkpoints.checkpoint import abstract, Checkpoints
+from mcsam_jax.checkpoints.weights import weights_digest
+from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
+from mcsam_jax.distributed.mesh import state_sharding
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference.feature_cache import split_features
-from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.checkpoints.weights import weights_digest
-from mcsam_jax.checkpoints.checkpoint import Checkpoints, abstract
-from mcsam_jax.distributed.mesh import state_sharding
 from mcsam_jax.models.initialize import init_variables, make_model
-
-from mcsam_jax.checkpoints.workdir import MAY_CHANGE, Workdir
+from mcsam_jax.models.mcsam import MCSAM
 
 
 @dataclasses.dataclass
-class Member:
+class LoadedModel:
   """A model at one of its checkpoints."""
   workdir: str
   model: MCSAM
@@ -33,7 +32,7 @@ class Member:
   step: int
 
 
-def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None, show=print) -> Member:
+def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None, log=print) -> LoadedModel:
   """Returns the model of a workdir with the variables of a checkpoint, spread over the mesh.
 
   Args:
@@ -45,10 +44,10 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
   """
   first = np.zeros(1, np.int64)
   sample = make_batch(split, first, first, work.tokenizer, work.config, split_features(work, split))
-  return restore_member(work, mesh, sample, step, show)
+  return restore_member(work, mesh, sample, step, log)
 
 
-def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = None, show=print) -> Member:
+def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = None, log=print) -> LoadedModel:
   """Returns the same for a model whose inputs have the shapes of the batch `sample`; no records are asked for."""
   config, tokenizer = work.config, work.tokenizer
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
@@ -58,8 +57,8 @@ def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = N
   model = make_model(config, tokenizer.vocab_size, work.grid)
   empty = jax.eval_shape(functools.partial(abstract_variables, model, config, sample))
   variables = checkpoints.restore_variables(step, abstract(empty, state_sharding(mesh, empty)),
-                                            config.optimizer.average_decay > 0, show)
-  return Member(str(work.path), model, variables, step)
+                                            config.optimizer.ema_decay > 0, log)
+  return LoadedModel(str(work.path), model, variables, step)
 
 
 def abstract_variables(model: MCSAM, config: ConfigDict, sample: dict) -> dict:
@@ -69,17 +68,17 @@ def abstract_variables(model: MCSAM, config: ConfigDict, sample: dict) -> dict:
   return jax.tree.map(lambda leaf: leaf.astype(dtype), {"batch_stats": {}, **variables})
 
 
-def check_one_language(works: Sequence[Workdir]) -> None:
+def check_compatible(works: Sequence[Workdir]) -> None:
   """Raises UserError unless all workdirs read the same inputs, write the same words, and can vote as decode asks."""
   first, *others = works
   for work in works:
-    if first.config.decode.recall_share and not work.config.model.use_alignment:
-      raise UserError(f"{work.path} was trained without alignment, which decode.recall_share asks: "
-                      "set --config.decode.recall_share=0")
+    if first.config.decode.retrieval_weight and not work.config.model.use_alignment:
+      raise UserError(f"{work.path} was trained without alignment, which decode.retrieval_weight asks: "
+                      "set --config.decode.retrieval_weight=0")
   for other in others:
     problems = [line for line in configs.differences(first.config, other.config)
                 if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
-                and line.partition(":")[0] not in MAY_CHANGE]
+                and line.partition(":")[0] not in RUNTIME_FIELDS]
     if not problems and first.tokenizer.words() != other.tokenizer.words():
       problems = ["their vocabularies differ"]
     if not problems and first.config.encoder.frozen and (

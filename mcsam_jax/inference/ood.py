@@ -20,75 +20,75 @@ import jax
 import numpy as np
 
 from input_pipeline import token_table
-from mcsam_jax.findings import VIEWS
 from input_pipeline.splits import Split
-from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoders.registry import make_encoder
-from mcsam_jax.inference.feature_cache import pooled_images, split_features
+from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
 from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
-from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
+from mcsam_jax.errors import UserError
+from mcsam_jax.findings import VIEWS
+from mcsam_jax.inference.feature_cache import pooled_images, split_features
+from mcsam_jax.models.visual_encoders.registry import make_encoder
 
 MOST_TRAIN, MOST_VAL = 1000, 500      # studies of the samples
 NUM_NEIGHBOURS = 5
-RARE = 0.005                          # share of val images that may be called unfamiliar
+FALSE_ALARM_RATE = 0.005                          # share of val images that may be called unfamiliar
 
 
 @dataclasses.dataclass
-class Familiar:
+class OODDetector:
   """What images a model knows."""
   reference: np.ndarray     # float16 [R, C]
   usual: float              # the likeness that all but RARE of the val images reach
   first_view: str           # what the first view of a training study mostly is
 
-  def likeness(self, pooled: np.ndarray) -> np.ndarray:
+  def similarity(self, pooled: np.ndarray) -> np.ndarray:
     """Returns float32 [M] of pooled features [M, C]."""
     cosines = unit(pooled) @ self.reference.astype(np.float32).T                           # [M, R]
     count = min(NUM_NEIGHBOURS, cosines.shape[1])
     return np.partition(cosines, -count, axis=1)[:, -count:].mean(1)
 
 
-def load_or_learn(work: Workdir, show: Callable[[str], None] = print) -> Familiar | None:
+def load_or_learn(work: Workdir, log: Callable[[str], None] = print) -> OODDetector | None:
   """Returns what images the model of a workdir knows, from its file or from the records; None without either."""
   path = work.path / "familiar.npz"
   try:
     with np.load(io.BytesIO(path.read_bytes())) as kept:
-      return Familiar(kept["reference"], float(kept["usual"]), VIEWS[int(kept["first_view"])])
+      return OODDetector(kept["reference"], float(kept["usual"]), VIEWS[int(kept["first_view"])])
   except (IndexError, *UNREADABLE_NPZ):
     pass                                                # not there yet, or damaged
   try:
     train, val = work.split("train"), work.split("val")
   except UserError:
     return None
-  show("looking at the training images, to tell what isn't like them (once)")
-  familiar = learn(pooled_sample(work, train, MOST_TRAIN, show), pooled_sample(work, val, MOST_VAL, show),
+  log("looking at the training images, to tell what isn't like them (once)")
+  ood_detector = learn(pooled_sample(work, train, MOST_TRAIN, log), pooled_sample(work, val, MOST_VAL, log),
                    first_view(work, train))
   kept = io.BytesIO()
-  np.savez(kept, reference=familiar.reference, usual=familiar.usual, first_view=VIEWS.index(familiar.first_view))
+  np.savez(kept, reference=ood_detector.reference, usual=ood_detector.usual, first_view=VIEWS.index(ood_detector.first_view))
   try:
-    write_whole(path, kept.getvalue())
+    atomic_write(path, kept.getvalue())
   except OSError as error:                              # a workdir that only may be read
     logging.info("%s wasn't kept: %s", path, error)
-  return familiar
+  return ood_detector
 
 
-def learn(train: np.ndarray, val: np.ndarray, view: str = "frontal") -> Familiar:
+def learn(train: np.ndarray, val: np.ndarray, view: str = "frontal") -> OODDetector:
   """Returns what is familiar from pooled features [R, C] of train and [M, C] of val images."""
-  familiar = Familiar(unit(train).astype(np.float16), 0.0, view)
-  familiar.usual = float(np.quantile(familiar.likeness(val), RARE, method="lower"))
-  return familiar
+  ood_detector = OODDetector(unit(train).astype(np.float16), 0.0, view)
+  ood_detector.usual = float(np.quantile(ood_detector.similarity(val), FALSE_ALARM_RATE, method="lower"))
+  return ood_detector
 
 
-def pooled_sample(work: Workdir, split: Split, most: int, show: Callable[[str], None]) -> np.ndarray:
+def pooled_sample(work: Workdir, split: Split, most: int, log: Callable[[str], None]) -> np.ndarray:
   """Returns the pooled features [M, C] of all views of at most `most` studies, evenly spread over a split."""
   chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
   num_views = work.config.data.num_views
   if work.config.encoder.frozen:
     known = token_table.load_or_build(split, work.tokenizer).views[chosen, :num_views] >= 0      # [n, V]
-    features = split_features(work, split, show)
+    features = split_features(work, split, log)
     return np.concatenate([features[study, :known.shape[1]][there].astype(np.float32).mean(1)
                            for study, there in zip(chosen, known)])
   encoder, variables = initial_encoder(work)
-  return pooled_images(work.config, split.read(chosen), encoder, variables, show)
+  return pooled_images(work.config, split.read(chosen), encoder, variables, log)
 
 
 def initial_encoder(work: Workdir):

@@ -14,29 +14,29 @@ import itertools
 import jax
 import numpy as np
 
-from mcsam_jax.findings import FINDINGS, VIEWS
 from input_pipeline.user_images import Study
-from mcsam_jax.errors import UserError
-from mcsam_jax.inference.ood import Familiar, initial_encoder
-from mcsam_jax.inference.generate import ReportWriter, Written
-from mcsam_jax.inference.load import restore_member
-from mcsam_jax.inference.feature_cache import encode_images
-from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.checkpoints.workdir import Workdir
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.errors import UserError
+from mcsam_jax.findings import FINDINGS, VIEWS
+from mcsam_jax.inference.feature_cache import encode_images
+from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
+from mcsam_jax.inference.load import restore_member
+from mcsam_jax.inference.ood import initial_encoder, OODDetector
 
 
 @dataclasses.dataclass
 class Result:
   """What a model says of a study."""
   study: Study
-  written: Written
-  likeness: list[float]             # of each film to the training images; [] where that isn't known
+  written: GeneratedReport
+  similarity: list[float]             # of each film to the training images; [] where that isn't known
 
 
-class OwnImagesModel:
+class Predictor:
   """The model of a workdir, ready to write about studies that are in no record."""
 
-  def __init__(self, work: Workdir, step: int | None, familiar: Familiar | None, show=print):
+  def __init__(self, work: Workdir, step: int | None, ood_detector: OODDetector | None, log=print):
     """Args:
       step: of the checkpoint; None: the best on val, or the last.
       familiar: what images it knows; None: nobody is warned.
@@ -44,25 +44,25 @@ class OwnImagesModel:
     Raises:
       UserError: no (such) checkpoint, or a damaged one.
     """
-    self.work, self.familiar, self.notes = work, familiar, []
+    self.work, self.ood_detector, self.notes = work, ood_detector, []
     config = work.config
     self.mesh = make_mesh(config, jax.devices()[:1])
     self.train_reports, search = (), config.decode.search
-    if search == "consensus":
+    if search == "mbr":
       try:
         self.train_reports = work.split("train").reports
       except UserError:
         search = "beam"
-        self.notes.append("decode.search=consensus needs the training records, which aren't on this machine: written "
+        self.notes.append("decode.search=mbr needs the training records, which aren't on this machine: written "
                           "by beam search instead")
     self.search = search
-    if config.encoder.frozen or familiar:
+    if config.encoder.frozen or ood_detector:
       encoder, self._encoder_variables = initial_encoder(work)
       self._encode = jax.jit(
           lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
     with jax.set_mesh(self.mesh):
-      self.member = restore_member(work, self.mesh, self.inputs([])[0], step, show)
-    self._write = ReportWriter([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
+      self.member = restore_member(work, self.mesh, self.inputs([])[0], step, log)
+    self._write = ReportGenerator([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
 
   def reports(self, studies: Iterable[Study]) -> Iterator[Result]:
     """Yields the report of each study, in order, as soon as its batch is written."""
@@ -70,12 +70,12 @@ class OwnImagesModel:
 
     def batches() -> Iterator[dict]:
       for group in groups(studies, self.work.config.decode.batch_size):
-        batch, likeness = self.inputs(group)
-        waiting.extend(zip(group, likeness))
+        batch, similarity = self.inputs(group)
+        waiting.extend(zip(group, similarity))
         yield batch
 
     with jax.set_mesh(self.mesh):
-      for written in self._write.one_by_one([self.member.variables], batches()):
+      for written in self._write.stream([self.member.variables], batches()):
         yield Result(waiting[0][0], written, waiting.pop(0)[1])
 
   def inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:
@@ -91,20 +91,20 @@ class OwnImagesModel:
       pixels[row, :count], view_mask[row, :count] = study.decoded(side), True
       view_ids[row, :count] = [VIEWS.index(film.view) for film in study.films]
       record[row] = study.number
-    seen, likeness = {"images": pixels}, [[] for _ in group]
-    if config.encoder.frozen or self.familiar:
+    seen, similarity = {"images": pixels}, [[] for _ in group]
+    if config.encoder.frozen or self.ood_detector:
       encoded = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, side, side, 1)))     # [B * V, P, C]
       encoded = encoded.reshape(size, num_views, *encoded.shape[1:])
       if config.encoder.frozen:
         seen = {"features": np.where(view_mask[..., None, None] & valid[:, None, None, None], encoded, 0)}
-      if self.familiar:
+      if self.ood_detector:
         pooled = encoded.astype(np.float32).mean(2)                                                    # [B, V, C]
-        likeness = [self.familiar.likeness(pooled[row, :len(study.films)]).tolist() for row, study in enumerate(group)]
+        similarity = [self.ood_detector.similarity(pooled[row, :len(study.films)]).tolist() for row, study in enumerate(group)]
     tokens = np.full((size, config.tokenizer.max_length + 1), self.work.tokenizer.pad_id, np.int32)
     tokens[:, 0] = self.work.tokenizer.bos_id                # no reference
     return seen | {"view_mask": view_mask, "view_ids": view_ids, "tokens": tokens,
                    "labels": np.zeros((size, len(FINDINGS)), np.int8), "record": record,
-                   "epoch": np.zeros(size, np.int32), "valid": valid}, likeness
+                   "epoch": np.zeros(size, np.int32), "valid": valid}, similarity
 
 
 def groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:

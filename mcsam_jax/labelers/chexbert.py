@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mcsam_jax.labelers.packing import Packed, pack
 from input_pipeline.wordpiece import WordPiece
 from mcsam_jax.checkpoints.weights import fit, read_weights
 from mcsam_jax.errors import UserError
+from mcsam_jax.labelers.packing import pack, Packed
 from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.models.chexbert import CLASSES, CheXbert, FINDINGS, expected
+from mcsam_jax.models.chexbert import CheXbert, CLASSES, expected, FINDINGS
 
 HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
               "`mcsam import-weights chexbert.pth {path} --chexbert --vocabulary vocab.txt`, "

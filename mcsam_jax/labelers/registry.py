@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.findings import FINDINGS
 from input_pipeline.splits import Split
+from mcsam_jax.findings import FINDINGS
 
 ReadMany = Callable[[Sequence[str]], Sequence[Mapping[str, str]]]
 
@@ -50,7 +50,7 @@ def drawn_labels(labeler: Labeler | None, config: ConfigDict, split: Split) -> l
   Those of phantoms are what was drawn; an impression tells less of it.
   """
   if labeler and labeler.name == "phantom" and config.data.target == "findings":
-    return [record["labels"] for record in split.without_images]
+    return [record["labels"] for record in split.metadata]
   return None
 
 

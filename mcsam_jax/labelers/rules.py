@@ -20,9 +20,10 @@ another: a pneumonia makes no Lung Opacity, an enlarged heart no Enlarged
 Cardiomediastinum. docs/labeler.md has its agreement with manual labels.
 """
 
+from collections.abc import Sequence
 import functools
 import re
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.labelers import rule_terms

@@ -7,21 +7,21 @@ topics.json for a person who wants to read what the memory holds.
 Shapes: S slots, K topics, D slot width.
 """
 
+from collections.abc import Callable
 import dataclasses
 import io
 import json
-from typing import Callable
 
 from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 
+from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.coherence import npmi
 from mcsam_jax.memory_init.kmeans import kmeans_topics, random_topics
 from mcsam_jax.memory_init.topics import learn_topics
-from mcsam_jax.memory_init.word_vectors import WordVectors, word_masses, word_vectors
-from mcsam_jax.atomic_io import UNREADABLE_NPZ, write_whole
+from mcsam_jax.memory_init.word_vectors import word_masses, word_vectors, WordVectors
 
 KINDS = ("topics", "kmeans", "random")
 NUM_NEAREST = 10            # words that describe a slot or topic, and that coherence is measured on
@@ -45,7 +45,7 @@ class MemoryBank:
 
 
 def make_memory_bank(reports: list[str], config: ConfigDict, seed: int,
-                     show: Callable[[str], None] = print) -> MemoryBank:
+                     log: Callable[[str], None] = print) -> MemoryBank:
   """Returns the memory bank of cleaned training reports, the same for the same arguments.
 
   Args:
@@ -63,11 +63,11 @@ def make_memory_bank(reports: list[str], config: ConfigDict, seed: int,
   if len(words.words) < NUM_NEAREST and fields.kind != "random":
     raise UserError(f"memory_init: the {len(reports)} training reports leave {len(words.words)} content "
                     "words with vectors, too few; add some or set --config.memory_init.kind=random")
-  show(f"memory: {fields.kind} of {len(reports)} reports, {len(words.words)} content words, "
+  log(f"memory: {fields.kind} of {len(reports)} reports, {len(words.words)} content words, "
        f"{num_slots} slots of width {width}")
   if fields.kind == "topics":
     topics = learn_topics(words, word_masses(reports, words.words), fields.num_topics, fields.epsilon,
-                          fields.steps, fields.batch_size, fields.learning_rate, rng, show)
+                          fields.steps, fields.batch_size, fields.learning_rate, rng, log)
   elif fields.kind == "kmeans":
     masses = word_masses(reports, words.words).total(len(words.words))
     topics = kmeans_topics(words.vectors, masses, fields.num_topics, rng)
@@ -79,7 +79,7 @@ def make_memory_bank(reports: list[str], config: ConfigDict, seed: int,
   slot_words, slot_cosines = nearest_words(slots, words)
   bank = MemoryBank(fields.kind, slots, slot_words, slot_cosines, topic_of_slot, topic_words, topic_cosines,
                     npmi(topic_words, reports).astype(np.float32))
-  show(f"memory: median coherence (NPMI) of {len(topics)} topics {bank.median_npmi:.3f}")
+  log(f"memory: median coherence (NPMI) of {len(topics)} topics {bank.median_npmi:.3f}")
   return bank
 
 
@@ -107,8 +107,8 @@ def save_bank(directory: epath.PathLike, bank: MemoryBank) -> None:
   arrays = {field.name: np.asarray(getattr(bank, field.name)) for field in dataclasses.fields(bank)}
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
-  write_whole(directory / "topics.json", _readable(bank))
-  write_whole(directory / "slots.npz", buffer.getvalue())         # last: with the slots all is there
+  atomic_write(directory / "topics.json", _readable(bank))
+  atomic_write(directory / "slots.npz", buffer.getvalue())         # last: with the slots all is there
 
 
 def load_bank(directory: epath.PathLike) -> MemoryBank:

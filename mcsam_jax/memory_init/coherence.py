@@ -22,10 +22,10 @@ def npmi(topics: list[list[str]], reports: list[str]) -> np.ndarray:
   words = tuple(sorted({word for topic in topics for word in topic}))
   index = {word: i for i, word in enumerate(words)}
   held = (occurrences(reports, words) > 0).astype(np.float64)       # [R, W]
-  together = (held.T @ held).toarray() / len(reports)            # [W, W]
-  alone = together.diagonal()
+  joint = (held.T @ held).toarray() / len(reports)            # [W, W]
+  alone = joint.diagonal()
   with np.errstate(divide="ignore", invalid="ignore"):
-    scores = np.log(together / np.outer(alone, alone)) / -np.log(together)
-  scores = np.where(together == 0, -1.0, np.where(together == 1, 1.0, scores))
+    scores = np.log(joint / np.outer(alone, alone)) / -np.log(joint)
+  scores = np.where(joint == 0, -1.0, np.where(joint == 1, 1.0, scores))
   pairs = [[scores[index[a], index[b]] for a, b in itertools.combinations(topic, 2)] for topic in topics]
   return np.array([np.mean(of_topic) if of_topic else 0.0 for of_topic in pairs])

@@ -15,9 +15,9 @@ own, which keeps it readable.
 Shapes: B reports, U words of one report (padded with mass 0), W words, K topics, D width.
 """
 
+from collections.abc import Callable
 import functools
 import time
-from typing import Callable
 
 import flax.linen as nn
 import jax
@@ -88,7 +88,7 @@ def topic_loss(params, network: Mixtures, vectors: jax.Array, indices: jax.Array
 
 def learn_topics(words: WordVectors, reports: WordMasses, num_topics: int, epsilon: float, steps: int,
                  batch_size: int, learning_rate: float, rng: np.random.Generator,
-                 show: Callable[[str], None] = print) -> np.ndarray:
+                 log: Callable[[str], None] = print) -> np.ndarray:
   """Returns unit topic vectors [K, D], learned on `reports` by Adam.
 
   Args:
@@ -123,6 +123,6 @@ def learn_topics(words: WordVectors, reports: WordMasses, num_topics: int, epsil
     if number % SHOW_EVERY == 0 or number == steps:
       cost = float(cost)             # waits for the device: the clock is right
       left = (time.monotonic() - started) / number * (steps - number)
-      show(f"topics: step {number}/{steps}, transport cost {cost:.3f}, {left:.0f} s left")
+      log(f"topics: step {number}/{steps}, transport cost {cost:.3f}, {left:.0f} s left")
   topics = np.asarray(params["topics"])
   return topics / np.linalg.norm(topics, axis=1, keepdims=True)

@@ -17,11 +17,10 @@ import re
 
 from etils import epath
 import numpy as np
-from scipy import linalg
-from scipy import sparse
+from scipy import linalg, sparse
 
-from mcsam_jax.errors import UserError
 from mcsam_jax.atomic_io import UNREADABLE_NPZ
+from mcsam_jax.errors import UserError
 
 # Words of grammar, and those by which a report speaks of itself rather than of the chest.
 FUNCTION_WORDS = frozenset("""

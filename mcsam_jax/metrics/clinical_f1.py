@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES
-from mcsam_jax.metrics.bootstrap import Score, points
+from mcsam_jax.metrics.bootstrap import points, Score
 
 FIVE_FINDINGS = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 UNCERTAIN = {"uncertain_negative": ("positive",), "uncertain_positive": ("positive", "uncertain")}

@@ -8,8 +8,9 @@ n-grams of a text are counted once, and the longest common subsequence takes one
 """
 
 import collections
+from collections.abc import Sequence
 import math
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ _SIGMA = 6.0                  # of CIDEr's penalty on a difference in length
 _BETA = 1.2                   # of ROUGE-L's F measure
 
 
-class PairCounts(NamedTuple):
+class NgramStats(NamedTuple):
   """Of n studies, float64."""
   words: np.ndarray           # [n, 2], words written, words of the reference
   said: np.ndarray            # [n, 4], n-grams written
@@ -56,7 +57,7 @@ class References:
   def __len__(self) -> int:
     return len(self.reports)
 
-  def count(self, hypotheses: Sequence[str], meteor: np.ndarray | None = None) -> PairCounts:
+  def count(self, hypotheses: Sequence[str], meteor: np.ndarray | None = None) -> NgramStats:
     """Returns what n hypotheses share with the references, in the same order.
 
     Raises:
@@ -67,7 +68,7 @@ class References:
     rows = [self._pair(self._text(said), self._text(meant)) for said, meant in zip(hypotheses, self.reports)]
     table = np.array(rows, np.float64).reshape(len(self), 2 + 2 * ORDERS + 1)
     rouge_l = np.array([rouge_of(*pair) for pair in zip(hypotheses, self.reports)])
-    return PairCounts(table[:, :2], table[:, 2:2 + ORDERS], table[:, 2 + ORDERS:-1], rouge_l, table[:, -1], meteor)
+    return NgramStats(table[:, :2], table[:, 2:2 + ORDERS], table[:, 2 + ORDERS:-1], rouge_l, table[:, -1], meteor)
 
   def _text(self, report: str) -> _Text:
     text = self._texts.get(report)
@@ -82,15 +83,15 @@ class References:
   def _pair(self, said: _Text, meant: _Text) -> list[float]:
     shared, cosines, idf = [], 0.0, self._idf
     for a, b, norm_a, norm_b in zip(said.grams, meant.grams, said.norms, meant.norms):
-      least, product = 0, 0.0
+      overlap, product = 0, 0.0
       for gram in a:                                      # in the order of the text: so a sum is the same in each run
         there = b.get(gram)
         if there is None:
           continue
         both = min(a[gram], there)
-        least += both
+        overlap += both
         product += both * there * idf[gram] ** 2          # CIDEr: the weights of what was said are clipped
-      shared.append(least)
+      shared.append(overlap)
       if norm_a and norm_b:
         cosines += product / (norm_a * norm_b)
     said, meant = len(said.words), len(meant.words)

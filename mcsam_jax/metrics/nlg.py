@@ -4,12 +4,13 @@ The scores of a corpus are not means of the scores of its studies for BLEU and M
 what papers report. What a resample of studies scores is `nlg_values` with its weights.
 """
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor, meteor_score
-from mcsam_jax.metrics.ngram_stats import ORDERS, PairCounts, References
+from mcsam_jax.metrics.ngram_stats import NgramStats, ORDERS, References
 
 METRICS = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr")
 
@@ -22,7 +23,7 @@ class NlgScores(NamedTuple):
   corpus: dict[str, float | None]
   per_study: dict[str, np.ndarray | None]
   notes: dict[str, str]
-  counts: PairCounts | None = None
+  counts: NgramStats | None = None
 
 
 def nlg_scores(references: Sequence[str] | References, hypotheses: Sequence[str], meteor: Meteor | None = None,
@@ -56,7 +57,7 @@ def nlg_scores(references: Sequence[str] | References, hypotheses: Sequence[str]
                    {metric: per_study[metric] for metric in metrics}, notes, counts)
 
 
-def nlg_values(counts: PairCounts, weights: np.ndarray) -> dict[str, np.ndarray | None]:
+def nlg_values(counts: NgramStats, weights: np.ndarray) -> dict[str, np.ndarray | None]:
   """Returns each metric [...] of the studies weighted by `weights` [..., n], which are how often each one counts.
 
   METEOR is None where it could not be computed. Where all weights are 0 the scores are NaN.
@@ -70,7 +71,7 @@ def nlg_values(counts: PairCounts, weights: np.ndarray) -> dict[str, np.ndarray 
           for metric, values in scores.items()}
 
 
-def _per_study(counts: PairCounts) -> dict[str, np.ndarray | None]:
+def _per_study(counts: NgramStats) -> dict[str, np.ndarray | None]:
   return {**_bleu(counts.words, counts.said, counts.shared),
           "METEOR": None if counts.meteor is None else meteor_score(counts.meteor),
           "ROUGE_L": counts.rouge_l, "CIDEr": counts.cider}

@@ -14,7 +14,7 @@ and keep the `<unk>` that they were written with; rare words of theirs are not
 replaced, as that would turn a wrong word into a match.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from input_pipeline import text
 from mcsam_jax.metrics.meteor import ptb_tokenize

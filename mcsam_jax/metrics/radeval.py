@@ -19,7 +19,7 @@ import os
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.metrics.bootstrap import Score, intervals, points
+from mcsam_jax.metrics.bootstrap import intervals, points, Score
 
 SCORES = {
     "radgraph": "F1 of the entities and relations that RadGraph-XL finds: simple, partial, complete",
@@ -57,7 +57,7 @@ def score_names(field: str) -> list[str]:
 
 
 def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], references: Sequence[str],
-                hypotheses: Sequence[str], weights: np.ndarray, show) -> None:
+                hypotheses: Sequence[str], weights: np.ndarray, log) -> None:
   """Adds what the package RadEval says to the scores and to those of each study, or a note on why it can't.
 
   Args:
@@ -65,7 +65,7 @@ def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], refere
     names: of `SCORES`.
     weights: [R, n], of the draws that intervals are of.
   """
-  show(f"scores by RadEval: {', '.join(names)}")
+  log(f"scores by RadEval: {', '.join(names)}")
   try:
     per_study = radeval_scores(names, references, hypotheses)
   except UserError as error:                            # hours of writing must not be lost to a download

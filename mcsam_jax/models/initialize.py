@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.inputs import model_inputs, pairs_of
+from mcsam_jax.models.inputs import make_contrastive_pairs, model_inputs
 from mcsam_jax.models.mcsam import MCSAM
 
 
@@ -25,5 +25,5 @@ def init_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
     *inputs, mask = model_inputs(config, batch, eos_id=-1)
     outputs = module(*inputs, mask, train=False)
     if config.model.use_alignment:
-      module.align(outputs.image_code, outputs.report_code, pairs_of(batch, mask))
+      module.align(outputs.image_embedding, outputs.report_embedding, make_contrastive_pairs(batch, mask))
   return model.init(jax.random.key(config.seed), method=whole)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mcsam_jax.findings import LABEL_VALUES
-from mcsam_jax.models.semantic_alignment import Pairs, make_pairs
+from mcsam_jax.models.semantic_alignment import make_pairs, Pairs
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
 
@@ -45,7 +45,7 @@ def token_mask(tokens: jax.Array, eos_id: int) -> jax.Array:
   return jnp.cumsum(ends, axis=-1) - ends == 0
 
 
-def pairs_of(batch: dict, mask: jax.Array) -> Pairs:
+def make_contrastive_pairs(batch: dict, mask: jax.Array) -> Pairs:
   """Returns what the alignment has to know of a batch, whose report tokens are where mask [B, T]."""
   positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
   return make_pairs(jnp.where(mask, batch["tokens"][:, 1:], -1), positive, batch["valid"])

@@ -29,7 +29,7 @@ from mcsam_jax.models import layers
 from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import ReportDecoder, Study
-from mcsam_jax.models.semantic_alignment import Alignment, CodeHead, Pairs, SemanticAlignment
+from mcsam_jax.models.semantic_alignment import Alignment, Pairs, ProjectionHead, SemanticAlignment
 from mcsam_jax.models.text_encoder import TextEncoder
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
@@ -39,11 +39,11 @@ class Encoded:
   """A study as the decoder reads it."""
   patches: jax.Array             # [B, N, D], encoded
   patch_mask: jax.Array          # [B, N], False where a view is absent
-  image_code: jax.Array | None   # s_v [B, D]; None without alignment
+  image_embedding: jax.Array | None   # s_v [B, D]; None without alignment
 
 
 @flax.struct.dataclass
-class Prepared:
+class DecodeConstants:
   """What writing needs of the parameters alone, the same for all studies: made once for a checkpoint."""
   memory: layers.KeysValues | None    # slots, projected
   table: jax.Array | None             # responses to the vocabulary, see `word_responses`
@@ -51,18 +51,18 @@ class Prepared:
 
 
 @flax.struct.dataclass
-class Begun:
+class DecodeContext:
   """What every word of a report needs of its study."""
   study: Study                        # patches and prompts, projected
-  image_code: jax.Array | None        # s_v [B, D]
-  code_input: jax.Array | None        # what s_v adds to every word [B, D]
+  image_embedding: jax.Array | None        # s_v [B, D]
+  image_conditioning: jax.Array | None        # what s_v adds to every word [B, D]
 
 
 @flax.struct.dataclass
 class Outputs:
   logits: jax.Array               # [B, T, vocabulary]
-  image_code: jax.Array | None    # s_v [B, D]
-  report_code: jax.Array | None   # s_t [B, D]
+  image_embedding: jax.Array | None    # s_v [B, D]
+  report_embedding: jax.Array | None   # s_t [B, D]
 
 
 class MCSAM(nn.Module):
@@ -96,7 +96,7 @@ class MCSAM(nn.Module):
           for count in (self.grid, self.grid, 3))
     self.words = nn.Embed(self.vocab_size, model.width, dtype=dtype)
     if model.word_positions == "learned":
-      self.word_places = nn.Embed(self.max_length, model.width, dtype=dtype,
+      self.position_embedding = nn.Embed(self.max_length, model.width, dtype=dtype,
                                   embedding_init=nn.initializers.normal(0.02))
     if model.use_memory:
       self.memory_bank = MemoryBank(
@@ -105,13 +105,13 @@ class MCSAM(nn.Module):
     self.encoder = layers.Encoder(model.encoder_layers, **sizes)
     if model.use_alignment:
       self.text_encoder = TextEncoder(model.text_encoder_layers, max_length=self.max_length, **sizes)
-      self.image_head, self.report_head = CodeHead(model.width, dtype), CodeHead(model.width, dtype)
+      self.image_head, self.report_head = ProjectionHead(model.width, dtype), ProjectionHead(model.width, dtype)
       self.alignment = SemanticAlignment(model.align_temperature, model.align_targets)
-      self.code_projection = nn.Dense(model.width, kernel_init=layers.xavier, dtype=dtype)
-      self.code_norm = layers.Norm(dtype=dtype)
-      self.code_gate = self.param("code_gate", nn.initializers.zeros, ())
+      self.conditioning_projection = nn.Dense(model.width, kernel_init=layers.xavier, dtype=dtype)
+      self.conditioning_norm = layers.Norm(dtype=dtype)
+      self.conditioning_gate = self.param("code_gate", nn.initializers.zeros, ())
     self.decoder = ReportDecoder(model.decoder_layers, vocab_size=self.vocab_size,
-                                 num_prompts=model.num_prompts if model.use_prompts else 0, **sizes)
+                                 num_memory_tokens=model.num_memory_tokens if model.use_memory_tokens else 0, **sizes)
     self.drop = Dropout(model.dropout)
 
   def __call__(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, tokens: jax.Array,
@@ -128,11 +128,11 @@ class MCSAM(nn.Module):
     """
     memory = self.project_memory()
     encoded = self.encode(images, view_mask, view_ids, memory, train)
-    words = self.embed_words(tokens[:, :-1], np.arange(tokens.shape[1] - 1), self.code_input(encoded.image_code),
+    words = self.embed_tokens(tokens[:, :-1], np.arange(tokens.shape[1] - 1), self.image_conditioning(encoded.image_embedding),
                              self.word_responses(memory, train), memory, train)
     logits = self.decoder(words, encoded.patches, encoded.patch_mask, train)
-    report_code = self.recall_report(tokens[:, 1:], token_mask, memory, train)
-    return Outputs(logits, encoded.image_code, report_code)
+    report_embedding = self.encode_report(tokens[:, 1:], token_mask, memory, train)
+    return Outputs(logits, encoded.image_embedding, report_embedding)
 
   # See, remember, encode.
 
@@ -164,11 +164,11 @@ class MCSAM(nn.Module):
       responses = self.memory_bank(patches, memory, train)
       patches = self.memory_bank.consolidate(patches, responses)
       recalled = responses if model.align_on == "response" else patches
-    image_code = self.image_head(recalled, mask) if model.use_alignment else None
+    image_embedding = self.image_head(recalled, mask) if model.use_alignment else None
     if model.patch_positions == "sinusoidal":
       patches = self.drop(patches + layers.sinusoidal_positions(*patches.shape[1:]).astype(patches.dtype),
                           deterministic=not train)
-    return Encoded(self.encoder(patches, mask, train), mask, image_code)
+    return Encoded(self.encoder(patches, mask, train), mask, image_embedding)
 
   def project_memory(self) -> layers.KeysValues | None:
     """Returns keys [H, D/H, S] and values [H, S, D/H] of the memory for all queries; None without memory."""
@@ -176,7 +176,7 @@ class MCSAM(nn.Module):
 
   # Align.
 
-  def recall_report(self, words: jax.Array, mask: jax.Array, memory: layers.KeysValues | None,
+  def encode_report(self, words: jax.Array, mask: jax.Array, memory: layers.KeysValues | None,
                     train: bool) -> jax.Array | None:
     """Returns what whole reports (words and mask [B, T]) recall, s_t [B, D]; only the loss sees it."""
     model = self.config.model
@@ -189,13 +189,13 @@ class MCSAM(nn.Module):
       recalled = responses if model.align_on == "response" else self.memory_bank.consolidate(states, responses)
     return self.report_head(recalled, mask)
 
-  def align(self, image_code: jax.Array, report_code: jax.Array, pairs: Pairs) -> Alignment:
+  def align(self, image_embedding: jax.Array, report_embedding: jax.Array, pairs: Pairs) -> Alignment:
     """Returns the `Alignment` of the codes [B, D] of pairs (see SemanticAlignment)."""
-    return self.alignment(image_code, report_code, pairs)
+    return self.alignment(image_embedding, report_embedding, pairs)
 
-  def agree(self, image_code: jax.Array, report_code: jax.Array) -> jax.Array:
-    """Returns the logits [B, R] of reports (codes [R, D] by `recall_report`) given images (codes [B, D])."""
-    return self.alignment.logits(image_code, report_code)
+  def alignment_logits(self, image_embedding: jax.Array, report_embedding: jax.Array) -> jax.Array:
+    """Returns the logits [B, R] of reports (codes [R, D] by `encode_report`) given images (codes [B, D])."""
+    return self.alignment.logits(image_embedding, report_embedding)
 
   # Write.
 
@@ -206,14 +206,14 @@ class MCSAM(nn.Module):
     vocabulary = self.words(jnp.arange(self.vocab_size)) * np.sqrt(self.config.model.width)
     return self.memory_bank(vocabulary, memory, train)
 
-  def code_input(self, image_code: jax.Array | None) -> jax.Array | None:
+  def image_conditioning(self, image_embedding: jax.Array | None) -> jax.Array | None:
     """Returns what the image's code [B, D] adds to every word [B, D], through a gate that starts at zero."""
-    if image_code is None:
+    if image_embedding is None:
       return None
-    added = self.code_norm(self.code_projection(image_code))
-    return self.code_gate.astype(added.dtype) * added
+    added = self.conditioning_norm(self.conditioning_projection(image_embedding))
+    return self.conditioning_gate.astype(added.dtype) * added
 
-  def embed_words(self, words: jax.Array, places: jax.Array, code_input: jax.Array | None, table: jax.Array | None,
+  def embed_tokens(self, words: jax.Array, places: jax.Array, image_conditioning: jax.Array | None, table: jax.Array | None,
                   memory: layers.KeysValues | None, train: bool) -> jax.Array:
     """Returns decoder inputs [B, L, D] for words [B, L], the i-th at position places[i], or all at places[0].
 
@@ -224,7 +224,7 @@ class MCSAM(nn.Module):
     """
     model = self.config.model
     if model.word_positions == "learned":
-      positions = self.word_places(places)
+      positions = self.position_embedding(places)
     else:
       positions = jnp.asarray(layers.sinusoidal_positions(self.max_length + 1, model.width))[places]
     x = self.words(words) * np.sqrt(model.width) + positions.astype(self.words.dtype)
@@ -232,34 +232,34 @@ class MCSAM(nn.Module):
     if model.use_memory:
       responses = self.memory_bank(x, memory, train) if table is None else jnp.take(table, words, axis=0)
       x = self.memory_bank.consolidate(x, responses)
-    return x if code_input is None else x + code_input[:, None]
+    return x if image_conditioning is None else x + image_conditioning[:, None]
 
-  def prepare(self) -> Prepared:
+  def prepare(self) -> DecodeConstants:
     memory = self.project_memory()
-    return Prepared(memory, self.word_responses(memory, train=False), self.decoder.projections())
+    return DecodeConstants(memory, self.word_responses(memory, train=False), self.decoder.projections())
 
-  def begin(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, prepared: Prepared) -> Begun:
+  def begin(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, prepared: DecodeConstants) -> DecodeContext:
     """Returns what writing reports of B studies needs at every word (first arguments as in `__call__`)."""
     return self.begin_writing(self.encode(images, view_mask, view_ids, prepared.memory, train=False))
 
-  def begin_writing(self, encoded: Encoded) -> Begun:
-    return Begun(self.decoder.begin(encoded.patches, encoded.patch_mask), encoded.image_code,
-                 self.code_input(encoded.image_code))
+  def begin_writing(self, encoded: Encoded) -> DecodeContext:
+    return DecodeContext(self.decoder.begin(encoded.patches, encoded.patch_mask), encoded.image_embedding,
+                 self.image_conditioning(encoded.image_embedding))
 
-  def first_cache(self, begun: Begun, num_beams: int, exchange: bool = True) -> dict:
+  def init_cache(self, begun: DecodeContext, num_beams: int, exchange: bool = True) -> dict:
     """Returns the cache before the first word; `exchange`: beams may take each other's place (beam search)."""
-    return self.decoder.first_cache(begun.study, num_beams, exchange)
+    return self.decoder.init_cache(begun.study, num_beams, exchange)
 
   def grow(self, cache: dict, room: int) -> dict:
-    """Returns the cache with room for `room` nodes, words of one or more beams; `first_cache` has none."""
+    """Returns the cache with room for `room` nodes, words of one or more beams; `init_cache` has none."""
     return self.decoder.grow(cache, room)
 
   def full(self, cache: dict) -> jax.Array:
     """Returns whether there is no room for the next word of each beam (bool scalar)."""
     return self.decoder.full(cache)
 
-  def step(self, words: jax.Array, cache: dict, begun: Begun, prepared: Prepared) -> tuple[jax.Array, dict]:
+  def step(self, words: jax.Array, cache: dict, begun: DecodeContext, prepared: DecodeConstants) -> tuple[jax.Array, dict]:
     """Returns logits [B, K, vocabulary] after words [B, K], and the cache that holds them too."""
-    place = cache["position"][None] - self.decoder.num_prompts
-    x = self.embed_words(words, place, begun.code_input, prepared.table, prepared.memory, train=False)
+    place = cache["position"][None] - self.decoder.num_memory_tokens
+    x = self.embed_tokens(words, place, begun.image_conditioning, prepared.table, prepared.memory, train=False)
     return self.decoder.step(x, cache, begun.study, prepared.projections)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.models import layers
-from mcsam_jax.models.kernels import memory_attention
 from mcsam_jax.models.dropout import Dropout
+from mcsam_jax.models.kernels import memory_attention
 from mcsam_jax.partitioning import BATCH
 
 
@@ -66,7 +66,7 @@ class MemoryBank(nn.Module):
     """Returns the values [R, D] that answer queries [R, D], and the weights float32 [H, R, S] of the slots."""
     query = layers.split_heads(queries, self.num_heads)                # [H, R, D/H]
     scores = layers.products(query, memory.keys)                       # [H, R, S]
-    weights = jax.nn.softmax(keep_top_k(scores, self.top_k) / np.sqrt(query.shape[-1]), axis=-1)
+    weights = jax.nn.softmax(top_k_mask(scores, self.top_k) / np.sqrt(query.shape[-1]), axis=-1)
     used = weights.astype(self.dtype)
     if kept is not None:
       used = jnp.where(kept, used / (1 - self.dropout), 0)
@@ -114,7 +114,7 @@ def split_over(features: jax.Array) -> tuple[str, ...] | None:
   return axes if features.ndim > 2 and features.shape[0] % devices == 0 else ()
 
 
-def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
+def top_k_mask(scores: jax.Array, k: int) -> jax.Array:
   """Returns scores [..., S] with all but the k largest at -inf; ties go to the lower index, so exactly k stay.
 
   A mask beats gathering the chosen values: it keeps the product with them a dense

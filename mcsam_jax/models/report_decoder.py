@@ -73,7 +73,7 @@ class ReportDecoder(nn.Module):
   num_heads: int
   feedforward_width: int
   vocab_size: int
-  num_prompts: int                # 0: none
+  num_memory_tokens: int                # 0: none
   dropout: float = 0.0
   norm: str = "layernorm"
   dtype: jnp.dtype = jnp.float32
@@ -85,19 +85,19 @@ class ReportDecoder(nn.Module):
                    for _ in range(self.num_layers)]
     self.final_norm = layers.Norm(self.norm, self.dtype)
     self.logits = nn.Dense(self.vocab_size, kernel_init=layers.xavier, dtype=self.dtype)
-    if self.num_prompts:
-      self.prompts = self.param("prompts", nn.initializers.normal(1.0), (self.num_prompts, self.width))
+    if self.num_memory_tokens:
+      self.prompts = self.param("prompts", nn.initializers.normal(1.0), (self.num_memory_tokens, self.width))
 
   def __call__(self, words: jax.Array, patches: jax.Array, patch_mask: jax.Array, train: bool) -> jax.Array:
     """Returns logits [B, T, vocabulary] for embedded words [B, T, D], patches [B, N, D], patch_mask [B, N]."""
     length = words.shape[1]
     x = jnp.concatenate([self.prompt_embeddings(words.shape[0]), words], axis=1)  # [B, N_p + T, D]
-    place = jnp.arange(self.num_prompts + length)
-    causal = (place[None, :] < self.num_prompts) | (place[None, :] <= place[:, None])
+    place = jnp.arange(self.num_memory_tokens + length)
+    causal = (place[None, :] < self.num_memory_tokens) | (place[None, :] <= place[:, None])
     for layer in self.layers:
       shown = layer.cross_attention.keys_values(patches, patch_mask[:, None, None, :])
       x = layer(x, layer.own(x, causal), shown, train)
-    return self.logits(self.final_norm(x[:, self.num_prompts:]))
+    return self.logits(self.final_norm(x[:, self.num_memory_tokens:]))
 
   def begin(self, patches: jax.Array, patch_mask: jax.Array) -> Study:
     """Returns what all words of a report will see of its patches [B, N, D] and of the prompts."""
@@ -106,11 +106,11 @@ class ReportDecoder(nn.Module):
     for layer in self.layers:
       study.patches.append(layer.cross_attention.keys_values(patches, patch_mask[:, None, None, :]))
       study.prompts.append(layer.own(x))
-      if self.num_prompts:
+      if self.num_memory_tokens:
         x = layer(x, study.prompts[-1], study.patches[-1], train=False)
     return study
 
-  def first_cache(self, study: Study, num_beams: int, exchange: bool) -> dict:
+  def init_cache(self, study: Study, num_beams: int, exchange: bool) -> dict:
     """Returns the cache before the first word: the prompts are its nodes, and there is no room for words yet.
 
     Args:
@@ -125,12 +125,12 @@ class ReportDecoder(nn.Module):
     words = study.prompts
     if not exchange:
       words = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_beams, axis=0), words)
-    visible = jnp.ones((study.patches[0].keys.shape[0], num_beams, self.num_prompts), bool)
-    return {"words": words, "position": jnp.int32(self.num_prompts), "beams": visible if exchange else None}
+    visible = jnp.ones((study.patches[0].keys.shape[0], num_beams, self.num_memory_tokens), bool)
+    return {"words": words, "position": jnp.int32(self.num_memory_tokens), "beams": visible if exchange else None}
 
   def grow(self, cache: dict, room: int) -> dict:
     """Returns the cache with room for `room` nodes beside the prompts."""
-    visible, new = cache["beams"], self.num_prompts + room - cache["words"][0].values.shape[2]
+    visible, new = cache["beams"], self.num_memory_tokens + room - cache["words"][0].values.shape[2]
 
     def widen(past):
       return layers.KeysValues(jnp.pad(past.keys, ((0, 0), (0, 0), (0, 0), (0, new))),
@@ -173,9 +173,9 @@ class ReportDecoder(nn.Module):
 
   def prompt_embeddings(self, batch_size: int) -> jax.Array:
     """Returns the learnable memory tokens [B, N_p, D]."""
-    if not self.num_prompts:
+    if not self.num_memory_tokens:
       return jnp.zeros((batch_size, 0, self.width), self.dtype)
-    return jnp.broadcast_to(self.prompts.astype(self.dtype), (batch_size, self.num_prompts, self.width))
+    return jnp.broadcast_to(self.prompts.astype(self.dtype), (batch_size, self.num_memory_tokens, self.width))
 
 
 def first_free(used: jax.Array, count: int) -> jax.Array:

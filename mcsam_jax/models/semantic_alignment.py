@@ -41,7 +41,7 @@ def make_pairs(tokens: jax.Array, labels: jax.Array, valid: jax.Array) -> Pairs:
   return Pairs(text_hash(tokens), labels, jnp.arange(tokens.shape[0], dtype=jnp.int32), valid)
 
 
-class CodeHead(nn.Module):
+class ProjectionHead(nn.Module):
   """Masked mean of recalled knowledge [B, L, D], then a two-layer MLP -> code [B, D]."""
   width: int
   dtype: jnp.dtype = jnp.float32
@@ -61,22 +61,22 @@ class SemanticAlignment(nn.Module):
   def setup(self):
     self.log_scale = self.param("log_scale", nn.initializers.constant(-np.log(self.initial_temperature)), ())
 
-  def logits(self, image_code: jax.Array, report_code: jax.Array) -> jax.Array:
+  def logits(self, image_embedding: jax.Array, report_embedding: jax.Array) -> jax.Array:
     """Returns how well each image [B, D] and each report [R, D] agree [B, R]: cosines over the temperature.
 
     Their softmax over reports is what the loss below fits to the share of each report given the image (van den Oord
     et al., 2018): over the training reports it says which of them these images would have got.
     """
-    return self.scale() * normalise(image_code) @ normalise(report_code).T
+    return self.scale() * normalise(image_embedding) @ normalise(report_embedding).T
 
   def scale(self) -> jax.Array:
     return jnp.minimum(jnp.exp(self.log_scale), MAX_SCALE)
 
-  def __call__(self, image_code: jax.Array, report_code: jax.Array, pairs: Pairs) -> Alignment:
+  def __call__(self, image_embedding: jax.Array, report_embedding: jax.Array, pairs: Pairs) -> Alignment:
     """Aligns image and report codes [B, D] of `pairs`; codes of half precision are sent and multiplied in it."""
-    scale, valid, dtype = self.scale(), pairs.valid, jnp.result_type(image_code, report_code)
+    scale, valid, dtype = self.scale(), pairs.valid, jnp.result_type(image_embedding, report_embedding)
     of_images, of_reports, hits = contrast(
-        scale * normalise(image_code), normalise(report_code), pairs, self.targets, dtype)
+        scale * normalise(image_embedding), normalise(report_embedding), pairs, self.targets, dtype)
     count = jnp.maximum(valid.sum(), 1)
     return Alignment(loss=jnp.where(valid, of_images + of_reports, 0).sum() / (2 * count),
                      accuracy=(hits & valid).sum() / count, temperature=1 / scale)
@@ -102,7 +102,7 @@ def contrast(images: jax.Array, reports: jax.Array, pairs: Pairs, targets: str,
 
 def contrast_forward(images, reports, pairs, targets, dtype):
   images, reports = images.astype(dtype), reports.astype(dtype)
-  everyone = partitioning.everywhere((images, reports, pairs))
+  everyone = partitioning.replicate((images, reports, pairs))
   of_images, hits = compare(images, everyone[1], pairs, everyone[2], targets)
   of_reports, _ = compare(reports, everyone[0], pairs, everyone[2], targets)
   return (cross_entropy(of_images, pairs), cross_entropy(of_reports, pairs), hits), (
@@ -113,7 +113,7 @@ def contrast_backward(targets, _, kept, gradients):
   images, reports, pairs, (all_images, all_reports, everyone), of_images, of_reports = kept
   of_images, of_reports = (found.replace(gradient=jnp.where(pairs.valid, gradient, 0.0))
                            for found, gradient in zip((of_images, of_reports), gradients))
-  all_of_images, all_of_reports = partitioning.everywhere((of_images, of_reports))
+  all_of_images, all_of_reports = partitioning.replicate((of_images, of_reports))
   return (pull(images, all_reports, pairs, everyone, of_images, all_of_reports, targets),
           pull(reports, all_images, pairs, everyone, of_reports, all_of_images, targets), None)
 

@@ -20,7 +20,7 @@ import functools
 import re
 
 from mcsam_jax.precompile.flops import flops_of
-from mcsam_jax.precompile.hlo import HBM, Array, Computation, Instruction, Program, parse
+from mcsam_jax.precompile.hlo import Array, Computation, HBM, Instruction, parse, Program
 from mcsam_jax.precompile.loops import trip_count
 
 # Nothing moves: names, views, and what is counted at the start of its pair or where its body stands.

@@ -13,8 +13,8 @@ _SCOPES = (
     ("opt_state", "optimizer"), ("visual_encoder", "visual encoder"), ("memory_bank", "memory bank"),
     ("text_encoder", "text encoder"),
     ("image_head", "alignment"), ("report_head", "alignment"), ("alignment", "alignment"), ("logits", "logits"),
-    ("decoder", "decoder"), ("encoder", "encoder"), ("embed_words", "word embeddings"),
-    ("code_input", "word embeddings"), ("words", "word embeddings"), ("word_places", "word embeddings"),
+    ("decoder", "decoder"), ("encoder", "encoder"), ("embed_tokens", "word embeddings"),
+    ("code_input", "word embeddings"), ("words", "word embeddings"), ("position_embedding", "word embeddings"),
     ("encode", "patches"), ("see", "patches"))
 # (end of the file, function or "", part) of the source, where there is no scope.
 _SOURCES = (
@@ -23,7 +23,7 @@ _SOURCES = (
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/step.py", "align", "alignment"),
     ("models/mcsam.py", "", "patches"), ("training/step.py", "read", "logits"))
 # Who asks the memory.
-_ASKED_BY = (("embed_words", "words"), ("recall_report", "report"), ("encode", "patches"), ("project_memory", "slots"))
+_ASKED_BY = (("embed_tokens", "words"), ("encode_report", "report"), ("encode", "patches"), ("project_memory", "slots"))
 
 
 def part_of(row: Cost, costs: Costs) -> str:

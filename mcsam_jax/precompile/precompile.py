@@ -15,21 +15,21 @@ from ml_collections import ConfigDict
 from input_pipeline.builder.prepare import tokenizer_dir
 from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import load_tokenizer
-from mcsam_jax.precompile.collectives import Transfer, transfers
-from mcsam_jax.decoding.greedy import room_sizes
+from mcsam_jax.decoding.greedy import cache_schedule
+from mcsam_jax.distributed.mesh import check_train_batch, decode_batch_size, mesh_shape
 from mcsam_jax.errors import UserError
 from mcsam_jax.partitioning import MESH_AXES
-from mcsam_jax.precompile.cost import Costs, analyse, total_by
+from mcsam_jax.precompile.collectives import Transfer, transfers
+from mcsam_jax.precompile.cost import analyse, Costs, total_by
 from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of
 from mcsam_jax.precompile.program import lower_decode, lower_train
 from mcsam_jax.precompile.roofline import roofline, utilisation
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.flops import train_flops
-from mcsam_jax.distributed.mesh import check_train_batch, decode_batch_size, mesh_shape
 
 R2GEN_MIMIC_CXR_WORDS = 4347     # of R2Gen's tokenizer on MIMIC-CXR, where no vocabulary is prepared
 R2GEN_MIMIC_CXR_RECORDS = 270790 # of its train split
-LESS_MEMORY = "fewer studies a chip; in training also train.remat=layers or train.accumulate"
+LESS_MEMORY = "fewer studies a chip; in training also train.remat=layers or train.grad_accum_steps"
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -55,7 +55,7 @@ class Compiled:
 
 
 def precompile(config: ConfigDict, topology: Topology, what: str = "train", vocab_size: int | None = None,
-               verbose: bool = False, show=print) -> tuple[dict, Costs]:
+               verbose: bool = False, log=print) -> tuple[dict, Costs]:
   """Compiles the step (`train`) or the search (`decode`) of a config; returns figures for JSON, and its costs.
 
   Args:
@@ -68,13 +68,13 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
     UserError: a field doesn't go with the topology, or the compiler refuses.
   """
   vocab_size, source = (vocab_size, "given") if vocab_size else _vocabulary(config)
-  consensus = what == "decode" and config.decode.search == "consensus"
-  train_reports, their_source = _train_reports(config) if consensus and config.decode.recall_share else (0, "not asked")
+  consensus = what == "decode" and config.decode.search == "mbr"
+  train_reports, their_source = _train_reports(config) if consensus and config.decode.retrieval_weight else (0, "not asked")
   sizes = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
   if what == "train":
     check_train_batch(config, sizes)
   batch = config.train.batch_size if what == "train" else decode_batch_size(config, sizes)
-  show(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
+  log(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
        "minutes for a large model")
   compiled = _compile(config, topology, what, vocab_size, train_reports, verbose)
   trips = [] if what == "train" else stages(config)
@@ -95,8 +95,8 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
 def stages(config: ConfigDict) -> list[int]:
   """Returns how many words each loop of a search writes, one loop a size of its cache, for the longest reports."""
   length, beams = config.tokenizer.max_length, config.decode.beam_size
-  most = length if config.decode.search == "consensus" else length * beams      # draws share no cache
-  sizes = [0, *(min(size, length) for size in room_sizes(length, most))]
+  most = length if config.decode.search == "mbr" else length * beams      # draws share no cache
+  sizes = [0, *(min(size, length) for size in cache_schedule(length, most))]
   return [after - before for before, after in zip(sizes, sizes[1:])]
 
 

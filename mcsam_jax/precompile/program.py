@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_sharding
 from mcsam_jax.findings import FINDINGS
-from mcsam_jax.inference.generate import ReportWriter
+from mcsam_jax.inference.generate import ReportGenerator
+from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.precompile.topology import Topology
-from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_sharding
-from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import init_state, make_train_step
+from mcsam_jax.training.train_step import init_train_state, make_train_step
 
 
 class _SpecialIds:
@@ -38,11 +38,11 @@ def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int,
                  num_train_reports: int = 0) -> jax.stages.Lowered:
   """Returns the search that writes the reports of `decode.batch_size` studies, lowered for a topology.
 
-  `num_train_reports`: that have a vote, where `decode.recall_share` gives them one.
+  `num_train_reports`: that have a vote, where `decode.retrieval_weight` gives them one.
   """
   mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
-  writer = ReportWriter([model], config, _SpecialIds, mesh, config.decode.search)
+  writer = ReportGenerator([model], config, _SpecialIds, mesh, config.decode.search)
   batch = abstract_batch(config, decode_batch_size(config, mesh.shape), mesh)
   with jax.set_mesh(mesh):
     return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"},
@@ -53,7 +53,7 @@ def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
   """Returns the model, its state as shapes with shardings, and the shardings."""
   encoder = ENCODERS[config.encoder.name]
   model = make_model(config, vocab_size, config.data.image_size // encoder.stride)
-  state = jax.eval_shape(functools.partial(init_state, model, config), _shapes(config, 1))
+  state = jax.eval_shape(functools.partial(init_train_state, model, config), _shapes(config, 1))
   shardings = state_sharding(mesh, state)
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return model, jax.tree.map(place, state, shardings), shardings

@@ -9,8 +9,8 @@ import importlib.util
 import os
 import re
 
-from mcsam_jax.hardware import CHIPS, Chip, chip_of
 from mcsam_jax.errors import UserError
+from mcsam_jax.hardware import Chip, CHIPS, detect_chip
 
 EXAMPLES = "v5e:4x4, v5e:16x16, v4:8x8x16, v5p:4x4x4, v6e:16x16, v4:2x2x1, v5e:2x4"
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}    # one device a chip, as JAX shows it on v4's machines
@@ -76,6 +76,6 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
   except Exception as error:                         # of the C++ runtime, no public type
     raise UserError(f"--topology {name}: {' '.join(str(error).split())[:200]}; try {EXAMPLES}") from error
-  if chip_of(devices[0].device_kind) != chip:
+  if detect_chip(devices[0].device_kind) != chip:
     raise UserError(f"--topology {name}: libtpu gives {devices[0].device_kind} for it; try {EXAMPLES}")
   return Topology(name, slices, tuple(devices), chip)

@@ -13,13 +13,13 @@ import sys
 from etils import epath
 from flax import traverse_util
 
-from mcsam_jax.errors import UserError
 from input_pipeline.wordpiece import read_vocabulary
+from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.errors import UserError
 from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.models.chexbert import expected
-from mcsam_jax.pretrained.import_weights import ImportReport, convert
+from mcsam_jax.pretrained.import_weights import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.checkpoints.weights import save_weights
 
 EMBEDDINGS = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "token_type"}
 PARTS = {"attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -58,7 +58,7 @@ def flax_name(name: str, ndim: int) -> str | None:
   return f"params/bert/layer_{layer[1]}/{PARTS[layer[2]]}/{leaf}" if layer and layer[2] in PARTS else None
 
 
-def import_chexbert(src: str, dst: str, vocabulary: str, show: Callable[[str], None] = print,
+def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], None] = print,
                     sizes: BertSizes = BertSizes()) -> ImportReport:
   """Writes weights and vocabulary of a CheXbert to one .npz, for `eval.chexbert`.
 
@@ -76,18 +76,18 @@ def import_chexbert(src: str, dst: str, vocabulary: str, show: Callable[[str], N
   if len(pieces) != sizes.vocab_size:
     raise UserError(f"{vocabulary} has {len(pieces)} pieces, CheXbert's vocabulary {sizes.vocab_size}: take the "
                     "vocab.txt of bert-base-uncased")
-  tensors = read_state_dict(src, show)
+  tensors = read_state_dict(src, log)
   if not is_chexbert(tensors):
     raise UserError(f"{src}: no CheXbert, it has no linear_heads; for an image encoder leave --chexbert away")
   shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(expected(sizes), sep="/").items()}
   variables, report = convert(tensors, "chexbert", shapes, sys.modules[__name__])
   for line in report.lines():
-    show(line)
+    log(line)
   if not report.fits:
     raise UserError(f"{src}: doesn't fit CheXbert (see the names above); nothing was written")
   save_weights(dst, variables, {
       "architecture": "chexbert", "sizes": dataclasses.asdict(sizes), "vocabulary": pieces,
       "source": epath.Path(src).name, "sha256": hashlib.sha256(epath.Path(src).read_bytes()).hexdigest(),
       "pretraining_data": "CheXbert's"})
-  show(f"wrote {dst}; use it with --config.eval.labeler=chexbert --config.eval.chexbert={dst}")
+  log(f"wrote {dst}; use it with --config.eval.labeler=chexbert --config.eval.chexbert={dst}")
   return report

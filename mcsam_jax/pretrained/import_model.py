@@ -12,19 +12,19 @@ import numpy as np
 
 from input_pipeline.builder.prepare import load_or_build_tokenizer
 from mcsam_jax import config as configs
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.workdir import create_workdir
 from mcsam_jax.errors import UserError
+from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.pretrained import r2gencmn, torch_names
-from mcsam_jax.pretrained.import_weights import ImportReport, convert
+from mcsam_jax.pretrained.import_weights import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import first_state, init_state
-from mcsam_jax.checkpoints.workdir import create_workdir
+from mcsam_jax.training.train_step import create_train_state, init_train_state
 
 
-def import_model(src: str, workdir: str, config: ConfigDict, show: Callable[[str], None] = print) -> ImportReport:
+def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str], None] = print) -> ImportReport:
   """Puts a published R2GenCMN into a new workdir, as the checkpoint of step 0.
 
   The vocabulary is that of the prepared records of `config`: it has to be the one that the checkpoint was trained
@@ -42,13 +42,13 @@ def import_model(src: str, workdir: str, config: ConfigDict, show: Callable[[str
   path = configs.absolute(workdir)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run already; give a new folder")
-  tensors = read_state_dict(src, show)
+  tensors = read_state_dict(src, log)
   if not r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{src}: no R2GenCMN (it has no memory_matrix); for an image encoder leave --config away")
   tokenizer = load_or_build_tokenizer(config)
   variables, report = convert(tensors, "r2gencmn", expected_shapes(config, tokenizer.vocab_size), r2gencmn)
   for line in report.lines():
-    show(line)
+    log(line)
   if not report.fits:
     raise UserError(f"{src}: doesn't fit the config (see the names above): check model.*, memory.*, encoder.name, and "
                     f"that the {tokenizer.vocab_size} words of {config.data.data_dir} are the checkpoint's; nothing "
@@ -62,15 +62,15 @@ def import_model(src: str, workdir: str, config: ConfigDict, show: Callable[[str
       "pretraining_data": "that of the R2GenCMN checkpoint"})
   config = config.copy_and_resolve_references()
   config.encoder.weights = str(path / "encoder.npz")
-  work = create_workdir(str(path), config, show)
+  work = create_workdir(str(path), config, log)
   if config.encoder.frozen:
     del params["visual_encoder"]
   params = jax.tree.map(jnp.asarray, params)
   batch_stats = {} if config.encoder.frozen else {"visual_encoder": stats}
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric)
-  checkpoints.save(0, first_state(config, params, batch_stats), {})
+  checkpoints.save(0, create_train_state(config, params, batch_stats), {})
   checkpoints.close()
-  show(f"made {workdir}; next: mcsam evaluate --workdir {workdir}, or mcsam train to go on")
+  log(f"made {workdir}; next: mcsam evaluate --workdir {workdir}, or mcsam train to go on")
   return report
 
 
@@ -83,7 +83,7 @@ def expected_shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int,
     seen = {"features": np.zeros((1, views, grid * grid, ENCODERS[config.encoder.name].channels), np.float16)}
   batch = {**seen, "view_mask": np.ones((1, views), bool), "view_ids": np.zeros((1, views), np.int32),
            "tokens": np.zeros((1, length + 1), np.int32)}
-  state = jax.eval_shape(lambda: init_state(make_model(config, vocab_size, grid), config, batch))
+  state = jax.eval_shape(lambda: init_train_state(make_model(config, vocab_size, grid), config, batch))
   own = traverse_util.flatten_dict({name: tree for name, tree in state.params.items() if name != "visual_encoder"},
                                    sep="/")
   shapes = {f"params/{name}": leaf.shape for name, leaf in own.items()}

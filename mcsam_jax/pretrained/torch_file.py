@@ -38,11 +38,11 @@ SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 NESTS = ("state_dict", "model_state_dict", "model")     # keys under which training scripts keep the state dict
 
 
-def read_state_dict(path: str, show: Callable[[str], None] = lambda line: None) -> dict[str, np.ndarray]:
+def read_state_dict(path: str, log: Callable[[str], None] = lambda line: None) -> dict[str, np.ndarray]:
   """Returns the tensors of a checkpoint by their names in its state dict.
 
   A state dict below a key of `NESTS` is found; a leading `module.` of every name, the trace
-  of a parallel wrapper, is dropped. `show` receives a line for what stands beside the tensors and is none.
+  of a parallel wrapper, is dropped. `log` receives a line for what stands beside the tensors and is none.
 
   Raises:
     UserError: no such file, cut short, no PyTorch checkpoint, holds no tensors, or needs other code.
@@ -71,7 +71,7 @@ def read_state_dict(path: str, show: Callable[[str], None] = lambda line: None) 
                     f"{', '.join(NESTS)}")
   for name, _ in entries:
     if name not in tensors:
-      show(f"left out    {name}: no tensor")
+      log(f"left out    {name}: no tensor")
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
   return tensors

@@ -36,7 +36,7 @@ def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -
   def one_view(view: jax.Array, image: jax.Array, record: jax.Array, epoch: jax.Array) -> jax.Array:
     key = functools.reduce(jax.random.fold_in, (record, epoch, view), jax.random.key(seed))
     place, light = jax.random.split(key)
-    return relight(light, crop_and_turn(place, image[..., 0].astype(jnp.float32)))[..., None]
+    return jitter_brightness_contrast(light, crop_and_turn(place, image[..., 0].astype(jnp.float32)))[..., None]
 
   over_views = jax.vmap(one_view, (0, 0, None, None))
   return jax.vmap(over_views, (None, 0, 0, 0))(views, images, record, epoch)
@@ -90,7 +90,7 @@ def shear(image: jax.Array, slope: jax.Array, steepest: float) -> jax.Array:
   return (1 - rest) * image[:, :-1] + rest * image[:, 1:]                            # [S, S]
 
 
-def relight(key: jax.Array, image: jax.Array) -> jax.Array:
+def jitter_brightness_contrast(key: jax.Array, image: jax.Array) -> jax.Array:
   """Returns an image [S, S], 0 to 255, with random brightness and contrast; a black one stays black."""
   brightness, contrast = jax.random.uniform(key, (2,), minval=-1)
   mean = image.mean()

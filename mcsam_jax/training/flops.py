@@ -13,9 +13,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from mcsam_jax.models.visual_encoders.efficientnet import STAGES, EfficientNetLite
-from mcsam_jax.models.visual_encoders.resnet import Bottleneck
+from mcsam_jax.models.visual_encoders.efficientnet import EfficientNetLite, STAGES
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.resnet import Bottleneck
 
 IMAGE_ENCODER, FIRST_CONVOLUTION, PATCHES = "image encoder", "first convolution", "patches"
 UNUSED_SLOTS = "unused slots"     # the products with the values of slots that no query kept: done, not needed
@@ -43,7 +43,7 @@ def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[
   model, memory, info = config.model, config.memory, ENCODERS[config.encoder.name]
   width, words, images = model.width, config.tokenizer.max_length, batch_size * config.data.num_views
   patches = config.data.num_views * (config.data.image_size // info.stride) ** 2
-  prompts = model.num_prompts if model.use_prompts else 0
+  prompts = model.num_memory_tokens if model.use_memory_tokens else 0
   parts = {}
   if not config.encoder.frozen:
     convolutions = encoder_flops(config.encoder.name, config.data.image_size)

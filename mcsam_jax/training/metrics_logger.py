@@ -15,11 +15,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.training import nonfinite
 from mcsam_jax.training.optimizer import learning_rate
 from mcsam_jax.training.profiler import Profiler
 from mcsam_jax.training.throughput import Progress
-from mcsam_jax.distributed.watchdog import Watchdog
 
 IN_FLIGHT = 2                     # steps given to the devices whose results weren't looked at: one runs, one waits
 SPEED = "speed"                   # of the figures that Progress gives
@@ -40,7 +40,7 @@ class Watch:
     self._rates = learning_rates(config, first_step)
     self._profiler = None
     if jax.process_index() == 0:
-      self._profiler = Profiler(workdir, config, first_step, progress.show, self._look_at_all)
+      self._profiler = Profiler(workdir, config, first_step, progress.log, self._look_at_all)
 
   def steps(self, batches: Iterable) -> Iterator[tuple[int, dict]]:
     """Yields the number of each step with its batch."""

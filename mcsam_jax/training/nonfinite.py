@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.shuffle import record_order
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
-from mcsam_jax.atomic_io import write_whole
 
 CHECKED = ("loss", "gradient_norm")     # of every step; every term and every parameter's gradient is in them
 
@@ -45,7 +45,7 @@ def report(workdir: epath.Path, config: ConfigDict, step: int, metrics: Mapping[
   path = workdir / f"nonfinite-{step}.json"
   records, epochs = record_order(config.seed, step - 1, config.train.batch_size, num_records)
   if jax.process_index() == 0:
-    write_whole(path, json.dumps({
+    atomic_write(path, json.dumps({
         "step": step, "metrics": {name: str(value) for name, value in metrics.items()}, "split": "train",
         "record": records.tolist(), "epoch": epochs.tolist(),
         "look_up": "input_pipeline.splits.open_split(mcsam_jax.config.read_config(WORKDIR / 'config.json'), 'train')"

@@ -32,12 +32,12 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(fields.clip_norm), parts) if fields.clip_norm else parts
 
 
-def average_decay(config: ConfigDict, step: jax.Array) -> jax.Array:
+def ema_decay(config: ConfigDict, step: jax.Array) -> jax.Array:
   """Returns how much of the averaged parameters is kept after step `step` (from 0); little at first.
 
-  (1 + step) / (10 + step), as TensorFlow's ExponentialMovingAverage has it, up to `optimizer.average_decay`.
+  (1 + step) / (10 + step), as TensorFlow's ExponentialMovingAverage has it, up to `optimizer.ema_decay`.
   """
-  return jnp.minimum(config.optimizer.average_decay, (1 + step) / (10 + step))
+  return jnp.minimum(config.optimizer.ema_decay, (1 + step) / (10 + step))
 
 
 def part_of(params: dict) -> dict:

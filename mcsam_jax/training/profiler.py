@@ -22,14 +22,14 @@ DEFAULT = 5                       # steps, where the file is empty
 class Profiler:
   """Profiles whole steps of this process, which is to be the first: its own chips stand for those of all hosts."""
 
-  def __init__(self, workdir: epath.Path, config: ConfigDict, first_step: int, show: Callable[[str], None],
+  def __init__(self, workdir: epath.Path, config: ConfigDict, first_step: int, log: Callable[[str], None],
                settle: Callable[[], None]):
     """Args:
       first_step: done before this start of the run.
       settle: waits until the devices have done what they were given, so that a profile holds whole steps.
     """
     self._request, self._logs = workdir / "profile", workdir / "logs"
-    self._config, self._warm, self._show, self._settle = config, first_step + WARM_UP, show, settle
+    self._config, self._warm, self._show, self._settle = config, first_step + WARM_UP, log, settle
     self._first = self._end = None                         # steps that the running profile holds: after, up to
     self._copied = None                                    # a local folder, where the logs are in a bucket
 

@@ -20,7 +20,7 @@ class Progress:
   over when its step starts doesn't show in it; a profile shows that.
   """
 
-  def __init__(self, config: ConfigDict, step: int, show: Callable[[str], None], num_chips: float, step_flops: float,
+  def __init__(self, config: ConfigDict, step: int, log: Callable[[str], None], num_chips: float, step_flops: float,
                peak_flops: float | None, clock: Callable[[], float] = time.monotonic):
     """Args:
       step: done before this start of the run.
@@ -28,7 +28,7 @@ class Progress:
       step_flops: of the global batch, as `flops.train_flops` counts.
       peak_flops: a second and chip; None: not published for these devices, and no utilisation is given.
     """
-    self.config, self.show, self.clock = config, show, clock
+    self.config, self.log, self.clock = config, log, clock
     self.num_chips, self.step_flops, self.peak_flops = num_chips, step_flops, peak_flops
     self.restart_clock(step)
 
@@ -63,7 +63,7 @@ class Progress:
       if figures["input_wait_share"] >= WORTH_A_WORD:
         words.append(f"waiting for input {figures['input_wait_share']:.0%}")
       words.append(f"{seconds * (self.config.train.num_steps - step) / 60:.1f} min left")
-    self.show("  ".join(words))
+    self.log("  ".join(words))
     self.restart_clock(step)
     return figures
 

@@ -16,25 +16,25 @@ import numpy as np
 
 from input_pipeline.pipeline import make_batch, train_batches
 from input_pipeline.token_table import load_or_build
-from mcsam_jax.hardware import chip_of
+from mcsam_jax.checkpoints.checkpoint import abstract, Checkpoints
+from mcsam_jax.checkpoints.workdir import acquire_lock, create_workdir, Workdir
 from mcsam_jax.config import absolute
-from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.distributed import multihost
-from mcsam_jax.inference.feature_cache import features_for_all
-from mcsam_jax.checkpoints.checkpoint import Checkpoints, abstract
-from mcsam_jax.training.flops import train_flops
-from mcsam_jax.distributed.preemption import STEPS_AHEAD, Stop
-from mcsam_jax.training.throughput import Progress
 from mcsam_jax.distributed.mesh import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
-from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import init_state, make_term_norms, make_train_step
-from mcsam_jax.training.validation import Validation, check_best_metric
-from mcsam_jax.training.metrics_logger import Watch, logged
+from mcsam_jax.distributed.preemption import PreemptionGuard, STEPS_AHEAD
 from mcsam_jax.distributed.watchdog import Watchdog
-from mcsam_jax.checkpoints.workdir import Workdir, claim, create_workdir
+from mcsam_jax.errors import Preempted, UserError
+from mcsam_jax.hardware import detect_chip
+from mcsam_jax.inference.feature_cache import features_for_all
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.flops import train_flops
+from mcsam_jax.training.metrics_logger import logged, Watch
+from mcsam_jax.training.throughput import Progress
+from mcsam_jax.training.train_step import init_train_state, make_term_norms, make_train_step
+from mcsam_jax.training.validation import check_best_metric, Validation
 
 
-def train(config: ConfigDict, workdir: str, show=print) -> None:
+def train(config: ConfigDict, workdir: str, log=print) -> None:
   """Trains a model in `workdir`, from its latest checkpoint where there is one. All hosts call it.
 
   Raises:
@@ -43,42 +43,42 @@ def train(config: ConfigDict, workdir: str, show=print) -> None:
     Preempted: SIGTERM or Ctrl-C on any host; the last step done is saved.
   """
   with contextlib.ExitStack() as on_exit:
-    watchdog = on_exit.enter_context(Watchdog(config.train.hang_minutes))
-    show = watchdog.heard(multihost.only_first(show))
+    watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
+    log = watchdog.heard(multihost.log_on_host0(log))
     mesh = make_mesh(config)
     check_train_batch(config, mesh.shape)
     check_best_metric(config)
-    show(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
+    log(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
          f"mesh {dict(mesh.shape)}; {config.train.batch_size} studies a step, "
          f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} on each device")
-    stop = on_exit.enter_context(Stop())
+    stop = on_exit.enter_context(PreemptionGuard())
     with watchdog.while_first_works():
-      work = multihost.first_then_others(lambda: open_or_create(workdir, config, show), within=stop.at_once)
-    on_exit.enter_context(multihost.on_first_host(lambda: claim(work.path, show)) or contextlib.nullcontext())
-    run(work, mesh, stop, watchdog, on_exit, show)
+      work = multihost.host0_then_others(lambda: open_or_create(workdir, config, log), within=stop.immediate)
+    on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
+    run(work, mesh, stop, watchdog, on_exit, log)
 
 
-def open_or_create(workdir: str, config: ConfigDict, show) -> Workdir:
+def open_or_create(workdir: str, config: ConfigDict, log) -> Workdir:
   """Returns the workdir; host 0 makes it."""
   if jax.process_index() > 0 and not (absolute(workdir) / "config.json").exists():
     raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 made: it must be on a disk that "
                     "all hosts share, or in a bucket (gs://)")
-  return create_workdir(workdir, config, show)
+  return create_workdir(workdir, config, log)
 
 
-def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, on_exit: contextlib.ExitStack,
-        show) -> None:
+def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog: Watchdog, on_exit: contextlib.ExitStack,
+        log) -> None:
   """Trains in an open workdir that no other run has claimed."""
   # Data, memory, pretrained encoder.
   config = work.config
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
-  show(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
+  log(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
   with watchdog.while_first_works():
     for split in (train_split, val_split):                # a pass over all records the first time
-      multihost.first_then_others(lambda: load_or_build(split, tokenizer, show), within=stop.at_once)
-  train_reports = train_split.read_reports(show) if config.train.eval_search == "consensus" else ()
-  train_features, val_features = (features_for_all(work, split, stop, watchdog, show)
+      multihost.host0_then_others(lambda: load_or_build(split, tokenizer, log), within=stop.immediate)
+  train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
+  train_features, val_features = (features_for_all(work, split, stop, watchdog, log)
                                   for split in (train_split, val_split))
 
   # Model and state, initialised under jit straight into their sharding. From here on all hosts compute together.
@@ -86,54 +86,54 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
   model = make_model(config, tokenizer.vocab_size, work.grid)
   sample = make_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
                       train_features)
-  start = functools.partial(init_state, model, config, sample)
+  start = functools.partial(init_train_state, model, config, sample)
   shardings = state_sharding(mesh, jax.eval_shape(start))
   state = jax.jit(start, out_shardings=shardings)()
   state = with_pretrained(state, work, shardings)
-  show(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
+  log(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
 
   # Go on where the last run stopped.
   checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
   on_exit.callback(checkpoints.wait)                      # what is being written is written, whatever ends the run
   place = lambda step: {"examples": step * config.train.batch_size, "seed": config.seed, "records": len(train_split)}
-  saved = checkpoints.restore_latest(abstract(jax.eval_shape(start), shardings), show)
+  saved = checkpoints.restore_latest(abstract(jax.eval_shape(start), shardings), log)
   if saved is not None:
     state = saved
-    checkpoints.check_place(int(state.step), place(int(state.step)))
-    show(f"resumed at step {int(state.step)}")
+    checkpoints.check_data_position(int(state.step), place(int(state.step)))
+    log(f"resumed at step {int(state.step)}")
   first_step, last = int(state.step), config.train.num_steps
   due = lambda step: step == last or step % config.train.eval_every == 0
   whole = not first_step or not due(first_step) or checkpoints.scores.get(first_step)   # else stopped in a look at val
 
   if first_step >= last and whole:
-    show(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
+    log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
     return checkpoints.close()
 
   # Steps, compiled at their first call.
   train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
                        out_shardings=(shardings, replicated(mesh)))
   term_norms = make_term_norms(model, config, eos_id, replicated(mesh))
-  look_at_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
+  evaluate_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
 
   # What watches them.
   writer = metric_writers.create_default_writer(work.path / "logs", just_logging=jax.process_index() > 0)
-  chip = chip_of(jax.devices()[0].device_kind)
-  progress = Progress(config, first_step, show, jax.device_count() / (chip.devices if chip else 1),
+  chip = detect_chip(jax.devices()[0].device_kind)
+  progress = Progress(config, first_step, log, jax.device_count() / (chip.devices if chip else 1),
                       train_flops(config, tokenizer.vocab_size), chip.flops if chip else None)
   watch = Watch(config, work.path, first_step, len(train_split), writer, progress, watchdog)
   on_exit.callback(watch.close)
 
   def look_and_save(step: int) -> None:
-    look = look_at_val(state.variables)
+    look = evaluate_val(state.variables)
     look.write(writer, step)
-    show("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in look.scores.items()))
+    log("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in look.scores.items()))
     checkpoints.save(step, state, look.scores, place(step))
 
   # Training.
   batches = train_batches(train_split, tokenizer, config, first_step, last - first_step, train_features,
                           host_rows(mesh, config.train.batch_size))
   done = first_step
-  with stop.after_steps():                                # which lasts until all is saved
+  with stop.deferred():                                # which lasts until all is saved
     try:
       if not whole:
         look_and_save(first_step)
@@ -156,11 +156,11 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: Stop, watchdog: Watchdog, 
         watch.settle()
         checkpoints.save(done, state, {}, place(done))
       checkpoints.close()
-      show(f"stopped at step {done}/{last}, saved; the same command goes on from there")
+      log(f"stopped at step {done}/{last}, saved; the same command goes on from there")
       raise
   watchdog.beat("waiting until the last checkpoint is written")
   checkpoints.close()
-  show(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
+  log(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
 
 
 def with_pretrained(state, work, shardings):

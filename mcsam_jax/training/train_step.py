@@ -16,12 +16,12 @@ import optax
 
 from mcsam_jax import partitioning
 from mcsam_jax.models.initialize import init_variables
-from mcsam_jax.models.inputs import model_inputs, pairs_of, token_mask
+from mcsam_jax.models.inputs import make_contrastive_pairs, model_inputs, token_mask
 from mcsam_jax.models.layers import at_least_float32
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.models.semantic_alignment import Alignment
-from mcsam_jax.training.optimizer import average_decay, make_optimizer
 from mcsam_jax.training.augment import augment
+from mcsam_jax.training.optimizer import ema_decay, make_optimizer
 
 
 @flax.struct.dataclass
@@ -31,7 +31,7 @@ class TrainState:
   params: Any
   batch_stats: Any         # of the visual encoder; {} where its features are cached
   opt_state: Any
-  average: Any             # moving average of params; None where optimizer.average_decay is 0
+  average: Any             # moving average of params; None where optimizer.ema_decay is 0
 
   @property
   def variables(self) -> dict:
@@ -39,17 +39,17 @@ class TrainState:
     return {"params": self.params if self.average is None else self.average, "batch_stats": self.batch_stats}
 
 
-def init_state(model: MCSAM, config: ConfigDict, batch: dict) -> TrainState:
+def init_train_state(model: MCSAM, config: ConfigDict, batch: dict) -> TrainState:
   """Returns the state at step 0; a pure function of config.seed and the shapes of `batch`."""
   variables = init_variables(model, config, batch)
-  return first_state(config, variables["params"], variables.get("batch_stats", {}))
+  return create_train_state(config, variables["params"], variables.get("batch_stats", {}))
 
 
-def first_state(config: ConfigDict, params, batch_stats) -> TrainState:
+def create_train_state(config: ConfigDict, params, batch_stats) -> TrainState:
   """Returns the state of step 0 with these parameters (float32, or float64 to compute in it) and batch statistics."""
   dtype = jnp.promote_types(config.train.compute_dtype, jnp.float32)
   params, batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, batch_stats))
-  average = jax.tree.map(jnp.copy, params) if config.optimizer.average_decay else None
+  average = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
   return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, make_optimizer(config).init(params), average)
 
 
@@ -84,7 +84,7 @@ def read(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, bat
   targets, mask = batch["tokens"][:, 1:], inputs[-1] & batch["valid"][:, None]
   smoothed = token_losses(outputs.logits, targets, config.optimizer.label_smoothing if train else 0.0)
   plain = jax.lax.stop_gradient(token_losses(outputs.logits, targets, 0.0))
-  codes = (outputs.image_code, outputs.report_code) if config.model.use_alignment else None
+  codes = (outputs.image_embedding, outputs.report_embedding) if config.model.use_alignment else None
   return Read(jnp.where(mask, smoothed, 0).sum() / count, jnp.where(mask, plain, 0).sum() / count, codes,
               updated.get("batch_stats", {}))
 
@@ -98,10 +98,10 @@ def align(model: MCSAM, config: ConfigDict, eos_id: int, params, codes, batch: d
   """Returns the alignment of the image and report codes, both [B, D], of a whole batch; None without."""
   if codes is None:
     return None
-  return model.apply({"params": params}, *codes, pairs_of(batch, token_mask(batch["tokens"], eos_id)), method="align")
+  return model.apply({"params": params}, *codes, make_contrastive_pairs(batch, token_mask(batch["tokens"], eos_id)), method="align")
 
 
-def metrics_of(token_loss: jax.Array, count: jax.Array, aligned: Alignment | None) -> dict:
+def compute_metrics(token_loss: jax.Array, count: jax.Array, aligned: Alignment | None) -> dict:
   metrics = {"token_loss": token_loss, "tokens": count}
   if aligned:
     metrics |= {"align_loss": aligned.loss, "align_accuracy": aligned.accuracy, "temperature": aligned.temperature}
@@ -120,22 +120,22 @@ def loss_gradient(model: MCSAM, config: ConfigDict, eos_id: int, state: "TrainSt
 
   Both terms are means over the whole global batch: of tokens, and of studies.
   """
-  count, params = count_tokens(batch, eos_id), partitioning.gather_parameters(state.params)
-  if config.train.accumulate > 1:
-    gradient, extra = in_turns(model, config, eos_id, params, state.batch_stats, batch, count, rng, weights)
-    return partitioning.split_parameters(gradient), extra
+  count, params = count_tokens(batch, eos_id), partitioning.gather_params(state.params)
+  if config.train.grad_accum_steps > 1:
+    gradient, extra = accumulate_gradient(model, config, eos_id, params, state.batch_stats, batch, count, rng, weights)
+    return partitioning.shard_params(gradient), extra
 
   def total(params):
     found = read(model, config, eos_id, params, state.batch_stats, batch, count, rng)
     aligned = align(model, config, eos_id, params, found.codes, batch)
     loss = weights.token * found.token_loss + (weights.align * aligned.loss if aligned else 0.0)
-    return loss, (metrics_of(found.plain_token_loss, count, aligned), found.batch_stats)
+    return loss, (compute_metrics(found.plain_token_loss, count, aligned), found.batch_stats)
 
   (loss, extra), gradient = jax.value_and_grad(total, has_aux=True)(params)
-  return partitioning.split_parameters(gradient), (loss, *extra)
+  return partitioning.shard_params(gradient), (loss, *extra)
 
 
-def in_turns(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, count: jax.Array, rng,
+def accumulate_gradient(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, count: jax.Array, rng,
              weights: Weights):
   """Returns the same as `loss_gradient`, with the activations of one part of the batch in memory at a time.
 
@@ -143,8 +143,8 @@ def in_turns(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats,
   are computed first, then each part is read again with the gradient of its own codes (GradCache: Gao et al., RepL4NLP
   2021). It is the gradient of the whole batch, up to rounding; dropout draws per part.
   """
-  parts = split_in_turns(batch, config.train.accumulate)
-  rngs = jax.random.split(rng, config.train.accumulate)
+  parts = split_in_turns(batch, config.train.grad_accum_steps)
+  rngs = jax.random.split(rng, config.train.grad_accum_steps)
 
   def read_part(params, part, rng):
     return read(model, config, eos_id, params, batch_stats, part, count, rng)
@@ -174,7 +174,7 @@ def in_turns(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats,
 
   zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
   (gradient, loss, plain), _ = jax.lax.scan(turn, (gradient, zero + loss, zero), (parts, rngs, of_codes))
-  return gradient, (loss, metrics_of(plain, count, aligned), batch_stats)
+  return gradient, (loss, compute_metrics(plain, count, aligned), batch_stats)
 
 
 def split_in_turns(tree, turns: int):
@@ -205,7 +205,7 @@ def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int):
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-      average = optax.incremental_update(params, average, 1 - average_decay(config, state.step))
+      average = optax.incremental_update(params, average, 1 - ema_decay(config, state.step))
     return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
   return train_step

@@ -15,17 +15,17 @@ from ml_collections import ConfigDict
 import numpy as np
 import PIL.Image
 
-from input_pipeline.pipeline import Split, eval_batches
+from input_pipeline.pipeline import eval_batches, Split
+from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, on_mesh, replicated
+from mcsam_jax.distributed.preemption import PreemptionGuard, STEPS_AHEAD
+from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
-from mcsam_jax.inference.generate import ReportWriter, Written
+from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.labelers.registry import drawn_labels, make_labeler
 from mcsam_jax.metrics.clinical_f1 import label_scores
 from mcsam_jax.metrics.nlg import nlg_scores
 from mcsam_jax.metrics.protocols import apply_protocol
-from mcsam_jax.distributed.preemption import STEPS_AHEAD, Stop
-from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, on_mesh, replicated
 from mcsam_jax.training.train_step import make_eval_step
-from mcsam_jax.distributed.watchdog import Watchdog
 
 METRICS = ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")     # METEOR takes a Java that a pod's host may lack
 NUM_SAMPLES = 4                                        # studies that TensorBoard shows
@@ -38,7 +38,7 @@ def check_best_metric(config: ConfigDict) -> None:
                     "read: set another labeler, or train.best_metric=CIDEr")
 
 
-class Look(NamedTuple):
+class EvalResult(NamedTuple):
   """What one look at val found."""
   scores: dict[str, float]          # token_loss, METRICS, distinct_reports; micro_F1, macro_F1, CIDEr_macro_F1 with labels
   texts: dict[str, str]             # Markdown, by TensorBoard's tag
@@ -56,14 +56,14 @@ class Validation:
   """Looks at val, compiled once. All hosts call it."""
 
   def __init__(self, model, config: ConfigDict, tokenizer, mesh: jax.sharding.Mesh, split: Split,
-               features: np.ndarray | None, train_reports: Sequence[str], stop: Stop, watchdog: Watchdog):
+               features: np.ndarray | None, train_reports: Sequence[str], stop: PreemptionGuard, watchdog: Watchdog):
     self.config, self.tokenizer, self.mesh, self.split, self.features = config, tokenizer, mesh, split, features
     self.stop, self.watchdog = stop, watchdog
     self.eval_step = jax.jit(make_eval_step(model, config, tokenizer.eos_id), out_shardings=replicated(mesh))
-    self.write = ReportWriter([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
+    self.write = ReportGenerator([model], config, tokenizer, mesh, config.train.eval_search, train_reports)
     self.labeler = make_labeler(config, mesh)
 
-  def __call__(self, variables: dict) -> Look:
+  def __call__(self, variables: dict) -> EvalResult:
     """Returns what is found with these variables.
 
     Raises:
@@ -94,9 +94,9 @@ class Validation:
       texts["reports"] = "\n\n---\n\n".join(sample_text(self.split, report) for report in samples(written))
       images = {f"images_{place}": views_of(self.split[report.record])
                 for place, report in enumerate(samples(written), 1)}
-    return Look(scores, texts, images)
+    return EvalResult(scores, texts, images)
 
-  def reference_labels(self, written: Sequence[Written]) -> list[Mapping[str, str]]:
+  def reference_labels(self, written: Sequence[GeneratedReport]) -> list[Mapping[str, str]]:
     """Returns the labels of the studies: those of their records where these count, else what is read from reports."""
     drawn = drawn_labels(self.labeler, self.config, self.split)
     if drawn is not None:
@@ -111,13 +111,13 @@ class Validation:
     return self.watchdog.each(batches, phase)
 
 
-def samples(written: Sequence[Written]) -> list[Written]:
+def samples(written: Sequence[GeneratedReport]) -> list[GeneratedReport]:
   """Returns the same few reports at every look, evenly from all."""
   places = np.linspace(0, len(written) - 1, min(NUM_SAMPLES, len(written))).round().astype(int)
   return [written[place] for place in places]
 
 
-def sample_text(split: Split, report: Written) -> str:
+def sample_text(split: Split, report: GeneratedReport) -> str:
   return (f"**Reference** {split.reports[report.record]}\n\n**Written** {report.text}\n\n"
           f"log-probability {report.log_prob:.1f}")
 

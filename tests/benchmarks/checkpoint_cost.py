@@ -14,8 +14,8 @@ import statistics
 import tempfile
 import time
 
-from mcsam_jax.config import load_config
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.config import load_config
 from mcsam_jax.training.train import train
 
 
@@ -26,13 +26,13 @@ def seconds_of_stretches(config: str, overrides: list[str], every: int, saves: i
             "train.checkpoint_every": 2 * every}
   shown = {}
 
-  def show(line):
+  def log(line):
     if line.startswith("step "):
       shown[int(line.split()[1].split("/")[0])] = time.monotonic()
 
   with tempfile.TemporaryDirectory() as folder:
     train(load_config(config, [*overrides, *(f"--config.{name}={value}" for name, value in fields.items())]),
-          str(pathlib.Path(folder) / "run"), show)
+          str(pathlib.Path(folder) / "run"), log)
     assert Checkpoints(pathlib.Path(folder) / "run", read_only=True).latest() == steps
   ends = [shown[number * every] for number in range(2, 2 * saves + 3)]
   return [end - begin for begin, end in zip(ends, ends[1:])]

@@ -78,8 +78,7 @@ def theirs(path: str, texts, size: int, by_length: bool):
 
 def ours(path: str, texts):
   """Returns a function that reads all texts with JAX and returns logits [n, 14, 4]."""
-  from mcsam_jax.labelers.chexbert import CheXbertReader
-  from mcsam_jax.labelers.chexbert import load_chexbert
+  from mcsam_jax.labelers.chexbert import CheXbertReader, load_chexbert
   variables, pieces, sizes = load_chexbert(path)
   reader = CheXbertReader(variables, pieces, sizes)
   return lambda: reader.logits_of(texts)
@@ -98,13 +97,14 @@ def live(make, arguments, pipe):
 def write_weights(path: str) -> None:
   """Writes PyTorch's weights, with an invented vocabulary, as ours."""
   import torch
+
   from mcsam_jax.pretrained.chexbert import import_chexbert
   state = {f"module.{name}": tensor for name, tensor in make_torch().state_dict().items()}
   with tempfile.TemporaryDirectory() as folder:
     torch.save({"epoch": 1, "model_state_dict": state}, f"{folder}/chexbert.pth")
     with open(f"{folder}/vocab.txt", "w") as file:
       file.write("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(30518))]) + "\n")
-    import_chexbert(f"{folder}/chexbert.pth", path, f"{folder}/vocab.txt", show=lambda line: None)
+    import_chexbert(f"{folder}/chexbert.pth", path, f"{folder}/vocab.txt", log=lambda line: None)
 
 
 def compare(path: str, texts, repeats: int) -> tuple[dict, dict]:

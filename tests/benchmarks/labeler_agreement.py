@@ -40,7 +40,7 @@ READINGS = {                                               # of a study -> the t
     "findings": lambda row: row["findings"],
     "impression": lambda row: row["impression"],
 }
-WHOLE = "findings + impression"
+ALL_ROWS = "findings + impression"
 
 
 def manual(row: dict, finding: str) -> bool:
@@ -55,7 +55,7 @@ def rates(truth: list[bool], stated: list[bool]) -> dict[str, float]:
           "f1": 2 * hits / max(sum(truth) + sum(stated), 1)}
 
 
-def read(rows: list[dict], reading: str = WHOLE, counted=AT_LEAST_UNCERTAIN) -> list[dict[str, bool]]:
+def read(rows: list[dict], reading: str = ALL_ROWS, counted=AT_LEAST_UNCERTAIN) -> list[dict[str, bool]]:
   """Returns for each study which findings its report states."""
   labels = (rules.read_labels(READINGS[reading](row)) for row in rows)
   return [{finding: label in counted for finding, label in report.items()} for report in labels]
@@ -65,8 +65,8 @@ def agreement(rows: list[dict], stated: list[dict[str, bool]]) -> dict[str, dict
   """Returns the rates of each of COLUMNS and CODES, and over COLUMNS together: `micro`."""
   truth = {finding: [manual(row, finding) for row in rows] for finding in (*COLUMNS, *CODES)}
   found = {finding: [report[finding] for report in stated] for finding in truth}
-  together = [sum((values[finding] for finding in COLUMNS), []) for values in (truth, found)]
-  return {finding: rates(truth[finding], found[finding]) for finding in truth} | {"micro": rates(*together)}
+  joint = [sum((values[finding] for finding in COLUMNS), []) for values in (truth, found)]
+  return {finding: rates(truth[finding], found[finding]) for finding in truth} | {"micro": rates(*joint)}
 
 
 def interval(rows: list[dict], stated: list[dict[str, bool]]) -> tuple[float, float]:
@@ -85,7 +85,7 @@ def print_by_certainty(rows: list[dict]):
   total = np.zeros(5, int)
   for finding in COLUMNS:
     coded = np.array([manual(row, finding) for row in rows])
-    plain, stated = (np.array([report[finding] for report in read(rows, WHOLE, counted)])
+    plain, stated = (np.array([report[finding] for report in read(rows, ALL_ROWS, counted)])
                      for counted in (POSITIVE, AT_LEAST_UNCERTAIN))
     counts = [(plain & coded).sum(), (plain & ~coded).sum(), (stated & ~plain & coded).sum(),
               (stated & ~plain & ~coded).sum(), (~stated & coded).sum()]
@@ -119,13 +119,13 @@ def main():
     print(f"| {reading} | " + " | ".join(f"{agreement(rows, read(rows, reading))['micro']['f1']:.3f}"
                                          for rows in splits.values()) + " |")
   for counted, name in ((AT_LEAST_UNCERTAIN, "95 % interval"), (POSITIVE, "95 % interval, uncertain as negative")):
-    print(f"| {WHOLE}: {name} | " + " | ".join(
-        "{:.2f} to {:.2f}".format(*interval(rows, read(rows, WHOLE, counted))) for rows in splits.values()) + " |")
-  print(f"| {WHOLE}, uncertain as negative: precision, recall, F1 | " + " | ".join(
-      "{precision:.3f}, {recall:.3f}, {f1:.3f}".format(**agreement(rows, read(rows, WHOLE, POSITIVE))["micro"])
+    print(f"| {ALL_ROWS}: {name} | " + " | ".join(
+        "{:.2f} to {:.2f}".format(*interval(rows, read(rows, ALL_ROWS, counted))) for rows in splits.values()) + " |")
+  print(f"| {ALL_ROWS}, uncertain as negative: precision, recall, F1 | " + " | ".join(
+      "{precision:.3f}, {recall:.3f}, {f1:.3f}".format(**agreement(rows, read(rows, ALL_ROWS, POSITIVE))["micro"])
       for rows in splits.values()) + " |")
 
-  print(f"\n| micro-F1 over the seven, against the labels read from {WHOLE} | " + " | ".join(splits) + " |")
+  print(f"\n| micro-F1 over the seven, against the labels read from {ALL_ROWS} | " + " | ".join(splits) + " |")
   print("|" + " --- |" * (1 + len(splits)))
   for reading in list(READINGS)[1:]:
     cells = []

@@ -25,13 +25,13 @@ from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from input_pipeline.datasets.phantom.reports import mentions
 from input_pipeline.datasets.records import SPLITS
 from input_pipeline.pipeline import eval_batches
-from mcsam_jax.errors import UserError
-from mcsam_jax.inference.generate import Written
-from mcsam_jax.inference.feature_cache import split_features
-from mcsam_jax.inference.load import load_member
-from mcsam_jax.explain.explanations import explain_reports
-from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.checkpoints.workdir import open_workdir
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.errors import UserError
+from mcsam_jax.explain.explanations import explain_reports
+from mcsam_jax.inference.feature_cache import split_features
+from mcsam_jax.inference.generate import GeneratedReport
+from mcsam_jax.inference.load import load_member
 
 SHARE = 1 / 8                   # of a patch's pixels
 
@@ -60,13 +60,13 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
   split, config = work.split(split_name), work.config
   mesh = make_mesh(config)
   with jax.set_mesh(mesh):
-    member = load_member(work, mesh, split, show=lambda line: None)
+    member = load_member(work, mesh, split, log=lambda line: None)
     path = work.path / "eval" / f"{split_name}-{member.step}.jsonl"
     if not path.exists():
       raise UserError(f"{path} not found: run `mcsam evaluate --workdir {work.path} --split {split_name}` first")
     reports = [json.loads(line)["generated"] for line in path.read_text().splitlines()]
     ids = [work.tokenizer.encode_for_training(report, config.tokenizer.max_length)[1:] for report in reports]
-    written = [Written(record, report, own, 0.0) for record, (report, own) in enumerate(zip(reports, ids))]
+    written = [GeneratedReport(record, report, own, 0.0) for record, (report, own) in enumerate(zip(reports, ids))]
     batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, split_features(work, split))
     whys = explain_reports(member, config, work.tokenizer, mesh, batches, written, work.split("train").reports)
   looked, right = {}, {}

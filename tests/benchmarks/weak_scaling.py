@@ -73,11 +73,12 @@ def measure(args, overrides: list[str]) -> dict[str, list]:
   import jax
   from jax.experimental import multihost_utils
   import numpy as np
+
   from mcsam_jax.distributed import multihost
   multihost.join()
-  alone, together = (make_trainer(args.studies, overrides, devices) for devices in (jax.local_devices(), jax.devices()))
-  trainers = {"one": alone if jax.process_index() == 0 else None, "apart": alone, "two": together}
-  for trainer in (alone, together):
+  alone, joint = (make_trainer(args.studies, overrides, devices) for devices in (jax.local_devices(), jax.devices()))
+  trainers = {"one": alone if jax.process_index() == 0 else None, "apart": alone, "two": joint}
+  for trainer in (alone, joint):
     trainer()                                                       # compiles
   seconds = {arm: [] for arm in ARMS}
   for turn in range(args.turns):
@@ -98,10 +99,11 @@ def make_trainer(studies: int, overrides: list[str], devices):
   """Returns what takes a training step of `studies` a device of `devices`, and waits until it is done."""
   import jax
   import numpy as np
+
   from mcsam_jax.config import load_config
   from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
   from mcsam_jax.models.initialize import make_model
-  from mcsam_jax.training.train_step import init_state, make_train_step
+  from mcsam_jax.training.train_step import init_train_state, make_train_step
   size = studies * len(devices)
   config = load_config("phantom", [*(f"--config.{name}={value}" for name, value in FIELDS.items()),
                                    f"--config.train.batch_size={size}", *overrides])
@@ -115,7 +117,7 @@ def make_trainer(studies: int, overrides: list[str], devices):
   mesh = make_mesh(config, devices)
   with jax.set_mesh(mesh):
     model = make_model(config, VOCABULARY, side // 32)
-    start = lambda: init_state(model, config, {name: array[:1] for name, array in batch.items()})
+    start = lambda: init_train_state(model, config, {name: array[:1] for name, array in batch.items()})
     shardings = state_sharding(mesh, jax.eval_shape(start))
     state = jax.jit(start, out_shardings=shardings)()
     rows = host_rows(mesh, size)

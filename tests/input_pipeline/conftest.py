@@ -54,5 +54,5 @@ def prepared(tmp_path_factory) -> ConfigDict:
   folder = tmp_path_factory.mktemp("prepared")
   write_source(folder / "source")
   config = source_config(folder / "source", folder / "data")
-  prepare(config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
   return config

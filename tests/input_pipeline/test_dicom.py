@@ -12,8 +12,7 @@ import pydicom.data
 from pydicom.encaps import encapsulate
 import pytest
 
-from input_pipeline import dicom
-from input_pipeline import images
+from input_pipeline import dicom, images
 from mcsam_jax.errors import Unreadable
 
 GRADIENT = np.tile(np.arange(120) * 20, (80, 1))    # 80 rows, 120 columns, 0 .. 2380

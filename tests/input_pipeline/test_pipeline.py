@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline import images, pipeline
-from input_pipeline import shuffle
+from input_pipeline import images, pipeline, shuffle
 from input_pipeline.builder.prepare import load_or_build_tokenizer
 
 NUM_TRAIN = 11
@@ -89,7 +88,7 @@ def test_evaluation_covers_each_record_once(prepared, train, tokenizer, batch_si
 
 def ids_of(split, batches):
   """Returns a digest of the study ids of some batches."""
-  names = [[split.without_images[record]["study_id"] for record in batch["record"]] for batch in batches]
+  names = [[split.metadata[record]["study_id"] for record in batch["record"]] for batch in batches]
   return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 

@@ -9,8 +9,7 @@ import pydicom
 import pytest
 
 from configs import phantom
-from input_pipeline import images
-from input_pipeline import user_images
+from input_pipeline import images, user_images
 
 FILM = np.random.default_rng(0).gamma(2, 30, (80, 64)).clip(0, 255).astype(np.uint8)
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 3, (80, 1))
@@ -66,7 +65,7 @@ def tree(tmp_path):
 
 def test_studies_of_folders(tree):
   found = user_images.find([str(tree)])
-  assert not found.refused and found.passed_over == 2
+  assert not found.refused and found.skipped == 2
   assert shape_of(found, tree) == [["case/0.png", "case/1.png"], ["cd/IM1", "cd/more/IM2"], ["cd/IM3"],
                                    ["many/ann_lateral.png", "many/ann_pa.png"], ["many/bob.jpg"], ["many/dan.tif"],
                                    ["many/eve.png"]]

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from input_pipeline.wordpiece import read_vocabulary, WordPiece, words
 from mcsam_jax.errors import UserError
-from input_pipeline.wordpiece import WordPiece, read_vocabulary, words
 
 PIECES = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
           *"the lung ##s lungs are cl ##ear . , < > un ##k e ##f ##fus ##ion x ##x / $ 1 2 ##2 cm 中 s i ß ##i ##c".split()]

@@ -76,6 +76,6 @@ def test_a_field_that_an_older_workdir_lacks_takes_its_default(tmp_path):
   config = configs.load_config("phantom")
   configs.save_config(config, tmp_path / "config.json")
   stored = json.loads((tmp_path / "config.json").read_text())
-  del stored["eval"]["page"], stored["data"]["mimic_cxr"], stored["prepare"]
+  del stored["eval"]["html_report"], stored["data"]["mimic_cxr"], stored["prepare"]
   (tmp_path / "config.json").write_text(json.dumps(stored))
   assert configs.read_config(tmp_path / "config.json").to_dict() == config.to_dict()

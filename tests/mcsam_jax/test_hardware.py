@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcsam_jax.hardware import CHIPS, chip_of
+from mcsam_jax.hardware import CHIPS, detect_chip
 
 
 @pytest.mark.parametrize("kind, name", [
@@ -11,12 +11,12 @@ from mcsam_jax.hardware import CHIPS, chip_of
     ("NVIDIA A100-SXM4-40GB", "A100-40GB"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
     ("NVIDIA A100 80GB PCIe", "A100-80GB"), ("NVIDIA H100 80GB HBM3", "H100-SXM"), ("NVIDIA H100 PCIe", "H100-PCIe")])
 def test_the_names_of_jax_find_their_chip(kind, name):
-  assert chip_of(kind) is CHIPS[name]
+  assert detect_chip(kind) is CHIPS[name]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v2", "TPU v4 lite", "Tesla T4"])
 def test_what_is_not_in_the_table_is_none(kind):
-  assert chip_of(kind) is None
+  assert detect_chip(kind) is None
 
 
 def test_figures_are_of_one_unit():

@@ -17,8 +17,8 @@ import numpy as np
 import PIL.Image
 import pydicom
 
-from mcsam_jax.findings import FINDINGS
 from input_pipeline.datasets.phantom.dataset import make_record
+from mcsam_jax.findings import FINDINGS
 
 SPLIT_HEADER = ("dicom_id", "study_id", "subject_id", "split")
 METADATA_HEADER = ("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows",

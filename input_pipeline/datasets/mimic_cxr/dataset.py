@@ -30,9 +30,9 @@ from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
 from input_pipeline import images
-from input_pipeline.datasets import records, r2gen_json
+from input_pipeline.datasets import r2gen_json, records
 from input_pipeline.datasets.mimic_cxr import sections, tables
-from input_pipeline.datasets.mimic_cxr.reports import Reports, find_reports, locate_reports
+from input_pipeline.datasets.mimic_cxr.reports import find_reports, locate_reports, Reports
 from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
 
@@ -93,7 +93,7 @@ class MimicCxr(records.RecordBuilder):
     text = self._reports.read(_folder_of(entry))
     found = sections.read_report(text, f"s{entry['study']}")
     if not found["findings"] and not found["impression"]:
-      raise records.Left("neither findings nor impression")
+      raise records.SkipRecord("neither findings nor impression")
     return found
 
   @functools.cached_property

@@ -14,8 +14,8 @@ import zlib
 
 from etils import epath
 
-from mcsam_jax.findings import FINDINGS
 from mcsam_jax.errors import UserError
+from mcsam_jax.findings import FINDINGS
 
 SPLIT, METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 LABELS = {"chexpert": "mimic-cxr-2.0.0-chexpert.csv", "negbio": "mimic-cxr-2.0.0-negbio.csv"}

@@ -15,10 +15,10 @@ from PIL import Image
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import records
-from input_pipeline.datasets.records import SPLITS
 from input_pipeline.datasets.phantom.anatomy import draw_study
 from input_pipeline.datasets.phantom.film import SIZE
 from input_pipeline.datasets.phantom.reports import read_labels, write_report
+from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
 
 JPEG_QUALITY = 90

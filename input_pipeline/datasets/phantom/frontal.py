@@ -10,8 +10,20 @@ import math
 import numpy as np
 
 from input_pipeline.datasets.phantom.film import (
-    SIZE, X, Y, Pen, arc, blob, branch, bump, circle_arc, cloud, expose, ramp)
-from input_pipeline.datasets.phantom.patient import SIDES, Finding, Patient
+  arc,
+  blob,
+  branch,
+  bump,
+  circle_arc,
+  cloud,
+  expose,
+  Pen,
+  ramp,
+  SIZE,
+  X,
+  Y,
+)
+from input_pipeline.datasets.phantom.patient import Finding, Patient, SIDES
 
 SIGN = {"right": -1, "left": 1}              # of a side, along the columns
 MILLIMETRE = 1 / 140                         # in units of a thorax's half width

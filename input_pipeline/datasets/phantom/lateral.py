@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 
-from input_pipeline.datasets.phantom.film import (
-    SIZE, X, Y, Pen, arc, blob, branch, circle_arc, cloud, expose, ramp)
+from input_pipeline.datasets.phantom.film import arc, blob, branch, circle_arc, cloud, expose, Pen, ramp, SIZE, X, Y
 from input_pipeline.datasets.phantom.patient import Finding, Patient
 
 MILLIMETRE = 1 / 140                         # in units of a thorax's half width

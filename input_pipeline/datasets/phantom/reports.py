@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS, Finding
+from input_pipeline.datasets.phantom.patient import Finding, PHANTOM_FINDINGS
 from input_pipeline.datasets.records import FINDINGS
 
 COMMONEST_SHARE = 0.6                        # of a statement's first wording; the others share the rest
@@ -206,7 +206,7 @@ def _read_attributes(name: str, sentence: str, term: re.Match) -> Statement:
   """Returns the positive statement of a finding; of several sides or grades the word nearest to it counts."""
   found = {}
   for attribute in STATED[name]:
-    near = [(max(term.start() - match.end(), match.start() - term.end()), value) 
+    near = [(max(term.start() - match.end(), match.start() - term.end()), value)
             for pattern, value in ATTRIBUTES[attribute].items()
             for match in re.finditer(rf"\b(?:{pattern})\b", sentence)]
     found[attribute] = min(near)[1] if near else ""

@@ -108,11 +108,11 @@ def test_only_what_is_missing_is_written(tmp_path, monkeypatch):
   monkeypatch.setattr(build, "SHARD_SIZE", 5)
   written, write = [], build.write_shard
 
-  def stop_after_three(builder, unfinished, shard, max_faults):
+  def stop_after_three(builder, unfinished, shard, max_corrupt_records):
     if len(written) == 3:
       raise KeyboardInterrupt
     written.append(shard)
-    return write(builder, unfinished, shard, max_faults)
+    return write(builder, unfinished, shard, max_corrupt_records)
 
   monkeypatch.setattr(build, "write_shard", stop_after_three)
   with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_a_build_stopped_at_its_last_step_writes_no_shard_again(tmp_path, monkey
 
 
 def test_a_shard_with_faults_is_tried_again_when_its_file_has_changed(tmp_path, monkeypatch):
-  config = small_config(tmp_path, "--config.prepare.max_faults=1")
+  config = small_config(tmp_path, "--config.prepare.max_corrupt_records=1")
   monkeypatch.setattr(build, "SHARD_SIZE", 5)
   path = next((tmp_path / "source" / "files" / physionet.make_studies(30)[1].folder).glob("*.jpg"))
   whole = path.read_bytes()
@@ -173,7 +173,7 @@ def test_a_shard_with_faults_is_tried_again_when_its_file_has_changed(tmp_path, 
 
 
 def test_faults_of_an_earlier_start_count(tmp_path, monkeypatch):
-  config = small_config(tmp_path, "--config.prepare.max_faults=1")
+  config = small_config(tmp_path, "--config.prepare.max_corrupt_records=1")
   monkeypatch.setattr(build, "SHARD_SIZE", 5)
   for number in (1, 25):                                    # of shards 0 and 4 of train
     for path in (tmp_path / "source" / "files" / physionet.make_studies(30)[number].folder).glob("*.jpg"):
@@ -190,7 +190,7 @@ def test_faults_of_an_earlier_start_count(tmp_path, monkeypatch):
     patched.setattr(build, "write_shard", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
       build.build(config, lambda line: None)
-  with pytest.raises(UserError, match="2 such are more than prepare.max_faults=1"):
+  with pytest.raises(UserError, match="2 such are more than prepare.max_corrupt_records=1"):
     build.build(config, lambda line: None)
 
 

@@ -8,9 +8,8 @@ import types
 
 import pytest
 
-from input_pipeline import datasets, splits
+from input_pipeline import datasets, splits, token_table
 from input_pipeline.builder import prepare as preparing
-from input_pipeline import token_table
 from mcsam_jax.errors import UserError
 
 
@@ -21,7 +20,7 @@ def files_of(config, split):
 def test_summary_and_records(source):
   folder, config = source
   lines = []
-  summary = preparing.prepare(config, show=lines.append)
+  summary = preparing.prepare(config, log=lines.append)
   assert {name: row["studies"] for name, row in summary.items()} == {"train": 11, "val": 3, "test": 5}
   assert summary["train"]["images"] == 1 + 2 * 10 and summary["train"]["distinct_reports"] == 11
   assert summary["train"]["mean_words"] == 9           # the lungs are clear . size is N .
@@ -36,24 +35,24 @@ def test_summary_and_records(source):
 
 def test_second_time_changes_nothing(source):
   _, config = source
-  summary = preparing.prepare(config, show=lambda line: None)
+  summary = preparing.prepare(config, log=lambda line: None)
   folder = pathlib.Path(preparing.dataset_dir(config))
   stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-  assert preparing.prepare(config, show=lambda line: None) == summary
+  assert preparing.prepare(config, log=lambda line: None) == summary
   assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
 
 
 def test_a_cut_summary_is_made_again(source):
   _, config = source
-  summary = preparing.prepare(config, show=lambda line: None)
+  summary = preparing.prepare(config, log=lambda line: None)
   path = preparing.tokenizer_dir(config) / "summary.json"
   path.write_text(path.read_text()[:-9])
-  assert preparing.prepare(config, show=lambda line: None) == summary
+  assert preparing.prepare(config, log=lambda line: None) == summary
 
 
 def test_other_settings_live_side_by_side(source):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   folder, tokenizer = preparing.dataset_dir(config), preparing.tokenizer_dir(config)
   config.tokenizer.max_length += 1
   assert preparing.tokenizer_dir(config) == tokenizer
@@ -88,17 +87,17 @@ def test_unknown_names(prepared):
                                   lambda path: path.write_bytes(path.read_bytes()[:-100])])
 def test_missing_and_cut_files_are_named(source, harm):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   harm(files_of(config, "test")[0])
   with pytest.raises(UserError, match="test.array_record.* holds 0 records instead of 5"):
-    preparing.prepare(config, show=lambda line: None)
+    preparing.prepare(config, log=lambda line: None)
   splits.open_split(config, "train")                # the others are as good as before
 
 
 def test_a_file_that_arrayrecord_has_no_way_to_is_not_called_cut(source, monkeypatch):
   """TensorFlow's credentials for a bucket, say, are good, and those that ArrayRecord finds aren't."""
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
 
   class Refused:
     def __init__(self, path, options):
@@ -118,7 +117,7 @@ def test_a_file_that_arrayrecord_has_no_way_to_is_not_called_cut(source, monkeyp
 @pytest.mark.parametrize("harm", [lambda path: path.write_bytes(path.read_bytes()[:200]), lambda path: flip(path)])
 def test_a_damaged_table_is_made_again_and_a_damaged_count_of_words_is_named(source, harm):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   tokenizer = preparing.load_or_build_tokenizer(config)
   ids = token_table.load_or_build(splits.open_split(config, "test"), tokenizer).ids
   kept, = preparing.dataset_dir(config).glob("table-*-test.npz")
@@ -140,7 +139,7 @@ def flip(path):
 
 def test_a_damaged_record_is_named(source):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   path = files_of(config, "test")[0]
   data = path.read_bytes()
   path.write_bytes(data[:5000] + bytes(100) + data[5100:])
@@ -150,13 +149,13 @@ def test_a_damaged_record_is_named(source):
 
 def test_a_few_damaged_records_may_pass_in_training(source):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   path = files_of(config, "train")[0]
   data = path.read_bytes()
   path.write_bytes(data[:5000] + bytes(100) + data[5100:])              # as above
   with pytest.raises(UserError, match="record 2 of split train in .* is damaged"):
     list(splits.open_split(config, "train"))
-  config.train.max_faults = 1
+  config.train.max_corrupt_records = 1
   for _ in range(2):
     read = splits.open_split(config, "train").read([1, 2, 10])
     assert [record["id"] for record in read] == ["train1", "train3", "train10"]
@@ -179,8 +178,8 @@ class Silent:
 
 def test_a_store_that_does_not_answer_is_asked_again_and_damages_nothing(source, monkeypatch):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
-  config.train.max_faults = 1
+  preparing.prepare(config, log=lambda line: None)
+  config.train.max_corrupt_records = 1
   split, pauses = splits.open_split(config, "train"), []
   monkeypatch.setattr(splits.time, "sleep", pauses.append)
   readers = list(split._readers)
@@ -198,7 +197,7 @@ def test_a_store_that_does_not_answer_is_asked_again_and_damages_nothing(source,
 
 def test_a_store_that_does_not_answer_at_first_is_no_missing_file(source, monkeypatch):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
 
   def away(mode):
     raise OSError(errno.ESTALE, "Stale file handle")
@@ -226,7 +225,7 @@ def test_a_long_pass_over_the_records_gives_signs_of_life(prepared, monkeypatch)
 
 def test_damaged_metadata_are_named(source):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   path = preparing.dataset_dir(config) / "dataset_info.json"
   path.write_text(path.read_text()[:-30])
   with pytest.raises(UserError, match="dataset_info.json below .* is damaged"):
@@ -241,14 +240,14 @@ def test_no_space_leaves_nothing_that_passes_for_whole(source, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(builder_class, "record", full)
     with pytest.raises(UserError, match="no space left for .*data_dir"):
-      preparing.prepare(config, show=lambda line: None)
+      preparing.prepare(config, log=lambda line: None)
   assert not preparing.dataset_dir(config).exists()
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
 
 
 def test_no_space_for_the_tokenizer(source, monkeypatch):
   _, config = source
-  preparing.prepare(config, show=lambda line: None)
+  preparing.prepare(config, log=lambda line: None)
   config.tokenizer.threshold = 5
   def full(self, directory):
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from input_pipeline import datasets, splits
-from input_pipeline.datasets import r2gen_json
 from input_pipeline.builder.prepare import prepare
+from input_pipeline.datasets import r2gen_json
 from mcsam_jax.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_faults_come_before_images(source, change, message, monkeypatch):
   rewrite(folder, change)
   monkeypatch.setattr("input_pipeline.images.load_jpeg", lambda *_: pytest.fail("an image was read"))
   with pytest.raises(UserError, match=message) as error:
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
   assert "\n" not in str(error.value) and "annotation.json" in str(error.value)
 
 
@@ -61,7 +61,7 @@ def test_unreadable_annotation(source, content, message):
   if content is not None:
     (folder / "annotation.json").write_text(content)
   with pytest.raises(UserError, match=message):
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
 
 
 @pytest.mark.parametrize("content,message", [
@@ -75,11 +75,11 @@ def test_image_faults_name_the_record_and_nothing_passes_for_whole(source, conte
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(UserError, match=message):
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
   builder = datasets.make_builder(config)
   assert not builder.is_prepared() and not builder.data_path.exists()
   path.write_bytes(whole)
-  prepare(config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
 
 
 def test_a_record_of_mimic_cxr(source):
@@ -90,7 +90,7 @@ def test_a_record_of_mimic_cxr(source):
                                 image_path=["val2_0.jpg", "val2_1.jpg", "val1_1.jpg"])
   rewrite(folder, like_mimic)
   (folder / "images" / "val1_0.jpg").rename(folder / "val1_0.jpg")         # beside the annotation
-  prepare(config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
   _, single, triple = splits.open_split(config, "val")
   assert (single["id"], single["study_id"], single["subject_id"]) == ("val1", "50", "7")
   assert single["views"] == ["other"] and single["dicom_ids"] == ["val1_0"]
@@ -99,7 +99,7 @@ def test_a_record_of_mimic_cxr(source):
 
 def test_records_are_found_without_their_source(source):
   folder, config = source
-  prepare(config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
   (folder / "annotation.json").rename(folder / "elsewhere.json")
   assert len(splits.open_split(config, "train")) == 11
 

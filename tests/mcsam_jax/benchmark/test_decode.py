@@ -26,7 +26,7 @@ def test_figures_as_json(capsys):
 
 
 def test_the_work_of_a_step_by_hand():
-  config = configs.load_config("phantom", [*SMALL, "--config.decode.beam_size=3", "--config.model.num_prompts=2"])
+  config = configs.load_config("phantom", [*SMALL, "--config.decode.beam_size=3", "--config.model.num_memory_tokens=2"])
   work = work_of_a_step(config, 20, 4)                          # 12 rows, room for 5 words and 2 prompts
   assert work["dense layers"] == {"flops": 2 * 12 * 8 * 16 * 16, "bytes": 4 * 8 * 16 * 16}
   assert work["logits"] == {"flops": 2 * 12 * 16 * 20, "bytes": 4 * 16 * 20}

@@ -8,8 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import pytest
 
 from mcsam_jax import config as configs
-from mcsam_jax.precompile.collectives import collectives
 from mcsam_jax.benchmark.decode import encoded_studies, make_network, make_search
+from mcsam_jax.precompile.collectives import collectives
 from mcsam_jax.precompile.hlo import parse
 
 STUDIES_A_CHIP = 8

@@ -12,8 +12,8 @@ import sys
 from etils import epath
 import pytest
 
-from tests.testing.cloud_storage import CloudStorage
 from tests.mcsam_jax.training.test_kill import assert_equal, finished, ROOT, Run
+from tests.testing.cloud_storage import CloudStorage
 
 BUCKET = epath.Path("gs://bucket")
 

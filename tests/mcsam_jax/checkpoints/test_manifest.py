@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.errors import UserError
 from mcsam_jax.checkpoints import manifest
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.retryable import will_pass
+from mcsam_jax.errors import UserError
+from mcsam_jax.retryable import is_retryable
 
 STATE = {"weights": jnp.arange(4096.0), "step": jnp.int32(7)}
 
@@ -111,10 +111,10 @@ def test_scores_can_come_later(tmp_path):
 def test_going_on_at_another_place_in_the_data_is_refused(tmp_path):
   checkpoints = saved(tmp_path, 7)
   place = {"examples": 56, "seed": 0, "records": 5}
-  checkpoints.check_place(7, place)
+  checkpoints.check_data_position(7, place)
   for name in place:
     with pytest.raises(UserError, match=f"saved with {name} {place[name]}, this run has 99"):
-      checkpoints.check_place(7, place | {name: 99})
+      checkpoints.check_data_position(7, place | {name: 99})
 
 
 def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
@@ -165,9 +165,9 @@ def test_what_hinders_a_restore_is_told_as_what_it_is(tmp_path, monkeypatch, ver
       patched.setattr(checkpoints.manager, "restore", fail)
       with pytest.raises(type(error)) as caught:
         restore()
-    assert caught.value is error and will_pass(error) == passes
+    assert caught.value is error and is_retryable(error) == passes
   other = STATE | {"more": jnp.zeros(3)}
   with pytest.raises(UserError, match="holds another model") as caught:
     checkpoints.restore_latest(other, lambda line: None)
   assert ("damaged" in str(caught.value)) != verified and ("files are what was written" in str(caught.value)) == verified
-  assert not will_pass(caught.value) and (tmp_path / "checkpoints" / "7").is_dir()
+  assert not is_retryable(caught.value) and (tmp_path / "checkpoints" / "7").is_dir()

@@ -6,16 +6,16 @@ import os
 from etils import epath
 import pytest
 
-from mcsam_jax.errors import UserError
 from mcsam_jax.checkpoints import workdir
+from mcsam_jax.errors import UserError
 
 
 def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
   path, lines = epath.Path(tmp_path), []
-  with workdir.claim(path, lines.append):
+  with workdir.acquire_lock(path, lines.append):
     with pytest.raises(UserError, match="another run is training in"):
-      workdir.claim(path, lines.append)
-  workdir.claim(path, lines.append).close()
+      workdir.acquire_lock(path, lines.append)
+  workdir.acquire_lock(path, lines.append).close()
   assert not lines
 
 
@@ -25,6 +25,6 @@ def test_a_disk_without_locks_is_used_with_a_line(tmp_path, monkeypatch, number)
     raise OSError(number, os.strerror(number))
   monkeypatch.setattr(workdir.fcntl, "flock", flock)
   lines = []
-  with workdir.claim(epath.Path(tmp_path), lines.append):
+  with workdir.acquire_lock(epath.Path(tmp_path), lines.append):
     assert lines == [f"{tmp_path} can't be locked ({os.strerror(number)}): see to it yourself that no other run trains "
                      "there"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.decoding.beam_search import NO_HYPOTHESIS, BeamResult, beam_search, take_beams
+from mcsam_jax.decoding.beam_search import beam_search, BeamResult, gather_beams, NO_HYPOTHESIS
 from mcsam_jax.decoding.greedy import greedy_search
 
 APART = dict(bos_id=1, eos_id=2, pad_id=0)
@@ -27,14 +27,14 @@ def table_step(tables):
   return step
 
 
-def first_cache():
+def init_cache():
   return {"position": jnp.int32(0), "beams": None}
 
 
 @functools.partial(jax.jit, static_argnames=(
-    "beam_size", "early_stop", "bos_id", "eos_id", "pad_id", "finished", "block_ngrams"))
+    "beam_size", "early_stop", "bos_id", "eos_id", "pad_id", "finished_beams", "no_repeat_ngram_size"))
 def compiled_search(tables, min_length, length_penalty, **arguments):
-  return beam_search(table_step(tables), first_cache(), batch_size=tables.shape[0], max_length=tables.shape[1],
+  return beam_search(table_step(tables), init_cache(), batch_size=tables.shape[0], max_length=tables.shape[1],
                      min_length=min_length, length_penalty=length_penalty, **arguments)
 
 
@@ -45,7 +45,7 @@ def search_tables(tables, min_length=0, length_penalty=0.0, **arguments) -> Beam
 
 @functools.partial(jax.jit, static_argnames=("bos_id", "eos_id", "pad_id"))
 def greedy_tables(tables, min_length=0, **special_ids):
-  return greedy_search(table_step(tables), first_cache(), batch_size=tables.shape[0],
+  return greedy_search(table_step(tables), init_cache(), batch_size=tables.shape[0],
                        max_length=tables.shape[1], min_length=min_length, **special_ids)
 
 
@@ -200,14 +200,14 @@ def test_equals_a_plain_beam_search_on_models_that_remember_everything(special_i
       assert_equal_hypotheses(hypotheses(result, study), expected)
 
 
-@pytest.mark.parametrize("finished", ["refill", "occupy"])
-def test_the_best_of_100_models_by_exhaustive_search(finished):
+@pytest.mark.parametrize("finished_beams", ["separate", "in_place"])
+def test_the_best_of_100_models_by_exhaustive_search(finished_beams):
   """Vocabulary 5, 5 tokens: 3 words, 364 reports in all, of which the beam holds every live one."""
   tables = random_tables(9, 100, 5, 5)
-  result = search_tables(tables, beam_size=128, finished=finished, **APART)
+  result = search_tables(tables, beam_size=128, finished_beams=finished_beams, **APART)
   words = words_of(5, APART)
   reports = [start + (2,) for n in range(5) for start in itertools.product(words, repeat=n)]
-  if finished == "occupy":                                    # what is cut off counts as finished
+  if finished_beams == "in_place":                                    # what is cut off counts as finished
     reports += list(itertools.product(words, repeat=5))
   for study, table in enumerate(tables):
     scored = {report: table_log_prob(table, report, 1) for report in reports}
@@ -217,31 +217,31 @@ def test_the_best_of_100_models_by_exhaustive_search(finished):
     assert log_prob == score == pytest.approx(scored[best], abs=1e-4)
 
 
-@pytest.mark.parametrize("finished", ["refill", "occupy"])
+@pytest.mark.parametrize("finished_beams", ["separate", "in_place"])
 @pytest.mark.parametrize("special_ids", [SHARED, APART])
 @pytest.mark.parametrize("alpha, block, min_length", [(0.0, 0, 0), (0.8, 0, 0), (0.0, 2, 0), (0.0, 1, 3), (-0.5, 2, 3)])
-def test_beam_3_equals_a_plain_beam_search_on_200_models(finished, special_ids, alpha, block, min_length):
+def test_beam_3_equals_a_plain_beam_search_on_200_models(finished_beams, special_ids, alpha, block, min_length):
   tables = random_tables(10, 200, 7, 6)
-  result = search_tables(tables, min_length, alpha, beam_size=3, finished=finished, block_ngrams=block, **special_ids)
+  result = search_tables(tables, min_length, alpha, beam_size=3, finished_beams=finished_beams, no_repeat_ngram_size=block, **special_ids)
   for study, table in enumerate(tables):
     expected = python_beam_search(
         lambda sequence: log_softmax(table[len(sequence), ((special_ids["bos_id"],) + sequence)[-1]]), beam_size=3,
         max_length=7, words=words_of(6, special_ids), eos_id=special_ids["eos_id"], min_length=min_length, alpha=alpha,
-        block=block, occupy=finished == "occupy")
+        block=block, occupy=finished_beams == "in_place")
     found = hypotheses(result, study)
-    if finished == "occupy":                                  # places behind the best may hold reports that ended twice
+    if finished_beams == "in_place":                                  # places behind the best may hold reports that ended twice
       found, expected = ([h for h in some if h[1] > -500] for some in (found, expected))
     assert_equal_hypotheses(found, expected)
     assert not any(repeats_ngram(sequence[:n], block) for sequence, _, _ in found for n in range(len(sequence)))
 
 
-@pytest.mark.parametrize("finished", ["refill", "occupy"])
+@pytest.mark.parametrize("finished_beams", ["separate", "in_place"])
 @pytest.mark.parametrize("special_ids", [SHARED, APART])
-def test_early_stopping_changes_nothing(special_ids, finished):
+def test_early_stopping_changes_nothing(special_ids, finished_beams):
   @functools.partial(jax.jit, static_argnames="early_stop")
   @functools.partial(jax.vmap, in_axes=(0, None, None, None))   # each study stops without its neighbours
   def search(table, min_length, alpha, early_stop):
-    return compiled_search(table[None], min_length, alpha, beam_size=3, early_stop=early_stop, finished=finished,
+    return compiled_search(table[None], min_length, alpha, beam_size=3, early_stop=early_stop, finished_beams=finished_beams,
                            **special_ids)
 
   for seed, scale in enumerate([0.3, 1.0, 3.0]):
@@ -261,7 +261,7 @@ def test_early_stopping_stops_early():
     def step(ids, cache):
       jax.debug.callback(lambda: steps.append(1))
       return table_step(tables)(ids, cache)
-    jax.jit(lambda: beam_search(step, first_cache(), batch_size=2, beam_size=2, max_length=50,
+    jax.jit(lambda: beam_search(step, init_cache(), batch_size=2, beam_size=2, max_length=50,
                                 early_stop=early_stop, **SHARED))()
     jax.effects_barrier()
     return len(steps)
@@ -285,13 +285,13 @@ def test_a_beam_of_one_is_greedy_search(alpha):
 
 def test_a_study_does_not_depend_on_its_neighbours():
   tables = random_tables(5, 30, 7, 6)
-  together = search_tables(tables, beam_size=3, **APART)
+  joint = search_tables(tables, beam_size=3, **APART)
   order = np.random.RandomState(0).permutation(30)
   shuffled = search_tables(tables[order], beam_size=3, **APART)
-  assert_same(shuffled, jax.tree.map(lambda leaf: leaf[order], together))
+  assert_same(shuffled, jax.tree.map(lambda leaf: leaf[order], joint))
   for study in (0, 7):
     alone = search_tables(tables[study:study + 1], beam_size=3, **APART)
-    assert_same(alone, jax.tree.map(lambda leaf: leaf[study:study + 1], together))
+    assert_same(alone, jax.tree.map(lambda leaf: leaf[study:study + 1], joint))
 
 
 @pytest.mark.parametrize("special_ids", [SHARED, APART])
@@ -346,6 +346,6 @@ def test_bfloat16_logits_are_normalised_in_float32():
 
 def test_take_beams_picks_whole_parts():
   keys = jnp.arange(24).reshape(2, 3, 4)
-  taken = take_beams({"keys": keys, "last": keys[..., 0]}, jnp.array([[2, 2, 0], [1, 0, 1]]))
+  taken = gather_beams({"keys": keys, "last": keys[..., 0]}, jnp.array([[2, 2, 0], [1, 0, 1]]))
   np.testing.assert_array_equal(taken["keys"][:, :, 0], [[8, 8, 0], [16, 12, 16]])
   np.testing.assert_array_equal(taken["last"], [[8, 8, 0], [16, 12, 16]])

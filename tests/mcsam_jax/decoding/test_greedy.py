@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.decoding.greedy import greedy_search, next_token_log_probs, room_sizes, without_repeats
+from mcsam_jax.decoding.greedy import ban_repeated_ngrams, cache_schedule, greedy_search, next_token_log_probs
 
 APART = dict(bos_id=1, eos_id=2, pad_id=0)
 
@@ -56,15 +56,15 @@ def test_forbidden_tokens_keep_their_share_of_probability():
 def test_what_would_repeat_is_blocked(size, blocked):
   """After 3 5 4 3 5: 4 would make 5 4 and 3 5 4 stand twice. What lies behind the written tokens doesn't count."""
   ids = jnp.array([[3, 5, 4, 3, 5, 3, 3, 3]])
-  log_probs = without_repeats(jnp.zeros((1, 7)), ids, jnp.int32(5), size)
+  log_probs = ban_repeated_ngrams(jnp.zeros((1, 7)), ids, jnp.int32(5), size)
   assert np.flatnonzero(np.isneginf(log_probs[0])).tolist() == blocked
 
 
 def test_a_cache_grows_to_all_that_beams_can_need():
-  assert room_sizes(100, 100) == [25, 50, 75, 100]                 # one beam, or beams that share nothing
-  assert room_sizes(100, 300) == [41, 66, 91, 116, 232, 300]
-  assert room_sizes(6, 18) == [18] and room_sizes(20, 20) == [20]
+  assert cache_schedule(100, 100) == [25, 50, 75, 100]                 # one beam, or beams that share nothing
+  assert cache_schedule(100, 300) == [41, 66, 91, 116, 232, 300]
+  assert cache_schedule(6, 18) == [18] and cache_schedule(20, 20) == [20]
   for usual in range(1, 130):
     for beams in (1, 2, 5, 128):
-      sizes = room_sizes(usual, usual * beams)
+      sizes = cache_schedule(usual, usual * beams)
       assert sizes[-1] == usual * beams and sorted(set(sizes)) == sizes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.decoding.greedy import greedy_search
-from mcsam_jax.decoding.sampling import drawable, sample_search
+from mcsam_jax.decoding.sampling import filter_logits, sample_search
 
 PAD, BOS, EOS = 0, 1, 2
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(7, 7)) * 2, jnp.float32)   # logits after each token
@@ -18,7 +18,7 @@ def step(words, cache):
   return TABLE[words], cache
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples", "max_length", "top_k", "top_p", "block_ngrams"))
+@functools.partial(jax.jit, static_argnames=("num_samples", "max_length", "top_k", "top_p", "no_repeat_ngram_size"))
 def draw(keys, num_samples=8, max_length=5, temperature=1.0, min_length=0, **cuts):
   return sample_search(step, {}, keys=keys, num_samples=num_samples, max_length=max_length, bos_id=BOS, eos_id=EOS,
                        pad_id=PAD, temperature=temperature, min_length=min_length, **cuts)
@@ -39,13 +39,13 @@ def test_first_words_come_as_often_as_the_model_says(temperature):
 
 def test_top_k_and_top_p_by_hand():
   log_probs = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
-  kept = lambda **cuts: np.isfinite(drawable(log_probs, **{"top_k": 0, "top_p": 1.0} | cuts)).tolist()
+  kept = lambda **cuts: np.isfinite(filter_logits(log_probs, **{"top_k": 0, "top_p": 1.0} | cuts)).tolist()
   assert kept() == [True] * 4
   assert kept(top_k=2) == [False, True, False, True]
   assert kept(top_p=0.39) == kept(top_k=1) == [False, True, False, False]      # never nothing
   assert kept(top_p=0.75) == [False, True, True, True]
   assert kept(top_k=3, top_p=0.75) == [False, True, False, True]               # of .4 .3 .2 of .9: .44 .33
-  np.testing.assert_allclose(drawable(log_probs, 0, 0.75)[1:], log_probs[1:])
+  np.testing.assert_allclose(filter_logits(log_probs, 0, 0.75)[1:], log_probs[1:])
 
 
 def test_cut_draws_come_from_the_likeliest_alone():
@@ -59,16 +59,16 @@ def test_cut_draws_come_from_the_likeliest_alone():
 
 
 def test_no_word_is_drawn_twice_where_that_is_blocked():
-  ids = np.asarray(draw(keys(0, 1), num_samples=100, block_ngrams=1).ids).reshape(-1, 5)
+  ids = np.asarray(draw(keys(0, 1), num_samples=100, no_repeat_ngram_size=1).ids).reshape(-1, 5)
   assert all(len(set(row[row > EOS])) == (row > EOS).sum() for row in ids)
   assert any(len(set(row[row > EOS])) < (row > EOS).sum()
              for row in np.asarray(draw(keys(0, 1), num_samples=100).ids).reshape(-1, 5))
 
 
 def test_a_study_draws_the_same_whatever_stands_beside_it():
-  together, alone = draw(keys(5, 9)), draw(keys(9))
-  np.testing.assert_array_equal(together.ids[1], alone.ids[0])
-  assert (np.asarray(together.ids[0]) != np.asarray(together.ids[1])).any()
+  joint, alone = draw(keys(5, 9)), draw(keys(9))
+  np.testing.assert_array_equal(joint.ids[1], alone.ids[0])
+  assert (np.asarray(joint.ids[0]) != np.asarray(joint.ids[1])).any()
 
 
 def test_cold_draws_are_greedy():

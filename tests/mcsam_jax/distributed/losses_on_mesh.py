@@ -19,10 +19,10 @@ import optax
 B, V, SIZE, T, VOCABULARY, EOS = 16, 2, 32, 8, 40, 2
 FIELDS = {
     "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False, "data.image_size": SIZE,
-    "data.augment": True, "model.width": 32, "model.feedforward_width": 32, "model.num_heads": 4, "model.num_prompts": 2,
+    "data.augment": True, "model.width": 32, "model.feedforward_width": 32, "model.num_heads": 4, "model.num_memory_tokens": 2,
     "model.encoder_layers": 1, "model.decoder_layers": 1, "memory.num_heads": 4, "memory.num_slots": 16,
     "memory.slot_width": 8, "memory.top_k": 4, "tokenizer.max_length": T, "train.batch_size": B,
-    "train.num_steps": 1000, "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": B}
+    "train.num_steps": 1000, "optimizer.warmup_steps": 5, "optimizer.ema_decay": 0.9, "decode.batch_size": B}
 
 
 def made_up_batch(step: int, frozen: bool) -> dict:
@@ -46,14 +46,14 @@ def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
   from mcsam_jax import config as configs
   from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
   from mcsam_jax.models.initialize import make_model
-  from mcsam_jax.training.train_step import init_state, make_train_step
+  from mcsam_jax.training.train_step import init_train_state, make_train_step
   sizes = [int(size) for size in mesh_sizes.split(",")]
   fields = FIELDS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes))
   config = configs.load_config("phantom", [f"--config.{name}={value}" for name, value in fields.items()] + overrides)
   mesh = make_mesh(config, jax.devices()[:math.prod(sizes)][::-1])       # in another order, as on TPU
   with jax.set_mesh(mesh):
     model = make_model(config, VOCABULARY, SIZE // 16)
-    start = lambda: init_state(model, config, made_up_batch(0, config.encoder.frozen))
+    start = lambda: init_train_state(model, config, made_up_batch(0, config.encoder.frozen))
     shardings = state_sharding(mesh, jax.eval_shape(start))
     state = jax.jit(start, out_shardings=shardings)()
     rows = host_rows(mesh, B)

@@ -6,8 +6,8 @@ import urllib.error
 import pytest
 
 from mcsam_jax.config import load_config
+from mcsam_jax.distributed.bucket_access import check_bucket_private, is_public
 from mcsam_jax.errors import UserError
-from mcsam_jax.distributed.bucket_access import is_public, refuse_public
 
 CLOSED = (401, "")
 UNSURE = (200, '{"kind": "storage#testIamPermissionsResponse"}')
@@ -59,7 +59,7 @@ def test_no_answer_is_no_yes():
 
 
 def refuse(storage, *overrides, workdir="runs/x", name="mimic_cxr"):
-  refuse_public(load_config(name, [f"--config.{override}" for override in overrides]), workdir, storage, storage.sleep)
+  check_bucket_private(load_config(name, [f"--config.{override}" for override in overrides]), workdir, storage, storage.sleep)
 
 
 def test_every_bucket_of_a_restricted_run_is_asked_about_once(monkeypatch):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mcsam_jax import config as configs
-from mcsam_jax.errors import UserError
-from mcsam_jax.partitioning import parameter_spec
 from mcsam_jax.distributed.mesh import make_mesh, mesh_shape
+from mcsam_jax.errors import UserError
+from mcsam_jax.partitioning import param_spec
 from tests.testing import simulated_devices
 
 SCRIPT = pathlib.Path(__file__).with_name("losses_on_mesh.py")
@@ -66,7 +66,7 @@ def test_two_steps_on_eight_devices_and_on_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [[], ["--config.model.align_targets=label_similarity", "--config.train.remat=layers", "--config.train.accumulate=2"]])
+@pytest.mark.parametrize("fields", [[], ["--config.model.align_targets=label_similarity", "--config.train.remat=layers", "--config.train.grad_accum_steps=2"]])
 def test_fifty_losses_in_float64(fields):
   found = measure(50, ONE, "8,1,1", "1,8,1", "2,1,4", "2,2,2", *fields, float64=True)
   for mesh in ("8,1,1", "1,8,1", "2,1,4", "2,2,2"):
@@ -94,8 +94,8 @@ def test_parameters_lie_as_the_rules_say():
       ("opt_state/1/mu/words/embedding", (761, 8), (None, "fsdp")),            # 761 words can't be split
       ("visual_encoder/layer1_0/conv1/kernel", (3, 3, 4, 8), (None, None, None, "fsdp")),
       ("encoder/norm/scale", (8,), ())):
-    assert parameter_spec(path, shape, sizes) == PartitionSpec(*expected), path
-  assert parameter_spec("memory_bank/slots", (12, 5), sizes | {"fsdp": 1}) == PartitionSpec(None, None)
+    assert param_spec(path, shape, sizes) == PartitionSpec(*expected), path
+  assert param_spec("memory_bank/slots", (12, 5), sizes | {"fsdp": 1}) == PartitionSpec(None, None)
 
 
 @pytest.mark.parametrize("fields, problem", [

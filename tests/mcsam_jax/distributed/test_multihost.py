@@ -7,10 +7,10 @@ import jax
 import pytest
 import tensorflow as tf
 
-from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.distributed import multihost
-from mcsam_jax.retryable import OtherHostFailed, will_pass
-from mcsam_jax.distributed.preemption import Stop
+from mcsam_jax.distributed.preemption import PreemptionGuard
+from mcsam_jax.errors import Preempted, UserError
+from mcsam_jax.retryable import is_retryable, OtherHostFailed
 
 SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 
@@ -83,33 +83,33 @@ def test_what_ends_host_0_ends_the_others_with_a_status_that_goes_with_it(error,
   monkeypatch.setattr(jax, "process_index", lambda: 0)
   monkeypatch.setattr(multihost.multihost_utils, "broadcast_one_to_all", lambda value: told.append(value) or value)
   with pytest.raises(type(error)):
-    multihost.on_first_host(work)
+    multihost.run_on_host0(work)
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   monkeypatch.setattr(multihost.multihost_utils, "broadcast_one_to_all", lambda value: told[0])
   with pytest.raises(of_others) as raised:
-    multihost.on_first_host(work)
-  assert (75 if will_pass(raised.value) else raised.value.status) == status
+    multihost.run_on_host0(work)
+  assert (75 if is_retryable(raised.value) else raised.value.status) == status
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_step_first_and_other_work_at_once(number, status):
   before, done = signal.getsignal(number), []
-  with pytest.raises(Preempted) as raised, Stop() as stop:
-    with stop.after_steps():
+  with pytest.raises(Preempted) as raised, PreemptionGuard() as stop:
+    with stop.deferred():
       for step in stop.between(range(5)):
         done.append(step)
         if step == 2:
           os.kill(os.getpid(), number)
           done.append("the rest of step 2")
   assert done == [0, 1, 2, "the rest of step 2"] and raised.value.status == status
-  with pytest.raises(Preempted), Stop():
+  with pytest.raises(Preempted), PreemptionGuard():
     os.kill(os.getpid(), number)
     done.append("never")
   assert "never" not in done and signal.getsignal(number) == before
 
 
 def test_a_second_sigterm_changes_nothing_and_a_second_ctrl_c_ends():
-  with Stop() as stop, stop.after_steps():
+  with PreemptionGuard() as stop, stop.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Preempted):

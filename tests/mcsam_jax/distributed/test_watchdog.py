@@ -35,7 +35,7 @@ def test_a_thread_that_never_comes_back_is_left_with_its_stack_and_the_phase():
   assert status == 75
   assert "collective_that_never_returns" in err and "exception" not in err
   message = err.splitlines()[-1]
-  assert "waiting for the results of step 7" in message and "status 75" in message and "train.hang_minutes" in message
+  assert "waiting for the results of step 7" in message and "status 75" in message and "train.watchdog_timeout_minutes" in message
 
 
 def test_one_that_keeps_pythons_lock_is_left_too():
@@ -67,10 +67,10 @@ def test_signs_of_life_keep_it_going_and_it_ends_with_its_block():
   left = []
   shown = []
   with Watchdog(LIMIT, left.append) as watchdog:
-    show = watchdog.heard(shown.append)
+    log = watchdog.heard(shown.append)
     for item in watchdog.each(range(4), "val loss"):
       time.sleep(0.4)
-      show(f"line {item}")
+      log(f"line {item}")
     with watchdog.paused("waiting for host 0"):
       time.sleep(1.4)
   time.sleep(1.6)                 # nothing watches any more

@@ -16,14 +16,14 @@ from input_pipeline.builder.prepare import prepare
 from input_pipeline.splits import open_split
 from mcsam_jax import cli
 from mcsam_jax import config as configs
-from mcsam_jax.training import optimizer
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.training import optimizer
 
 TINY = {
     "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
     "data.restricted": True, "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False,
     "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2, "model.encoder_layers": 0,
-    "model.decoder_layers": 1, "model.num_prompts": 2, "memory.num_heads": 2, "memory.num_slots": 12,
+    "model.decoder_layers": 1, "model.num_memory_tokens": 2, "memory.num_heads": 2, "memory.num_slots": 12,
     "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random", "tokenizer.threshold": 1,
     "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 30, "train.eval_every": 10,
     "train.log_every": 5, "train.eval_studies": 4, "train.host_threads": 1, "train.profile_steps": 3,
@@ -36,7 +36,7 @@ BAD = 25                          # the step whose loss is lost: the one before 
 def arguments(tmp_path_factory):
   fields = TINY | {"data.data_dir": tmp_path_factory.mktemp("data")}
   arguments = [f"--config.{field}={value}" for field, value in fields.items()]
-  prepare(configs.load_config("phantom", arguments), show=lambda line: None)
+  prepare(configs.load_config("phantom", arguments), log=lambda line: None)
   return arguments
 
 
@@ -75,7 +75,7 @@ def test_a_lost_loss_leaves_the_last_good_checkpoint_and_the_records(arguments, 
   assert any(path.name.endswith(".xplane.pb") for path in logs)
   contents = b"".join(path.read_bytes() for path in logs) + (tmp_path / f"nonfinite-{BAD}.json").read_bytes()
   for split in ("train", "val"):
-    for record in open_split(config, split).without_images:
+    for record in open_split(config, split).metadata:
       for secret in (record["id"], record["findings"], record["findings"].lower()[:40]):
         assert secret.encode() not in contents
 
@@ -91,7 +91,7 @@ def test_input_that_never_comes_ends_the_run_with_status_75(arguments, tmp_path)
         yield
       train.train_batches = never
       sys.exit(cli.main(["train", "--config", "phantom", *sys.argv[1:]]))
-      """, "--workdir", str(tmp_path), *arguments, "--config.train.hang_minutes=2")
+      """, "--workdir", str(tmp_path), *arguments, "--config.train.watchdog_timeout_minutes=2")
   _, err = run.communicate(timeout=500)
   assert run.returncode == 75, err
   assert "in never" in err and "waiting for the batch of step 1" in err.splitlines()[-1]

@@ -7,10 +7,9 @@ import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.evaluation import baselines
-from mcsam_jax.evaluation.baselines import (
-    constant_baseline, constant_of_labels, medoid, nearest, neighbour_reports)
-from mcsam_jax.metrics.constant_report import constant_scores, word_f1
+from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels, medoid, nearest, neighbour_reports
 from mcsam_jax.metrics.clinical_f1 import label_scores
+from mcsam_jax.metrics.constant_report import constant_scores, word_f1
 from mcsam_jax.metrics.nlg import METRICS, nlg_scores
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
-from mcsam_jax.metrics.bootstrap import map_leaves
 from mcsam_jax.evaluation.compare import compare, draw_runs
+from mcsam_jax.findings import FINDINGS
+from mcsam_jax.metrics.bootstrap import map_leaves
 
 WORDS = "the heart lungs are is clear normal no effusion seen enlarged small".split()
 
@@ -49,7 +49,7 @@ def write(path, references, generated, **more):
 
 def run(a, b, **options):
   a, b = (arm if isinstance(arm, list) else [arm] for arm in (a, b))
-  return compare(a, b, show=lambda line: None, **options)
+  return compare(a, b, log=lambda line: None, **options)
 
 
 def leaves(tree):
@@ -201,8 +201,8 @@ def test_subjects_of_the_runs_count_where_the_references_have_none(tmp_path):
 def test_the_last_line_says_where_a_is_ahead(tmp_path):
   truth, said = drawn(0), []
   a, b = (write(tmp_path / f"{name}.jsonl", truth, damaged(truth, share, 0)) for name, share in (("a", 0), ("b", 0.6)))
-  compare([a], [b], show=said.append)
-  compare([b], [a], show=said.append)
+  compare([a], [b], log=said.append)
+  compare([b], [a], log=said.append)
   ahead, behind = (next(line for line in text.splitlines() if line.startswith("A against B: ")) for text in said)
   assert "ahead on" in ahead and "CIDEr" in ahead or ahead.endswith("ahead on every score")
   assert behind == ahead.replace("ahead", "behind")
@@ -224,7 +224,7 @@ def test_a_single_subject_gives_no_intervals(tmp_path):
   b = write(tmp_path / "b.jsonl", truth, damaged(truth, 0.6, 1))
   (tmp_path / "r.jsonl").write_text("".join(
       json.dumps({"id": f"s{i}", "ref": text, "subject": "p"}) + "\n" for i, text in enumerate(truth)))
-  result = compare([a], [b], references=str(tmp_path / "r.jsonl"), show=said.append)
+  result = compare([a], [b], references=str(tmp_path / "r.jsonl"), log=said.append)
   lead = result["a_minus_b"]["nlg"]["CIDEr"]
   assert lead["difference"] > 0 and lead["low"] is None and "one subject" in result["notes"]["intervals"]
   (row,) = [line for line in said[-1].splitlines() if line.startswith("CIDEr")]
@@ -237,7 +237,7 @@ def test_scores_by_radeval_that_the_files_hold_are_compared(tmp_path):
   b = write(tmp_path / "b.jsonl", truth, truth, scores=ours([0.2, 0.4] * 40))
   plain = write(tmp_path / "plain.jsonl", truth, truth)
   lines = []
-  result = compare([a], [b], show=lines.append)
+  result = compare([a], [b], log=lines.append)
   assert result["a"]["radeval"] == {"radgraph_simple": 0.5}
   assert result["a_minus_b"]["radeval"]["radgraph_simple"]["difference"] == pytest.approx(0.2)
   assert "radgraph_simple (RadEval, stored)" in lines[0]

@@ -12,28 +12,29 @@ import PIL.Image
 import pydicom
 import pytest
 
-from input_pipeline.pipeline import eval_batches
 from input_pipeline.builder.prepare import prepare
+from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
 from mcsam_jax import config as configs
-from mcsam_jax.demo import write_films
-from mcsam_jax.evaluation import report as report_verb, report_text
-from mcsam_jax.inference import ood
-from mcsam_jax.inference.generate import ReportWriter
-from mcsam_jax.inference.feature_cache import split_features
-from mcsam_jax.inference.load import load_member
-from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.distributed.mesh import make_mesh
-from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import init_state
+from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir, random_encoder
+from mcsam_jax.demo import write_films
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.evaluation import report as report_verb
+from mcsam_jax.evaluation import report_text
+from mcsam_jax.inference import ood
+from mcsam_jax.inference.feature_cache import split_features
+from mcsam_jax.inference.generate import ReportGenerator
+from mcsam_jax.inference.load import load_member
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_step import init_train_state
 
 TINY = {
     "data.phantom.num_train": 20, "data.phantom.num_val": 10, "data.phantom.num_test": 1, "data.image_size": 32,
     "data.short_side": 64, "encoder.name": "resnet_tiny", "encoder.frozen": True, "model.width": 16,
     "model.feedforward_width": 16, "model.num_heads": 2, "model.encoder_layers": 0, "model.decoder_layers": 1,
-    "model.num_prompts": 2, "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
+    "model.num_memory_tokens": 2, "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
     "memory_init.kind": "random", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.host_threads": 1,
     "decode.beam_size": 2, "decode.batch_size": 4, "prepare.num_workers": 1,
 }
@@ -49,12 +50,12 @@ def workdir(tmp_path_factory):
       TINY | {"data.data_dir": root / "data", "encoder.weights": root / "encoder.npz"}).items()]
   config = configs.load_config("phantom", arguments)
   save_weights(root / "encoder.npz", random_encoder(config), {"pretraining_data": "none"})
-  prepare(config, show=lambda line: None)
-  work = create_workdir(str(root / "run"), config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
+  work = create_workdir(str(root / "run"), config, log=lambda line: None)
   sample = {"features": np.zeros((1, 2, 4, 128), np.float32), "view_mask": np.ones((1, 2), bool),
             "view_ids": np.zeros((1, 2), np.int32), "tokens": np.ones((1, 13), np.int32),
             "labels": np.zeros((1, 14), np.int8), "valid": np.ones(1, bool)}
-  state = jax.jit(lambda: init_state(make_model(config, work.tokenizer.vocab_size, work.grid), config, sample))()
+  state = jax.jit(lambda: init_train_state(make_model(config, work.tokenizer.vocab_size, work.grid), config, sample))()
   state.params["decoder"]["logits"]["kernel"] *= 20
   checkpoints = Checkpoints(work.path, 1)
   checkpoints.save(STEP, state, {})
@@ -70,7 +71,7 @@ def evaluated(workdir):
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split, None, lambda line: None)
     features = split_features(work, split, lambda line: None)
-    written = ReportWriter([member.model], work.config, work.tokenizer, mesh, "beam")(
+    written = ReportGenerator([member.model], work.config, work.tokenizer, mesh, "beam")(
         [member.variables], eval_batches(split, work.tokenizer, work.config, 4, features))
   assert len({report.text for report in written}) > 3
   return {split.ids[report.record]: (split[report.record], report) for report in written}
@@ -123,14 +124,14 @@ def told(workdir, folders, tmp_path_factory):
   noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
   PIL.Image.fromarray(noise).save(own / "photo.png")
   (own / "cut.png").write_bytes((own / "photo.png").read_bytes()[:9000])
-  models, made = [], report_verb.OwnImagesModel.__init__
+  models, made = [], report_verb.Predictor.__init__
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report_verb.OwnImagesModel, "__init__",
+    patch.setattr(report_verb.Predictor, "__init__",
                   lambda self, *given: (models.append(self), made(self, *given))[0])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
       status = cli.main(["report", "--workdir", str(workdir), str(folders), *map(str, sorted(own.iterdir())), "--json",
-                         "--config.eval.why=true"])
+                         "--config.eval.explain=true"])
   return types.SimpleNamespace(own=own, two_views=two_views.name, said=json.loads(out.getvalue()), status=status,
                                out=out.getvalue(), err=err.getvalue(), model=models[0])
 
@@ -232,7 +233,7 @@ def test_without_the_records_a_workdir_is_enough(workdir, told, evaluated, folde
   shutil.copytree(workdir, tmp_path / "moved")
   elsewhere = f"--config.data.data_dir={tmp_path / 'no_records'}"
   status, out, _ = run(capsys, "report", "--workdir", tmp_path / "moved", folders / first, "--json", elsewhere,
-                       "--config.decode.search=consensus")
+                       "--config.decode.search=mbr")
   said = json.loads(out)
   assert status == 0 and said["usual_likeness"] > 0
   assert said["search"] == "beam" and "by beam search" in said["notes"][0]
@@ -259,10 +260,10 @@ def test_familiar_is_what_nearly_all_val_images_reach():
   rng = np.random.default_rng(0)
   around = lambda count, spread: np.eye(64)[0] + spread * rng.normal(size=(count, 64)) / 8
   known = ood.learn(around(400, 0.5), around(2000, 0.5))
-  assert (known.likeness(around(2000, 0.5)) < known.usual).mean() < 0.02
-  assert np.all(known.likeness(np.eye(64)[1:]) < known.usual)                # at right angles to all
-  assert np.all(known.likeness(5 * known.reference[:3].astype(np.float32)) > known.usual)      # lengths don't count
-  np.testing.assert_allclose(ood.learn(np.eye(3), np.eye(3)[:1]).likeness(np.eye(3)[:1]), [1 / 3], atol=1e-6)
+  assert (known.similarity(around(2000, 0.5)) < known.usual).mean() < 0.02
+  assert np.all(known.similarity(np.eye(64)[1:]) < known.usual)                # at right angles to all
+  assert np.all(known.similarity(5 * known.reference[:3].astype(np.float32)) > known.usual)      # lengths don't count
+  np.testing.assert_allclose(ood.learn(np.eye(3), np.eye(3)[:1]).similarity(np.eye(3)[:1]), [1 / 3], atol=1e-6)
 
 
 @pytest.mark.parametrize("report,expected", [

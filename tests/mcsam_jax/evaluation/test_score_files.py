@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from mcsam_jax.findings import FINDINGS
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.report_files import match, read_reports
 from mcsam_jax.evaluation.score_files import score_files
+from mcsam_jax.findings import FINDINGS
 
 HEART, FLUID, NORMAL = "The heart is enlarged. No effusion.", "There is an effusion.", "Lungs are clear. No effusion."
 NORMAL_CLEANED = "lungs are clear . no effusion ."
@@ -54,7 +54,7 @@ def folder(tmp_path):
 
 def score(folder, predictions="predictions.jsonl", references="references.jsonl", **options):
   options = {name: str(folder / value) if name in ("train", "subjects") else value for name, value in options.items()}
-  return score_files(str(folder / predictions), str(folder / references), show=lambda line: None, **options)
+  return score_files(str(folder / predictions), str(folder / references), log=lambda line: None, **options)
 
 
 @pytest.mark.parametrize("predictions", ["predictions.json", "list.json", "predictions.tsv", "predictions.txt"])
@@ -224,7 +224,7 @@ def test_the_fields_are_said_and_a_copy_of_the_references_is_noticed(folder):
   said = []
   write = lambda field: (folder / "x.jsonl").write_text("".join(json.dumps(
       {"id": name, "report": text, field: WRITTEN[name]}) + "\n" for name, text in REFERENCES.items()))
-  run = lambda: score_files(str(folder / "x.jsonl"), str(folder / "references.jsonl"), show=said.append)
+  run = lambda: score_files(str(folder / "x.jsonl"), str(folder / "references.jsonl"), log=said.append)
   write("ours")
   scores = run()
   assert scores["fields"] == {"predictions": "report", "references": "report"}
@@ -243,7 +243,7 @@ def test_unknown_words_of_references_and_blank_reports_are_told(folder):
   (folder / "blank.json").write_text(json.dumps(WRITTEN | {"s1": "", "s2": " . "}))
   said = []
   run = lambda threshold: score_files(str(folder / "blank.json"), str(folder / "references.jsonl"), threshold=threshold,
-                                      train=str(folder / "few.jsonl"), show=said.append)
+                                      train=str(folder / "few.jsonl"), log=said.append)
   meant = [*NORMAL_CLEANED.split() * 2, *"the heart is enlarged . no effusion . there is an effusion .".split()]
   scores = run(1)
   assert scores["references"]["unk_share"] == pytest.approx(2 / len(meant)) and "r2gen" not in scores["notes"]
@@ -261,7 +261,7 @@ def test_who_read_the_findings_is_told(folder):
           for name, text in REFERENCES.items()]
   (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   said = []
-  scores = score_files(str(folder / "eval.jsonl"), str(folder / "eval.jsonl"), show=said.append)
+  scores = score_files(str(folder / "eval.jsonl"), str(folder / "eval.jsonl"), log=said.append)
   assert "those that `mcsam evaluate` stored in" in scores["notes"]["labels"] and "; labeler: rules" in said[-1]
   assert "labels" not in score(folder)["notes"] and "labels" not in score(folder, labeler="none")["notes"]
 

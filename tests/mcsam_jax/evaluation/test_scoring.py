@@ -8,14 +8,14 @@ import types
 import numpy as np
 import pytest
 
-from mcsam_jax.findings import FINDINGS
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
-from mcsam_jax.metrics.nlg import METRICS, nlg_scores
-from mcsam_jax.html_report.scores import facts, main_table
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import other_studies, score_reports
+from mcsam_jax.findings import FINDINGS
+from mcsam_jax.html_report.scores import facts, main_table
+from mcsam_jax.metrics.nlg import METRICS, nlg_scores
 
 HEART, FLUID = "The heart is enlarged. No effusion.", "There is an effusion."
 NORMAL = "Lungs are clear. No effusion."

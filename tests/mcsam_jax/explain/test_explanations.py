@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from input_pipeline.tokenizer import SentencePieceTokenizer
+from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.explain import explanations
 from mcsam_jax.explain.attention import make_explain
-from mcsam_jax.inference.generate import Written
-from mcsam_jax.inference.load import Member
-from mcsam_jax.distributed.mesh import make_mesh
-from tests.mcsam_jax.inference.test_generate import P, REPORTS, Network
+from mcsam_jax.inference.generate import GeneratedReport
+from mcsam_jax.inference.load import LoadedModel
+from tests.mcsam_jax.inference.test_generate import Network, P, REPORTS
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -26,8 +26,8 @@ class Asked(Network):
       length = 3 + record % (len(ids) - 3)
       ids[:length] = rng.integers(4, tokenizer.vocab_size, length)
       ids[length] = tokenizer.eos_id
-      self.written.append(Written(record, tokenizer.decode(ids), ids, 0.0))
-    self.member = Member("here", self.model, self.variables, 0)
+      self.written.append(GeneratedReport(record, tokenizer.decode(ids), ids, 0.0))
+    self.member = LoadedModel("here", self.model, self.variables, 0)
     self.mesh = make_mesh(self.config)
 
   def explain(self, count, train):

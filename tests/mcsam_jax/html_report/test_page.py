@@ -11,7 +11,7 @@ import pytest
 
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from mcsam_jax.html_report import page
-from tests.testing.synthetic_studies import SLOTS, TRAIN, made_up_scores, made_up_studies
+from tests.testing.synthetic_studies import made_up_scores, made_up_studies, SLOTS, TRAIN
 
 HOSTILE = '</script><script>window.hacked = 1</script><!-- <img src=x onerror="a=1"> & \u2028 \ud800 ]]> {{ 7 * 7 }}'
 
@@ -106,7 +106,7 @@ def test_restricted_data_stays_out_unless_asked_for(tmp_path, studies):
   assert not [secret for secret in secrets if secret in text]
   assert not [name for name in elements.scripts if re.fullmatch(r"[im]\d+.*", name)]
   assert json.loads(elements.scripts["data"])["id"] == [] and not list(tmp_path.glob("*_images"))
-  assert "0.530" in text and "Pleural Effusion" in text and "eval.page_restricted" in text       # scores and chart
+  assert "0.530" in text and "Pleural Effusion" in text and "eval.html_report_restricted" in text       # scores and chart
   text, _ = write(tmp_path, studies, restricted=True, show_restricted=True)
   assert studies[0]["id"] in text and "PhysioNet" in text and "Do not share" in text
 

@@ -10,7 +10,7 @@ import pytest
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from mcsam_jax.html_report import page
 from tests.testing.chromium import Browser, find_chromium
-from tests.testing.synthetic_studies import GRID, SLOTS, TRAIN, made_up_scores, made_up_studies
+from tests.testing.synthetic_studies import GRID, made_up_scores, made_up_studies, SLOTS, TRAIN
 
 pytestmark = pytest.mark.skipif(find_chromium() is None,
                                 reason="no Chromium on this machine (Debian: apt install chromium)")
@@ -28,7 +28,7 @@ def browser(tmp_path_factory):
     yield browser
 
 
-def show(browser, folder, studies, **options):
+def log(browser, folder, studies, **options):
   options = {"title": "A title", "findings": PHANTOM_FINDINGS, "slots": SLOTS, "train_reports": TRAIN} | options
   page.write_page(folder / "page.html", made_up_scores(studies, PHANTOM_FINDINGS), studies, **options)
   browser.open(folder / "page.html")
@@ -37,7 +37,7 @@ def show(browser, folder, studies, **options):
 @pytest.fixture
 def opened(browser, studies, tmp_path):
   browser.resize(1280, 900)
-  show(browser, tmp_path, studies)
+  log(browser, tmp_path, studies)
   return browser
 
 
@@ -167,7 +167,7 @@ def test_marks_differ_without_colour_too(opened, studies):
 def test_hostile_text_is_only_text_and_nothing_is_fetched(browser, studies, tmp_path):
   study = studies[0] | {"id": HOSTILE, "generated": HOSTILE, "reference": HOSTILE, "mentions": [],
                         "reference_mentions": [], "warnings": [HOSTILE]}
-  show(browser, tmp_path, [study], title=HOSTILE, train_reports=[HOSTILE] * 40)
+  log(browser, tmp_path, [study], title=HOSTILE, train_reports=[HOSTILE] * 40)
   browser.key("j")
   browser.key("m")
   assert browser.value("document.querySelector('article h3').textContent") == HOSTILE
@@ -189,7 +189,7 @@ def test_a_phone_and_the_dark(opened):
   opened.value("document.getElementById('theme').click()")                         # light, whatever the system says
   assert opened.value("getComputedStyle(document.body).backgroundColor") == light
   opened.value("document.getElementById('theme').click(); document.getElementById('theme').click()")
-  apart = """(() => {
+  separate = """(() => {
     const boxes = [...document.querySelectorAll("article")].map((card) => card.getBoundingClientRect());
     const gaps = boxes.slice(1).map((box, i) => box.top - boxes[i].bottom);
     return gaps.length > 1 && gaps.every((gap) => gap > 8 && gap < 40);
@@ -197,14 +197,14 @@ def test_a_phone_and_the_dark(opened):
   for size in ((390, 844), (390, 700), (800, 700)):          # no study lies over another, whatever changes
     opened.resize(*size)
     opened.value("scrollTo(0, document.getElementById('list').offsetTop)")
-    opened.until(apart)
+    opened.until(separate)
 
 
 @pytest.mark.slow
 def test_4000_studies_are_no_slower(browser, tmp_path, capsys):
   studies = made_up_studies(4000)
   browser.resize(1280, 900)
-  show(browser, tmp_path, studies)
+  log(browser, tmp_path, studies)
   paints, ready = [], []
   for _ in range(3):                                         # the least of three: other programs run too
     browser.open(tmp_path / "page.html")

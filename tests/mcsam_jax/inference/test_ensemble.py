@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcsam_jax.inference.ensemble import apart, mean_probability, together
+from mcsam_jax.inference.ensemble import mean_probability, stack_caches, unstack_caches
 
 
 def test_caches_come_apart_as_they_went_together():
   caches = [{"beams": number, "position": 2 * number} for number in (1, 2)]
-  assert together(caches)["beams"] == [1, 2] and apart(together(caches)) == caches
+  assert stack_caches(caches)["beams"] == [1, 2] and unstack_caches(stack_caches(caches)) == caches
 
 
 def test_the_mean_of_probabilities_by_hand():

@@ -11,9 +11,9 @@ import pytest
 from configs import phantom
 from input_pipeline.images import decode
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoders.registry import make_encoder
 from mcsam_jax.inference import feature_cache
 from mcsam_jax.models.inputs import normalize_images
+from mcsam_jax.models.visual_encoders.registry import make_encoder
 
 SIZE, VIEWS = 32, 2
 
@@ -65,8 +65,8 @@ def expected(encoder):
   return features
 
 
-def cached(config, split, encoder, show=lambda line: None):
-  return feature_cache.cached_features(config, "val", split, *encoder, show=show)
+def cached(config, split, encoder, log=lambda line: None):
+  return feature_cache.cached_features(config, "val", split, *encoder, log=log)
 
 
 def cache_files(config):
@@ -155,6 +155,6 @@ def test_pooled_is_the_mean_of_the_first_view(config, encoder, expected):
   reference = expected[:, 0].mean(1)
   from_cache = feature_cache.pooled(cached(config, Studies(), encoder))
   np.testing.assert_allclose(from_cache, reference, atol=2e-3)
-  direct = feature_cache.pooled_features(config, Studies(), *encoder, show=[].append)
+  direct = feature_cache.pooled_features(config, Studies(), *encoder, log=[].append)
   assert from_cache.dtype == direct.dtype == np.float32
   np.testing.assert_allclose(direct, reference, atol=1e-5)

@@ -6,15 +6,15 @@ import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax import config as configs
-from mcsam_jax.explain.attention import make_explain
-from mcsam_jax.inference.generate import ReportWriter
 from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.explain.attention import make_explain
+from mcsam_jax.inference.generate import ReportGenerator
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import init_state
+from mcsam_jax.training.train_step import init_train_state
 
 FIELDS = {"encoder.frozen": "true", "model.width": 32, "model.feedforward_width": 48, "model.num_heads": 4,
           "memory.num_heads": 4, "memory.num_slots": 40, "memory.top_k": 6, "memory.slot_width": 24,
-          "model.num_prompts": 3, "model.decoder_layers": 2, "tokenizer.max_length": 12, "decode.beam_size": 3,
+          "model.num_memory_tokens": 3, "model.decoder_layers": 2, "tokenizer.max_length": 12, "decode.beam_size": 3,
           "decode.num_samples": 6}
 V, P, C = 2, 9, 16
 REPORTS = ["the heart is normal .", "no effusion or pneumothorax .", "lungs are clear . heart normal .", "small effusion ."]
@@ -29,7 +29,7 @@ class Network:
     self.tokenizer = WordTokenizer.train(REPORTS * 4, "iu_xray", 1, False)
     self.model = make_model(self.config, self.tokenizer.vocab_size, 3)
     self.batch_size = batch_size
-    init = jax.jit(lambda batch: init_state(self.model, self.config, batch).variables)
+    init = jax.jit(lambda batch: init_train_state(self.model, self.config, batch).variables)
     self.variables = init(next(self.batches(1)))
     self.variables["params"]["decoder"]["logits"]["kernel"] *= 8                # so that studies differ in their report
 
@@ -47,15 +47,15 @@ class Network:
              "epoch": np.zeros(len(record), np.int32), "valid": np.arange(start, start + self.batch_size) < count}
 
   def writer(self, search):
-    return ReportWriter([self.model], self.config, self.tokenizer, make_mesh(self.config), search, REPORTS)
+    return ReportGenerator([self.model], self.config, self.tokenizer, make_mesh(self.config), search, REPORTS)
 
   def write(self, search, count):
     return self.writer(search)([self.variables], self.batches(count))
 
 
-@pytest.mark.parametrize("search", ["beam", "consensus"])
+@pytest.mark.parametrize("search", ["beam", "mbr"])
 def test_a_report_is_the_same_in_any_company(search):
-  network = Network(8, decode__recall_share=0.5)
+  network = Network(8, decode__retrieval_weight=0.5)
   writer = network.writer(search)
   everyone = writer([network.variables], network.batches(300))
   assert [report.record for report in everyone] == list(range(300))
@@ -64,7 +64,7 @@ def test_a_report_is_the_same_in_any_company(search):
     assert [report.text for report in writer([network.variables], network.batches(count))] == [
         report.text for report in everyone[:count]]
   assert writer._write._cache_size() == writer._prepare._cache_size() == 1      # one program for any number of studies
-  by_threes = Network(3, decode__recall_share=0.5).write(search, 9)
+  by_threes = Network(3, decode__retrieval_weight=0.5).write(search, 9)
   assert [report.text for report in by_threes] == [report.text for report in everyone[:9]]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from input_pipeline.datasets import findings
 from mcsam_jax.labelers import chexbert
-from mcsam_jax.labelers.chexbert import CLASSES, CheXbertReader
+from mcsam_jax.labelers.chexbert import CheXbertReader, CLASSES
 from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.pretrained.chexbert import expected
 from tests.testing import simulated_devices

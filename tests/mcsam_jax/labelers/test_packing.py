@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcsam_jax.labelers.packing import TOKENS_A_TEXT, fill_rows, pack
+from mcsam_jax.labelers.packing import fill_rows, pack, TOKENS_A_TEXT
 
 
 @pytest.mark.parametrize("multiple", [1, 4])

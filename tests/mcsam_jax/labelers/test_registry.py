@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
+from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers.chexbert import CheXbertReader
 from mcsam_jax.labelers.registry import Labeler, make_labeler
 from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.pretrained.chexbert import expected
-from mcsam_jax.checkpoints.weights import save_weights
 
 
 def config(*fields, name="phantom"):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.phantom import reports
-from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS, sample_findings
 from input_pipeline.text import clean
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers import rule_terms
 from mcsam_jax.labelers.rules import mentions, read_labels
 
@@ -86,11 +86,11 @@ def test_a_report_says_what_its_sentences_say():
   for _ in range(100):
     sentences = [rows[i]["sentence"] for i in rng.choice(len(rows), 5, replace=False)]
     report = "\n\n".join(sentences)
-    together, alone = read_labels(report), [read_labels(sentence) for sentence in sentences]
+    joint, alone = read_labels(report), [read_labels(sentence) for sentence in sentences]
     named = {(mention.finding, mention.label) for mention in mentions(report)}
     for finding in FINDINGS[1:]:
       labels = [labels[finding] for labels in alone]
-      assert together[finding] == max(labels, key=RANK.get), sentences
+      assert joint[finding] == max(labels, key=RANK.get), sentences
       assert all((finding, label) in named or label == "absent" for label in labels)
 
 

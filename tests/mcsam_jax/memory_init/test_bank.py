@@ -28,7 +28,7 @@ def _config(**fields):
 
 @functools.cache
 def _make(seed=0, **fields):
-  return make_memory_bank(_reports(), _config(**fields), seed, show=lambda line: None)
+  return make_memory_bank(_reports(), _config(**fields), seed, log=lambda line: None)
 
 
 @pytest.mark.parametrize("kind", ["topics", "kmeans", "random"])
@@ -64,7 +64,7 @@ def test_the_seed_decides(kind):
 
 
 def test_noise_needs_no_words():
-  bank = make_memory_bank(["one", "two"], _config(kind="random"), 0, show=lambda line: None)
+  bank = make_memory_bank(["one", "two"], _config(kind="random"), 0, log=lambda line: None)
   assert bank.slots.shape == (24, 5) and bank.slot_words == [[]] * 24
 
 
@@ -107,4 +107,4 @@ def test_fields_that_cannot_be_are_named(fields, message):
 
 def test_reports_without_content_are_refused():
   with pytest.raises(UserError, match="20 training reports leave 0 content words"):
-    make_memory_bank(["the lungs are clear ."] * 20, _config(), 0, show=lambda line: None)
+    make_memory_bank(["the lungs are clear ."] * 20, _config(), 0, log=lambda line: None)

@@ -5,7 +5,7 @@ import pytest
 
 from mcsam_jax.memory_init import topics as topics_module
 from mcsam_jax.memory_init.topics import learn_topics, transport
-from mcsam_jax.memory_init.word_vectors import WordVectors, word_masses
+from mcsam_jax.memory_init.word_vectors import word_masses, WordVectors
 
 EPSILON = 0.05
 
@@ -53,7 +53,7 @@ def _planted(num_topics=4, words_each=6):
 def _learn(seed, steps=100):
   words, masses = _planted()
   return learn_topics(words, masses, 4, EPSILON, steps, batch_size=64, learning_rate=0.02,
-                      rng=np.random.default_rng(seed), show=lambda line: None)
+                      rng=np.random.default_rng(seed), log=lambda line: None)
 
 
 def test_planted_topics_are_found():

@@ -1,7 +1,7 @@
+from etils import epath
 import numpy as np
 import pytest
 
-from etils import epath
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.word_vectors import content_words, word_masses, word_vectors
 

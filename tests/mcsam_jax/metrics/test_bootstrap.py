@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax.metrics.bootstrap import differences, intervals, points, resample
+from mcsam_jax.metrics.ngram_stats import NgramStats
 from mcsam_jax.metrics.nlg import nlg_scores, nlg_values
-from mcsam_jax.metrics.ngram_stats import PairCounts
 
 
 def mean_of(values):
@@ -127,7 +127,7 @@ def test_draws_without_anything_to_score_do_not_count():
 def test_a_thousand_resamples_of_4000_studies_take_seconds():
   rng = np.random.default_rng(0)
   said = rng.integers(20, 60, (4000, 4)).astype(float)
-  counts = PairCounts(said[:, :2], said, said // 2, rng.random(4000), rng.random(4000), None)
+  counts = NgramStats(said[:, :2], said, said // 2, rng.random(4000), rng.random(4000), None)
   began = time.process_time()
   found = intervals(lambda weights: nlg_values(counts, weights), resample(rng.integers(0, 300, 4000), seed=0))
   assert time.process_time() - began < 10                         # 0.3 s where nothing else runs

@@ -5,10 +5,19 @@ import time
 import numpy as np
 import pytest
 
-from mcsam_jax.findings import FINDINGS as ALL, LABEL_VALUES
+from mcsam_jax.findings import FINDINGS as ALL
+from mcsam_jax.findings import LABEL_VALUES
 from mcsam_jax.metrics.bootstrap import intervals, nothing_is_0, resample
 from mcsam_jax.metrics.clinical_f1 import (
-    FIVE_FINDINGS, UNCERTAIN, count_labels, label_codes, label_scores, label_values, mean_counts, points_of)
+  count_labels,
+  FIVE_FINDINGS,
+  label_codes,
+  label_scores,
+  label_values,
+  mean_counts,
+  points_of,
+  UNCERTAIN,
+)
 
 FINDINGS = ("Edema", "Fracture", "Pneumonia")
 NOTHING = {"precision": 0, "recall": 0, "f1": 0}
@@ -138,9 +147,9 @@ def test_a_draw_without_a_finding_says_nothing_of_it():
 def test_systems_are_pooled():
   references, one, other = drawn_labels(2, 12), drawn_labels(3, 12), drawn_labels(4, 12)
   pooled = points_of(mean_counts([counts_of(references, one), counts_of(references, other)]))
-  together = label_scores(references * 2, one + other)
-  assert pooled["micro"] == pytest.approx(together["micro"])
-  for average, rates in together["uncertain_positive"]["five_findings"].items():
+  joint = label_scores(references * 2, one + other)
+  assert pooled["micro"] == pytest.approx(joint["micro"])
+  for average, rates in joint["uncertain_positive"]["five_findings"].items():
     assert pooled["uncertain_positive"]["five_findings"][average] == pytest.approx(rates)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor, ptb_tokenize
-from mcsam_jax.metrics.nlg import METRICS, nlg_scores, nlg_values
 from mcsam_jax.metrics.ngram_stats import longest_common
+from mcsam_jax.metrics.nlg import METRICS, nlg_scores, nlg_values
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
 REFERENCES = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]

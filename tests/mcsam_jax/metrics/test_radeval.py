@@ -10,9 +10,9 @@ import pytest
 
 from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError
+from mcsam_jax.evaluation.score_files import score_files
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.radeval import add_radeval, radeval_scores, score_names
-from mcsam_jax.evaluation.score_files import score_files
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_files_of_reports_get_them_too(radeval, tmp_path, monkeypatch):
   for name, reports in (("a", ["a b", "a b"]), ("b", ["a b", "b c"])):
     (tmp_path / f"{name}.txt").write_text("\n".join(reports))
   lines = []
-  scores = score_files(str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), radeval="radgraph", show=lines.append)
+  scores = score_files(str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), radeval="radgraph", log=lines.append)
   assert scores["radeval"]["radgraph_simple"] == 0.75
   assert "by RadEval: radgraph_simple 0.750 (0.50-1.00), radgraph_partial 0.000 (.000-.000)" in lines[-1]
 

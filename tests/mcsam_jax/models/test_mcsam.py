@@ -15,7 +15,7 @@ from mcsam_jax.models.semantic_alignment import make_pairs
 B, V, P, C, T, VOCABULARY = 4, 2, 9, 16, 10, 30
 PAIRS = make_pairs(np.arange(B)[:, None], np.zeros((B, 14)), np.ones(B, bool))      # of reports that all differ
 SMALL = ["encoder.frozen=true", "model.width=32", "model.feedforward_width=48", "model.num_heads=4", "memory.num_heads=4",
-         "memory.num_slots=40", "memory.top_k=6", "memory.slot_width=24", "model.num_prompts=3", "model.encoder_layers=1",
+         "memory.num_slots=40", "memory.top_k=6", "memory.slot_width=24", "model.num_memory_tokens=3", "model.encoder_layers=1",
          "model.decoder_layers=2"]
 VARIANTS = {
     "mcsam": [],
@@ -23,9 +23,9 @@ VARIANTS = {
     "gate": ["memory.consolidation=gate", "model.align_on=consolidated"],
     "no_memory": ["model.use_memory=false"],
     "no_alignment": ["model.use_alignment=false"],
-    "no_prompts": ["model.use_prompts=false"],
+    "no_prompts": ["model.use_memory_tokens=false"],
     "no_encoder_layers": ["model.encoder_layers=0"],
-    "r2gencmn": ["model.use_alignment=false", "model.use_prompts=false", "model.norm=r2gencmn",
+    "r2gencmn": ["model.use_alignment=false", "model.use_memory_tokens=false", "model.norm=r2gencmn",
                  "memory.query=word_position", "model.patch_positions=sinusoidal", "model.word_positions=sinusoidal",
                  "model.patch_activation=relu"],
 }
@@ -49,7 +49,7 @@ def make(overrides=()):
   def whole(module):
     outputs = module(features, view_mask, view_ids, tokens, token_mask, train=False)
     if config.model.use_alignment:
-      module.align(outputs.image_code, outputs.report_code, PAIRS)
+      module.align(outputs.image_embedding, outputs.report_embedding, PAIRS)
 
   variables = jax.jit(lambda key: model.init(key, method=whole))(jax.random.key(0))
   if config.model.use_alignment:
@@ -83,18 +83,18 @@ def test_what_stands_in_an_absent_view_changes_nothing(network):
   outputs = run(model, variables, inputs)
   changed = run(model, variables, inputs | {"images": jnp.where(absent, jnp.nan, inputs["images"])})
   np.testing.assert_array_equal(changed.logits, outputs.logits)
-  if outputs.image_code is not None:
-    np.testing.assert_array_equal(changed.image_code, outputs.image_code)
+  if outputs.image_embedding is not None:
+    np.testing.assert_array_equal(changed.image_embedding, outputs.image_embedding)
 
 
 def test_what_stands_in_a_padded_position_changes_no_code(network):
   model, variables, inputs = network
   outputs = run(model, variables, inputs)
-  if outputs.report_code is None:
+  if outputs.report_embedding is None:
     pytest.skip("this variant has no alignment")
   padded = jnp.pad(~inputs["token_mask"], ((0, 0), (1, 0)))
   changed = run(model, variables, inputs | {"tokens": jnp.where(padded, 7, inputs["tokens"])})
-  np.testing.assert_array_equal(changed.report_code, outputs.report_code)
+  np.testing.assert_array_equal(changed.report_embedding, outputs.report_embedding)
 
 
 @pytest.mark.parametrize("exchange", [True, False])
@@ -103,7 +103,7 @@ def test_word_by_word_with_a_cache_equals_all_at_once(network, exchange):
   expected = run(model, variables, inputs).logits
   prepared = model.apply(variables, method="prepare")
   begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"], prepared, method="begin")
-  cache = model.apply(variables, begun, 2, exchange, method="first_cache")
+  cache = model.apply(variables, begun, 2, exchange, method="init_cache")
   cache = model.apply(variables, cache, 2 * T, method="grow")
   step = jax.jit(lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"))
   for position in range(T):
@@ -120,10 +120,10 @@ def test_beams_that_change_places_keep_their_past(variant):
   rng = np.random.default_rng(0)
   prepared = model.apply(variables, method="prepare")
   begun = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"], prepared, method="begin")
-  cache = model.apply(variables, begun, beams, method="first_cache")
+  cache = model.apply(variables, begun, beams, method="init_cache")
   cache = model.apply(variables, cache, room, method="grow")
   step = jax.jit(lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"))
-  at_once = jax.jit(lambda tokens: run(model, variables, inputs | {"tokens": tokens}).logits)
+  immediate = jax.jit(lambda tokens: run(model, variables, inputs | {"tokens": tokens}).logits)
   written = np.zeros((B, beams, 0), np.int32)
   for _ in range(T):
     assert not model.apply(variables, cache, method="full")
@@ -132,7 +132,7 @@ def test_beams_that_change_places_keep_their_past(variant):
     written = np.concatenate([written, words[..., None]], -1)
     for beam in range(beams):
       tokens = np.pad(written[:, beam], ((0, 0), (0, T + 1 - written.shape[-1])), constant_values=4)
-      expected = at_once(tokens)[:, written.shape[-1] - 1]
+      expected = immediate(tokens)[:, written.shape[-1] - 1]
       np.testing.assert_allclose(logits[:, beam], expected, atol=2e-5)
     parents = rng.integers(0, beams, (B, beams)) * (rng.random((B, 1)) < 0.7)     # often all of one parent
     written = np.take_along_axis(written, parents[..., None], axis=1)
@@ -142,7 +142,7 @@ def test_beams_that_change_places_keep_their_past(variant):
 def test_nothing_of_the_report_reaches_the_image_code():
   model, variables, inputs = make()
   changed = inputs | {"tokens": jnp.full_like(inputs["tokens"], 9)}
-  np.testing.assert_array_equal(run(model, variables, changed).image_code, run(model, variables, inputs).image_code)
+  np.testing.assert_array_equal(run(model, variables, changed).image_embedding, run(model, variables, inputs).image_embedding)
 
 
 def test_the_image_code_enters_the_decoder_through_a_gate_that_starts_at_zero():
@@ -159,7 +159,7 @@ def test_without_the_memorys_answer_the_alignment_cannot_tell_pairs_apart():
   bank = variables["params"]["memory_bank"]
   silent = {"params": variables["params"] | {"memory_bank": bank | {"output": jax.tree.map(jnp.zeros_like, bank["output"])}}}
   outputs = run(model, silent, inputs)
-  aligned = model.apply(silent, outputs.image_code, outputs.report_code, PAIRS, method="align")
+  aligned = model.apply(silent, outputs.image_embedding, outputs.report_embedding, PAIRS, method="align")
   np.testing.assert_allclose(aligned.loss, np.log(B), rtol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_switches_remove_their_parameters():
   names = {variant: set(make(VARIANTS[variant])[1]["params"]) for variant in ("mcsam", "no_memory", "no_alignment")}
   assert names["mcsam"] - names["no_memory"] == {"memory_bank"}
   assert names["mcsam"] - names["no_alignment"] == {
-      "text_encoder", "image_head", "report_head", "alignment", "code_projection", "code_norm", "code_gate"}
+      "text_encoder", "image_head", "report_head", "alignment", "conditioning_projection", "conditioning_norm", "conditioning_gate"}
 
 
 def test_gradient_of_an_early_logit_with_respect_to_later_words_is_zero():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.models.memory_bank import MemoryBank, by_bits, by_narrowing, keep_top_k
+from mcsam_jax.models.memory_bank import by_bits, by_narrowing, MemoryBank, top_k_mask
 
 
 def respond(bank, features):
@@ -35,7 +35,7 @@ def test_responses_equal_a_plain_computation():
 
 def test_keep_top_k_keeps_exactly_k_and_prefers_lower_indices_among_ties():
   scores = jnp.array([[1., 3., 3., 3., 0.], [2., 2., 2., 2., 2.], [5., 1., 4., 2., 3.]])
-  kept = np.isfinite(keep_top_k(scores, 2))
+  kept = np.isfinite(top_k_mask(scores, 2))
   np.testing.assert_array_equal(kept, [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]])
 
 
@@ -51,7 +51,7 @@ def test_the_k_largest_are_those_of_a_stable_sort(choose, size, k, decimals):
 
 def test_top_k_of_all_slots_changes_nothing():
   scores = jnp.arange(4.0)
-  np.testing.assert_array_equal(keep_top_k(scores, 4), scores)
+  np.testing.assert_array_equal(top_k_mask(scores, 4), scores)
 
 
 def test_slots_that_do_not_answer_get_no_gradient():

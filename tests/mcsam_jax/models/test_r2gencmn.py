@@ -16,10 +16,10 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.decoding.beam_search import beam_search
-from mcsam_jax.decoding.greedy import Room, greedy_search
+from mcsam_jax.decoding.greedy import CacheResizer, greedy_search
+from mcsam_jax.models.initialize import make_model
 from mcsam_jax.pretrained import r2gencmn
 from mcsam_jax.pretrained.import_weights import convert
-from mcsam_jax.models.initialize import make_model
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 TOLERANCE = {"small": 1e-4, "full": 1e-3}           # of log-probabilities
@@ -82,10 +82,10 @@ class Original:
     def run(variables, images):
       prepared = self.model.apply(variables, method="prepare")
       begun = self.model.apply(variables, images, *self.views, prepared, method="begin")
-      cache = self.model.apply(variables, begun, num_beams, method="first_cache")
+      cache = self.model.apply(variables, begun, num_beams, method="init_cache")
       return search(lambda words, cache: self.model.apply(variables, words, cache, begun, prepared, method="step"), cache,
                     batch_size=self.studies, max_length=self.length, bos_id=0, eos_id=0, pad_id=0,
-                    room=Room(lambda cache, nodes: self.model.apply(variables, cache, nodes, method="grow"),
+                    room=CacheResizer(lambda cache, nodes: self.model.apply(variables, cache, nodes, method="grow"),
                               lambda cache: self.model.apply(variables, cache, method="full")), **options)
     return jax.device_get(run(self.variables, self.images))
 
@@ -126,7 +126,7 @@ def test_greedy(original):
 
 
 def test_beam_3(original):
-  result = original.search(beam_search, 3, beam_size=3, finished="occupy")
+  result = original.search(beam_search, 3, beam_size=3, finished_beams="in_place")
   np.testing.assert_array_equal(result.ids[:, 0], original.said["beam3"])
   np.testing.assert_allclose(result.log_probs[:, 0], original.said["beam3_logprob"], atol=1e-3)
   assert (original.said["beam3_margin"] > 0).all()

@@ -4,19 +4,19 @@ import json
 import types
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from mcsam_jax import cli
-from mcsam_jax.hardware import CHIPS
-from mcsam_jax.precompile.collectives import transfers
 from mcsam_jax.config import load_config
-from mcsam_jax.decoding.greedy import room_sizes
+from mcsam_jax.decoding.greedy import cache_schedule
 from mcsam_jax.errors import UserError
+from mcsam_jax.hardware import CHIPS
 from mcsam_jax.precompile import precompile as precompiling
 from mcsam_jax.precompile import topology as topologies
+from mcsam_jax.precompile.collectives import transfers
 from mcsam_jax.precompile.cost import analyse
 from mcsam_jax.precompile.precompile import memory_missing
 from mcsam_jax.precompile.program import lower_decode
@@ -119,12 +119,12 @@ def figures_of(capsys, topology: str, *arguments: str) -> dict:
   return json.loads(output.out)
 
 
-@pytest.mark.parametrize("search, share, turns", [("beam", 0.0, [36, 4, 0, 0]), ("consensus", 0.0, [20, 20]),
-                                                  ("consensus", 0.5, [20, 20])])
+@pytest.mark.parametrize("search, share, turns", [("beam", 0.0, [36, 4, 0, 0]), ("mbr", 0.0, [20, 20]),
+                                                  ("mbr", 0.5, [20, 20])])
 def test_the_lowered_search_is_the_one_that_the_config_asks_for(search, share, turns):
   """Each size of the cache serves known turns; a consensus that asks 1,000 training reports has their codes."""
   config = load_config("mimic_cxr", [*SMALL, f"--config.decode.search={search}", "--config.tokenizer.max_length=40",
-                                     f"--config.decode.recall_share={share}", "--config.decode.batch_size=4"])
+                                     f"--config.decode.retrieval_weight={share}", "--config.decode.batch_size=4"])
   topology = topologies.Topology("cpu", 1, tuple(jax.devices()[:1]), CHIPS["v5e"])
   lowered = lower_decode(config, topology, 64, num_train_reports=1000)
   assert precompiling.stages(config) == turns
@@ -198,7 +198,7 @@ def figures_of_state(figures: dict) -> float:
 def test_decoding_sends_no_more_than_the_reports(libtpu, capsys):
   """The figures are of 16 reports of 24 words: every stage of the cache is a loop, and all of it together sends little."""
   figures = figures_of(capsys, "v5e:2x2", "--what", "decode", "--studies-per-chip", "4")
-  assert figures["a_step"]["loops_of_unknown_length"] == len(room_sizes(24, 3 * 24))
+  assert figures["a_step"]["loops_of_unknown_length"] == len(cache_schedule(24, 3 * 24))
   assert all(row["bytes"] / row["count"] <= 4 * 16 * 24 for row in figures["collectives"])
   assert sum(row["bytes"] for row in figures["collectives"]) < 4 * 16 * 24 * 3
 

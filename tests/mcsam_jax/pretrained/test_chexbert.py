@@ -6,9 +6,8 @@ from safetensors.numpy import save_file
 
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
-from mcsam_jax.labelers.chexbert import CheXbertReader
+from mcsam_jax.labelers.chexbert import CheXbertReader, load_chexbert
 from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.labelers.chexbert import load_chexbert
 from mcsam_jax.pretrained.chexbert import import_chexbert
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "lung", "##s", "are", "clear", "."]

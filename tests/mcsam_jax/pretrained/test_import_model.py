@@ -38,9 +38,9 @@ def fields(tmp_path_factory):
             "encoder.name": "resnet50", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "model.width": 64,
             "model.feedforward_width": 96, "model.encoder_layers": 2, "model.decoder_layers": 2, "memory.num_slots": 128,
             "memory.slot_width": 64, "memory.top_k": 8, "decode.batch_size": 3, "train.batch_size": 2,
-            "train.num_steps": 1, "optimizer.warmup_steps": 0, "eval.page": False}
+            "train.num_steps": 1, "optimizer.warmup_steps": 0, "eval.html_report": False}
   arguments = [f"--config.{name}={value}" for name, value in values.items()]
-  prepare(configs.load_config("r2gencmn", arguments), show=lambda line: None)
+  prepare(configs.load_config("r2gencmn", arguments), log=lambda line: None)
   return arguments
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_decodes(fields, tmp_path, capsys):
   status = cli.main(["evaluate", "--workdir", str(workdir), "--split", "test"])
   assert status == 0, capsys.readouterr().err
   scores = json.loads((workdir / "eval" / "test-0.json").read_text())
-  assert scores["num_studies"] == 3 and scores["decode"]["finished"] == "occupy"
+  assert scores["num_studies"] == 3 and scores["decode"]["finished_beams"] == "in_place"
   status = cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields])
   assert status == 2 and "holds a run already" in capsys.readouterr().err
 

@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mcsam_jax.checkpoints.weights import load_weights, save_weights, weights_digest
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 from mcsam_jax.pretrained import import_weights as module
 from mcsam_jax.pretrained.import_weights import import_weights
 from mcsam_jax.pretrained.torch_names import detect_architecture, flax_name
-from mcsam_jax.checkpoints.weights import load_weights, save_weights, weights_digest
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 
@@ -29,7 +29,7 @@ def source(tmp_path, monkeypatch):
   """A file that stands for a checkpoint whose tensors a test can change."""
   path, content = tmp_path / "resnet50.pth", tensors()
   path.write_bytes(b"a checkpoint")
-  monkeypatch.setattr(module, "read_state_dict", lambda path, show: content)
+  monkeypatch.setattr(module, "read_state_dict", lambda path, log: content)
   return str(path), content
 
 
@@ -53,7 +53,7 @@ def test_import_and_load(source, tmp_path):
   path, content = source
   content["fc.bias"], lines = np.zeros(1000, np.float32), []
   target = tmp_path / "deep" / "resnet50.npz"
-  report = import_weights(path, str(target), show=lines.append)
+  report = import_weights(path, str(target), log=lines.append)
   assert report.fits and report.architecture == "resnet50"
   assert "used        conv1.weight -> params/conv1/kernel" in lines and "unused      fc.bias" in lines
   expected = jax.eval_shape(make_encoder("resnet50").init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_listed_and_not_written(source, tmp_path):
   content["layer5.0.conv1.weight"] = np.zeros((64, 32, 1, 1), np.float32)
   lines, target = [], tmp_path / "out.npz"
   with pytest.raises(UserError, match="nothing was written"):
-    import_weights(path, str(target), show=lines.append)
+    import_weights(path, str(target), log=lines.append)
   assert "missing     params/bn1/bias" in lines
   assert "unexpected  layer5.0.conv1.weight" in lines
   assert "misshaped   layer1.0.conv1.weight: [64, 32, 1, 1] in the source, [64, 64, 1, 1] expected" in lines
@@ -89,7 +89,7 @@ def test_what_can_be_no_weights_is_named(source, tmp_path, tensor, why):
   content["fc.bias"] = content["fc.bias"] * np.nan                         # which nothing needs
   content["conv1.weight"] = content["conv1.weight"].astype(ml_dtypes.bfloat16)
   with pytest.raises(UserError, match="nothing was written"):
-    import_weights(path, str(tmp_path / "out.npz"), show=lines.append)
+    import_weights(path, str(tmp_path / "out.npz"), log=lines.append)
   assert [line for line in lines if line.startswith("unfit")] == [f"unfit       bn1.bias: {why}"]
   assert lines[-1].endswith("0 missing, 0 misshaped, 1 unfit") and not (tmp_path / "out.npz").exists()
 
@@ -100,9 +100,9 @@ def test_a_variable_that_two_tensors_claim(source, tmp_path, value, told):
   content["_bn1.bias"], lines = np.full(64, value, np.float32), []          # becomes params/bn1/bias as well
   if told == "unexpected":
     with pytest.raises(UserError, match="nothing was written"):
-      import_weights(path, str(tmp_path / "out.npz"), show=lines.append)
+      import_weights(path, str(tmp_path / "out.npz"), log=lines.append)
   else:
-    assert import_weights(path, str(tmp_path / "out.npz"), show=lines.append).fits
+    assert import_weights(path, str(tmp_path / "out.npz"), log=lines.append).fits
   assert f"{told:11} _bn1.bias" in lines and "used        bn1.bias -> params/bn1/bias" in lines
 
 
@@ -111,7 +111,7 @@ def test_a_module_that_all_names_begin_with_is_left_away(source, tmp_path):
   for name in list(content):
     content[f"net.model.{name}"] = content.pop(name)
   content["net.model.fc.bias"], lines = np.zeros(1000, np.float32), []
-  assert import_weights(path, str(tmp_path / "out.npz"), show=lines.append).fits
+  assert import_weights(path, str(tmp_path / "out.npz"), log=lines.append).fits
   assert lines[0] == "names without the net.model. that all begin with"
   _, meta = load_weights(str(tmp_path / "out.npz"), jax.eval_shape(
       make_encoder("resnet50").init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))))

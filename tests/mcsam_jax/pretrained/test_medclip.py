@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 from mcsam_jax import cli
+from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.memory_init.word_vectors import word_vectors
 from mcsam_jax.models.visual_encoders.registry import make_encoder
-from mcsam_jax.checkpoints.weights import load_weights
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 PIECES = ["[PAD]", "[CLS]", "effusion", "##tion", "lungs", "clear"]

@@ -17,11 +17,11 @@ TINY = [f"--config.{field}" for field in (
     "data.phantom.num_train=24", "data.phantom.num_val=6", "data.phantom.num_test=6", "data.image_size=32",
     "encoder.name=resnet_tiny", "encoder.weights=", "encoder.frozen=false", "encoder.train_batch_norm=true",
     "model.width=16", "model.feedforward_width=16", "model.num_heads=2", "model.encoder_layers=0",
-    "model.decoder_layers=1", "model.num_prompts=2", "memory.num_heads=2", "memory.num_slots=12",
+    "model.decoder_layers=1", "model.num_memory_tokens=2", "memory.num_heads=2", "memory.num_slots=12",
     "memory.slot_width=8", "memory.top_k=3", "memory_init.num_topics=4", "memory_init.steps=3", "tokenizer.threshold=1",
     "train.batch_size=4", "optimizer.warmup_steps=2", "train.num_steps=4", "train.eval_every=4", "train.log_every=4",
-    "train.eval_studies=4", "train.host_threads=1", "decode.batch_size=4", "decode.search=consensus",
-    "decode.num_samples=2", "decode.recall_share=0.5", "eval.labeler=phantom", "eval.num_permutations=2")]
+    "train.eval_studies=4", "train.host_threads=1", "decode.batch_size=4", "decode.search=mbr",
+    "decode.num_samples=2", "decode.retrieval_weight=0.5", "eval.labeler=phantom", "eval.num_permutations=2")]
 
 
 def cached(folder: pathlib.Path) -> bytes:
@@ -53,7 +53,7 @@ def test_training_and_decoding_leave_programs_alone_in_the_cache(tmp_path):
     jax.clear_caches()
     overrides = [*TINY, f"--config.data.data_dir={tmp_path / 'data'}"]
     config = load_config("phantom", overrides)
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
     assert cli.main(["train", "--config", "phantom", "--workdir", str(tmp_path / "run"), *overrides]) == 0
     assert cli.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 0
     programs = cached(folder)

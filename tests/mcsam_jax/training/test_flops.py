@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mcsam_jax import config as configs
+from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.semantic_alignment import make_pairs
 from mcsam_jax.training import flops
-from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import init_state, make_train_step
+from mcsam_jax.training.train_step import init_train_state, make_train_step
 
 B, V, GRID, VOCABULARY = 4, 2, 3, 1000
 
@@ -26,7 +26,7 @@ def test_multiplications_of_resnets_are_those_that_torchvision_publishes(name, b
 @pytest.mark.parametrize("fields", [
     {"memory__query": "word", "model__align_on": "response"},
     {"memory__query": "word_position", "memory__consolidation": "gate", "model__align_on": "consolidated",
-     "model__use_prompts": False, "model__encoder_layers": 2},
+     "model__use_memory_tokens": False, "model__encoder_layers": 2},
 ], ids=lambda fields: fields["memory__query"])
 def test_the_forward_pass_is_what_xla_counts(fields):
   """All slots answer, so that what chooses them isn't in XLA's count; norms and softmax are, with about 1 %."""
@@ -41,7 +41,7 @@ def test_the_forward_pass_is_what_xla_counts(fields):
 
   def forward(module, *batch):
     outputs = module(*batch, train=False)
-    return outputs.logits, module.align(outputs.image_code, outputs.report_code, pairs)
+    return outputs.logits, module.align(outputs.image_embedding, outputs.report_embedding, pairs)
 
   variables = jax.eval_shape(lambda *batch: model.init(jax.random.key(0), *batch, method=forward), *batch)
   lowered = jax.jit(lambda variables, *batch: model.apply(variables, *batch, method=forward)).lower(variables, *batch)
@@ -73,7 +73,7 @@ def test_a_training_step_is_what_xla_counts(frozen):
                      "labels": ((14,), jnp.int8), "record": ((), jnp.int32), "epoch": ((), jnp.int32),
                      "valid": ((), bool)}
   batch = {name: jax.ShapeDtypeStruct((B, *shape), dtype) for name, (shape, dtype) in fields.items()}
-  state = jax.eval_shape(lambda batch: init_state(model, config, batch), batch)
+  state = jax.eval_shape(lambda batch: init_train_state(model, config, batch), batch)
   lowered = jax.jit(make_train_step(model, config, 2)).lower(state, batch)
   assert flops.train_flops(config, VOCABULARY, B) == pytest.approx(lowered.cost_analysis()["flops"], rel=0.035)
 

@@ -7,11 +7,11 @@ import pytest
 
 from input_pipeline.shuffle import record_order
 from mcsam_jax import config as configs
+from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
 from mcsam_jax.training import profiler
+from mcsam_jax.training.metrics_logger import IN_FLIGHT, learning_rates, Watch
 from mcsam_jax.training.throughput import Progress
-from mcsam_jax.training.metrics_logger import IN_FLIGHT, Watch, learning_rates
-from mcsam_jax.distributed.watchdog import Watchdog
 
 RECORDS = 10
 

@@ -7,30 +7,30 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import eval_batches, make_batch
 from input_pipeline.builder.prepare import prepare
+from input_pipeline.pipeline import eval_batches, make_batch
 from mcsam_jax import cli
 from mcsam_jax import config as configs
+from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.workdir import acquire_lock, open_workdir
+from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import evaluate as evaluation
 from mcsam_jax.evaluation.compare import compare
+from mcsam_jax.inference.image_embeddings import make_image_embedder
 from mcsam_jax.inference.load import load_member
-from mcsam_jax.inference.image_embeddings import make_own_pooled
-from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.models.inputs import visual_inputs
 from mcsam_jax.training.train import train
-from mcsam_jax.checkpoints.workdir import claim, open_workdir
 
 TINY = {
     "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
     "data.augment": True, "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False,
     "encoder.train_batch_norm": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
-    "model.encoder_layers": 0, "model.decoder_layers": 1, "model.num_prompts": 2, "memory.num_heads": 2,
+    "model.encoder_layers": 0, "model.decoder_layers": 1, "model.num_memory_tokens": 2, "memory.num_heads": 2,
     "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
     "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
     "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.best_metric": "",
-    "train.host_threads": 1, "optimizer.warmup_steps": 5, "optimizer.average_decay": 0.9, "decode.batch_size": 4,
-    "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.page": False,
+    "train.host_threads": 1, "optimizer.warmup_steps": 5, "optimizer.ema_decay": 0.9, "decode.batch_size": 4,
+    "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.html_report": False,
 }
 FIRST_HALF = 30
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -44,7 +44,7 @@ def arguments(data_dir, **changes):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   directory = tmp_path_factory.mktemp("data")
-  prepare(configs.load_config("phantom", arguments(directory)), show=lambda line: None)
+  prepare(configs.load_config("phantom", arguments(directory)), log=lambda line: None)
   return directory
 
 
@@ -52,7 +52,7 @@ def data_dir(tmp_path_factory):
 def trained(data_dir, tmp_path_factory):
   """A workdir of 60 steps without interruption."""
   workdir = tmp_path_factory.mktemp("runs") / "whole"
-  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), show=lambda line: None)
+  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), log=lambda line: None)
   return workdir
 
 
@@ -85,18 +85,18 @@ def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, m
 
   monkeypatch.setattr(Checkpoints, "save", save_and_die)
   with pytest.raises(Interruption):
-    train(config, workdir, show=lambda line: None)
+    train(config, workdir, log=lambda line: None)
   monkeypatch.undo()
   assert Checkpoints(workdir, read_only=True).latest() == FIRST_HALF
   lines = []
-  train(config, workdir, show=lines.append)
+  train(config, workdir, log=lines.append)
   assert f"resumed at step {FIRST_HALF}" in lines
   jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(trained))
 
 
 def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.page=true",
-                    "--config.eval.why=true")
+  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.html_report=true",
+                    "--config.eval.explain=true")
   assert status == 0, err
   scores = json.loads((trained / "eval" / "test-60.json").read_text())
   lines = [json.loads(line) for line in (trained / "eval" / "test-60.jsonl").read_text().splitlines()]
@@ -118,7 +118,7 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   assert all(json.dumps(line["generated"])[1:-1] in page and line["id"] in page for line in lines)
 
   path = str(trained / "eval" / "test-60.jsonl")
-  result = compare([path], [path], show=lambda line: None)
+  result = compare([path], [path], log=lambda line: None)
   assert (result["protocol"], result["labeler"], result["num_studies"]) == ("r2gen", "stored", 6)
   assert result["a"]["nlg"]["BLEU_4"] == pytest.approx(scores["nlg"]["r2gen"]["BLEU_4"])
   assert result["a"]["labels"]["micro"] == pytest.approx(scores["labels"]["micro"])
@@ -136,7 +136,7 @@ def test_reports_are_kept_when_their_scoring_fails(trained, tmp_path, monkeypatc
 
   monkeypatch.setattr(evaluation, "score_reports", full_disk)
   with pytest.raises(OSError, match="no space"):
-    evaluation.evaluate(str(workdir), "test", show=lambda line: None)
+    evaluation.evaluate(str(workdir), "test", log=lambda line: None)
   lines = [json.loads(line) for line in (workdir / "eval" / "test-60.unscored.jsonl").read_text().splitlines()]
   assert (workdir / "eval" / "test-60.jsonl").read_text() == "of an earlier call"
   assert len(lines) == 6 and all(line["generated"] and line["reference"] for line in lines)
@@ -149,7 +149,7 @@ def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split)
     batches = list(eval_batches(split, work.tokenizer, config, 4))
-    own_pooled = make_own_pooled(member, config, mesh)
+    own_pooled = make_image_embedder(member, config, mesh)
     pooled = own_pooled(batches, len(split))
     np.testing.assert_array_equal(own_pooled(batches[::-1], len(split)), pooled)
   assert pooled.shape == (6, config.model.width) and np.ptp(pooled, 0).max() > 0
@@ -191,10 +191,10 @@ def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, caps
   for others in ([], ["--ensemble", twin]):
     status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", *others)
     assert status == 0, err
-  alone, together = ([json.loads(line) for line in (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()]
+  alone, joint = ([json.loads(line) for line in (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()]
                      for name in ("", "-with-twin"))
-  assert [line["generated"] for line in alone] == [line["generated"] for line in together]
-  np.testing.assert_allclose([line["log_prob"] for line in alone], [line["log_prob"] for line in together], atol=1e-4)
+  assert [line["generated"] for line in alone] == [line["generated"] for line in joint]
+  np.testing.assert_allclose([line["log_prob"] for line in alone], [line["log_prob"] for line in joint], atol=1e-4)
   scores = json.loads((trained / "eval" / "test-60-with-twin.json").read_text())
   assert scores["models"] == [{"workdir": str(trained), "step": 60}, {"workdir": str(twin), "step": 60}]
 
@@ -204,7 +204,7 @@ def test_models_that_speak_differently_write_no_report_together(trained, tmp_pat
   shutil.copytree(trained, first)
   shutil.copytree(trained, other)
   config = (first / "config.json").read_text()
-  (first / "config.json").write_text(config.replace('"recall_share": 0.0', '"recall_share": 0.5'))
+  (first / "config.json").write_text(config.replace('"retrieval_weight": 0.0', '"retrieval_weight": 0.5'))
   for file, old, new, problem in (
       ("config.json", '"use_alignment": true', '"use_alignment": false', "without alignment"),
       ("config.json", '"max_length": 12', '"max_length": 13', "tokenizer.max_length: 12, 13"),
@@ -223,7 +223,7 @@ def test_a_workdir_of_another_config_is_refused_by_field(data_dir, trained, caps
 
 
 def test_two_runs_in_one_workdir_are_kept_apart(data_dir, trained, capsys):
-  with claim(trained):
+  with acquire_lock(trained):
     status, err = run(capsys, "train", "--config", "phantom", "--workdir", trained, *arguments(data_dir))
   assert status == 2 and "another run is training" in err
 
@@ -271,7 +271,7 @@ def test_evaluate_names_the_file_of_a_checkpoint_that_was_cut(trained, tmp_path,
 def test_train_goes_on_from_the_checkpoint_before_a_damaged_one(data_dir, trained, tmp_path):
   workdir, file = damaged(trained, tmp_path / "cut")
   lines = []
-  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), show=lines.append)
+  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), log=lines.append)
   assert any("checkpoint 60 is damaged, the one before it is used" in line and str(file) in line for line in lines)
   assert f"resumed at step {FIRST_HALF}" in lines
   jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(trained))

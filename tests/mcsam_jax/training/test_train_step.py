@@ -9,7 +9,15 @@ from mcsam_jax import config as configs
 from mcsam_jax.distributed.mesh import make_mesh, to_global
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.inputs import token_mask
-from mcsam_jax.training.train_step import align, count_tokens, init_state, make_term_norms, make_train_step, read, token_losses
+from mcsam_jax.training.train_step import (
+  align,
+  count_tokens,
+  init_train_state,
+  make_term_norms,
+  make_train_step,
+  read,
+  token_losses,
+)
 
 B, T, VOCABULARY, EOS = 4, 6, 20, 2
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -38,7 +46,7 @@ def batch():
 def loss():
   config = small()
   model = make_model(config, VOCABULARY, 2)
-  state = jax.jit(lambda: init_state(model, config, batch()))()
+  state = jax.jit(lambda: init_train_state(model, config, batch()))()
 
   @jax.jit
   def both(batch):
@@ -87,9 +95,9 @@ def test_the_moving_average_writes_and_does_not_train():
   """Of the average are kept (1 + step) / (10 + step), 1/10, 2/11, 3/12, ... up to the decay."""
   kept, runs = (1 / 10, 2 / 11, 0.2), {}
   for name, value in (("averaged", 0.2), ("plain", 0.0)):
-    config = small(optimizer__average_decay=value)
+    config = small(optimizer__ema_decay=value)
     model = make_model(config, VOCABULARY, 2)
-    state = jax.jit(lambda: init_state(model, config, batch()))()
+    state = jax.jit(lambda: init_train_state(model, config, batch()))()
     runs[name] = [state]
     step = jax.jit(make_train_step(model, config, EOS))
     for _ in kept:
@@ -103,8 +111,8 @@ def test_the_moving_average_writes_and_does_not_train():
     assert plain.average is None and plain.variables["params"] is plain.params
 
 
-@pytest.mark.parametrize("fields", [{"train__accumulate": 2}, {"train__remat": "layers"},
-                                    {"train__accumulate": 4, "model__use_alignment": False}])
+@pytest.mark.parametrize("fields", [{"train__grad_accum_steps": 2}, {"train__remat": "layers"},
+                                    {"train__grad_accum_steps": 4, "model__use_alignment": False}])
 def test_saving_memory_changes_no_gradient(fields):
   """Without dropout, whose draws are a part's own, one step in several turns, or with remat, is the same step."""
   fields = {"model__dropout": 0.0, "optimizer__warmup_steps": 0} | fields
@@ -112,7 +120,7 @@ def test_saving_memory_changes_no_gradient(fields):
   ends = []
   for config in (small(**plain), small(**fields)):
     model = make_model(config, VOCABULARY, 2)
-    state = jax.jit(lambda: init_state(model, config, batch()))()
+    state = jax.jit(lambda: init_train_state(model, config, batch()))()
     valid = batch() | {"valid": np.array([True, True, True, False])}
     ends.append(jax.jit(make_train_step(model, config, EOS))(state, valid))
   (one, measured), (other, expected) = ends
@@ -127,7 +135,7 @@ def test_the_terms_norms_are_of_the_gradient_that_a_step_takes():
   """The gradient's norm lies between difference and sum of its terms' norms, and is the token's alone without the other."""
   config = small()
   model = make_model(config, VOCABULARY, 2)
-  state = jax.jit(lambda: init_state(model, config, batch()))()
+  state = jax.jit(lambda: init_train_state(model, config, batch()))()
   norms = make_term_norms(model, config, EOS)(state, batch())
   whole = jax.jit(make_train_step(model, config, EOS))(state, batch())[1]["gradient_norm"]
   token, alignment = float(norms["gradient_norm_token"]), float(norms["gradient_norm_align"])

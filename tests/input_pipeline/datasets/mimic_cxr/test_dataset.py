@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from input_pipeline import splits
+from input_pipeline.builder.prepare import dataset_dir, prepare, tokenizer_dir
 from input_pipeline.datasets import make_builder
 from input_pipeline.datasets.mimic_cxr import dataset, tables
-from input_pipeline.builder.prepare import dataset_dir, prepare, tokenizer_dir
 from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError
 from tests.testing import physionet
@@ -20,7 +20,7 @@ COUNT = 210
 
 def config_of(folder, data_dir, *overrides):
   return load_config("mimic_cxr", [f"--config.data.source_dir={folder}", f"--config.data.data_dir={data_dir}",
-                                   "--config.tokenizer.threshold=1", "--config.prepare.max_faults=0", *overrides])
+                                   "--config.tokenizer.threshold=1", "--config.prepare.max_corrupt_records=0", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def tree(tmp_path_factory):
 def built(tree, tmp_path_factory):
   config = config_of(tree[0], tmp_path_factory.mktemp("data"))
   lines = []
-  prepare(config, show=lines.append)
+  prepare(config, log=lines.append)
   return config, tree[1], "\n".join(lines)
 
 
@@ -59,7 +59,7 @@ def test_every_reason_is_counted(built, target):
   config, studies, _ = built
   config = config_of(config.data.source_dir, config.data.data_dir, f"--config.data.target={target}")
   lines = []
-  prepare(config, show=lines.append)
+  prepare(config, log=lines.append)
   assert lines[0].startswith("Records are in"), "another target reads no image again"
   counts = physionet.expected(studies, target)
   for reason in set().union(*counts.values()):
@@ -84,7 +84,7 @@ def test_needed_views_are_counted(tree, tmp_path):
   folder, studies = tree
   config = config_of(folder, tmp_path, "--config.data.mimic_cxr.required_views=both")
   lines = []
-  prepare(config, show=lines.append)
+  prepare(config, log=lines.append)
   counts = physionet.expected(studies, required="both")
   for reason in ("no lateral view", "no frontal view", "no frontal and no lateral view", "kept"):
     assert row_of("\n".join(lines), reason) == [counts[split][reason] for split in ("train", "val", "test")], reason
@@ -118,7 +118,7 @@ def test_labels_of_radiologists_count_more(tree, tmp_path):
   studies = physionet.write_tree(folder, 60)
   physionet.write_manual_labels(folder, studies)
   config = config_of(folder, tmp_path / "data")
-  prepare(config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
   for split in ("train", "test"):
     for record in splits.open_split(config, split):
       assert (record["labels_from"] == tables.MANUAL) == (split == "test")
@@ -132,7 +132,7 @@ def test_dicom_files_look_like_the_jpgs(tmp_path):
     physionet.write_tree(tmp_path / kind, 20, images=kind, zipped=kind == "jpg")
     config = config_of(tmp_path / kind, tmp_path / "data", f"--config.data.mimic_cxr.images={kind}",
                        "--config.data.dicom_rendering=mimic_cxr_jpg")
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
     found.append(list(splits.open_split(config, "train")))
   from input_pipeline.images import decode
   for jpg, dcm in zip(*found, strict=True):
@@ -149,7 +149,7 @@ def test_r2gens_annotation_over_the_same_images(tree, tmp_path):
   config = config_of(folder, tmp_path, "--config.data.mimic_cxr.unit=image", "--config.data.min_words=0",
                      "--config.data.num_views=1")
   lines = []
-  prepare(config, show=lines.append)
+  prepare(config, log=lines.append)
   counts = {split: len(entries) for split, entries in annotation.items()}
   assert f"270,790 / 2,130 / 3,858 expected, {counts['train']} / {counts['val']} / {counts['test']} found in" in "\n".join(lines)
   val = splits.open_split(config, "val")
@@ -186,7 +186,7 @@ def test_faults_of_the_tables_are_a_line(small, spoil, message):
   source, config = small
   spoil(source)
   with pytest.raises(UserError, match=message) as error:
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
   assert "\n" not in str(error.value)
   assert_nameless(str(error.value).replace(str(source), ""), physionet.make_studies(30))
 
@@ -226,14 +226,14 @@ def test_unreadable_files_stop_the_build_past_a_limit(small, spoil, reason):
   studies = physionet.make_studies(30)
   spoil(source, studies)
   with pytest.raises(UserError, match=f"record 1 of split train can't be read \\({reason}") as error:
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
   assert_nameless(str(error.value), studies)
   config = config_of(source, config.data.data_dir, "--config.prepare.show_ids=true")
   with pytest.raises(UserError, match=studies[1].study):
-    prepare(config, show=lambda line: None)
-  config = config_of(source, config.data.data_dir, "--config.prepare.max_faults=1")
+    prepare(config, log=lambda line: None)
+  config = config_of(source, config.data.data_dir, "--config.prepare.max_corrupt_records=1")
   lines = []
-  prepare(config, show=lines.append)
+  prepare(config, log=lines.append)
   assert row_of("\n".join(lines), "unreadable file") == [1, 0, 0]
   assert_nameless("\n".join(lines), studies)
   fault, = map(json.loads, (dataset_dir(config) / "faults.jsonl").read_text().splitlines())
@@ -253,7 +253,7 @@ def test_a_damaged_report_of_a_compressed_archive_is_one_fault(small):
   data[place:place + 8] = b"\xff" * 8
   (source / "mimic-cxr-reports.zip").write_bytes(data)
   with pytest.raises(UserError, match="record 1 of split train can't be read .damaged report") as error:
-    prepare(config, show=lambda line: None)
+    prepare(config, log=lambda line: None)
   assert_nameless(str(error.value), physionet.make_studies(30))
 
 
@@ -268,7 +268,7 @@ def test_settings_that_mean_nothing_for_an_annotation_are_refused(small, field, 
 def test_the_other_kind_of_images_is_named(tmp_path):
   physionet.write_tree(tmp_path / "source", 6, images="dcm")
   with pytest.raises(UserError, match="there are .dcm files: set --config.data.mimic_cxr.images=dcm"):
-    prepare(config_of(tmp_path / "source", tmp_path / "data"), show=lambda line: None)
+    prepare(config_of(tmp_path / "source", tmp_path / "data"), log=lambda line: None)
 
 
 def test_jpgs_have_one_rendering(small):
@@ -279,7 +279,7 @@ def test_jpgs_have_one_rendering(small):
 
 def test_records_are_found_without_their_source(small, tmp_path):
   source, config = small
-  prepare(config, show=lambda line: None)
+  prepare(config, log=lambda line: None)
   source.rename(tmp_path / "elsewhere")
   assert len(splits.open_split(config, "train"))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.phantom.anatomy import draw_study, find_findings
-from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS, Finding, sample_findings
+from input_pipeline.datasets.phantom.patient import Finding, PHANTOM_FINDINGS, sample_findings
 
 # A finding of each kind, where it must change the frontal view (rows, columns), and how.
 # The patient's right is on the left of the picture.

@@ -22,7 +22,7 @@ def tiny_config(tmp_path, **sizes):
 
 def test_build_is_read_back_as_records(tmp_path):
   config = tiny_config(tmp_path)
-  build(config, show=lambda line: None)
+  build(config, log=lambda line: None)
   builder = dataset.make_builder(config)
   assert builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
   assert {name: split.num_examples for name, split in builder.info.splits.items()} == {

@@ -20,7 +20,7 @@ from tests.testing import simulated_devices
 def in_plain_jax(queries, keys, values, kept, top_k, keep_rate):
   """Returns the answers [H, d, R] by the bank's own functions, with arguments as of `memory_attention.respond`."""
   scores = jnp.einsum("hdr,hds->hrs", queries, keys)
-  weights = jax.nn.softmax(memory_bank.keep_top_k(scores, top_k) / np.sqrt(queries.shape[1]), axis=-1)
+  weights = jax.nn.softmax(memory_bank.top_k_mask(scores, top_k) / np.sqrt(queries.shape[1]), axis=-1)
   return jnp.einsum("hrs,hsd->hdr", jnp.where(kept, weights / keep_rate, 0), values)
 
 

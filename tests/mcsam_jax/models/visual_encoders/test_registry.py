@@ -13,8 +13,8 @@ import pytest
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.efficientnet import shifted_sum
-from mcsam_jax.models.visual_encoders.resnet import Bottleneck, ResNet
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.resnet import Bottleneck, ResNet
 from mcsam_jax.pretrained.import_weights import convert, packaged_file
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.torch_names import expected_shapes
