@@ -19,10 +19,17 @@ def shared():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-  """Programs that several tests compile alike are compiled once a session."""
+def compilation_cache(tmp_path_factory, worker_id):
+  """Programs that several tests compile are compiled once per run, in whichever worker needs them first.
+
+  MCSAM_TEST_CACHE names a folder that keeps them from run to run.
+  """
   import jax
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+  folder = os.environ.get("MCSAM_TEST_CACHE")
+  if not folder:
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "xla"       # workers' folders lie in one of the run's
+  jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
