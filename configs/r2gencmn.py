@@ -1,7 +1,7 @@
 """R2GenCMN (Chen et al., ACL 2021) as a point of this model space, at its published size, on IU X-Ray.
 
 Its memory without alignment and prompts, random slots, its LayerNorm, one id for pad, bos and eos, its beam search.
-`mcsam import-weights model_iu_xray.pth runs/r2gencmn --config r2gencmn` puts a published checkpoint into a workdir.
+`mcsam import-weights model model_iu_xray.pth runs/r2gencmn --config r2gencmn` puts a published checkpoint into a workdir.
 One difference stays: R2GenCMN squashes a test image to 224 x 224, here its middle is cut out.
 """
 

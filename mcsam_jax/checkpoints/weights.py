@@ -37,7 +37,7 @@ def load_weights(path: epath.PathLike, expected_variables: dict) -> tuple[dict, 
   Raises:
     UserError: no such file, damaged, or of other names or shapes: each is listed.
   """
-  flat, meta = read_weights(path, f"write it with `mcsam import-weights SRC {path}`")
+  flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {path}`")
   return fit(flat, expected_variables, f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"), meta
 
 

@@ -23,7 +23,7 @@ from mcsam_jax.models.bert import BertSizes
 from mcsam_jax.models.chexbert import CheXbert, CLASSES, expected, FINDINGS
 
 HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
-              "`mcsam import-weights chexbert.pth {path} --chexbert --vocabulary vocab.txt`, "
+              "`mcsam import-weights chexbert chexbert.pth {path} --vocabulary vocab.txt`, "
               "with the vocab.txt of bert-base-uncased")
 ROW_LENGTHS = (128, 256, 512)       # tokens; most reports have less than 128
 

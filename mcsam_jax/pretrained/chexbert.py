@@ -78,7 +78,7 @@ def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], No
                     "vocab.txt of bert-base-uncased")
   tensors = read_state_dict(src, log)
   if not is_chexbert(tensors):
-    raise UserError(f"{src}: no CheXbert, it has no linear_heads; for an image encoder leave --chexbert away")
+    raise UserError(f"{src}: no CheXbert, it has no linear_heads; an image encoder is imported with `mcsam import-weights encoder`")
   shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(expected(sizes), sep="/").items()}
   variables, report = convert(tensors, "chexbert", shapes, sys.modules[__name__])
   for line in report.lines():

@@ -44,7 +44,7 @@ def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str]
     raise UserError(f"{path} holds a run already; give a new folder")
   tensors = read_state_dict(src, log)
   if not r2gencmn.is_r2gencmn(tensors):
-    raise UserError(f"{src}: no R2GenCMN (it has no memory_matrix); for an image encoder leave --config away")
+    raise UserError(f"{src}: no R2GenCMN (it has no memory_matrix); an image encoder is imported with `mcsam import-weights encoder`")
   tokenizer = load_or_build_tokenizer(config)
   variables, report = convert(tensors, "r2gencmn", expected_shapes(config, tokenizer.vocab_size), r2gencmn)
   for line in report.lines():

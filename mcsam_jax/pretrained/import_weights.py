@@ -63,9 +63,9 @@ def import_weights(src: str, dst: str, log: Callable[[str], None] = print) -> Im
   path = packaged_file(src) if src in PACKAGES else src
   tensors = read_state_dict(path, log)
   if r2gencmn.is_r2gencmn(tensors):
-    raise UserError(f"{path}: a whole R2GenCMN; give --config r2gencmn, and a workdir instead of {dst}")
+    raise UserError(f"{path}: a whole R2GenCMN, not an image encoder: use `mcsam import-weights model {path} WORKDIR --config r2gencmn`")
   if any(name.startswith("linear_heads.") for name in tensors):
-    raise UserError(f"{path}: a CheXbert; give --chexbert --vocabulary vocab.txt (bert-base-uncased's)")
+    raise UserError(f"{path}: a CheXbert, not an image encoder: use `mcsam import-weights chexbert {path} {dst} --vocabulary vocab.txt` with the vocabulary of bert-base-uncased")
   if medclip.is_medclip(tensors):
     architecture, names = "resnet50", medclip
   else:

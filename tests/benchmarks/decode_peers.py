@@ -23,9 +23,9 @@ VOCABULARY, PATCHES_A_VIEW, TOKENS, BEAMS = 761, 49, 100, 3
 def mcsam(query: str, num_studies: int, num_views: int):
   """Returns a function that decodes once with our model: 2,048 slots of memory, of which 32 answer, and 8 prompts."""
   from mcsam_jax.benchmark.decode import make_run
-  from mcsam_jax.cli import quiet
+  from mcsam_jax.cli.main import silence_libraries
   from mcsam_jax.config import load_config
-  quiet()
+  silence_libraries()
   fields = {"train.compute_dtype": "float32", "memory.query": query, "memory.num_slots": 2048, "memory.top_k": 32,
             "data.num_views": num_views, "decode.beam_size": BEAMS, "tokenizer.max_length": TOKENS}
   config = load_config(CONFIG, [f"--config.{name}={value}" for name, value in fields.items()])

@@ -11,7 +11,7 @@ import pytest
 import requests
 import tensorflow as tf
 
-from mcsam_jax import cli
+from mcsam_jax.cli import exit_status, main
 from mcsam_jax.errors import RUN_AGAIN, UserError
 from mcsam_jax.retryable import OtherHostFailed
 
@@ -19,7 +19,7 @@ from mcsam_jax.retryable import OtherHostFailed
 def status_of(error) -> int:
   def run(args, overrides):
     raise error
-  return cli.run_verb(argparse.Namespace(run=run, verb="train"), [])
+  return exit_status.run_verb(argparse.Namespace(run=run, verb="train"), [])
 
 
 @pytest.mark.parametrize("error, status", [
@@ -72,7 +72,7 @@ def test_a_lost_host_is_run_again_by_those_that_are_left_and_another_error_is_no
     status_of(error)
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(cli, "leave_hosts", lambda status, last_words="": left.append(status))
+  monkeypatch.setattr(exit_status, "leave_other_hosts", lambda status, last_words="": left.append(status))
   if lost:
     assert status_of(error) == RUN_AGAIN and left == [RUN_AGAIN]
   else:
@@ -92,6 +92,6 @@ def test_a_full_memory_is_told_in_a_line_with_what_needs_less(capsys):
     (["score", "--predictions", "x"], "mcsam score: the following arguments are required: --references")])
 def test_a_wrong_argument_gets_one_line_and_the_way_to_the_right_ones(words, said, capsys):
   with pytest.raises(SystemExit) as left:
-    cli.main(words)
+    main(words)
   err = capsys.readouterr().err
   assert left.value.code == 2 and err.startswith(said) and err.count("\n") == 1 and " --help" in err

@@ -79,13 +79,16 @@ def test_bad_files_are_named(files, tmp_path, capsys):
     import_chexbert(source, target, vocabulary)
   with pytest.raises(UserError, match="no linear_heads"):
     import_chexbert(*files({"fc.weight": np.zeros((2, 2), np.float32)}), sizes=SIZES)
-  with pytest.raises(UserError, match="nowhere.npz not found: get the authors' chexbert.pth .*--chexbert --vocabulary"):
+  with pytest.raises(UserError, match="nowhere.npz not found: get the authors' chexbert.pth .*import-weights chexbert .*--vocabulary"):
     load_chexbert(str(tmp_path / "nowhere.npz"))
   with pytest.raises(UserError, match="needs its weights: get the authors'"):
     load_chexbert("")
   source, *_ = files(state_dict())
-  assert main(["import-weights", source, target]) == 2 and "give --chexbert" in capsys.readouterr().err
-  assert main(["import-weights", source, target, "--chexbert"]) == 2 and "--vocabulary" in capsys.readouterr().err
+  assert main(["import-weights", "encoder", source, target]) == 2
+  assert "import-weights chexbert" in capsys.readouterr().err
+  with pytest.raises(SystemExit) as stopped:
+    main(["import-weights", "chexbert", source, target])
+  assert stopped.value.code == 2 and "--vocabulary" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def checkpoint(path, vocab_rows):
 def test_a_checkpoint_decodes(fields, tmp_path, capsys):
   source, workdir = tmp_path / "model.safetensors", tmp_path / "run"
   checkpoint(source, len(WORDS) + 2)                                                # <unk>, and the shared 0
-  assert cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields]) == 0
+  assert cli.main(["import-weights", "model", str(source), str(workdir), "--config", "r2gencmn", *fields]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert "used        encoder_decoder.logit.weight -> params/decoder/logits/kernel" in lines
   assert "unused      encoder_decoder.cmn.linears.0.weight" in lines
@@ -75,7 +75,7 @@ def test_a_checkpoint_decodes(fields, tmp_path, capsys):
   assert status == 0, capsys.readouterr().err
   scores = json.loads((workdir / "eval" / "test-0.json").read_text())
   assert scores["num_studies"] == 3 and scores["decode"]["finished_beams"] == "in_place"
-  status = cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields])
+  status = cli.main(["import-weights", "model", str(source), str(workdir), "--config", "r2gencmn", *fields])
   assert status == 2 and "holds a run already" in capsys.readouterr().err
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_decodes(fields, tmp_path, capsys):
 def test_a_checkpoint_trains_on(fields, tmp_path, capsys):
   source, workdir = tmp_path / "model.safetensors", tmp_path / "run"
   checkpoint(source, len(WORDS) + 2)
-  for verb in (["import-weights", str(source), str(workdir)], ["train", "--workdir", str(workdir)]):
+  for verb in (["import-weights", "model", str(source), str(workdir)], ["train", "--workdir", str(workdir)]):
     assert cli.main([*verb, "--config", "r2gencmn", *fields]) == 0
   said = capsys.readouterr().out
   assert "resumed at step 0" in said and "trained 1 steps" in said
@@ -92,7 +92,7 @@ def test_a_checkpoint_trains_on(fields, tmp_path, capsys):
 def test_another_vocabulary_changes_nothing(fields, tmp_path, capsys):
   source, workdir = tmp_path / "model.safetensors", tmp_path / "run"
   checkpoint(source, 40)
-  assert cli.main(["import-weights", str(source), str(workdir), "--config", "r2gencmn", *fields]) == 2
+  assert cli.main(["import-weights", "model", str(source), str(workdir), "--config", "r2gencmn", *fields]) == 2
   said = capsys.readouterr()
   rows = len(WORDS) + 2
   assert f"misshaped   encoder_decoder.model.tgt_embed.0.lut.weight: [40, 64] in the source, [{rows}, 64] expected" in said.out
@@ -103,5 +103,5 @@ def test_another_vocabulary_changes_nothing(fields, tmp_path, capsys):
 def test_a_whole_model_is_no_image_encoder(tmp_path, capsys):
   source = tmp_path / "model.safetensors"
   checkpoint(source, 10)
-  assert cli.main(["import-weights", str(source), str(tmp_path / "out.npz")]) == 2
-  assert "give --config r2gencmn" in capsys.readouterr().err
+  assert cli.main(["import-weights", "encoder", str(source), str(tmp_path / "out.npz")]) == 2
+  assert "import-weights model" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def checkpoint(tmp_path):
 
 def test_the_image_encoder(checkpoint, tmp_path, capsys):
   target = tmp_path / "medclip.npz"
-  assert cli.main(["import-weights", str(checkpoint), str(target)]) == 0
+  assert cli.main(["import-weights", "encoder", str(checkpoint), str(target)]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert "used        vision_model.model.conv1.weight -> params/conv1/kernel" in lines
   assert "unused      text_model.projection_head.weight" in lines and "unused      vision_model.model.fc.weight" in lines
@@ -47,7 +47,7 @@ def test_the_image_encoder(checkpoint, tmp_path, capsys):
 def test_word_vectors(checkpoint, tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(PIECES) + "\n")
   target = tmp_path / "words.npz"
-  assert cli.main(["import-weights", str(checkpoint), str(target), "--vocabulary", str(tmp_path / "vocab.txt")]) == 0
+  assert cli.main(["import-weights", "word-vectors", str(checkpoint), str(target), "--vocabulary", str(tmp_path / "vocab.txt")]) == 0
   found = word_vectors(["effusion clear lungs"] * 2 + ["clear"] * 2 + ["effusion", "nothing"] * 2 + ["lungs"], str(target), 4)
   assert set(found.words) == {"effusion", "lungs", "clear"}
   rows = {word: np.arange(24).reshape(6, 4)[PIECES.index(word)] for word in found.words}
@@ -58,5 +58,5 @@ def test_word_vectors(checkpoint, tmp_path):
 def test_a_vocabulary_of_another_model_is_refused(checkpoint, tmp_path, capsys):
   (tmp_path / "vocab.txt").write_text("lungs\n")
   target = tmp_path / "words.npz"
-  assert cli.main(["import-weights", str(checkpoint), str(target), "--vocabulary", str(tmp_path / "vocab.txt")]) == 2
+  assert cli.main(["import-weights", "word-vectors", str(checkpoint), str(target), "--vocabulary", str(tmp_path / "vocab.txt")]) == 2
   assert "has 1 lines" in capsys.readouterr().err and not target.exists()

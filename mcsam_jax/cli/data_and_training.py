@@ -1,0 +1,68 @@
+"""Verbs that prepare data and train: demo, prepare, init-memory, train."""
+
+from mcsam_jax.cli.verb import add_config, add_workdir, Verb
+from mcsam_jax.errors import UserError
+
+
+def add_demo_arguments(parser):
+  add_workdir(parser, required=False, default="runs/demo")
+
+
+def run_demo(args, overrides):
+  from mcsam_jax.demo import demo
+  demo(args.workdir, overrides)
+
+
+def add_prepare_arguments(parser):
+  add_config(parser)
+  parser.add_argument("--show-ids", action="store_true",
+                      help="let messages about a restricted data set name its records; without it they only count them")
+
+
+def run_prepare(args, overrides):
+  from input_pipeline.builder.prepare import prepare
+  from mcsam_jax.config import load_config
+  from mcsam_jax.distributed.bucket_access import check_bucket_private
+  config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
+  check_bucket_private(config)
+  prepare(config)
+
+
+def add_init_memory_arguments(parser):
+  add_config(parser)
+  add_workdir(parser)
+
+
+def run_init_memory(args, overrides):
+  from mcsam_jax.checkpoints.workdir import init_memory
+  from mcsam_jax.config import load_config
+  from mcsam_jax.distributed.bucket_access import check_bucket_private
+  config = load_config(args.config, overrides)
+  check_bucket_private(config, args.workdir)
+  if config.memory_init.kind == "random":
+    raise UserError("memory_init.kind=random needs no memory bank: `mcsam train` draws the slots")
+  init_memory(args.workdir, config)
+  print(f"next: mcsam train --config {args.config} --workdir {args.workdir}")
+
+
+def add_train_arguments(parser):
+  add_config(parser)
+  add_workdir(parser)
+
+
+def run_train(args, overrides):
+  from mcsam_jax.config import load_config
+  from mcsam_jax.distributed import multihost
+  multihost.join()
+  from mcsam_jax.training.train import train
+  train(load_config(args.config, overrides), args.workdir)
+
+
+VERBS = (
+    Verb("demo", "prepare, train and evaluate on synthetic X-rays: about ten minutes on two CPU cores",
+         add_demo_arguments, run_demo),
+    Verb("prepare", "build sharded records and the vocabulary from source files", add_prepare_arguments, run_prepare),
+    Verb("init-memory", "learn topics of the training reports for the memory bank of a workdir",
+         add_init_memory_arguments, run_init_memory),
+    Verb("train", "train a model in a workdir, or continue from its last checkpoint", add_train_arguments, run_train),
+)

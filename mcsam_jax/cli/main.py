@@ -1,0 +1,92 @@
+"""Parses the command line of `mcsam` and runs one verb.
+
+A verb is a module-level object with `name`, `summary`, `add_arguments(parser)` and `run(args, overrides)`. Verbs import
+what they need when they run, so that `mcsam --help` is instant.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import threading
+import warnings
+
+from absl import logging
+
+from mcsam_jax import __version__
+from mcsam_jax.cli import exit_status
+from mcsam_jax.cli.data_and_training import VERBS as DATA_AND_TRAINING
+from mcsam_jax.cli.evaluation import VERBS as EVALUATION
+from mcsam_jax.cli.tools import VERBS as TOOLS
+from mcsam_jax.errors import Preempted
+
+VERBS = (*DATA_AND_TRAINING, *EVALUATION, *TOOLS)     # in the order of `mcsam --help`
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a verb and returns its exit status.
+
+  Args:
+    argv: arguments without the program's name; None: those of the process.
+
+  Returns:
+    0 on success; 2 when the user can fix something (one line on stderr says what); 75 after SIGTERM or a lost host,
+    when the same command continues the work; 130 after Ctrl-C; verbs may add others.
+  """
+  parser = make_parser()
+  args, overrides = parser.parse_known_args(argv)
+  silence_libraries()
+  with sigterm_raises_preempted():
+    status = exit_status.run_verb(args, overrides)
+  if status in (1, 2):
+    exit_status.leave_other_hosts(status)
+  return status
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser that reports a wrong argument in one line and points to --help."""
+
+  def error(self, message: str):
+    self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def make_parser() -> Parser:
+  """Returns the parser of all verbs."""
+  parser = Parser("mcsam", description="Writes reports of chest X-rays with MCSAM. Config fields are set as "
+                  "--config.field.name=value.")
+  parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+  subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  for verb in VERBS:
+    fields = "" if not verb.takes_config_fields else (
+        "Config fields, all explained in configs/default.py, are set as --config.field.name=value. ")
+    subparser = subparsers.add_parser(
+        verb.name, help=verb.summary, description=verb.summary,
+        epilog=f"{fields}Exit status: 0 on success; 2 if something must be fixed first; 75 after SIGTERM or a lost "
+               f"host: run the same command again{verb.exit_note}.")
+    verb.add_arguments(subparser)
+    subparser.set_defaults(run=verb.run)
+  return parser
+
+
+@contextlib.contextmanager
+def sigterm_raises_preempted():
+  """Raises `Preempted` on SIGTERM inside the context, so that files are closed; training has its own handler."""
+  def raise_preempted(number, frame):
+    raise Preempted(number)
+
+  if threading.current_thread() is not threading.main_thread():      # only the main thread may handle signals
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, raise_preempted)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def silence_libraries() -> None:
+  """Keeps informational messages of libraries out of the output; their errors still show."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")   # TensorFlow only reads records here
+  logging.set_verbosity(logging.ERROR)
+  warnings.filterwarnings("ignore", category=FutureWarning)
