@@ -21,7 +21,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from input_pipeline import dicom
-from mcsam_jax.errors import Unreadable
+from mcsam_jax.errors import UnreadableFile
 
 JPEG_QUALITY = 95
 cv2.setNumThreads(1)         # the pipeline has threads of its own
@@ -45,13 +45,13 @@ def load_jpeg(path: epath.Path, short_side: int, dicom_rendering: str = "voi") -
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise Unreadable(path, error.strerror or str(error)) from error
+    raise UnreadableFile(path, error.strerror or str(error)) from error
   try:
     return to_jpeg(data, short_side, dicom_rendering)
   except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
     reason = ("no image: unknown format" if isinstance(error, PIL.UnidentifiedImageError) else
               f"the image can't be decoded: {error}")
-    raise Unreadable(path, reason, hashlib.sha256(data).hexdigest()) from error
+    raise UnreadableFile(path, reason, hashlib.sha256(data).hexdigest()) from error
 
 
 def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes:

@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import datasets
 from input_pipeline.corrupt_records import DamagedRecord, DamagedRecords
 from input_pipeline.datasets import records
-from mcsam_jax.atomic_io import UNREADABLE_NPZ
+from mcsam_jax.atomic_io import NPZ_ERRORS
 from mcsam_jax.errors import UserError
 
 TARGETS = ("findings", "impression", "both")
@@ -216,7 +216,7 @@ def target_words(builder: tfds.core.DatasetBuilder, split: str, target: str) -> 
   try:
     with (builder.data_path / "words.npz").open("rb") as file, np.load(file) as words:
       findings, impression = words[split].T
-  except UNREADABLE_NPZ as error:
+  except NPZ_ERRORS as error:
     raise UserError(f"{builder.data_path / 'words.npz'} can't be read ({error}), and data.min_words needs it: delete "
                     f"{builder.data_dir} and run `mcsam prepare`") from error
   return {"findings": findings, "impression": impression, "both": findings + impression}[target]

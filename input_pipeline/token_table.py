@@ -20,7 +20,7 @@ import numpy as np
 
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
+from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
 from mcsam_jax.findings import LABEL_VALUES, VIEWS
 
 
@@ -66,7 +66,7 @@ def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
 
 def _load(path: epath.Path, num_records: int) -> TokenTable | None:
   """Returns the table of a file, None where it is missing or of no use."""
-  with contextlib.suppress(*UNREADABLE_NPZ):
+  with contextlib.suppress(*NPZ_ERRORS):
     with path.open("rb") as file, np.load(file) as stored:
       table = TokenTable(*(stored[name] for name in ("ids", "ends", "views", "labels")))
     if len(table.ends) == len(table.views) == len(table.labels) == num_records:

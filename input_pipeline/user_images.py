@@ -23,8 +23,8 @@ import numpy as np
 import PIL.Image
 
 from input_pipeline import dicom, images
-from input_pipeline.datasets.mimic_cxr.tables import view_of
-from mcsam_jax.errors import Unreadable
+from input_pipeline.datasets.mimic_cxr.tables import classify_view
+from mcsam_jax.errors import UnreadableFile
 
 GROUPINGS = ("auto", "all", "folder", "file")    # who is one study: as above, all files, those of a folder, each file
 MOST_VIEWS = 4                # of one study in a folder; a folder of more images is a collection
@@ -55,7 +55,7 @@ class ImageFile:
 class Found:
   """What was found, in the order in which it was given; a folder's files by their names."""
   studies: list[list[ImageFile]]
-  refused: list[Unreadable]   # each names its file as the user did
+  refused: list[UnreadableFile]   # each names its file as the user did
   skipped: int            # files in folders that are no images
 
 
@@ -65,7 +65,7 @@ class Study:
   films: list[ImageFile]           # that a model sees, the frontal first
   jpegs: list[bytes]          # of each, as `images.load_jpeg` gives it to records
   left_out: list[ImageFile]        # more views than a model sees
-  refused: list[Unreadable]   # can't be read
+  refused: list[UnreadableFile]   # can't be read
   warnings: list[str]
 
   @property
@@ -86,7 +86,7 @@ def find(given: Sequence[str], grouping: str = "auto") -> Found:
     try:
       listed = list(_below(path, str(name))) if path.is_dir() else [(path, str(name))]
     except OSError as error:
-      found.refused.append(Unreadable(_printable(error.filename or name), error.strerror or str(error)))
+      found.refused.append(UnreadableFile(_printable(error.filename or name), error.strerror or str(error)))
       continue
     num_images, films, told, again = {}, [], len(found.refused), False
     for file, shown in listed:
@@ -104,16 +104,16 @@ def find(given: Sequence[str], grouping: str = "auto") -> Found:
           opened.seek(0)
           films.append(_film(file, shown, dicom.read_header(opened) if is_dicom else None))
       except dicom.Refused as error:
-        found.refused.append(Unreadable(shown, str(error)))
+        found.refused.append(UnreadableFile(shown, str(error)))
         continue
       except OSError as error:
         missing = isinstance(error, FileNotFoundError)
-        found.refused.append(Unreadable(shown, "no such file or folder" if missing else error.strerror or str(error)))
+        found.refused.append(UnreadableFile(shown, "no such file or folder" if missing else error.strerror or str(error)))
         continue
       folder = str(file.parent)
       num_images[folder] = num_images.get(folder, 0) + (films[-1].study[0] != "dicom")
     if len(given) > 1 and path.is_dir() and not (films or again or len(found.refused) > told):
-      found.refused.append(Unreadable(_printable(name), "no image in this folder"))
+      found.refused.append(UnreadableFile(_printable(name), "no image in this folder"))
     for film in films:
       whole_folder = path.is_dir() and num_images[str(film.path.parent)] <= MOST_VIEWS
       by_study.setdefault(_study(film, grouping, whole_folder), []).append(film)
@@ -159,7 +159,7 @@ def read_study(films: Sequence[ImageFile], data: ConfigDict, alone: str = "front
       continue
     try:
       jpeg, coloured = read_jpeg(film, data.short_side, data.dicom_rendering)
-    except Unreadable as error:
+    except UnreadableFile as error:
       study.refused.append(error)
       continue
     study.films.append(film)
@@ -184,10 +184,10 @@ def read_jpeg(film: ImageFile, short_side: int, dicom_rendering: str) -> tuple[b
   try:
     jpeg = images.load_jpeg(film.path, short_side, dicom_rendering)
     return jpeg, is_coloured(film.path.read_bytes())
-  except Unreadable as error:
-    raise Unreadable(film.name, error.reason) from error
+  except UnreadableFile as error:
+    raise UnreadableFile(film.name, error.reason) from error
   except OSError as error:
-    raise Unreadable(film.name, error.strerror or str(error)) from error
+    raise UnreadableFile(film.name, error.strerror or str(error)) from error
 
 
 def is_coloured(data: bytes) -> bool:
@@ -230,7 +230,7 @@ def _film(path: epath.Path, name: str, header: dicom.Header | None) -> ImageFile
                         "(CR, DX)")
   warnings = [] if re.sub(r"[^A-Z]", "", header.body_part.upper()) in _CHEST else [
       "its header says that it shows another part of the body"]
-  view, source_view = view_of(header.view_position, header.view_meaning)
+  view, source_view = classify_view(header.view_position, header.view_meaning)
   told_by = "header"
   if not source_view:                                        # an `other` that nobody says
     view, _ = _view_in_name(path.name)

@@ -7,7 +7,7 @@ import zlib
 
 from etils import epath
 
-UNREADABLE_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # of one that is cut or damaged
+NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # of one that is cut or damaged
 
 
 def atomic_write(path: epath.PathLike, content: str | bytes) -> None:

@@ -14,10 +14,10 @@ from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
-CONFIGS = epath.Path(configs.__path__[0])
-PATHS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors",
+CONFIGS_DIR = epath.Path(configs.__path__[0])
+PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights", "memory_init.word_vectors",
          "eval.chexbert")
-OPTIONS = {   # fields that take one of a few words
+CHOICES = {   # fields that take one of a few words
     "data.cleaning": ("iu_xray", "mimic_cxr"),
     "data.dicom_rendering": ("voi", "mimic_cxr_jpg"),
     "data.mimic_cxr.unit": ("study", "image"),
@@ -48,7 +48,7 @@ OPTIONS = {   # fields that take one of a few words
     "eval.labeler": ("phantom", "rules", "chexbert", "none"),
     "eval.chexbert_dtype": ("float32", "bfloat16"),
 }
-NOT_OF_THE_MODEL = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
+RUNTIME_SECTIONS = ("decode", "eval", "mesh", "prepare")     # sections that may differ from what a workdir was trained with
 ADDED_FIELDS = ("train.max_corrupt_records", "train.grad_accum_steps", "train.remat", "train.watchdog_timeout_minutes", "train.profile_steps",
        "train.checkpoint_every")     # of other sections, whose default is what was done before
 POSITIVE = (
@@ -78,9 +78,9 @@ def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
   """
   path = epath.Path(name)
   if path.suffix != ".py":
-    path = CONFIGS / f"{name}.py"
+    path = CONFIGS_DIR / f"{name}.py"
   if not path.exists():
-    known = ", ".join(sorted(p.stem for p in CONFIGS.glob("[!_]*.py")))
+    known = ", ".join(sorted(p.stem for p in CONFIGS_DIR.glob("[!_]*.py")))
     raise UserError(f"no config {name}: give the path of a .py file or one of {known}")
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
@@ -91,11 +91,11 @@ def load_config(name: str, overrides: list[str] = ()) -> ConfigDict:
     raise UserError(f"{path}: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):
     raise UserError(f"{path}: get_config() returned {type(config).__name__}, not the tree of configs/phantom.py")
-  check_tree(config, phantom.get_config(), str(path))
-  return override(config, overrides)
+  check_fields(config, phantom.get_config(), str(path))
+  return apply_overrides(config, overrides)
 
 
-def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, overrides: list[str]) -> ConfigDict:
   """Returns a locked copy of `config` with `--config.field=value` arguments applied, paths made absolute."""
   config = config.copy_and_resolve_references()
   known = _leaves(phantom.get_config())      # its types: a file may have set a float to 1
@@ -111,7 +111,7 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
       expected = "true or false" if isinstance(known[field], bool) else type(known[field]).__name__
       raise UserError(f"--config.{field}={text}: expected {expected}") from error
   leaves = _leaves(config)
-  config.update_from_flattened_dict({field: str(absolute(leaves[field])) for field in PATHS if leaves[field]})
+  config.update_from_flattened_dict({field: str(absolute_path(leaves[field])) for field in PATH_FIELDS if leaves[field]})
   check_values(config)
   return config.lock()
 
@@ -119,7 +119,7 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 def check_values(config: ConfigDict) -> None:
   """Raises UserError for a value that would silently mean something else, or fail only when much is done."""
   values = _leaves(config)
-  for field, options in OPTIONS.items():
+  for field, options in CHOICES.items():
     if values[field] not in options:
       raise UserError(f"{field}={values[field]}: one of {', '.join(options)}")
   for field, value in values.items():
@@ -167,12 +167,12 @@ def check_values(config: ConfigDict) -> None:
                     f"memory.num_slots={values['memory.num_slots']}")
 
 
-def absolute(path: str) -> epath.Path:
+def absolute_path(path: str) -> epath.Path:
   """Returns a path that means the same from every folder; those of buckets (gs://...) already do."""
   return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 
 
-def check_tree(config: ConfigDict, reference: ConfigDict, source: str) -> None:
+def check_fields(config: ConfigDict, reference: ConfigDict, source: str) -> None:
   """Raises UserError unless `config` has exactly the fields and types of `reference`."""
   found, expected = _leaves(config), _leaves(reference)
   for field, value in found.items():
@@ -195,7 +195,7 @@ def save_config(config: ConfigDict, path: epath.Path) -> None:
 def read_config(path: epath.Path) -> ConfigDict:
   """Returns the config that `save_config` wrote.
 
-  Fields of `data` and of `NOT_OF_THE_MODEL` that it doesn't have yet take their default, which is what was done
+  Fields of `data` and of `RUNTIME_SECTIONS` that it doesn't have yet take their default, which is what was done
   before there was the field: a workdir outlives new ways to use it.
 
   Raises:
@@ -210,18 +210,18 @@ def read_config(path: epath.Path) -> ConfigDict:
   defaults, found = phantom.get_config(), _leaves(config)
   for field, value in _leaves(defaults).items():
     *sections, name = field.split(".")
-    if field not in found and sections and (sections[0] in (*NOT_OF_THE_MODEL, "data") or field in ADDED_FIELDS):
+    if field not in found and sections and (sections[0] in (*RUNTIME_SECTIONS, "data") or field in ADDED_FIELDS):
       owner = config
       for section in sections:
         if section not in owner:
           owner[section] = ConfigDict()
         owner = owner[section]
       owner[name] = value
-  check_tree(config, defaults, str(path))
+  check_fields(config, defaults, str(path))
   return config
 
 
-def differences(config: ConfigDict, other: ConfigDict) -> list[str]:
+def diff_configs(config: ConfigDict, other: ConfigDict) -> list[str]:
   """Returns a line `field: value, other value` for each field in which two configs differ."""
   ours, theirs = _leaves(config), _leaves(other)
   return [f"{field}: {value!r}, {theirs[field]!r}" for field, value in ours.items() if theirs[field] != value]

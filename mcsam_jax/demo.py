@@ -46,8 +46,8 @@ def demo(workdir: str, overrides: list[str] = (), log=print) -> None:
   train(config, workdir, log)
 
   log("\n== scores: mcsam evaluate --split test")
-  best = Checkpoints(configs.absolute(workdir), best_metric=config.train.best_metric, read_only=True).best()
-  path = configs.absolute(workdir) / "eval"
+  best = Checkpoints(configs.absolute_path(workdir), best_metric=config.train.best_metric, read_only=True).best()
+  path = configs.absolute_path(workdir) / "eval"
   finished = path / f"test-{best}.json"
   if finished.exists():
     scores = json.loads(finished.read_text())
@@ -60,7 +60,7 @@ def demo(workdir: str, overrides: list[str] = (), log=print) -> None:
   studies = pick([json.loads(line) for line in lines], split)
   for study in studies:
     log(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
-  picture, films = configs.absolute(workdir) / "demo.png", configs.absolute(workdir) / "phantoms"
+  picture, films = configs.absolute_path(workdir) / "demo.png", configs.absolute_path(workdir) / "phantoms"
   draw(studies, split, picture)
   for study in studies:
     write_films(split[study["record"]], films / study["id"])

@@ -2,7 +2,7 @@
 
 import signal
 
-RUN_AGAIN = 75     # exit status EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
+EXIT_RETRY = 75     # exit status EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 
 
 class UserError(Exception):
@@ -15,7 +15,7 @@ class UserError(Exception):
   status = 2
 
 
-class Unreadable(Exception):
+class UnreadableFile(Exception):
   """A file of a data set is missing, damaged or of no use. How many may be is the config's business.
 
   Attributes:
@@ -46,4 +46,4 @@ class Preempted(BaseException):
 
   @property
   def status(self) -> int:
-    return 130 if self.signal == signal.SIGINT else RUN_AGAIN
+    return 130 if self.signal == signal.SIGINT else EXIT_RETRY

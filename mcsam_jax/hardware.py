@@ -23,15 +23,15 @@ class Chip:
   ici_bandwidth: float          # bytes a second that leave the chip over all its direct links; as many come in
   ici_links: int                # 0: through a switch
   dcn_bandwidth: float | None   # bytes a second of the data-centre network, a chip's share; None: not published
-  pod: int                      # chips of the largest slice
-  devices: int                  # as JAX counts them
+  max_slice_chips: int                      # chips of the largest slice
+  devices_per_chip: int                  # as JAX counts them
   source: str
   clock: float | None = None    # Hz, see below; None: not published, or a device is two cores that the compiler joins
 
   @property
   def device_flops(self) -> float:
     """Operations a second of what JAX calls a device: half a chip on TPU v3 and TPU7x."""
-    return self.flops / self.devices
+    return self.flops / self.devices_per_chip
 
 
 # Google gives ICI in both directions together from v5e on (400 GB/s are 200 out and 200 in). For v3 and v4 it gives the

@@ -41,7 +41,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import datasets
 from input_pipeline.datasets import records
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.errors import Unreadable, UserError
+from mcsam_jax.errors import UnreadableFile, UserError
 
 SHARD_SIZE = 512               # entries: some 20 MB at 256 px, a minute of a worker that reads originals
 SECONDS_A_LINE = 10            # between two lines of progress
@@ -112,7 +112,7 @@ def _alone(unfinished: epath.Path) -> Iterator[None]:
     yield
 
 
-def _lay_out(plan: records.Plan, unfinished: epath.Path) -> list[Shard]:
+def _lay_out(plan: records.BuildPlan, unfinished: epath.Path) -> list[Shard]:
   """Returns the shards of a plan, the entries of each in a file; of another plan nothing is kept."""
   entries = {split: [some[start:start + SHARD_SIZE] for start in range(0, len(some), SHARD_SIZE)]
              for split, some in plan.entries.items()}
@@ -216,13 +216,13 @@ def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: S
   def serialized() -> Iterator[bytes]:
     for position, entry in enumerate(entries, shard.start):
       try:
-        record = builder.record(entry)
+        record = builder.build_record(entry)
       except records.SkipRecord as reason:
         tally["left_out"][str(reason)] += 1
         continue
-      except Unreadable as fault:
+      except UnreadableFile as fault:
         tally["left_out"]["unreadable file"] += 1
-        tally["faults"].append({"split": shard.split, "position": position, "record": builder.name_of(entry),
+        tally["faults"].append({"split": shard.split, "position": position, "record": builder.describe_entry(entry),
                                 "file": fault.path, "reason": fault.reason, "sha256": fault.sha256})
         if len(tally["faults"]) > max_corrupt_records:
           return
@@ -230,7 +230,7 @@ def write_shard(builder: records.RecordBuilder, unfinished: epath.Path, shard: S
       data = records.serialize(record)
       tally["kept"] += 1
       tally["bytes"] += len(data)
-      tally["words"].append([records.num_words(record[section]) for section in ("findings", "impression")])
+      tally["words"].append([records.count_words(record[section]) for section in ("findings", "impression")])
       yield data
 
   path = _record_path(unfinished, builder, shard)
@@ -277,13 +277,13 @@ def _sha256(path: epath.Path) -> str:
     return ""
 
 
-def _finish(builder: records.RecordBuilder, plan: records.Plan, tallies: dict[Shard, dict], unfinished: epath.Path,
+def _finish(builder: records.RecordBuilder, plan: records.BuildPlan, tallies: dict[Shard, dict], unfinished: epath.Path,
             final: epath.Path) -> None:
   """Writes the metadata and gives the folder its name."""
   made, infos, faults, words = {}, [], [], {}
   for split in plan.entries:
     own = {shard: tally for shard, tally in tallies.items() if shard.split == split}
-    left_out = collections.Counter(plan.left.get(split, {}))
+    left_out = collections.Counter(plan.skipped.get(split, {}))
     for tally in own.values():
       left_out.update(tally["left_out"])
       faults += tally["faults"]

@@ -48,7 +48,7 @@ class Checkpoints:
             preservation_policy=None if read_only else self, create=not read_only, read_only=read_only,
             cleanup_tmp_directories=not read_only,
             lightweight_initialize=True))          # reads no file before it was verified
-    found = {step: scores_of(self.directory / str(step)) for step in self.manager.all_steps()}
+    found = {step: read_scores(self.directory / str(step)) for step in self.manager.all_steps()}
     self.scores = {int(step): scores for step, scores in multihost.broadcast_from_host0(found).items()}
     self._finishing: threading.Thread | None = None
     self._failure: Exception | None = None
@@ -77,7 +77,7 @@ class Checkpoints:
       if scores and scores != self.scores.get(step):
         self.scores[step] = dict(scores)
         if jax.process_index() == 0 and self._has_manifest(step):
-          manifest.add_facts(self.directory / str(step), {"scores": dict(scores)})
+          manifest.update_metadata(self.directory / str(step), {"scores": dict(scores)})
       return
     self.scores[step] = dict(scores)
     self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
@@ -111,7 +111,7 @@ class Checkpoints:
     self.wait()
     if not self.read_only:
       steps = self.manager.all_steps()
-      self._delete(set(steps) - kept({step: self.scores.get(step, {}) for step in steps}, self.keep_last,
+      self._delete(set(steps) - steps_to_keep({step: self.scores.get(step, {}) for step in steps}, self.keep_last,
                                      self.best_metric))
     self.manager.close()
 
@@ -121,7 +121,7 @@ class Checkpoints:
     Those that would stay without the newest too: it has no manifest yet.
     """
     *before, newest = sorted(info.step for info in checkpoints)
-    stay = kept({step: self.scores.get(step, {}) for step in before}, self.keep_last, self.best_metric) | {newest}
+    stay = steps_to_keep({step: self.scores.get(step, {}) for step in before}, self.keep_last, self.best_metric) | {newest}
     return [info.step in stay for info in checkpoints]
 
   def _has_manifest(self, step: int) -> bool:
@@ -154,7 +154,7 @@ class Checkpoints:
     """
     steps, problems = self.steps(), {}
     for step in reversed(steps):
-      problem = manifest.damage(self.directory / str(step))
+      problem = manifest.verify(self.directory / str(step))
       if problem:
         problems[step] = problem
         log(f"checkpoint {step} is damaged, the one before it is used: {problem}")
@@ -185,7 +185,7 @@ class Checkpoints:
       an error that `is_retryable`: a disk or another host didn't answer.
     """
     self._check_restorable(step)
-    params = "average" if ema else "params"
+    params = "ema_params" if ema else "params"
     item = {params: abstract_variables["params"], "batch_stats": abstract_variables["batch_stats"]}
     arguments = ocp.args.PyTreeRestore(item=item, partial_restore=True,
                                        restore_args=ocp.checkpoint_utils.construct_restore_args(item))
@@ -197,7 +197,7 @@ class Checkpoints:
     steps = multihost.broadcast_from_host0(sorted(self.manager.all_steps()))
     if step not in steps:
       raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps or 'none'}")
-    if problem := manifest.damage(self.directory / str(step)):
+    if problem := manifest.verify(self.directory / str(step)):
       others = [other for other in steps if other != step]
       raise UserError(f"checkpoint {step} is damaged: {problem}; " +
                       (f"--step takes another: {', '.join(map(str, others))}" if others else "there is no other"))
@@ -234,7 +234,7 @@ class Checkpoints:
                         "config, or use a new workdir")
 
 
-def kept(scores: Mapping[int, Mapping], keep_last: int, best_metric: str) -> set[int]:
+def steps_to_keep(scores: Mapping[int, Mapping], keep_last: int, best_metric: str) -> set[int]:
   """Returns which of the scored steps stay: the last, and the best."""
   best = best_step(scores, best_metric)
   return set(sorted(scores)[-keep_last:]) | ({best} if best is not None else set())
@@ -249,7 +249,7 @@ def best_step(scores: Mapping[int, Mapping], metric: str) -> int | None:
   return max(scored, key=lambda step: (sign * scored[step], step))
 
 
-def scores_of(folder: epath.Path) -> dict[str, float]:
+def read_scores(folder: epath.Path) -> dict[str, float]:
   """Returns the val scores of a checkpoint; {} where there are none, or none that can be read."""
   facts = manifest.facts(folder)
   if facts is not None:
@@ -260,7 +260,7 @@ def scores_of(folder: epath.Path) -> dict[str, float]:
     return {}
 
 
-def abstract(state, shardings):
+def to_shape_dtype_struct(state, shardings):
   """Returns shapes, types and shardings of a state that `jax.eval_shape` gave."""
   return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                       state, shardings)

@@ -12,7 +12,7 @@ from etils import epath
 from flax import traverse_util
 import numpy as np
 
-from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
+from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
 from mcsam_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ def load_weights(path: epath.PathLike, expected_variables: dict) -> tuple[dict, 
     UserError: no such file, damaged, or of other names or shapes: each is listed.
   """
   flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {path}`")
-  return fit(flat, expected_variables, f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"), meta
+  return match_variables(flat, expected_variables, f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"), meta
 
 
 def read_weights(path: epath.PathLike, how_to_get: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -56,13 +56,13 @@ def read_weights(path: epath.PathLike, how_to_get: str) -> tuple[dict[str, np.nd
     meta = json.loads(str(flat.pop("meta")))
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: {how_to_get}") from error
-  except (AttributeError, *UNREADABLE_NPZ) as error:
+  except (AttributeError, *NPZ_ERRORS) as error:
     raise UserError(f"{path} is damaged or not of `mcsam import-weights` ({error}); write it again"
                     ) from error
   return flat, meta
 
 
-def fit(flat: dict[str, np.ndarray], expected_variables: dict, otherwise: str) -> dict:
+def match_variables(flat: dict[str, np.ndarray], expected_variables: dict, otherwise: str) -> dict:
   """Returns variables by flat name as the expected tree, in its types.
 
   Args:

@@ -47,18 +47,18 @@ class Workdir:
   bank: MemoryBank | None             # None without memory, or with a random one
   encoder_variables: dict | None      # of encoder.npz
   pretraining_data: str               # what encoder.npz was trained on
-  asked_for: tuple[str, ...] = ()     # fields of decode and eval that this opening set otherwise: beam_size=1, ...
+  inference_overrides: tuple[str, ...] = ()     # fields of decode and eval that this opening set otherwise: beam_size=1, ...
 
   def split(self, name: str) -> Split:
     return open_split(self.config, name)
 
   @property
-  def grid(self) -> int:
+  def patch_grid(self) -> int:
     """Rows (and columns) of patches in one image."""
     return self.config.data.image_size // ENCODERS[self.config.encoder.name].stride
 
 
-def random_encoder(config: ConfigDict) -> dict:
+def init_encoder_variables(config: ConfigDict) -> dict:
   """Returns the variables of an untrained encoder, a pure function of config.seed."""
   size = config.data.image_size
   encoder = make_encoder(config.encoder.name)
@@ -74,18 +74,18 @@ def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
   Raises:
     UserError: it is no workdir, a file of it is missing or damaged, or a field belongs to the model.
   """
-  path = configs.absolute(path)
+  path = configs.absolute_path(path)
   saved = configs.read_config(path / "config.json")
-  config = configs.override(saved, overrides)
+  config = configs.apply_overrides(saved, overrides)
   check_bucket_private(config, path)
-  changed = [line.partition(":")[0] for line in configs.differences(config, saved)]
+  changed = [line.partition(":")[0] for line in configs.diff_configs(config, saved)]
   for field in changed:
-    if field.partition(".")[0] not in configs.NOT_OF_THE_MODEL and field not in RUNTIME_FIELDS:
+    if field.partition(".")[0] not in configs.RUNTIME_SECTIONS and field not in RUNTIME_FIELDS:
       raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
-  bank = load_bank(path / "memory_bank") if learned_memory(config) else None
+  bank = load_bank(path / "memory_bank") if has_memory_init(config) else None
   variables, meta = None, {}
   if (path / "encoder.npz").exists():
-    variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: random_encoder(config)))
+    variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))
   return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
                  meta.get("pretraining_data", "none"),
                  tuple(f"{name}={config[section][name]}"
@@ -100,33 +100,33 @@ def create_workdir(path: str, config: ConfigDict, log=print) -> Workdir:
   Raises:
     UserError: it holds another config; a weights file is missing or doesn't fit; restricted data in a public bucket.
   """
-  path = configs.absolute(path)
+  path = configs.absolute_path(path)
   check_bucket_private(config, path)
   if (path / "config.json").exists():
     found = configs.read_config(path / "config.json")
-    others = [line for line in configs.differences(config, found)
+    others = [line for line in configs.diff_configs(config, found)
               if line.partition(":")[0] not in RUNTIME_FIELDS and not line.startswith("prepare.")]
     if bool(config.encoder.weights) != bool(found.encoder.weights):
       others.append(f"encoder.weights: {config.encoder.weights!r}, {found.encoder.weights!r}")
     if others:
       raise UserError(f"{path} holds another config; use a new workdir, or the same values. "
                       f"Field: value now, value there. {'; '.join(others)}")
-    return open_workdir(path, [f"--config.{field}={value}" for field, value in movable(config).items()])
+    return open_workdir(path, [f"--config.{field}={value}" for field, value in runtime_values(config).items()])
   if config.encoder.frozen and not config.encoder.weights:
     raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
   if config.encoder.weights:
-    load_weights(config.encoder.weights, jax.eval_shape(lambda: random_encoder(config)))   # it fits, before any work
+    load_weights(config.encoder.weights, jax.eval_shape(lambda: init_encoder_variables(config)))   # it fits, before any work
   tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
   if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
     epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
   (path / "tokenizer").mkdir(exist_ok=True)
   tokenizer.save(path / "tokenizer")
-  if learned_memory(config):
+  if has_memory_init(config):
     made = path / "memory_bank" / "made_from.json"
     if not made.exists():
       init_memory(path, config, log)
-    elif json.loads(made.read_text()) != memory_settings(config):
+    elif json.loads(made.read_text()) != memory_init_settings(config):
       raise UserError(f"{path / 'memory_bank'} was made with other settings than this config's (see made_from.json "
                       "there): run `mcsam init-memory` again with this config, or use a new workdir")
   configs.save_config(config, path / "config.json")   # last: what has a config is whole
@@ -151,12 +151,12 @@ def acquire_lock(path: epath.Path, log=print) -> contextlib.AbstractContextManag
   return file
 
 
-def movable(config: ConfigDict) -> dict:
+def runtime_values(config: ConfigDict) -> dict:
   """Returns the fields, and their values, that may differ between two starts of one run."""
   return {field: config[section][name] for field in RUNTIME_FIELDS for section, name in [field.split(".")]}
 
 
-def memory_settings(config: ConfigDict) -> dict:
+def memory_init_settings(config: ConfigDict) -> dict:
   """Returns what a memory bank is a function of, besides the code."""
   return {"memory_init": config.memory_init.to_dict(), "num_slots": config.memory.num_slots,
           "slot_width": config.memory.slot_width, "seed": config.seed, "cleaning": config.data.cleaning,
@@ -169,16 +169,16 @@ def init_memory(path: epath.Path, config: ConfigDict, log=print) -> MemoryBank:
   Raises:
     UserError: the workdir has been trained in.
   """
-  path = configs.absolute(path)
+  path = configs.absolute_path(path)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
   log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]
   bank = make_memory_bank(reports, config, config.seed, log)
   save_bank(path / "memory_bank", bank)
-  atomic_write(path / "memory_bank" / "made_from.json", json.dumps(memory_settings(config), indent=2) + "\n")
+  atomic_write(path / "memory_bank" / "made_from.json", json.dumps(memory_init_settings(config), indent=2) + "\n")
   return bank
 
 
-def learned_memory(config: ConfigDict) -> bool:
+def has_memory_init(config: ConfigDict) -> bool:
   return config.model.use_memory and config.memory_init.kind != "random"

@@ -53,7 +53,7 @@ def add_train_arguments(parser):
 def run_train(args, overrides):
   from mcsam_jax.config import load_config
   from mcsam_jax.distributed import multihost
-  multihost.join()
+  multihost.initialize()
   from mcsam_jax.training.train import train
   train(load_config(args.config, overrides), args.workdir)
 

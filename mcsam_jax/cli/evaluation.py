@@ -17,7 +17,7 @@ def add_evaluate_arguments(parser):
 
 def run_evaluate(args, overrides):
   from mcsam_jax.distributed import multihost
-  multihost.join()
+  multihost.initialize()
   from mcsam_jax.evaluation.evaluate import evaluate
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 

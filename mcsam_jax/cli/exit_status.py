@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from mcsam_jax.errors import Preempted, RUN_AGAIN, UserError
+from mcsam_jax.errors import EXIT_RETRY, Preempted, UserError
 from mcsam_jax.retryable import is_retryable
 
 
@@ -30,8 +30,8 @@ def run_verb(args: argparse.Namespace, overrides: list[str]) -> int:
   except Exception as error:
     if is_retryable(error):
       report(f"{one_line(error, 500)}; run the same command again")
-      leave_other_hosts(RUN_AGAIN)
-      return RUN_AGAIN
+      leave_other_hosts(EXIT_RETRY)
+      return EXIT_RETRY
     if message := explain_library_error(error):
       report(message)
       return 2

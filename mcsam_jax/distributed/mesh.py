@@ -58,7 +58,7 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
   return tuple(sizes)
 
 
-def check_train_batch(config: ConfigDict, sizes: Mapping[str, int]) -> None:
+def check_train_batch_size(config: ConfigDict, sizes: Mapping[str, int]) -> None:
   """Raises UserError unless a training batch can be split evenly over a mesh of these sizes, in each of its turns."""
   rows, turns = sizes["data"] * sizes["fsdp"], config.train.grad_accum_steps
   if config.train.batch_size % (rows * turns):
@@ -82,13 +82,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def state_sharding(mesh: Mesh, state):
+def state_shardings(mesh: Mesh, state):
   """Returns a sharding for each array of an abstract training state, its optimizer's included."""
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(state, dict(mesh.shape)),
                       is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   """Returns the rows of a global batch that this host feeds, int64, rising: those that its devices hold.
 
   Where hosts share a row (an axis `tensor` that spans them) each of them reads it.
@@ -97,17 +97,17 @@ def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
-def to_global(mesh: Mesh, batch: dict) -> dict:
-  """Turns this host's rows (NumPy, as `host_rows` says) into global arrays [B, ...] split over the mesh."""
+def shard_batch(mesh: Mesh, batch: dict) -> dict:
+  """Turns this host's rows (NumPy, as `local_rows` says) into global arrays [B, ...] split over the mesh."""
   sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def on_mesh(mesh: Mesh, batches: Iterable[dict], ahead: int = 2) -> Iterator[dict]:
-  """Yields batches of this host's rows as global arrays, the next `ahead` of them already on their way to the devices."""
+def shard_batches(mesh: Mesh, batches: Iterable[dict], prefetch: int = 2) -> Iterator[dict]:
+  """Yields batches of this host's rows as global arrays, the next `prefetch` of them already on their way to the devices."""
   waiting = collections.deque()
   for batch in batches:
-    waiting.append(to_global(mesh, batch))
-    if len(waiting) > ahead:
+    waiting.append(shard_batch(mesh, batch))
+    if len(waiting) > prefetch:
       yield waiting.popleft()
   yield from waiting

@@ -24,7 +24,7 @@ import numpy as np
 from mcsam_jax.errors import Preempted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)      # by rank: where hosts were asked differently, the last one counts
-STEPS_AHEAD = 2                                # between a vote and its reading
+VOTE_LAG = 2                                # between a vote and its reading
 
 
 class PreemptionGuard:
@@ -76,19 +76,19 @@ class PreemptionGuard:
     finally:
       self._at_once = before
 
-  def check(self, ahead: int = 0) -> None:
-    """Votes, and raises `Preempted` on all hosts if any was asked to stop before its vote `ahead` calls ago.
+  def check(self, lag: int = 0) -> None:
+    """Votes, and raises `Preempted` on all hosts if any was asked to stop before its vote `lag` calls ago.
 
     All hosts must call it equally often, in the same order as their other work on devices.
     """
-    asked_by = self._voting.read(self.asked_by, ahead) if self._voting else self.asked_by
+    asked_by = self._voting.read(self.asked_by, lag) if self._voting else self.asked_by
     if asked_by is not None:
       raise Preempted(asked_by)
 
-  def between(self, batches: Iterable, ahead: int = 0) -> Iterator:
+  def check_before_each(self, batches: Iterable, lag: int = 0) -> Iterator:
     """Yields the batches, and checks before each one."""
     for batch in batches:
-      self.check(ahead)
+      self.check(lag)
       yield batch
 
 
@@ -107,11 +107,11 @@ class _Voting:
     self.largest = jax.jit(jnp.max, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
     self.cast = collections.deque()
 
-  def read(self, asked_by: signal.Signals | None, ahead: int) -> signal.Signals | None:
+  def read(self, asked_by: signal.Signals | None, lag: int) -> signal.Signals | None:
     rank = 0 if asked_by is None else SIGNALS.index(asked_by) + 1
     with jax.set_mesh(self.mesh):
       self.cast.append(self.largest(self.ballots[rank]))
     result = 0
-    while len(self.cast) > ahead:
+    while len(self.cast) > lag:
       result = max(result, int(self.cast.popleft()))
     return SIGNALS[result - 1] if result else None

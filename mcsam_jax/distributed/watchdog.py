@@ -51,7 +51,7 @@ class Watchdog:
     """Notes a sign of life, and what is being done from now on."""
     self._last = (time.monotonic(), phase)
 
-  def each(self, items: Iterable, phase: str) -> Iterator:
+  def beat_each(self, items: Iterable, phase: str) -> Iterator:
     """Yields the items, each a sign of life."""
     self.beat(phase)
     for item in items:
@@ -69,7 +69,7 @@ class Watchdog:
       self._paused = False
 
   @contextlib.contextmanager
-  def busy(self, phase: str) -> Iterator[None]:
+  def watch_cpu(self, phase: str) -> Iterator[None]:
     """Inside, a processor that works is a sign of life: long computations of this process that tell nothing."""
     self.beat(phase)
     self._busy = True
@@ -79,11 +79,11 @@ class Watchdog:
       self._busy = False
       self.beat(f"what followed {phase}")
 
-  def while_first_works(self) -> contextlib.AbstractContextManager:
+  def paused_unless_host0(self) -> contextlib.AbstractContextManager:
     """Inside, host 0 makes files (features, a memory bank) and the others wait for it without being watched."""
     return self.paused("waiting for host 0") if jax.process_index() else contextlib.nullcontext()
 
-  def heard(self, log: Callable[[str], None]) -> Callable[[str], None]:
+  def beat_on_log(self, log: Callable[[str], None]) -> Callable[[str], None]:
     """Returns `log` such that each line is a sign of life too."""
     def show_and_beat(line: str) -> None:
       self.beat(f"what followed the line {line.strip()[:60]!r}")

@@ -24,7 +24,7 @@ from input_pipeline.pipeline import eval_batches, Split
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.distributed import multihost
-from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, make_mesh
+from mcsam_jax.distributed.mesh import decode_batch_size, local_rows, make_mesh
 from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
@@ -65,7 +65,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   labeler = make_labeler(config)
   score_names(config.eval.radeval)                      # what it needs is missed now, not when all is written
   with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as stop:
-    log = watchdog.heard(multihost.log_on_host0(log))
+    log = watchdog.beat_on_log(multihost.log_on_host0(log))
 
     # The model, or several.
     features, train_features = (features_for_all(work, each, stop, watchdog, log) for each in (split, train))
@@ -78,8 +78,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       write = ReportGenerator([member.model for member in members], config, tokenizer, mesh, config.decode.search,
                            train.reports)
       size = decode_batch_size(config, mesh.shape)
-      of_split = lambda phase, of=split, seen=features: watchdog.each(stop.between(
-          eval_batches(of, tokenizer, config, size, seen, batch_slice=host_rows(mesh, size))), phase)
+      of_split = lambda phase, of=split, seen=features: watchdog.beat_each(stop.check_before_each(
+          eval_batches(of, tokenizer, config, size, seen, batch_slice=local_rows(mesh, size))), phase)
       written = write([member.variables for member in members], of_split("writing reports"))
       unscored = file_of(works, split, members[0].step, "unscored.jsonl")
       multihost.run_on_host0(lambda: write_table(unscored, split, written))
@@ -99,7 +99,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
     # Their scores, which one host computes.
     stop.check()
-    with watchdog.while_first_works(), watchdog.busy("scoring"):
+    with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(lambda: score(works, members, split, written, own, slots, reasons, labeler, log),
                                  within=stop.immediate) or {}
 
@@ -157,7 +157,7 @@ def subjects_of(split: Split) -> list[str]:
 def file_of(works: Sequence[Workdir], split: Split, step: int, kind: str) -> epath.Path:
   """Returns where a result goes: its name tells what it is of, and `kind` what it is."""
   others = ["with", *(other.path.name for other in works[1:])] if len(works) > 1 else []
-  return works[0].path / "eval" / f"{'-'.join([split.name, str(step), *others, *works[0].asked_for])}.{kind}"
+  return works[0].path / "eval" / f"{'-'.join([split.name, str(step), *others, *works[0].inference_overrides])}.{kind}"
 
 
 def write_table(path: epath.Path, split: Split, written: Sequence[GeneratedReport], known: Sequence[dict] | None = None) -> None:

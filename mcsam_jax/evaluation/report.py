@@ -24,8 +24,8 @@ from input_pipeline.splits import Split
 from input_pipeline.user_images import ImageFile, Study
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
-from mcsam_jax.config import absolute
-from mcsam_jax.errors import Unreadable, UserError
+from mcsam_jax.config import absolute_path
+from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.explain.user_images import reasons_of
 from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_learn, OODDetector
@@ -68,7 +68,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   if found.skipped:
     whole["notes"].append(f"{found.skipped} file(s) in the folders are no images")
 
-  def refuse(error: Unreadable) -> None:
+  def refuse(error: UnreadableFile) -> None:
     whole["refused"].append({"file": error.path, "reason": error.reason})
     log(f"refused {error}")
 
@@ -99,12 +99,12 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   if results or as_json:                            # else there is nothing to write but refusals, which have been told
     text = json.dumps(whole, indent=2) if as_json else report_text.of_all(whole, with_studies=bool(out))
     if out:
-      atomic_write(absolute(out), text + "\n")
-      log(f"reports: {absolute(out)}")
+      atomic_write(absolute_path(out), text + "\n")
+      log(f"reports: {absolute_path(out)}")
     else:
       write(text)
   if page and results:
-    write_page(absolute(page), model, results, reasons, log)
+    write_page(absolute_path(page), model, results, reasons, log)
   if whole["refused"]:
     raise UserError(f"{len(whole['refused'])} file(s) can't be read, see above; {len(results)} report(s) written")
   return whole

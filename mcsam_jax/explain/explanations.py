@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.distributed.mesh import host_rows, on_mesh, replicated
+from mcsam_jax.distributed.mesh import local_rows, replicated, shard_batches
 from mcsam_jax.explain.attention import make_explain
 from mcsam_jax.inference.generate import GeneratedReport
 from mcsam_jax.inference.load import LoadedModel
@@ -87,7 +87,7 @@ def explain_reports(member: LoadedModel, config: ConfigDict, tokenizer: Tokenize
                     "ids": np.stack([ids[int(record)] for record in batch["record"]])}
 
   whys, profiles = {}, {}
-  for batch in on_mesh(mesh, with_reports()):
+  for batch in shard_batches(mesh, with_reports()):
     records, valid, views, log_probs, maps, slots = jax.device_get(compressed(member.variables, batch))
     for row in np.flatnonzero(valid):
       record = int(records[row])
@@ -219,7 +219,7 @@ def _report_profiles(member: LoadedModel, config: ConfigDict, tokenizer: Tokeniz
   `word_weights` [vocabulary]: what each word counts.
   """
   model, variables, size = member.model, member.variables, config.decode.batch_size
-  rows = host_rows(mesh, size)
+  rows = local_rows(mesh, size)
   by_word = config.memory.query == "word"
 
   @functools.partial(jax.jit, out_shardings=replicated(mesh))
@@ -246,7 +246,7 @@ def _report_profiles(member: LoadedModel, config: ConfigDict, tokenizer: Tokeniz
       yield {"tokens": np.stack([tokenizer.encode_for_training(report, config.tokenizer.max_length)
                                  for report in mine])}
 
-  for number, batch in enumerate(on_mesh(mesh, batches())):
+  for number, batch in enumerate(shard_batches(mesh, batches())):
     yield np.asarray(profile(variables, table, batch))[:len(reports) - number * size]
 
 

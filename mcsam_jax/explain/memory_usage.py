@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.distributed.mesh import on_mesh, replicated
+from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.models.inputs import token_mask, visual_inputs
 from mcsam_jax.models.mcsam import MCSAM
 
@@ -43,5 +43,5 @@ def memory_slot_usage(model: MCSAM, config: ConfigDict, eos_id: int, variables: 
     shown = jnp.pad(token_mask(batch["tokens"], eos_id), ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     return patches, answered(weights, shown & batch["valid"][:, None])
 
-  patches, words = np.any([jax.device_get(used(variables, batch)) for batch in on_mesh(mesh, batches)], axis=0)
+  patches, words = np.any([jax.device_get(used(variables, batch)) for batch in shard_batches(mesh, batches)], axis=0)
   return {"patches": float(patches.mean()), "words": float(words.mean()), "either": float((patches | words).mean())}

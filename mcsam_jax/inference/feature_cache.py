@@ -34,7 +34,7 @@ from input_pipeline.builder.prepare import dataset_dir
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split
 from mcsam_jax.checkpoints.weights import weights_digest
-from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
+from mcsam_jax.checkpoints.workdir import init_encoder_variables, Workdir
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog
@@ -119,7 +119,7 @@ def split_pooled_features(work: Workdir, split: Split, log: Callable[[str], None
   if work.config.encoder.frozen:
     return pooled(split_features(work, split, log))
   encoder = make_encoder(work.config.encoder.name)
-  return pooled_features(work.config, split, encoder, work.encoder_variables or random_encoder(work.config))
+  return pooled_features(work.config, split, encoder, work.encoder_variables or init_encoder_variables(work.config))
 
 
 def features_for_all(work: Workdir, split: Split, stop: PreemptionGuard, watchdog: Watchdog, log) -> np.ndarray | None:
@@ -130,7 +130,7 @@ def features_for_all(work: Workdir, split: Split, stop: PreemptionGuard, watchdo
     with watchdog.paused("waiting for the features of other hosts"):
       multihost.barrier()
     return features
-  with watchdog.while_first_works():
+  with watchdog.paused_unless_host0():
     return multihost.host0_then_others(lambda: split_features(work, split, log), within=stop.immediate)
 
 

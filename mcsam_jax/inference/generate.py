@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.decoding.beam_search import beam_search
-from mcsam_jax.decoding.greedy import CacheResizer
+from mcsam_jax.decoding.loop import CacheResizer
 from mcsam_jax.decoding.mbr import Consensus
-from mcsam_jax.decoding.sampling import sample_search
-from mcsam_jax.distributed.mesh import on_mesh, replicated
+from mcsam_jax.decoding.sampling import temperature_sample
+from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.models.inputs import token_mask, visual_inputs
 from mcsam_jax.models.mcsam import DecodeConstants, MCSAM
@@ -58,13 +58,13 @@ class ReportGenerator:
       if self._consensus:
         cache = ensemble.init_cache(variables, begun, decode.num_samples, exchange=False)
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
-        drawn = sample_search(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
-                              top_k=decode.top_k, top_p=decode.top_p, room=room, **rules)
+        drawn = temperature_sample(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
+                              top_k=decode.top_k, top_p=decode.top_p, cache_resizer=room, **rules)
         likelihood = None if train_codes is None else ensemble.likelihood(variables, begun, train_codes)
         return batch["record"], batch["valid"], drawn.ids, drawn.log_probs, likelihood
       cache = ensemble.init_cache(variables, begun, decode.beam_size, exchange=True)
       found = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
-                          length_penalty=decode.length_penalty, finished_beams=decode.finished_beams, room=room, **rules)
+                          length_penalty=decode.length_penalty, finished_beams=decode.finished_beams, cache_resizer=room, **rules)
       return batch["record"], batch["valid"], found.ids[:, :1], found.log_probs[:, :1], None
 
     self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
@@ -102,7 +102,7 @@ class ReportGenerator:
     if self.asks_train_reports:
       codes = [self._train_codes(*member) for member in zip(self.models, variables, prepared)]
     shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
-    for batch in on_mesh(self.mesh, shown):
+    for batch in shard_batches(self.mesh, shown):
       *found, likelihood = jax.device_get(self._write(variables, prepared, batch, codes))   # of all hosts' studies
       for row, (record, valid, candidates, scores) in enumerate(zip(*found)):
         if valid:                                                          # candidates [K, T], scores [K]

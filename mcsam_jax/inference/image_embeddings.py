@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.distributed.mesh import on_mesh, replicated
+from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.inference.load import LoadedModel
 from mcsam_jax.models.inputs import visual_inputs
 
@@ -30,7 +30,7 @@ def make_image_embedder(member: LoadedModel, config: ConfigDict,
   def own_pooled(batches: Iterable[dict], count: int) -> np.ndarray:
     pooled = np.zeros((count, config.model.width), np.float32)
     shown = ({name: array for name, array in batch.items() if name != "tokens"} for batch in batches)   # no report
-    for batch in on_mesh(mesh, shown):
+    for batch in shard_batches(mesh, shown):
       records, valid, vectors = jax.device_get(pool(member.variables, batch))
       pooled[records[valid]] = vectors[valid]
     return pooled

@@ -13,10 +13,10 @@ import numpy as np
 from input_pipeline.pipeline import make_batch
 from input_pipeline.splits import Split
 from mcsam_jax import config as configs
-from mcsam_jax.checkpoints.checkpoint import abstract, Checkpoints
+from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.weights import weights_digest
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
-from mcsam_jax.distributed.mesh import state_sharding
+from mcsam_jax.distributed.mesh import state_shardings
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference.feature_cache import split_features
 from mcsam_jax.models.initialize import init_variables, make_model
@@ -54,9 +54,9 @@ def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = N
   step = checkpoints.best() if step is None else step
   if step is None:
     raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --config ... --workdir {work.path}` first")
-  model = make_model(config, tokenizer.vocab_size, work.grid)
+  model = make_model(config, tokenizer.vocab_size, work.patch_grid)
   empty = jax.eval_shape(functools.partial(abstract_variables, model, config, sample))
-  variables = checkpoints.restore_variables(step, abstract(empty, state_sharding(mesh, empty)),
+  variables = checkpoints.restore_variables(step, to_shape_dtype_struct(empty, state_shardings(mesh, empty)),
                                             config.optimizer.ema_decay > 0, log)
   return LoadedModel(str(work.path), model, variables, step)
 
@@ -76,7 +76,7 @@ def check_compatible(works: Sequence[Workdir]) -> None:
       raise UserError(f"{work.path} was trained without alignment, which decode.retrieval_weight asks: "
                       "set --config.decode.retrieval_weight=0")
   for other in others:
-    problems = [line for line in configs.differences(first.config, other.config)
+    problems = [line for line in configs.diff_configs(first.config, other.config)
                 if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
                 and line.partition(":")[0] not in RUNTIME_FIELDS]
     if not problems and first.tokenizer.words() != other.tokenizer.words():

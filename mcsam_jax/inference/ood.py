@@ -21,8 +21,8 @@ import numpy as np
 
 from input_pipeline import token_table
 from input_pipeline.splits import Split
-from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
-from mcsam_jax.checkpoints.workdir import random_encoder, Workdir
+from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
+from mcsam_jax.checkpoints.workdir import init_encoder_variables, Workdir
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.feature_cache import pooled_images, split_features
@@ -53,7 +53,7 @@ def load_or_learn(work: Workdir, log: Callable[[str], None] = print) -> OODDetec
   try:
     with np.load(io.BytesIO(path.read_bytes())) as kept:
       return OODDetector(kept["reference"], float(kept["usual"]), VIEWS[int(kept["first_view"])])
-  except (IndexError, *UNREADABLE_NPZ):
+  except (IndexError, *NPZ_ERRORS):
     pass                                                # not there yet, or damaged
   try:
     train, val = work.split("train"), work.split("val")
@@ -93,7 +93,7 @@ def pooled_sample(work: Workdir, split: Split, most: int, log: Callable[[str], N
 
 def initial_encoder(work: Workdir):
   """Returns the encoder as it was before training: module and variables."""
-  variables = work.encoder_variables if work.encoder_variables is not None else random_encoder(work.config)
+  variables = work.encoder_variables if work.encoder_variables is not None else init_encoder_variables(work.config)
   return make_encoder(work.config.encoder.name), jax.device_put(variables)
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from input_pipeline.wordpiece import WordPiece
-from mcsam_jax.checkpoints.weights import fit, read_weights
+from mcsam_jax.checkpoints.weights import match_variables, read_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.labelers.packing import pack, Packed
 from mcsam_jax.models.bert import BertSizes
@@ -113,4 +113,4 @@ def load_chexbert(path: str) -> tuple[dict, list[str], BertSizes]:
   if meta.get("architecture") != "chexbert":
     raise UserError(f"eval.chexbert={path} holds {meta.get('architecture')}: {HOW_TO_GET.format(path='chexbert.npz')}")
   sizes = BertSizes(**meta["sizes"])
-  return fit(flat, expected(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes
+  return match_variables(flat, expected(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes

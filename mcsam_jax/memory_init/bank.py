@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.atomic_io import atomic_write, UNREADABLE_NPZ
+from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.coherence import npmi
 from mcsam_jax.memory_init.kmeans import kmeans_topics, random_topics
@@ -123,7 +123,7 @@ def load_bank(directory: epath.PathLike) -> MemoryBank:
       arrays = {field.name: file[field.name] for field in dataclasses.fields(MemoryBank)}
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: run `mcsam init-memory` with this workdir first") from error
-  except UNREADABLE_NPZ as error:
+  except NPZ_ERRORS as error:
     raise UserError(f"{path} is damaged ({error}): run `mcsam init-memory` again") from error
   return MemoryBank(**{**arrays, "kind": str(arrays["kind"]), "slot_words": arrays["slot_words"].tolist(),
                        "topic_words": arrays["topic_words"].tolist()})

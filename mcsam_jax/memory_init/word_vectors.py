@@ -19,7 +19,7 @@ from etils import epath
 import numpy as np
 from scipy import linalg, sparse
 
-from mcsam_jax.atomic_io import UNREADABLE_NPZ
+from mcsam_jax.atomic_io import NPZ_ERRORS
 from mcsam_jax.errors import UserError
 
 # Words of grammar, and those by which a report speaks of itself rather than of the chest.
@@ -124,7 +124,7 @@ def _read_vectors(path: epath.Path, words: tuple[str, ...], width: int) -> np.nd
       known, vectors = file["words"].tolist(), file["vectors"].astype(np.float32)
   except FileNotFoundError as error:
     raise UserError(f"memory_init.word_vectors: {path} not found") from error
-  except UNREADABLE_NPZ as error:
+  except NPZ_ERRORS as error:
     raise UserError(f"memory_init.word_vectors: {path} is no .npz of `words` [W] and `vectors` [W, D]: "
                     f"{error}") from error
   if vectors.ndim != 2 or len(known) != len(vectors):

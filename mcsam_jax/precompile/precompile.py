@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from input_pipeline.builder.prepare import tokenizer_dir
 from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import load_tokenizer
-from mcsam_jax.decoding.greedy import cache_schedule
-from mcsam_jax.distributed.mesh import check_train_batch, decode_batch_size, mesh_shape
+from mcsam_jax.decoding.loop import cache_schedule
+from mcsam_jax.distributed.mesh import check_train_batch_size, decode_batch_size, mesh_shape
 from mcsam_jax.errors import UserError
 from mcsam_jax.partitioning import MESH_AXES
 from mcsam_jax.precompile.collectives import Transfer, transfers
@@ -72,7 +72,7 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
   train_reports, their_source = _train_reports(config) if consensus and config.decode.retrieval_weight else (0, "not asked")
   sizes = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
   if what == "train":
-    check_train_batch(config, sizes)
+    check_train_batch_size(config, sizes)
   batch = config.train.batch_size if what == "train" else decode_batch_size(config, sizes)
   log(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
        "minutes for a large model")
@@ -195,7 +195,7 @@ def _memory(executable: jax.stages.Compiled, topology: Topology) -> dict[str, in
   return {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,
           "aliased": stats.alias_size_in_bytes, "temporaries": stats.temp_size_in_bytes,
           "program": stats.generated_code_size_in_bytes, "together": peak,
-          "available": int(topology.chip.hbm_bytes / topology.chip.devices)}
+          "available": int(topology.chip.hbm_bytes / topology.chip.devices_per_chip)}
 
 
 def _collectives(sent: list[Transfer], costs: Costs) -> list[dict]:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_sharding
+from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_shardings
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.generate import ReportGenerator
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.precompile.topology import Topology
-from mcsam_jax.training.train_step import init_train_state, make_train_step
+from mcsam_jax.training.train_state import init_train_state
+from mcsam_jax.training.train_step import make_train_step
 
 
 class _SpecialIds:
@@ -54,7 +55,7 @@ def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
   encoder = ENCODERS[config.encoder.name]
   model = make_model(config, vocab_size, config.data.image_size // encoder.stride)
   state = jax.eval_shape(functools.partial(init_train_state, model, config), _shapes(config, 1))
-  shardings = state_sharding(mesh, state)
+  shardings = state_shardings(mesh, state)
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return model, jax.tree.map(place, state, shardings), shardings
 

@@ -30,7 +30,7 @@ class Roofline:
 
 def roofline(costs: Costs, sent: list[Transfer], chip: Chip) -> Roofline:
   """Returns the terms of a program's costs. A device that is half a chip has half of everything."""
-  share = 1 / chip.devices
+  share = 1 / chip.devices_per_chip
   wire = {network: sum(transfer.wire_bytes for transfer in sent if transfer.network == network)
           for network in ("ici", "dcn")}
   if not wire["dcn"]:

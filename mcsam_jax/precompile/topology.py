@@ -26,7 +26,7 @@ class Topology:
 
   @property
   def chips(self) -> int:
-    return len(self.devices) // self.chip.devices
+    return len(self.devices) // self.chip.devices_per_chip
 
   @property
   def hosts(self) -> int:
@@ -61,7 +61,7 @@ def find_topology(name: str, slices: int = 1) -> Topology:
   for size in shape:
     count *= size
   chip = CHIPS[match[1]]
-  if count > chip.pod:
+  if count > chip.max_slice_chips:
     raise UserError(f"--topology {name}: {count} chips; the largest slice of {chip.name} has {chip.pod} "
                     "(--slices joins several)")
   if importlib.util.find_spec("libtpu") is None:

@@ -21,7 +21,7 @@ from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.pretrained import r2gencmn, torch_names
 from mcsam_jax.pretrained.import_weights import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.training.train_step import create_train_state, init_train_state
+from mcsam_jax.training.train_state import create_train_state, init_train_state
 
 
 def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str], None] = print) -> ImportReport:
@@ -39,7 +39,7 @@ def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str]
   Raises:
     UserError: no R2GenCMN, or one that doesn't fit the config; the workdir holds a run. Nothing is written then.
   """
-  path = configs.absolute(workdir)
+  path = configs.absolute_path(workdir)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run already; give a new folder")
   tensors = read_state_dict(src, log)

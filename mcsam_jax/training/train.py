@@ -16,12 +16,19 @@ import numpy as np
 
 from input_pipeline.pipeline import make_batch, train_batches
 from input_pipeline.token_table import load_or_build
-from mcsam_jax.checkpoints.checkpoint import abstract, Checkpoints
+from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.workdir import acquire_lock, create_workdir, Workdir
-from mcsam_jax.config import absolute
+from mcsam_jax.config import absolute_path
 from mcsam_jax.distributed import multihost
-from mcsam_jax.distributed.mesh import check_train_batch, host_rows, make_mesh, on_mesh, replicated, state_sharding
-from mcsam_jax.distributed.preemption import PreemptionGuard, STEPS_AHEAD
+from mcsam_jax.distributed.mesh import (
+  check_train_batch_size,
+  local_rows,
+  make_mesh,
+  replicated,
+  shard_batches,
+  state_shardings,
+)
+from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.hardware import detect_chip
@@ -44,15 +51,15 @@ def train(config: ConfigDict, workdir: str, log=print) -> None:
   """
   with contextlib.ExitStack() as on_exit:
     watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
-    log = watchdog.heard(multihost.log_on_host0(log))
+    log = watchdog.beat_on_log(multihost.log_on_host0(log))
     mesh = make_mesh(config)
-    check_train_batch(config, mesh.shape)
+    check_train_batch_size(config, mesh.shape)
     check_best_metric(config)
     log(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
          f"mesh {dict(mesh.shape)}; {config.train.batch_size} studies a step, "
          f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} on each device")
     stop = on_exit.enter_context(PreemptionGuard())
-    with watchdog.while_first_works():
+    with watchdog.paused_unless_host0():
       work = multihost.host0_then_others(lambda: open_or_create(workdir, config, log), within=stop.immediate)
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
     run(work, mesh, stop, watchdog, on_exit, log)
@@ -60,7 +67,7 @@ def train(config: ConfigDict, workdir: str, log=print) -> None:
 
 def open_or_create(workdir: str, config: ConfigDict, log) -> Workdir:
   """Returns the workdir; host 0 makes it."""
-  if jax.process_index() > 0 and not (absolute(workdir) / "config.json").exists():
+  if jax.process_index() > 0 and not (absolute_path(workdir) / "config.json").exists():
     raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 made: it must be on a disk that "
                     "all hosts share, or in a bucket (gs://)")
   return create_workdir(workdir, config, log)
@@ -74,7 +81,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
   train_split, val_split = work.split("train"), work.split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   log(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
-  with watchdog.while_first_works():
+  with watchdog.paused_unless_host0():
     for split in (train_split, val_split):                # a pass over all records the first time
       multihost.host0_then_others(lambda: load_or_build(split, tokenizer, log), within=stop.immediate)
   train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
@@ -83,11 +90,11 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
 
   # Model and state, initialised under jit straight into their sharding. From here on all hosts compute together.
   on_exit.enter_context(jax.set_mesh(mesh))
-  model = make_model(config, tokenizer.vocab_size, work.grid)
+  model = make_model(config, tokenizer.vocab_size, work.patch_grid)
   sample = make_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
                       train_features)
   start = functools.partial(init_train_state, model, config, sample)
-  shardings = state_sharding(mesh, jax.eval_shape(start))
+  shardings = state_shardings(mesh, jax.eval_shape(start))
   state = jax.jit(start, out_shardings=shardings)()
   state = with_pretrained(state, work, shardings)
   log(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
@@ -96,7 +103,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
   checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
   on_exit.callback(checkpoints.wait)                      # what is being written is written, whatever ends the run
   place = lambda step: {"examples": step * config.train.batch_size, "seed": config.seed, "records": len(train_split)}
-  saved = checkpoints.restore_latest(abstract(jax.eval_shape(start), shardings), log)
+  saved = checkpoints.restore_latest(to_shape_dtype_struct(jax.eval_shape(start), shardings), log)
   if saved is not None:
     state = saved
     checkpoints.check_data_position(int(state.step), place(int(state.step)))
@@ -118,7 +125,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
   # What watches them.
   writer = metric_writers.create_default_writer(work.path / "logs", just_logging=jax.process_index() > 0)
   chip = detect_chip(jax.devices()[0].device_kind)
-  progress = Progress(config, first_step, log, jax.device_count() / (chip.devices if chip else 1),
+  progress = Progress(config, first_step, log, jax.device_count() / (chip.devices_per_chip if chip else 1),
                       train_flops(config, tokenizer.vocab_size), chip.flops if chip else None)
   watch = Watch(config, work.path, first_step, len(train_split), writer, progress, watchdog)
   on_exit.callback(watch.close)
@@ -131,14 +138,14 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
 
   # Training.
   batches = train_batches(train_split, tokenizer, config, first_step, last - first_step, train_features,
-                          host_rows(mesh, config.train.batch_size))
+                          local_rows(mesh, config.train.batch_size))
   done = first_step
   with stop.deferred():                                # which lasts until all is saved
     try:
       if not whole:
         look_and_save(first_step)
-      for step, batch in watch.steps(on_mesh(mesh, batches)):
-        stop.check(ahead=STEPS_AHEAD)
+      for step, batch in watch.steps(shard_batches(mesh, batches)):
+        stop.check(lag=VOTE_LAG)
         norms = term_norms(state, batch) if config.model.use_alignment and (
             logged(config, step) or step == first_step + 1) else {}             # compiled with the step, at the first
         state, metrics = train_step(state, batch)

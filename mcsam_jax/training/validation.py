@@ -16,8 +16,8 @@ import numpy as np
 import PIL.Image
 
 from input_pipeline.pipeline import eval_batches, Split
-from mcsam_jax.distributed.mesh import decode_batch_size, host_rows, on_mesh, replicated
-from mcsam_jax.distributed.preemption import PreemptionGuard, STEPS_AHEAD
+from mcsam_jax.distributed.mesh import decode_batch_size, local_rows, replicated, shard_batches
+from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
@@ -69,10 +69,10 @@ class Validation:
     Raises:
       Preempted: a host was asked to stop meanwhile.
     """
-    batches = self.stop.between(on_mesh(self.mesh, self.batches("val loss")), ahead=STEPS_AHEAD)
+    batches = self.stop.check_before_each(shard_batches(self.mesh, self.batches("val loss")), lag=VOTE_LAG)
     sums = [self.eval_step(variables, batch) for batch in batches]
     loss, tokens = np.sum(jax.device_get(sums), axis=0)
-    written = self.write([variables], self.stop.between(
+    written = self.write([variables], self.stop.check_before_each(
         self.batches("writing val reports", self.config.train.eval_studies)))
     self.stop.check()
 
@@ -107,8 +107,8 @@ class Validation:
     """Yields this host's rows of the batches of val, of all its studies or the first `limit`."""
     size = decode_batch_size(self.config, self.mesh.shape)
     batches = eval_batches(self.split, self.tokenizer, self.config, size, self.features, limit,
-                           host_rows(self.mesh, size))
-    return self.watchdog.each(batches, phase)
+                           local_rows(self.mesh, size))
+    return self.watchdog.beat_each(batches, phase)
 
 
 def samples(written: Sequence[GeneratedReport]) -> list[GeneratedReport]:

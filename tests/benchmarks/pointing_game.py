@@ -20,7 +20,7 @@ import sys
 import jax
 import numpy as np
 
-from input_pipeline.datasets.phantom.anatomy import find_findings
+from input_pipeline.datasets.phantom.anatomy import locate_findings
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from input_pipeline.datasets.phantom.reports import mentions
 from input_pipeline.datasets.records import SPLITS
@@ -72,7 +72,7 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
   looked, right = {}, {}
   for record, (report, why) in enumerate(zip(reports, whys)):
     number = int(split.ids[record].rsplit("-", 1)[1])
-    drawn = find_findings((config.data.phantom.seed, SPLITS.index(split_name), number))
+    drawn = locate_findings((config.data.phantom.seed, SPLITS.index(split_name), number))
     ends = np.cumsum([len(word) + 1 for word in why.words])                    # of each word and the blank behind it
     for finding, places in drawn.items():
       named = next((mention for mention in mentions(report)
@@ -82,7 +82,7 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
       word = int(np.searchsorted(ends, named.end - 1, side="right"))           # the last word of the mention
       key = finding, why.maps.shape[1]
       looked.setdefault(key, []).append(int(why.maps[word].argmax()))
-      right.setdefault(key, []).append(patches_on(places[:key[1]], work.grid))
+      right.setdefault(key, []).append(patches_on(places[:key[1]], work.patch_grid))
   return looked, right
 
 

@@ -75,7 +75,7 @@ def measure(args, overrides: list[str]) -> dict[str, list]:
   import numpy as np
 
   from mcsam_jax.distributed import multihost
-  multihost.join()
+  multihost.initialize()
   alone, joint = (make_trainer(args.studies, overrides, devices) for devices in (jax.local_devices(), jax.devices()))
   trainers = {"one": alone if jax.process_index() == 0 else None, "apart": alone, "two": joint}
   for trainer in (alone, joint):
@@ -101,9 +101,10 @@ def make_trainer(studies: int, overrides: list[str], devices):
   import numpy as np
 
   from mcsam_jax.config import load_config
-  from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
+  from mcsam_jax.distributed.mesh import local_rows, make_mesh, replicated, shard_batch, state_shardings
   from mcsam_jax.models.initialize import make_model
-  from mcsam_jax.training.train_step import init_train_state, make_train_step
+  from mcsam_jax.training.train_state import init_train_state
+  from mcsam_jax.training.train_step import make_train_step
   size = studies * len(devices)
   config = load_config("phantom", [*(f"--config.{name}={value}" for name, value in FIELDS.items()),
                                    f"--config.train.batch_size={size}", *overrides])
@@ -118,10 +119,10 @@ def make_trainer(studies: int, overrides: list[str], devices):
   with jax.set_mesh(mesh):
     model = make_model(config, VOCABULARY, side // 32)
     start = lambda: init_train_state(model, config, {name: array[:1] for name, array in batch.items()})
-    shardings = state_sharding(mesh, jax.eval_shape(start))
+    shardings = state_shardings(mesh, jax.eval_shape(start))
     state = jax.jit(start, out_shardings=shardings)()
-    rows = host_rows(mesh, size)
-    mine = to_global(mesh, {name: array[rows] for name, array in batch.items()})
+    rows = local_rows(mesh, size)
+    mine = shard_batch(mesh, {name: array[rows] for name, array in batch.items()})
     step = jax.jit(make_train_step(model, config, EOS), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
   def take_a_step() -> None:

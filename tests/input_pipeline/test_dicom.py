@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 import pytest
 
 from input_pipeline import dicom, images
-from mcsam_jax.errors import Unreadable
+from mcsam_jax.errors import UnreadableFile
 
 GRADIENT = np.tile(np.arange(120) * 20, (80, 1))    # 80 rows, 120 columns, 0 .. 2380
 FILM = np.random.default_rng(0).gamma(2, 300, (80, 120)).clip(0, 4095).astype(int)      # most of it dark
@@ -183,7 +183,7 @@ def test_files_are_rendered_and_faults_name_them(tmp_path):
   expected = images.to_jpeg(write(FILM), 40, "mimic_cxr_jpg")
   assert images.load_jpeg(path, 40, dicom_rendering="mimic_cxr_jpg") == expected
   path.write_bytes(write(FILM)[:2000])
-  with pytest.raises(Unreadable) as error:
+  with pytest.raises(UnreadableFile) as error:
     images.load_jpeg(path, 40, dicom_rendering="mimic_cxr_jpg")
   assert error.value.path.endswith("film.dcm") and error.value.reason and "\n" not in error.value.reason
 

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from input_pipeline import images
-from mcsam_jax.errors import Unreadable
+from mcsam_jax.errors import UnreadableFile
 
 
 def encoded(pixels, kind, **options):
@@ -67,7 +67,7 @@ def test_decode_squeezes_the_whole_image():
 def test_faults_name_the_file(content, tmp_path):
   if content is not None:
     (tmp_path / "x.jpg").write_bytes(content)
-  with pytest.raises(Unreadable) as error:
+  with pytest.raises(UnreadableFile) as error:
     images.load_jpeg(epath.Path(tmp_path / "x.jpg"), 256)
   assert error.value.path.endswith("x.jpg") and error.value.reason and "\n" not in str(error.value)
   assert error.value.sha256 == ("" if content is None else hashlib.sha256(content).hexdigest())

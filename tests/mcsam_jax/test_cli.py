@@ -12,7 +12,7 @@ import requests
 import tensorflow as tf
 
 from mcsam_jax.cli import exit_status, main
-from mcsam_jax.errors import RUN_AGAIN, UserError
+from mcsam_jax.errors import EXIT_RETRY, UserError
 from mcsam_jax.retryable import OtherHostFailed
 
 
@@ -26,22 +26,22 @@ def status_of(error) -> int:
     (UserError("no such field"), 2),
     (FileNotFoundError(errno.ENOENT, "No such file", "annotation.json"), 2),
     (OSError(errno.ENOSPC, "No space left on device", "x"), 2),
-    (OSError(errno.ESTALE, "Stale file handle", "x"), RUN_AGAIN),
-    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), RUN_AGAIN),
-    (TimeoutError("the store didn't answer"), RUN_AGAIN),
-    (OtherHostFailed("host 0 has failed"), RUN_AGAIN),
+    (OSError(errno.ESTALE, "Stale file handle", "x"), EXIT_RETRY),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), EXIT_RETRY),
+    (TimeoutError("the store didn't answer"), EXIT_RETRY),
+    (OtherHostFailed("host 0 has failed"), EXIT_RETRY),
     (tf.errors.NotFoundError(None, None, "gs://bucket/x"), 2),
-    (tf.errors.UnavailableError(None, None, "gs://bucket/x: 503"), RUN_AGAIN),
+    (tf.errors.UnavailableError(None, None, "gs://bucket/x: 503"), EXIT_RETRY),
     (google.Forbidden("GET .../b/bucket: no storage.buckets.get access"), 2),
     (DefaultCredentialsError("Your default credentials were not found."), 2),
-    (google.ServiceUnavailable("GET .../b/bucket"), RUN_AGAIN),
-    (TransportError("no route to metadata.google.internal"), RUN_AGAIN),
-    (requests.ConnectionError("no route"), RUN_AGAIN),
+    (google.ServiceUnavailable("GET .../b/bucket"), EXIT_RETRY),
+    (TransportError("no route to metadata.google.internal"), EXIT_RETRY),
+    (requests.ConnectionError("no route"), EXIT_RETRY),
 ])
 def test_what_passes_is_run_again_and_what_does_not_is_told(error, status, capsys):
   assert status_of(error) == status
   line, = capsys.readouterr().err.splitlines()
-  assert line.startswith("mcsam train: ") and line.endswith("run the same command again") == (status == RUN_AGAIN)
+  assert line.startswith("mcsam train: ") and line.endswith("run the same command again") == (status == EXIT_RETRY)
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -52,7 +52,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize("wrap", [AsyncError, ValueError])
 def test_an_error_passes_if_it_was_raised_from_one_that_does(wrap, capsys):
   busy = tf.errors.UnavailableError(None, None, "gs://bucket/x: 503")
-  assert status_of(raised_from(wrap("in another thread"), busy)) == RUN_AGAIN
+  assert status_of(raised_from(wrap("in another thread"), busy)) == EXIT_RETRY
   assert "in another thread; run the same command again" in capsys.readouterr().err
   assert status_of(raised_from(UserError("no such bucket"), busy)) == 2       # it has been looked at
   with pytest.raises(wrap):
@@ -74,7 +74,7 @@ def test_a_lost_host_is_run_again_by_those_that_are_left_and_another_error_is_no
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(exit_status, "leave_other_hosts", lambda status, last_words="": left.append(status))
   if lost:
-    assert status_of(error) == RUN_AGAIN and left == [RUN_AGAIN]
+    assert status_of(error) == EXIT_RETRY and left == [EXIT_RETRY]
   else:
     with pytest.raises(jax.errors.JaxRuntimeError):
       status_of(error)

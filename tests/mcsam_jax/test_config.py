@@ -8,7 +8,7 @@ from mcsam_jax import config as configs
 from mcsam_jax.errors import UserError
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in configs.CONFIGS.glob("[!_]*.py")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in configs.CONFIGS_DIR.glob("[!_]*.py")))
 def test_every_config_loads(name):
   assert configs.load_config(name).train.batch_size > 0
 
@@ -61,7 +61,7 @@ def test_an_unknown_config_lists_those_there_are():
 def test_a_saved_config_is_read_back_and_a_damaged_one_named(tmp_path):
   config = configs.load_config("iu_xray")
   configs.save_config(config, tmp_path / "config.json")
-  assert configs.differences(config, configs.read_config(tmp_path / "config.json")) == []
+  assert configs.diff_configs(config, configs.read_config(tmp_path / "config.json")) == []
   (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text()[:100])
   with pytest.raises(UserError, match="config.json is damaged"):
     configs.read_config(tmp_path / "config.json")
@@ -69,7 +69,7 @@ def test_a_saved_config_is_read_back_and_a_damaged_one_named(tmp_path):
 
 def test_differences_name_the_fields():
   changed = configs.load_config("phantom", ["--config.seed=5"])
-  assert configs.differences(changed, configs.load_config("phantom")) == ["seed: 5, 0"]
+  assert configs.diff_configs(changed, configs.load_config("phantom")) == ["seed: 5, 0"]
 
 
 def test_a_field_that_an_older_workdir_lacks_takes_its_default(tmp_path):

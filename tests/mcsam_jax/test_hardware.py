@@ -26,5 +26,5 @@ def test_figures_are_of_one_unit():
     assert 0.01 < chip.hbm_bytes / chip.hbm_bandwidth < 0.1, chip.name  # seconds to read the memory once
     assert 2 < chip.hbm_bandwidth / chip.ici_bandwidth < 15, chip.name
     assert chip.dcn_bandwidth is None or 20 < chip.ici_bandwidth / chip.dcn_bandwidth < 120, chip.name
-    assert chip.device_flops * chip.devices == chip.flops
+    assert chip.device_flops * chip.devices_per_chip == chip.flops
     assert chip.source.startswith("https://")

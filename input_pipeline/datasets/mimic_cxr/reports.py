@@ -6,10 +6,10 @@ import zlib
 
 from etils import epath
 
-from mcsam_jax.errors import Unreadable, UserError
+from mcsam_jax.errors import UnreadableFile, UserError
 
 
-class Reports:
+class ReportArchive:
   """The reports, zipped or not, found by the folder of their study: p10/p10000032/s50414267."""
 
   def __init__(self, path: epath.Path):
@@ -37,25 +37,25 @@ class Reports:
         return (self.path / name).read_text()
       return self._archive.read(self._names[name]).decode()
     except (KeyError, FileNotFoundError) as error:
-      raise Unreadable(self.path / name, "no report") from error
+      raise UnreadableFile(self.path / name, "no report") from error
     except (OSError, EOFError, UnicodeDecodeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-      raise Unreadable(self.path / name, f"damaged report: {type(error).__name__}") from error     # others name it
+      raise UnreadableFile(self.path / name, f"damaged report: {type(error).__name__}") from error     # others name it
 
 
-def find_reports(source: epath.Path, given: str) -> Reports:
+def open_report_archive(source: epath.Path, given: str) -> ReportArchive:
   """Returns the reports at `given`, or where they may stand in the source's folder.
 
   Raises:
     UserError: there are none.
   """
-  found = locate_reports(source, given)
+  found = find_report_archive(source, given)
   if found is None:
     raise UserError(f"no reports at {given or source / 'mimic-cxr-reports.zip'}: set --config.data.mimic_cxr.reports "
                     "to mimic-cxr-reports.zip of MIMIC-CXR, or to the folder that it was extracted to")
-  return Reports(found)
+  return ReportArchive(found)
 
 
-def locate_reports(source: epath.Path, given: str) -> epath.Path | None:
+def find_report_archive(source: epath.Path, given: str) -> epath.Path | None:
   """Returns the zip file of the reports, or the folder that holds p10 ... p19; None where there is neither."""
   places = ([epath.Path(given)] if given else
             [source / "mimic-cxr-reports.zip", source / "mimic-cxr-reports", source])

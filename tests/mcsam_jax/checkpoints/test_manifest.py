@@ -40,18 +40,18 @@ def flip(path, place=0.5):
 def test_one_flipped_byte_a_cut_and_a_missing_file_are_found_in_each_file(tmp_path):
   saved(tmp_path, 7)
   folder = epath.Path(tmp_path / "checkpoints" / "7")
-  assert manifest.damage(folder) == ""
+  assert manifest.verify(folder) == ""
   for path in files(tmp_path, 7):
     whole = path.read_bytes()
     flip(path)
-    assert path.name in manifest.damage(folder), path
+    assert path.name in manifest.verify(folder), path
     path.write_bytes(whole[:-1])
-    assert path.name in manifest.damage(folder) or not whole, path
+    assert path.name in manifest.verify(folder) or not whole, path
     if path.name != manifest.NAME:
       path.unlink()
-      assert f"{path.name} is missing" in manifest.damage(folder)
+      assert f"{path.name} is missing" in manifest.verify(folder)
     path.write_bytes(whole)
-  assert manifest.damage(folder) == ""
+  assert manifest.verify(folder) == ""
 
 
 def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_is_put_aside(tmp_path):
@@ -105,7 +105,7 @@ def test_scores_can_come_later(tmp_path):
   checkpoints = saved(tmp_path, 7, best_metric="CIDEr")
   checkpoints.save(7, STATE, {"CIDEr": 0.5})
   assert Checkpoints(tmp_path, read_only=True).scores == {7: {"CIDEr": 0.5}}
-  assert manifest.damage(epath.Path(tmp_path / "checkpoints" / "7")) == ""
+  assert manifest.verify(epath.Path(tmp_path / "checkpoints" / "7")) == ""
 
 
 def test_going_on_at_another_place_in_the_data_is_refused(tmp_path):
@@ -130,7 +130,7 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=os.strerror(number)):
       checkpoints.restore_latest(STATE, lambda line: None)
   monkeypatch.setattr(manifest, "_digest", lambda path: silent(path, errno.EIO))       # a bad sector
-  assert f"{data} can't be read" in manifest.damage(epath.Path(tmp_path / "checkpoints" / "8"))
+  assert f"{data} can't be read" in manifest.verify(epath.Path(tmp_path / "checkpoints" / "8"))
   monkeypatch.setattr(manifest, "_digest", whole)
   assert int(checkpoints.restore_latest(STATE, lambda line: None)["step"]) == 8
 

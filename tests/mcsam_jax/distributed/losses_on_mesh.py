@@ -44,9 +44,10 @@ def made_up_batch(step: int, frozen: bool) -> dict:
 def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
   """Returns the metrics of all steps and, of the first, each parameter's gradient (clipped) as Adam's first moment."""
   from mcsam_jax import config as configs
-  from mcsam_jax.distributed.mesh import host_rows, make_mesh, replicated, state_sharding, to_global
+  from mcsam_jax.distributed.mesh import local_rows, make_mesh, replicated, shard_batch, state_shardings
   from mcsam_jax.models.initialize import make_model
-  from mcsam_jax.training.train_step import init_train_state, make_train_step
+  from mcsam_jax.training.train_state import init_train_state
+  from mcsam_jax.training.train_step import make_train_step
   sizes = [int(size) for size in mesh_sizes.split(",")]
   fields = FIELDS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes))
   config = configs.load_config("phantom", [f"--config.{name}={value}" for name, value in fields.items()] + overrides)
@@ -54,10 +55,10 @@ def run(mesh_sizes: str, num_steps: int, overrides: list[str]) -> dict:
   with jax.set_mesh(mesh):
     model = make_model(config, VOCABULARY, SIZE // 16)
     start = lambda: init_train_state(model, config, made_up_batch(0, config.encoder.frozen))
-    shardings = state_sharding(mesh, jax.eval_shape(start))
+    shardings = state_shardings(mesh, jax.eval_shape(start))
     state = jax.jit(start, out_shardings=shardings)()
-    rows = host_rows(mesh, B)
-    batches = (to_global(mesh, {name: array[rows] for name, array in made_up_batch(step, config.encoder.frozen).items()})
+    rows = local_rows(mesh, B)
+    batches = (shard_batch(mesh, {name: array[rows] for name, array in made_up_batch(step, config.encoder.frozen).items()})
                for step in range(num_steps))
     step = jax.jit(make_train_step(model, config, EOS), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     measured, first = [], None

@@ -65,7 +65,7 @@ def test_late_hosts_are_started_again_and_wrong_words_are_the_user_s(error, pass
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   monkeypatch.setattr(jax.config, "update", lambda name, value: None)       # of this process, which goes on
   with pytest.raises(OtherHostFailed if passes else UserError, match="the hosts .*(can't be joined|weren't all)"):
-    multihost.join({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
+    multihost.initialize({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
 
 
 @pytest.mark.parametrize("error, of_others, status", [
@@ -96,7 +96,7 @@ def test_a_signal_ends_a_step_first_and_other_work_at_once(number, status):
   before, done = signal.getsignal(number), []
   with pytest.raises(Preempted) as raised, PreemptionGuard() as stop:
     with stop.deferred():
-      for step in stop.between(range(5)):
+      for step in stop.check_before_each(range(5)):
         done.append(step)
         if step == 2:
           os.kill(os.getpid(), number)

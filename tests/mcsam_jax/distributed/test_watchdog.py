@@ -67,8 +67,8 @@ def test_signs_of_life_keep_it_going_and_it_ends_with_its_block():
   left = []
   shown = []
   with Watchdog(LIMIT, left.append) as watchdog:
-    log = watchdog.heard(shown.append)
-    for item in watchdog.each(range(4), "val loss"):
+    log = watchdog.beat_on_log(shown.append)
+    for item in watchdog.beat_each(range(4), "val loss"):
       time.sleep(0.4)
       log(f"line {item}")
     with watchdog.paused("waiting for host 0"):

@@ -18,7 +18,7 @@ from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir, random_encoder
+from mcsam_jax.checkpoints.workdir import create_workdir, init_encoder_variables, open_workdir
 from mcsam_jax.demo import write_films
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import report as report_verb
@@ -28,7 +28,7 @@ from mcsam_jax.inference.feature_cache import split_features
 from mcsam_jax.inference.generate import ReportGenerator
 from mcsam_jax.inference.load import load_member
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_step import init_train_state
+from mcsam_jax.training.train_state import init_train_state
 
 TINY = {
     "data.phantom.num_train": 20, "data.phantom.num_val": 10, "data.phantom.num_test": 1, "data.image_size": 32,
@@ -49,13 +49,13 @@ def workdir(tmp_path_factory):
   arguments = [f"--config.{field}={value}" for field, value in (
       TINY | {"data.data_dir": root / "data", "encoder.weights": root / "encoder.npz"}).items()]
   config = configs.load_config("phantom", arguments)
-  save_weights(root / "encoder.npz", random_encoder(config), {"pretraining_data": "none"})
+  save_weights(root / "encoder.npz", init_encoder_variables(config), {"pretraining_data": "none"})
   prepare(config, log=lambda line: None)
   work = create_workdir(str(root / "run"), config, log=lambda line: None)
   sample = {"features": np.zeros((1, 2, 4, 128), np.float32), "view_mask": np.ones((1, 2), bool),
             "view_ids": np.zeros((1, 2), np.int32), "tokens": np.ones((1, 13), np.int32),
             "labels": np.zeros((1, 14), np.int8), "valid": np.ones(1, bool)}
-  state = jax.jit(lambda: init_train_state(make_model(config, work.tokenizer.vocab_size, work.grid), config, sample))()
+  state = jax.jit(lambda: init_train_state(make_model(config, work.tokenizer.vocab_size, work.patch_grid), config, sample))()
   state.params["decoder"]["logits"]["kernel"] *= 20
   checkpoints = Checkpoints(work.path, 1)
   checkpoints.save(STEP, state, {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax import config as configs
-from mcsam_jax.distributed.mesh import make_mesh, to_global
+from mcsam_jax.distributed.mesh import make_mesh, shard_batch
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.inputs import token_mask
 from mcsam_jax.training.train_step import (
@@ -88,7 +88,7 @@ def test_studies_that_fill_up_a_batch_change_nothing(loss):
 
 
 def test_the_mesh_of_one_device_takes_a_batch(loss):
-  np.testing.assert_allclose(loss(to_global(make_mesh(small()), batch())), loss(batch()), rtol=1e-6)
+  np.testing.assert_allclose(loss(shard_batch(make_mesh(small()), batch())), loss(batch()), rtol=1e-6)
 
 
 def test_the_moving_average_writes_and_does_not_train():
