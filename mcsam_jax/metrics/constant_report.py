@@ -138,7 +138,7 @@ def _rouge_l(report: str, references: tuple[np.ndarray, np.ndarray, dict[str, in
   for word in words:
     match = padded == number.get(word, -2)
     longest[:, 1:] = np.maximum(longest[:, 1:], longest[:, :-1] + match)
-    np.maximum.grad_accum_steps(longest, axis=1, out=longest)
+    np.maximum.accumulate(longest, axis=1, out=longest)
   common = longest[:, -1]
   precision, recall = common / len(words), common / lengths
   with np.errstate(invalid="ignore"):
