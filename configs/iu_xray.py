@@ -1,12 +1,13 @@
-"""IU X-Ray by R2Gen's annotation.json: two views a study, EfficientNet-Lite0 features computed once."""
+"""IU X-Ray from R2Gen's annotation.json: two views per study, features of a frozen EfficientNet-Lite0."""
 
 from ml_collections import ConfigDict
 
-from configs import phantom
+from configs import default
 
 
 def get_config() -> ConfigDict:
-  config = phantom.get_config()
+  """Returns the config for IU X-Ray."""
+  config = default.get_config()
   config.data.update({
       "name": "r2gen_json",
       "source_dir": "iu_xray",
@@ -14,14 +15,14 @@ def get_config() -> ConfigDict:
       "image_size": 224,
       "short_side": 256,
   })
-  config.tokenizer.update({"threshold": 3, "max_length": 60})             # R2Gen's
+  config.tokenizer.update({"threshold": 3, "max_length": 60})             # R2Gen's settings
+  config.encoder.update({"name": "efficientnet_lite0", "weights": "data/efficientnet_lite0.npz", "frozen": True})
   config.memory.num_slots = 256
   config.memory_init.update({"num_topics": 64, "steps": 250})
   config.model.update({"align_weight": 0.3, "dropout": 0.2})
   config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.2, "label_smoothing": 0.0,
                            "ema_decay": 0.998})
   config.train.update({"batch_size": 16, "num_steps": 2500, "log_every": 125, "eval_every": 250, "eval_studies": 0,
-                       "best_metric": ""})      # the last: 296 val studies say less of a step than the schedule does
+                       "best_metric": ""})      # the last checkpoint: 296 val studies are too few to select one
   config.decode.update({"search": "mbr", "num_samples": 128, "temperature": 1.0, "retrieval_weight": 0.8})
-  config.eval.labeler = "rules"
   return config

@@ -1,18 +1,19 @@
-"""MIMIC-CXR at published size, from PhysioNet's files: a study a record, ResNet-50 trained along.
+"""MIMIC-CXR at the published size, from PhysioNet's files: one record per study, ResNet-50 trained end to end.
 
-data.source_dir is the folder of MIMIC-CXR-JPG with mimic-cxr-reports.zip in it (input_pipeline/datasets/mimic_cxr/dataset.py).
-For R2Gen's protocol, one record an image, put its annotation.json there and set data.mimic_cxr.unit=image,
-data.num_views=1, data.min_words=0. MIMIC-CXR is credentialed, so it is `restricted`: no report text or id goes to a
-log or to TensorBoard.
+data.source_dir is the folder of MIMIC-CXR-JPG, with mimic-cxr-reports.zip in it (see
+input_pipeline/datasets/mimic_cxr/dataset.py). For R2Gen's protocol, with one record per image, put its annotation.json
+there and set data.mimic_cxr.unit=image, data.num_views=1 and data.min_words=0. MIMIC-CXR is credentialed, so the
+config sets data.restricted: no report text or id is written to logs or TensorBoard.
 """
 
 from ml_collections import ConfigDict
 
-from configs import phantom
+from configs import default
 
 
 def get_config() -> ConfigDict:
-  config = phantom.get_config()
+  """Returns the config for MIMIC-CXR."""
+  config = default.get_config()
   config.data.update({
       "name": "mimic_cxr",
       "source_dir": "mimic_cxr",
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
       "augment": True,
   })
   config.prepare.max_corrupt_records = 100
-  config.tokenizer.update({"threshold": 10, "max_length": 100})                        # R2Gen's
+  config.tokenizer.update({"threshold": 10, "max_length": 100})                        # R2Gen's settings
   config.encoder.update({"name": "resnet50", "weights": "data/resnet50.npz", "frozen": False})
   config.memory.update({"num_slots": 2048, "slot_width": 512, "num_heads": 8,
                         "query": "word_position"})                                     # R2GenCMN's sizes
@@ -37,5 +38,4 @@ def get_config() -> ConfigDict:
   config.train.update({"batch_size": 256, "num_steps": 30000, "compute_dtype": "bfloat16", "log_every": 100,
                        "eval_every": 2000, "checkpoint_every": 500, "eval_studies": 512,
                        "host_threads": 16, "max_corrupt_records": 100})
-  config.eval.labeler = "rules"
   return config
