@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
 
   config.data = ConfigDict({
       "name": "phantom",                  # phantom (synthetic, needs no files) | r2gen_json | mimic_cxr
-      "source_dir": "",                   # folder of r2gen_json (annotation.json and images/) or of mimic_cxr (MIMIC-CXR-JPG)
+      "source_dir": "",                   # folder of annotation.json and images/ (r2gen_json), or of MIMIC-CXR-JPG
       "data_dir": "data",                 # folder for prepared records, vocabularies and cached features
       "restricted": False,                # True: keep report texts and ids out of logs, HTML pages and TensorBoard
       "cleaning": "iu_xray",              # R2Gen's report cleaning rules: iu_xray | mimic_cxr
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
       "min_words": 0,                     # skip studies whose target has fewer words ("_" doesn't count)
       "num_views": 2,                     # images per study; missing ones are masked
       "short_side": 256,                  # shorter side of stored images, in pixels; 0: keep the original size
-      "dicom_rendering": "voi",           # DICOM files: voi (as viewers show them) | mimic_cxr_jpg (equalized histogram)
+      "dicom_rendering": "voi",           # DICOM files: voi (as viewers show them) | mimic_cxr_jpg (equalized)
       "image_size": 224,                  # side of the square encoder input, in pixels
       "augment": False,                   # training only: random crop, small rotation, brightness and contrast
       "phantom": {                        # only for data.name=phantom
@@ -153,9 +153,9 @@ def get_config() -> ConfigDict:
       "search": "beam",                   # beam | mbr (minimum Bayes risk over samples)
       "beam_size": 3,                     # 1: greedy
       "min_length": 0,                    # tokens before eos is allowed
-      "length_penalty": 1.0,              # beam: alpha in ((5 + length) / 6) ** alpha, which divides scores (Wu et al. 2016);
+      "length_penalty": 1.0,              # beam: alpha; ((5 + length) / 6) ** alpha divides scores (Wu et al. 2016);
                                           # with 0, an empty report may win where no long one is likely
-      "finished_beams": "separate",       # beam: finished reports are stored separate | in_place (they keep their beam, R2GenCMN)
+      "finished_beams": "separate",       # beam: keep finished reports separate | in_place (in their beam, R2GenCMN)
       "no_repeat_ngram_size": 0,          # forbid repeating n-grams of this size within a report; 0: allow all
       "num_samples": 32,                  # mbr: samples per study; the one with the highest expected agreement is kept
       "retrieval_weight": 0.0,            # mbr: weight of votes from retrieved train reports (0 to 1), by alignment
@@ -167,7 +167,7 @@ def get_config() -> ConfigDict:
 
   config.eval = ConfigDict({
       "labeler": "rules",                 # extracts findings: phantom (exact) | rules (any report) | chexbert | none
-      "chexbert": "",                     # weights from `mcsam import-weights chexbert chexbert.pth FILE.npz`
+      "chexbert": "",                     # .npz written by `mcsam import-weights chexbert`
       "chexbert_dtype": "float32",        # float32 | bfloat16 (faster on accelerators)
       "radeval": "",                      # extra scores from the package RadEval (extra `clinical`), which downloads
                                           # models: comma-separated names of metrics/radeval.py; "": none

@@ -1,9 +1,9 @@
 """R2GenCMN (Chen et al., ACL 2021) as a special case of MCSAM, at its published size, on IU X-Ray.
 
 It has a memory with random slots but no alignment and no memory tokens, and uses R2GenCMN's LayerNorm, one id for
-pad, bos and eos, and its beam search. `mcsam import-weights r2gencmn model_iu_xray.pth runs/r2gencmn` puts a published
-checkpoint into a workdir. One difference remains: R2GenCMN resizes a test image to 224 x 224 regardless of its aspect
-ratio; here the center is cropped.
+pad, bos and eos, and its beam search. `mcsam import-weights model model_iu_xray.pth runs/r2gencmn --config r2gencmn`
+turns a published checkpoint into a workdir. One difference remains: R2GenCMN resizes a test image to 224 x 224
+regardless of its aspect ratio; here the center is cropped.
 """
 
 from ml_collections import ConfigDict

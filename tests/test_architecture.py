@@ -20,8 +20,8 @@ LAYERS = (
      "mcsam_jax.inference": []},
     {"mcsam_jax.metrics": ["mcsam_jax.labelers"], "mcsam_jax.labelers": ["mcsam_jax.checkpoints"],
      "mcsam_jax.checkpoints": ["mcsam_jax.distributed"], "mcsam_jax.distributed": []},
-    {"mcsam_jax.config": ["mcsam_jax.models"], "mcsam_jax.decoding": [], "mcsam_jax.memory_init": [],
-     "mcsam_jax.models": [], "input_pipeline": []},
+    {"mcsam_jax.config": ["mcsam_jax.config_rules"], "mcsam_jax.config_rules": ["mcsam_jax.models"],
+     "mcsam_jax.decoding": [], "mcsam_jax.memory_init": [], "mcsam_jax.models": [], "input_pipeline": []},
     {"configs": []},
 )
 # Modules without any import of the project, which every unit may use.

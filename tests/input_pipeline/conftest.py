@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from configs import phantom
+from configs import default
 
 COUNTS = {"train": 11, "val": 3, "test": 5}
 
@@ -32,7 +32,7 @@ def write_source(directory, counts=COUNTS):
 
 
 def source_config(source_dir, data_dir) -> ConfigDict:
-  config = phantom.get_config()
+  config = default.get_config()
   config.data.update({"name": "r2gen_json", "source_dir": str(source_dir), "data_dir": str(data_dir),
                       "image_size": 16})
   config.tokenizer.update({"threshold": 1, "max_length": 7})

@@ -5,7 +5,7 @@ import json
 from etils import epath
 import pytest
 
-from configs import phantom
+from configs import default
 from input_pipeline import tokenizer as tokenizers
 from mcsam_jax.errors import UserError
 
@@ -16,7 +16,7 @@ KINDS = ("word", "sentencepiece")
 
 
 def build(kind, reports=REPORTS, **fields):
-  config = phantom.get_config()
+  config = default.get_config()
   config.tokenizer.update({"kind": kind, "threshold": 1, "vocab_size": 80, **fields})
   return tokenizers.build_tokenizer(config, reports)
 

@@ -8,7 +8,7 @@ import PIL.Image
 import pydicom
 import pytest
 
-from configs import phantom
+from configs import default
 from input_pipeline import images, user_images
 
 FILM = np.random.default_rng(0).gamma(2, 30, (80, 64)).clip(0, 255).astype(np.uint8)
@@ -42,7 +42,7 @@ def shape_of(found, folder):
 
 
 def data_config(**fields):
-  config = phantom.get_config()
+  config = default.get_config()
   config.data.update({"short_side": 40, "image_size": 32} | fields)
   return config.data
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import phantom
+from configs import default
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.bank import load_bank, make_memory_bank, save_bank
 
@@ -19,7 +19,7 @@ def _reports():
 
 
 def _config(**fields):
-  config = phantom.get_config()
+  config = default.get_config()
   config.memory.update(num_slots=24, slot_width=5)
   config.memory_init.update(num_topics=5, steps=60, batch_size=32, jitter=0.05)
   config.memory_init.update(fields)
