@@ -29,7 +29,7 @@ def write(folder: epath.Path, facts: dict) -> None:
   _save(folder, {"facts": facts, "files": digests})
 
 
-def add_facts(folder: epath.Path, facts: dict) -> None:
+def update_metadata(folder: epath.Path, facts: dict) -> None:
   """Adds facts to a manifest that is there."""
   content = json.loads((folder / NAME).read_text())
   _save(folder, content | {"facts": content["facts"] | facts})
@@ -52,7 +52,7 @@ def facts(folder: epath.Path) -> dict | None:
     return None
 
 
-def damage(folder: epath.Path) -> str:
+def verify(folder: epath.Path) -> str:
   """Returns what is wrong with a checkpoint's files, naming the first; "" where they are as they were written.
 
   Many hosts share the reading, and return the same. Without a manifest nothing is known to be wrong.

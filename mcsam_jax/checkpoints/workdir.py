@@ -1,15 +1,16 @@
-"""A workdir holds all that evaluation needs, and belongs to one config.
+"""The workdir of a run: everything that evaluation needs, for one config.
 
-    config.json     the whole config
-    tokenizer/      its files
-    memory_bank/    slots, and the words nearest to each
-    encoder.npz     the pretrained image encoder that training started from, where there was one
-    checkpoints/    Orbax
-    eval/           scores and reports
-    logs/           TensorBoard
-    nonfinite-*.json  the records of a step whose loss was no number (training/nonfinite.py)
+    config.json       the whole config, with the version that wrote it
+    tokenizer/        vocabulary
+    memory_bank/      initial memory slots, with the words nearest to each
+    encoder.npz       the pretrained image encoder that training started from, if any
+    checkpoints/      Orbax checkpoints
+    eval/             scores and reports
+    logs/             TensorBoard
+    nonfinite-*.json  records of a step whose loss was not finite (training/nonfinite.py)
 """
 
+from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
 import fcntl
@@ -21,8 +22,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import text
-from input_pipeline.builder.prepare import dataset_dir, load_or_build_tokenizer
-from input_pipeline.splits import open_split, Split
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer
+from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write
@@ -32,29 +33,41 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.bank import load_bank, make_memory_bank, MemoryBank, save_bank
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
-RUNTIME_FIELDS = ("train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_corrupt_records",
-              "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "data.source_dir",
-              "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
-              "decode.batch_size", "eval.chexbert")           # without making it another run
+RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*` may, too
+    "train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_corrupt_records",
+    "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "data.source_dir",
+    "data.data_dir", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor", "decode.batch_size", "eval.chexbert")
+# Fields of `decode` and `eval` that change no score, so they don't appear in the names of evaluation files.
+_NOT_IN_FILE_NAMES = ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain")
 
 
 @dataclasses.dataclass
 class Workdir:
-  """An open workdir."""
+  """An open workdir.
+
+  Attributes:
+    path: its folder, absolute, or a gs:// URL.
+    config: the saved config, with overrides applied.
+    tokenizer: the tokenizer that training used.
+    bank: initial memory slots; None without memory, or with a random one.
+    encoder_variables: content of encoder.npz; None without such a file.
+    pretraining_data: the data that encoder.npz was pretrained on.
+    inference_overrides: fields of `decode` and `eval` that overrides changed ("beam_size=1", ...), for file names.
+  """
   path: epath.Path
   config: ConfigDict
   tokenizer: Tokenizer
-  bank: MemoryBank | None             # None without memory, or with a random one
-  encoder_variables: dict | None      # of encoder.npz
-  pretraining_data: str               # what encoder.npz was trained on
-  inference_overrides: tuple[str, ...] = ()     # fields of decode and eval that this opening set otherwise: beam_size=1, ...
+  bank: MemoryBank | None
+  encoder_variables: dict | None
+  pretraining_data: str
+  inference_overrides: tuple[str, ...] = ()
 
-  def split(self, name: str) -> Split:
+  def open_split(self, name: str) -> Split:
     return open_split(self.config, name)
 
   @property
   def patch_grid(self) -> int:
-    """Rows (and columns) of patches in one image."""
+    """Number of rows, and of columns, of patches in one image."""
     return self.config.data.image_size // ENCODERS[self.config.encoder.name].stride
 
 
@@ -65,57 +78,39 @@ def init_encoder_variables(config: ConfigDict) -> dict:
   return jax.jit(encoder.init)(jax.random.key(config.seed), np.zeros((1, size, size, 3), np.float32))
 
 
-def open_workdir(path: str, overrides: list[str] = ()) -> Workdir:
+def open_workdir(path: epath.PathLike, overrides: Iterable[str] = (), log: Callable[[str], None] = print) -> Workdir:
   """Opens the workdir of a run.
 
   Args:
-    overrides: `--config.field=value` for fields that don't belong to the trained model.
+    path: its folder or gs:// URL.
+    overrides: `--config.section.field=value` for fields that the trained model doesn't depend on.
+    log: receives a line if the saved config lacks fields of this version.
 
   Raises:
-    UserError: it is no workdir, a file of it is missing or damaged, or a field belongs to the model.
+    UserError: the folder is no workdir, a file is missing or damaged, version 0.1 wrote it, or the trained model
+      depends on a field in `overrides`.
   """
   path = configs.absolute_path(path)
-  saved = configs.read_config(path / "config.json")
-  config = configs.apply_overrides(saved, overrides)
-  check_bucket_private(config, path)
-  changed = [line.partition(":")[0] for line in configs.diff_configs(config, saved)]
-  for field in changed:
-    if field.partition(".")[0] not in configs.RUNTIME_SECTIONS and field not in RUNTIME_FIELDS:
-      raise UserError(f"--config.{field} belongs to the trained model; to change it, train in another workdir")
-  bank = load_bank(path / "memory_bank") if has_memory_init(config) else None
-  variables, meta = None, {}
-  if (path / "encoder.npz").exists():
-    variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))
-  return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
-                 meta.get("pretraining_data", "none"),
-                 tuple(f"{name}={config[section][name]}"
-                       for section, _, name in (field.partition(".") for field in changed)
-                       if section in ("decode", "eval")
-                       and name not in ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain")))
+  return _open(path, configs.read_config(path / "config.json", log), overrides)
 
 
-def create_workdir(path: str, config: ConfigDict, log=print) -> Workdir:
-  """Makes the workdir of a run, or opens it again if it holds this config.
+def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str], None] = print) -> Workdir:
+  """Creates the workdir of a run, or reopens it if it holds this config.
+
+  A larger `train.num_steps` than the saved one extends the run: the new config is saved.
 
   Raises:
-    UserError: it holds another config; a weights file is missing or doesn't fit; restricted data in a public bucket.
+    UserError: the workdir holds another config, or was trained for more steps; a weights file is missing or doesn't
+      fit; another run is training in a workdir to be extended; a restricted data set is in a public bucket.
   """
   path = configs.absolute_path(path)
   check_bucket_private(config, path)
   if (path / "config.json").exists():
-    found = configs.read_config(path / "config.json")
-    others = [line for line in configs.diff_configs(config, found)
-              if line.partition(":")[0] not in RUNTIME_FIELDS and not line.startswith("prepare.")]
-    if bool(config.encoder.weights) != bool(found.encoder.weights):
-      others.append(f"encoder.weights: {config.encoder.weights!r}, {found.encoder.weights!r}")
-    if others:
-      raise UserError(f"{path} holds another config; use a new workdir, or the same values. "
-                      f"Field: value now, value there. {'; '.join(others)}")
-    return open_workdir(path, [f"--config.{field}={value}" for field, value in runtime_values(config).items()])
+    return _reopen(path, config, log)
   if config.encoder.frozen and not config.encoder.weights:
-    raise UserError("encoder.frozen needs encoder.weights, a file that `mcsam import-weights` wrote")
-  if config.encoder.weights:
-    load_weights(config.encoder.weights, jax.eval_shape(lambda: init_encoder_variables(config)))   # it fits, before any work
+    raise UserError("encoder.frozen=true needs encoder.weights, a file written by `mcsam import-weights`")
+  if config.encoder.weights:                            # raises before any work is done
+    load_weights(config.encoder.weights, jax.eval_shape(lambda: init_encoder_variables(config)))
   tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
   if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
@@ -123,21 +118,23 @@ def create_workdir(path: str, config: ConfigDict, log=print) -> Workdir:
   (path / "tokenizer").mkdir(exist_ok=True)
   tokenizer.save(path / "tokenizer")
   if has_memory_init(config):
-    made = path / "memory_bank" / "made_from.json"
-    if not made.exists():
+    settings = path / "memory_bank" / "made_from.json"
+    if not settings.exists():
       init_memory(path, config, log)
-    elif json.loads(made.read_text()) != memory_init_settings(config):
-      raise UserError(f"{path / 'memory_bank'} was made with other settings than this config's (see made_from.json "
-                      "there): run `mcsam init-memory` again with this config, or use a new workdir")
-  configs.save_config(config, path / "config.json")   # last: what has a config is whole
+    elif json.loads(settings.read_text()) != memory_init_settings(config):
+      raise UserError(f"{settings.parent} was made with other settings than this config's (see {settings.name} in it): "
+                      "run `mcsam init-memory` again with this config, or use a new workdir")
+  configs.save_config(config, path / "config.json")     # last: a workdir with a config is complete
   return open_workdir(path)
 
 
-def acquire_lock(path: epath.Path, log=print) -> contextlib.AbstractContextManager:
-  """Keeps other runs out of a workdir inside the returned context; on a bucket, or a disk without locks, it can't.
+def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contextlib.AbstractContextManager:
+  """Returns a context that keeps other runs out of a workdir.
+
+  On a bucket, or a file system without locks, it locks nothing (the latter with a log line).
 
   Raises:
-    UserError: another run is in it.
+    UserError: another run holds the lock.
   """
   if "://" in str(path):
     return contextlib.nullcontext()
@@ -147,27 +144,70 @@ def acquire_lock(path: epath.Path, log=print) -> contextlib.AbstractContextManag
   except BlockingIOError as error:
     raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
   except OSError as error:
-    log(f"{path} can't be locked ({error.strerror}): see to it yourself that no other run trains there")
+    log(f"{path} can't be locked ({error.strerror}): make sure that no other run trains there")
   return file
 
 
-def runtime_values(config: ConfigDict) -> dict:
-  """Returns the fields, and their values, that may differ between two starts of one run."""
-  return {field: config[section][name] for field in RUNTIME_FIELDS for section, name in [field.split(".")]}
+def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Workdir:
+  config = configs.apply_overrides(saved, overrides)
+  check_bucket_private(config, path)
+  changed = _differing_fields(config, saved)
+  for field in changed:
+    if field.partition(".")[0] not in configs.RUNTIME_SECTIONS and field not in RUNTIME_FIELDS:
+      raise UserError(f"--config.{field}: the trained model depends on this field; to change it, use a new workdir")
+  bank = load_bank(path / "memory_bank") if has_memory_init(config) else None
+  variables, meta = None, {}
+  if (path / "encoder.npz").exists():
+    variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))
+  inference_overrides = []
+  for field in changed:
+    section, _, name = field.partition(".")
+    if section in ("decode", "eval") and name not in _NOT_IN_FILE_NAMES:
+      inference_overrides.append(f"{name}={config[section][name]}")
+  return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
+                 meta.get("pretraining_data", "none"), tuple(inference_overrides))
+
+
+def _reopen(path: epath.Path, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
+  """Returns the workdir of another start of the same run, which may have more steps."""
+  saved = configs.read_config(path / "config.json", log)
+  changes = [line for line in configs.diff_configs(config, saved)
+             if (field := line.partition(":")[0]) not in (*RUNTIME_FIELDS, "train.num_steps")
+             and not field.startswith("prepare.")]
+  if bool(config.encoder.weights) != bool(saved.encoder.weights):
+    changes.append(f"encoder.weights: {config.encoder.weights!r}, {saved.encoder.weights!r}")
+  if changes:
+    raise UserError(f"{path} holds another config; use a new workdir, or the same values "
+                    f"(field: value now, value there): {'; '.join(changes)}")
+  num_steps, saved_steps = config.train.num_steps, saved.train.num_steps
+  if num_steps < saved_steps:
+    raise UserError(f"{path} holds a run of train.num_steps={saved_steps}, which can be raised but not lowered to "
+                    f"{num_steps}: use a new workdir, or {saved_steps} steps or more")
+  if num_steps > saved_steps:
+    with acquire_lock(path, log):
+      configs.save_config(config, path / "config.json")
+    log(f"{path}: train.num_steps raised from {saved_steps} to {num_steps}")
+    saved = config
+  values = configs.flatten_config(config)
+  return _open(path, saved, [f"--config.{field}={values[field]}" for field in RUNTIME_FIELDS])
+
+
+def _differing_fields(config: ConfigDict, other: ConfigDict) -> list[str]:
+  return [line.partition(":")[0] for line in configs.diff_configs(config, other)]
 
 
 def memory_init_settings(config: ConfigDict) -> dict:
-  """Returns what a memory bank is a function of, besides the code."""
+  """Returns all settings that determine the initial memory slots."""
   return {"memory_init": config.memory_init.to_dict(), "num_slots": config.memory.num_slots,
           "slot_width": config.memory.slot_width, "seed": config.seed, "cleaning": config.data.cleaning,
           "target": config.data.target, "records": dataset_dir(config).parent.name}
 
 
-def init_memory(path: epath.Path, config: ConfigDict, log=print) -> MemoryBank:
-  """Makes the memory bank from the training reports, and writes it to the workdir.
+def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], None] = print) -> MemoryBank:
+  """Computes the initial memory slots from the training reports, and writes them to the workdir.
 
   Raises:
-    UserError: the workdir has been trained in.
+    UserError: the workdir already holds a run.
   """
   path = configs.absolute_path(path)
   if (path / "config.json").exists():
@@ -181,4 +221,5 @@ def init_memory(path: epath.Path, config: ConfigDict, log=print) -> MemoryBank:
 
 
 def has_memory_init(config: ConfigDict) -> bool:
+  """Returns whether the memory starts from computed slots, rather than random ones."""
   return config.model.use_memory and config.memory_init.kind != "random"

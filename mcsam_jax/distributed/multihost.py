@@ -32,7 +32,7 @@ _FAILED, _PASSES = -1, -2    # of host 0, as the others are told; the number of 
 _barriers = itertools.count()
 
 
-def join(environ: Mapping[str, str] = os.environ) -> None:
+def initialize(environ: Mapping[str, str] = os.environ) -> None:
   """Joins the cluster that this process was started on, if it was; before anything else asks for devices.
 
   Raises:

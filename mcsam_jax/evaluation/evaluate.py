@@ -20,16 +20,17 @@ from etils import epath
 import jax
 import numpy as np
 
-from input_pipeline.pipeline import eval_batches, Split
+from input_pipeline.pipeline import eval_batches
+from input_pipeline.splits import Split
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.mesh import decode_batch_size, local_rows, make_mesh
 from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog
-from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
+from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
 from mcsam_jax.evaluation.score_table import format_table
-from mcsam_jax.evaluation.scoring import other_studies, score_reports
+from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
 from mcsam_jax.explain.explanations import describe_slots, explain_reports, in_numbers
 from mcsam_jax.explain.memory_usage import memory_slot_usage
 from mcsam_jax.findings import FINDINGS
@@ -38,9 +39,9 @@ from mcsam_jax.inference.feature_cache import features_for_all, split_pooled_fea
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_embeddings import make_image_embedder
 from mcsam_jax.inference.load import check_compatible, load_member, LoadedModel
-from mcsam_jax.labelers.registry import drawn_labels, Labeler, make_labeler
+from mcsam_jax.labelers.registry import get_true_labels, Labeler, make_labeler
 from mcsam_jax.metrics.bootstrap import resample
-from mcsam_jax.metrics.radeval import add_radeval, score_names
+from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: list[str] = (),
@@ -60,10 +61,10 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   check_compatible(works)
   work = works[0]
   config, tokenizer = work.config, work.tokenizer
-  split, train = work.split(split_name), work.split("train")
+  split, train = work.open_split(split_name), work.open_split("train")
   mesh = make_mesh(config)
   labeler = make_labeler(config)
-  score_names(config.eval.radeval)                      # what it needs is missed now, not when all is written
+  parse_score_names(config.eval.radeval)                      # what it needs is missed now, not when all is written
   with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as stop:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
 
@@ -109,16 +110,16 @@ def score(works: Sequence[Workdir], members: Sequence[LoadedModel], split: Split
           log) -> dict:
   """Scores the reports that the members wrote for a split, and writes both to the first workdir; returns the scores."""
   work, step = works[0], members[0].step
-  config, tokenizer, train = work.config, work.tokenizer, work.split("train")
+  config, tokenizer, train = work.config, work.tokenizer, work.open_split("train")
   hypotheses = [report.text for report in written]
-  others = other_studies(len(split), config.eval.num_permutations, config.eval.seed)   # given the images of another
   scores, rows, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
-      shuffled_hypotheses=[[hypotheses[index] for index in other] for other in others], train_reports=train.reports,
-      pooled={"train": split_pooled_features(work, train, log), "split": split_pooled_features(work, split, log)}, own_pooled=own,
-      constant=constant_reports(work, labeler, log), tokenizer=tokenizer, cleaning=config.data.cleaning,
+      shuffled_hypotheses=shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed),
+      train_reports=train.reports,
+      initial_features={"train": split_pooled_features(work, train, log), "split": split_pooled_features(work, split, log)}, model_features=own,
+      constants=constant_reports(work, labeler, log), tokenizer=tokenizer, cleaning=config.data.cleaning,
       max_length=config.tokenizer.max_length, read_labels=labeler,
-      reference_labels=drawn_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
+      reference_labels=get_true_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
       restricted=config.data.restricted, seed=config.eval.seed,
       subjects=subjects_of(split), train_subjects=subjects_of(train))
   scores = {"split": split.name, "step": step,
@@ -126,7 +127,7 @@ def score(works: Sequence[Workdir], members: Sequence[LoadedModel], split: Split
             "pretraining_data": work.pretraining_data, "decode": config.decode.to_dict(),
             "labeler": labeler.name if labeler else "none", **scores}
   if config.eval.radeval:
-    add_radeval(scores, rows, score_names(config.eval.radeval), split.reports, hypotheses,
+    add_radeval(scores, rows, parse_score_names(config.eval.radeval), split.reports, hypotheses,
                 resample(subjects_of(split), config.eval.seed), log)
   if slots is not None:
     scores["memory_slot_usage"] = slots
@@ -171,7 +172,7 @@ def write_table(path: epath.Path, split: Split, written: Sequence[GeneratedRepor
 
 def constant_reports(work: Workdir, labeler: Labeler | None, log=print) -> dict:
   """Returns the constant baselines, found on val the first time and then read from the workdir."""
-  train, val, config = work.split("train"), work.split("val"), work.config
+  train, val, config = work.open_split("train"), work.open_split("val"), work.config
   prepared = train.reports, val.reports, work.tokenizer, config.data.cleaning, config.tokenizer.max_length
 
   def kept(name: str, find: Callable[[], dict], complete: Callable[[dict], bool] = bool) -> dict:
@@ -184,10 +185,10 @@ def constant_reports(work: Workdir, labeler: Labeler | None, log=print) -> dict:
 
   def of_metrics() -> dict:
     log("looking for the constant report that is best on val, for each metric (once)")
-    return constant_baseline(*prepared)
+    return find_constants(*prepared)
 
   def of_labels() -> dict:
-    return constant_of_labels(*prepared, labeler, labeler.findings, drawn_labels(labeler, config, val))
+    return find_label_constants(*prepared, labeler, labeler.findings, get_true_labels(labeler, config, val))
 
   found = kept("constant", of_metrics, lambda known: known["METEOR"] or not shutil.which("java"))   # it has come since
   return found | kept(f"constant-{labeler.name}", of_labels) if labeler else found

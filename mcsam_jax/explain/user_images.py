@@ -23,7 +23,7 @@ def reasons_of(model: Predictor, studies: Sequence[Study],
   config, tokenizer = work.config, work.tokenizer
   if not config.data.restricted:
     with contextlib.suppress(UserError):
-      train = work.split("train")
+      train = work.open_split("train")
   batches = (model.inputs(group)[0] for group in groups(studies, config.decode.batch_size))
   with jax.set_mesh(model.mesh):
     whys = explain_reports(model.member, config, tokenizer, model.mesh, batches, written,

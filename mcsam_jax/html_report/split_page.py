@@ -66,7 +66,7 @@ def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, w
                  f"{number} models together, the first" if number > 1 else "the checkpoint"
                  ) + f" of step {step}, {config.decode.search} search" + (
                      "; words and memory are explained by the first model" if number > 1 and reasons else ""),
-             findings=findings, slots=reasons.slots if reasons else (), train_reports=work.split("train").reports,
+             findings=findings, slots=reasons.slots if reasons else (), train_reports=work.open_split("train").reports,
              restricted=config.data.restricted, show_restricted=config.eval.html_report_restricted)
 
 

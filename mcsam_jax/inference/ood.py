@@ -56,7 +56,7 @@ def load_or_learn(work: Workdir, log: Callable[[str], None] = print) -> OODDetec
   except (IndexError, *NPZ_ERRORS):
     pass                                                # not there yet, or damaged
   try:
-    train, val = work.split("train"), work.split("val")
+    train, val = work.open_split("train"), work.open_split("val")
   except UserError:
     return None
   log("looking at the training images, to tell what isn't like them (once)")
@@ -83,7 +83,7 @@ def pooled_sample(work: Workdir, split: Split, most: int, log: Callable[[str], N
   chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(int))
   num_views = work.config.data.num_views
   if work.config.encoder.frozen:
-    known = token_table.load_or_build(split, work.tokenizer).views[chosen, :num_views] >= 0      # [n, V]
+    known = token_table.load_token_table(split, work.tokenizer).views[chosen, :num_views] >= 0      # [n, V]
     features = split_features(work, split, log)
     return np.concatenate([features[study, :known.shape[1]][there].astype(np.float32).mean(1)
                            for study, there in zip(chosen, known)])
@@ -99,7 +99,7 @@ def initial_encoder(work: Workdir):
 
 def first_view(work: Workdir, train: Split) -> str:
   """Returns what the first view of a training study mostly is."""
-  views = token_table.load_or_build(train, work.tokenizer).views[:, 0]
+  views = token_table.load_token_table(train, work.tokenizer).views[:, 0]
   return VIEWS[int(np.bincount(views[views >= 0], minlength=1).argmax())]
 
 

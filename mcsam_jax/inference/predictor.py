@@ -14,11 +14,12 @@ import itertools
 import jax
 import numpy as np
 
+from input_pipeline.batch import make_batch
 from input_pipeline.user_images import Study
 from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.errors import UserError
-from mcsam_jax.findings import FINDINGS, VIEWS
+from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.feature_cache import encode_images
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.load import restore_member
@@ -50,7 +51,7 @@ class Predictor:
     self.train_reports, search = (), config.decode.search
     if search == "mbr":
       try:
-        self.train_reports = work.split("train").reports
+        self.train_reports = work.open_split("train").reports
       except UserError:
         search = "beam"
         self.notes.append("decode.search=mbr needs the training records, which aren't on this machine: written "
@@ -83,28 +84,26 @@ class Predictor:
     config = self.work.config
     size, num_views, side = config.decode.batch_size, config.data.num_views, config.data.image_size
     pixels = np.zeros((size, num_views, side, side, 1), np.uint8)
-    view_mask, view_ids = np.zeros((size, num_views), bool), np.zeros((size, num_views), np.int32)
+    views = np.full((size, num_views), -1)
     record, valid = np.full(size, group[0].number if group else 0, np.int32), np.arange(size) < len(group)
-    view_mask[len(group):, 0] = True                         # what fills up is a black frontal view
+    views[len(group):, 0] = VIEWS.index("frontal")           # padding: studies of one black frontal view
     for row, study in enumerate(group):
       count = len(study.films)
-      pixels[row, :count], view_mask[row, :count] = study.decoded(side), True
-      view_ids[row, :count] = [VIEWS.index(film.view) for film in study.films]
+      pixels[row, :count] = study.decoded(side)
+      views[row, :count] = [VIEWS.index(film.view) for film in study.films]
       record[row] = study.number
     seen, similarity = {"images": pixels}, [[] for _ in group]
     if config.encoder.frozen or self.ood_detector:
       encoded = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, side, side, 1)))     # [B * V, P, C]
       encoded = encoded.reshape(size, num_views, *encoded.shape[1:])
       if config.encoder.frozen:
-        seen = {"features": np.where(view_mask[..., None, None] & valid[:, None, None, None], encoded, 0)}
+        seen = {"features": np.where((views >= 0)[..., None, None] & valid[:, None, None, None], encoded, 0)}
       if self.ood_detector:
         pooled = encoded.astype(np.float32).mean(2)                                                    # [B, V, C]
         similarity = [self.ood_detector.similarity(pooled[row, :len(study.films)]).tolist() for row, study in enumerate(group)]
     tokens = np.full((size, config.tokenizer.max_length + 1), self.work.tokenizer.pad_id, np.int32)
     tokens[:, 0] = self.work.tokenizer.bos_id                # no reference
-    return seen | {"view_mask": view_mask, "view_ids": view_ids, "tokens": tokens,
-                   "labels": np.zeros((size, len(FINDINGS)), np.int8), "record": record,
-                   "epoch": np.zeros(size, np.int32), "valid": valid}, similarity
+    return make_batch(seen, views, tokens, record=record, valid=valid), similarity
 
 
 def groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:

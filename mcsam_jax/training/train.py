@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.pipeline import make_batch, train_batches
-from input_pipeline.token_table import load_or_build
+from input_pipeline.pipeline import read_batch, train_batches
+from input_pipeline.token_table import load_token_table
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.workdir import acquire_lock, create_workdir, Workdir
 from mcsam_jax.config import absolute_path
@@ -78,12 +78,12 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
   """Trains in an open workdir that no other run has claimed."""
   # Data, memory, pretrained encoder.
   config = work.config
-  train_split, val_split = work.split("train"), work.split("val")
+  train_split, val_split = work.open_split("train"), work.open_split("val")
   tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
   log(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
   with watchdog.paused_unless_host0():
     for split in (train_split, val_split):                # a pass over all records the first time
-      multihost.host0_then_others(lambda: load_or_build(split, tokenizer, log), within=stop.immediate)
+      multihost.host0_then_others(lambda: load_token_table(split, tokenizer, log), within=stop.immediate)
   train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
   train_features, val_features = (features_for_all(work, split, stop, watchdog, log)
                                   for split in (train_split, val_split))
@@ -91,7 +91,7 @@ def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog:
   # Model and state, initialised under jit straight into their sharding. From here on all hosts compute together.
   on_exit.enter_context(jax.set_mesh(mesh))
   model = make_model(config, tokenizer.vocab_size, work.patch_grid)
-  sample = make_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
+  sample = read_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
                       train_features)
   start = functools.partial(init_train_state, model, config, sample)
   shardings = state_shardings(mesh, jax.eval_shape(start))

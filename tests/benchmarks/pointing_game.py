@@ -57,7 +57,7 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
 
   Two mappings from (finding, V) to lists: int, the patch that was looked at; bool [V * P], which patches are hits.
   """
-  split, config = work.split(split_name), work.config
+  split, config = work.open_split(split_name), work.config
   mesh = make_mesh(config)
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split, log=lambda line: None)
@@ -68,7 +68,7 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
     ids = [work.tokenizer.encode_for_training(report, config.tokenizer.max_length)[1:] for report in reports]
     written = [GeneratedReport(record, report, own, 0.0) for record, (report, own) in enumerate(zip(reports, ids))]
     batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, split_features(work, split))
-    whys = explain_reports(member, config, work.tokenizer, mesh, batches, written, work.split("train").reports)
+    whys = explain_reports(member, config, work.tokenizer, mesh, batches, written, work.open_split("train").reports)
   looked, right = {}, {}
   for record, (report, why) in enumerate(zip(reports, whys)):
     number = int(split.ids[record].rsplit("-", 1)[1])

@@ -67,7 +67,7 @@ def workdir(tmp_path_factory):
 def evaluated(workdir):
   """What evaluation writes of the val split, by id, and the images that it sees."""
   work = open_workdir(workdir)
-  split, mesh = work.split("val"), make_mesh(work.config)
+  split, mesh = work.open_split("val"), make_mesh(work.config)
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split, None, lambda line: None)
     features = split_features(work, split, lambda line: None)
@@ -206,7 +206,7 @@ def test_text_is_for_people(told):
 
 
 def test_json_tells_why_in_numbers(told, workdir):
-  ids = set(open_workdir(workdir).split("train").ids)
+  ids = set(open_workdir(workdir).open_split("train").ids)
   for study in told.said["studies"]:
     why = study["why"]
     assert " ".join(why["words"]) == study["report"] and len(why["log_probs"]) == len(why["words"])

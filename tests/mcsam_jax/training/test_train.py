@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.builder.prepare import prepare
-from input_pipeline.pipeline import eval_batches, make_batch
+from input_pipeline.pipeline import eval_batches, read_batch
 from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
@@ -103,14 +103,14 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   assert scores["num_studies"] == len(lines) == len({line["id"] for line in lines}) == 6
   assert scores["num_subjects"] == len({line["subject"] for line in lines}) == 6
   assert all(line["labels"]["reference"].keys() == line["labels"]["generated"].keys() for line in lines)
-  train_ids = open_workdir(trained).split("train").ids
+  train_ids = open_workdir(trained).open_split("train").ids
   for line in lines:
     assert " ".join(line["why"]["words"]) == line["generated"]
     assert len(line["why"]["log_probs"]) == len(line["why"]["words"]) and max(line["why"]["log_probs"]) <= 0
     assert line["why"]["slots"][0]["weight"] >= line["why"]["slots"][1]["weight"] > 0
     assert {near["id"] for near in line["why"]["neighbours"]} <= set(train_ids)
   assert not list(trained.glob("eval/*.unscored.jsonl"))
-  assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_own", "medoid_own"}
+  assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_model_features", "medoid_model_features"}
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
   assert scores["pretraining_data"] == "none"
@@ -145,7 +145,7 @@ def test_reports_are_kept_when_their_scoring_fails(trained, tmp_path, monkeypatc
 
 def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
   work = open_workdir(trained)
-  split, config, mesh = work.split("test"), work.config, make_mesh(work.config)
+  split, config, mesh = work.open_split("test"), work.config, make_mesh(work.config)
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split)
     batches = list(eval_batches(split, work.tokenizer, config, 4))
@@ -154,9 +154,9 @@ def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
     np.testing.assert_array_equal(own_pooled(batches[::-1], len(split)), pooled)
   assert pooled.shape == (6, config.model.width) and np.ptp(pooled, 0).max() > 0
   for number in (0, 5):
-    batch = make_batch(split, np.array([number]), np.zeros(1, np.int64), work.tokenizer, config)
+    batch = read_batch(split, np.array([number]), np.zeros(1, np.int64), work.tokenizer, config)
     memory = member.model.apply(member.variables, method="project_memory")
-    encoded = member.model.apply(member.variables, *visual_inputs(config, batch), memory, False, method="encode")
+    encoded = member.model.apply(member.variables, *visual_inputs(config, batch), memory, False, method="encode_images")
     expected = np.asarray(encoded.patches)[0][np.asarray(encoded.patch_mask)[0]].mean(0)
     np.testing.assert_allclose(pooled[number], expected, rtol=1e-4, atol=1e-5)
 
