@@ -57,7 +57,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     UserError: a workdir holds no training, or no such step; a damaged checkpoint; models of different vocabularies.
     Preempted: SIGTERM or Ctrl-C on any host; of what it makes the reports alone may stand, in *.unscored.jsonl.
   """
-  works = [open_workdir(path, overrides) for path in (workdir, *ensemble)]
+  works = [open_workdir(path, overrides, multihost.log_on_host0(log)) for path in (workdir, *ensemble)]
   check_compatible(works)
   work = works[0]
   config, tokenizer = work.config, work.tokenizer

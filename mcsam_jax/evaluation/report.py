@@ -57,7 +57,7 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
     raise UserError(f"--page {page}: it is a page for a browser, name it .html")
   started = time.monotonic()
   keep_programs()
-  work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides])
+  work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides], log)
   found = user_images.find(given, grouping)
   if not found.studies and not found.refused:
     others = f" ({found.skipped} other files)" if found.skipped else ""

@@ -230,7 +230,7 @@ def test_two_runs_in_one_workdir_are_kept_apart(data_dir, trained, capsys):
 
 def test_evaluate_changes_no_field_of_the_model(trained, capsys):
   status, err = run(capsys, "evaluate", "--workdir", trained, "--config.memory.top_k=1")
-  assert status == 2 and "memory.top_k belongs to the trained model" in err
+  assert status == 2 and "--config.memory.top_k" in err
 
 
 def test_a_memory_bank_made_with_other_settings_is_refused(data_dir, tmp_path, capsys):
