@@ -1,11 +1,13 @@
-"""`mcsam compare`: is A better than B? Paired differences with intervals, over the same studies, several seeds an arm.
+"""`mcsam compare`: is A better than B? Paired differences with intervals, on the same studies, over one or more seeds.
 
 An arm is one or more runs of the same model that differ in their seed; its score is the mean over its runs. Two things
-are by chance, and both are drawn again 1,000 times: which patients there are (subjects with replacement, the same ones
-for both arms), and which seeds were trained (an arm's runs with replacement, within each draw of subjects). The draws
-of k runs are spread by sqrt(k / (k - 1)) around their mean, since k draws from k runs vary less than k new trainings
-would (Rao and Wu, JASA 1988). Arms with equally many runs draw them together, first with first: right where they share
-their seeds, and no wrong where they don't. With a single run an arm's seed is taken for granted, which is said.
+are random, and both are resampled 1,000 times: the patients (subjects with replacement, the same ones for both arms)
+and the trained seeds (an arm's runs with replacement, within each resample of subjects). Resampled means of k runs are
+spread by sqrt(k / (k - 1)) around their center, because k draws from k runs vary less than k new trainings would (Rao
+and Wu, JASA 1988). Arms with equally many runs draw them in pairs, first with first: right where they share their
+seeds, and harmless where they don't. With a single run the seed of an arm is taken as given, and a note says so.
+
+Shapes: B studies, R resamples, k runs of an arm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,24 +21,32 @@ from input_pipeline.tokenizer import load_tokenizer, WordTokenizer
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.compare_table import format_comparison
-from mcsam_jax.evaluation.report_files import match, note_of_copies, read_reports, Reports, stored_labels
-from mcsam_jax.evaluation.score_files import make_reader, preparation
-from mcsam_jax.evaluation.scorer import nlg_of, Scorer
+from mcsam_jax.evaluation.report_files import (
+  match_studies,
+  read_reports,
+  read_stored_labels,
+  ReportTable,
+  warn_of_copies,
+)
+from mcsam_jax.evaluation.score_files import check_preparation, make_label_reader
+from mcsam_jax.evaluation.scorer import mean_nlg_score, Scorer
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.metrics.bootstrap import (
-  differences_of,
   LEVEL,
   map_leaves,
-  nothing_is_0,
-  ONE_SUBJECT,
+  ONE_SUBJECT_NOTE,
+  replace_nan_with_zero,
   resample,
-  Score,
+  ScoreFn,
   subtract,
+  summarize_differences,
 )
-from mcsam_jax.metrics.clinical_f1 import label_values
+from mcsam_jax.metrics.clinical_f1 import aggregate_clinical_f1
 from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.nlg import METRICS
-from mcsam_jax.metrics.radeval import means_of
+from mcsam_jax.metrics.radeval import make_mean_score
+
+ReadTable = Callable[[str, str], ReportTable]       # (path, role) -> the reports of a file
 
 
 def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None, train: str | None = None,
@@ -48,68 +58,79 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
 
   Args:
     a, b: the files of each arm's runs: eval/SPLIT-STEP.jsonl of workdirs, or predictions as `report_files` reads them.
-    references: a file; None: the prediction files hold them. Subjects are its own, else those of the first run that
-      has any.
+    references: a file; None: the prediction files hold them. Subjects come from the references, else from the first
+      run that has any.
     train: training reports, for the vocabulary of r2gen where no workdir has it.
-    split: of an annotation.json that holds the references.
+    split: which split of an annotation.json holds the references.
     protocol: r2gen | clean | raw; None: r2gen if the vocabulary is known, else clean.
-    labeler: stored (in the files) | rules | none; None: stored where all files have labels and the references that
+    labeler: stored (in the files) | rules | none; None: stored if all files hold labels and the references that
       these were read from, else rules.
-    cleaning, threshold, max_length: as for `score_files`; None: as the evaluations of all runs say, else R2Gen's for
-      IU X-Ray.
-    seed: of the draws.
+    cleaning, threshold, max_length: as for `score_files`; None: the values that all runs were evaluated with, else
+      R2Gen's for IU X-Ray.
+    seed: of the resampling.
     json_path: where the comparison is written.
-    prediction_field, reference_field, id_field: that hold them, in all files; None: as `report_files` finds them.
+    prediction_field, reference_field, id_field: the fields of texts and ids, in all files; None: as `report_files`
+      finds them.
 
   Raises:
-    UserError: files about different studies, with different references, or at fault otherwise.
+    UserError: files can't be used, are about different studies, or have different references.
   """
-  def read(path: str, role: str) -> Reports:
+  def read_table(path: str, role: str) -> ReportTable:
     return read_reports(path, role, split, prediction_field if role == "predictions" else reference_field, id_field)
 
-  files = [[read(path, "predictions") for path in arm] for arm in (a, b)]
-  runs, sizes = [run for arm in files for run in arm], [len(arm) for arm in files]
-  truth = _references(runs[0], references, read)
-  orders = [match(truth, run) if references else _same_studies(truth, run, read) for run in runs]
-  said = _said_by_evaluations(runs, {"cleaning": cleaning, "max_length": max_length})
-  cleaning, threshold, max_length = preparation(said["cleaning"], threshold, said["max_length"])
-  tokenizer = _tokenizer(runs, train, cleaning, threshold, truth.texts)
+  # The runs of both arms, and how their references are prepared and labeled.
+  runs = [read_table(path, "predictions") for path in (*a, *b)]
+  arm_sizes = [len(a), len(b)]
+  reference_table = _read_references(runs[0], references, read_table)
+  orders = [match_studies(reference_table, run) if references else _match_run(reference_table, run, read_table)
+            for run in runs]
+  evaluated = _find_evaluated_values(runs, {"cleaning": cleaning, "max_length": max_length})
+  cleaning, threshold, max_length = check_preparation(evaluated["cleaning"], threshold, evaluated["max_length"])
+  tokenizer = _find_tokenizer(runs, train, cleaning, threshold, reference_table.texts)
   protocol = protocol or ("r2gen" if tokenizer else "clean")
   if protocol == "r2gen" and not tokenizer:
     raise UserError("--protocol r2gen needs one vocabulary for all runs: give --train, or choose clean")
-  labeler = labeler or ("stored" if not references and all(stored_labels(run.rows[0]) for run in runs) else "rules")
-  if labeler == "stored" and references:
-    _check_labelled(truth, runs, orders, read)
-  read_labels, reference_labels = _stored_labels(runs, orders) if labeler == "stored" else (make_reader(labeler), None)
-  findings = tuple(reference_labels[0]) if reference_labels else FINDINGS
+  if labeler is None:
+    labeler = "stored" if not references and all(read_stored_labels(run.rows[0]) for run in runs) else "rules"
+  if labeler == "stored":
+    if references:
+      _check_stored_labels(reference_table, runs, orders, read_table)
+    label_reader, reference_labels = _make_stored_label_reader(runs, orders)
+    findings = tuple(reference_labels[0])
+  else:
+    label_reader, reference_labels, findings = make_label_reader(labeler), None, FINDINGS
 
+  # The score of each run, as a function of study weights.
   with Meteor() as meteor:
     meteor.start()
-    judge = Scorer(truth.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
-                  read_labels=read_labels, reference_labels=reference_labels, findings=findings)
-    stored = [{}] * len(runs) if references else _stored_scores(runs, orders)
-    scores = [_score(judge, protocol, [run.texts[row] for row in order], more)
-              for run, order, more in zip(runs, orders, stored)]
+    scorer = Scorer(reference_table.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
+                    read_labels=label_reader, reference_labels=reference_labels, findings=findings)
+    stored_scores = [{}] * len(runs) if references else _read_stored_scores(runs, orders)
+    scores = [_score_run(scorer, protocol, [run.texts[row] for row in order], stored)
+              for run, order, stored in zip(runs, orders, stored_scores)]
 
-  of_runs = ([run.subjects[row] for row in order] for run, order in zip(runs, orders) if run.subjects)
-  subjects = truth.subjects or next(of_runs, None) or truth.ids or truth.places
-  weights, ones = resample(subjects, seed), np.ones((1, len(judge)))
-  arms = scores[:sizes[0]], scores[sizes[0]:]
-  whole = [[nothing_is_0(score(ones)) for score in arm] for arm in arms]            # of each run
-  point = [_weighted(of, np.full((1, len(of)), 1 / len(of))) for of in whole]
-  samples = [_weighted([score(weights) for score in arm], of)
-             for arm, of in zip(arms, draw_runs(sizes, len(weights), seed))]
-  notes = {**judge.notes, **_notes(sizes), **({} if len(weights) else {"intervals": ONE_SUBJECT})}
+  # Points from all studies and runs; intervals from resampled subjects and runs.
+  run_subjects = ([run.subjects[row] for row in order] for run, order in zip(runs, orders) if run.subjects)
+  subjects = (reference_table.subjects or next(run_subjects, None) or reference_table.ids or
+              reference_table.locations)
+  weights, ones = resample(subjects, seed), np.ones((1, len(scorer)))
+  arms = scores[:arm_sizes[0]], scores[arm_sizes[0]:]
+  run_points = [[replace_nan_with_zero(score(ones)) for score in arm] for arm in arms]
+  points = [_mean_over_runs(run_scores, np.full((1, len(run_scores)), 1 / len(run_scores)))
+            for run_scores in run_points]
+  samples = [_mean_over_runs([score(weights) for score in arm], run_weights)
+             for arm, run_weights in zip(arms, resample_runs(arm_sizes, len(weights), seed))]
+  notes = {**scorer.notes, **_note_seeds(arm_sizes), **({} if len(weights) else {"intervals": ONE_SUBJECT_NOTE})}
   for run, order in zip(runs, orders):
-    notes |= note_of_copies(truth, run, order)
+    notes |= warn_of_copies(reference_table, run, order)
   result = {
-      **{name: {"files": list(map(str, paths)), **_floats(mean), "runs": [_floats(run)["nlg"] for run in each]}
-         for name, paths, mean, each in zip("ab", (a, b), point, whole)},
-      "a_minus_b": differences_of(subtract(*point), subtract(*samples)),
-      "num_studies": len(judge), "num_subjects": len(set(subjects)), "protocol": protocol, "cleaning": cleaning,
+      **{name: {"files": list(map(str, paths)), **_to_floats(mean), "runs": [_to_floats(run)["nlg"] for run in by_run]}
+         for name, paths, mean, by_run in zip("ab", (a, b), points, run_points)},
+      "a_minus_b": summarize_differences(subtract(*points), subtract(*samples)),
+      "num_studies": len(scorer), "num_subjects": len(set(subjects)), "protocol": protocol, "cleaning": cleaning,
       "max_length": max_length, "labeler": labeler, "level": LEVEL, "num_samples": len(weights),
-      "fields": {"references": truth.text_field, "predictions": [run.text_field for run in runs]},
-      "support": _support(judge), "notes": notes}
+      "fields": {"references": reference_table.text_field, "predictions": [run.text_field for run in runs]},
+      "support": _count_support(scorer), "notes": notes}
   log(format_comparison(result))
   if json_path:
     atomic_write(json_path, json.dumps(result, indent=2) + "\n")
@@ -117,50 +138,53 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   return result
 
 
-def _references(first: Reports, path: str | None, read: Callable[[str, str], Reports]) -> Reports:
-  """Returns the references, of a file of their own or of the first run."""
+def _read_references(first_run: ReportTable, path: str | None, read_table: ReadTable) -> ReportTable:
+  """Returns the references from the file at `path`, or else from the file of the first run."""
   if path:
-    return read(path, "references")
+    return read_table(path, "references")
   try:
-    found = read(first.path, "references")
+    references = read_table(first_run.path, "references")
   except UserError as error:
     raise UserError(f"{error}; or give the references with --references") from error
-  if found.text_field == first.text_field:
-    raise UserError(f"{first.path} holds predictions (its field {found.text_field}) and no references: give these with "
-                    "--references")
-  return found
+  if references.text_field == first_run.text_field:
+    raise UserError(f"{first_run.path} holds predictions (in its field {references.text_field}) but no references: "
+                    "give them with --references")
+  return references
 
 
-def _same_studies(truth: Reports, run: Reports, read: Callable[[str, str], Reports]) -> list[int]:
-  """Returns the row of `run` for each study of the first run, whose references it must share."""
-  if truth.ids and run.ids:
-    ours, others = set(truth.ids), set(run.ids)
-    if ours != others:
-      raise UserError(f"{truth.path} and {run.path} are about different studies: {len(ours - others)} are only in the "
-                      f"first and {len(others - ours)} only in the second; evaluate both on the same split")
-  order = match(truth, run)
-  differ = _differing(truth, run, order, read)
-  if differ:
-    raise UserError(f"{truth.path} and {run.path} have different references for {len(differ)} of {len(order)} studies "
-                    f"(the first: {differ[0]} of the former): give one file for both with --references")
+def _match_run(references: ReportTable, run: ReportTable, read_table: ReadTable) -> list[int]:
+  """Returns the row of `run` for each study of the first run, which must have the same references."""
+  if references.ids and run.ids:
+    first_ids, run_ids = set(references.ids), set(run.ids)
+    if first_ids != run_ids:
+      raise UserError(f"{references.path} and {run.path} are about different studies: {len(first_ids - run_ids)} are "
+                      f"only in the first and {len(run_ids - first_ids)} only in the second; evaluate both on the same "
+                      "split")
+  order = match_studies(references, run)
+  differing = _find_differing(references, run, order, read_table)
+  if differing:
+    raise UserError(f"{references.path} and {run.path} have different references for {len(differing)} of {len(order)} "
+                    f"studies (the first: {differing[0]} of the former): give one file for both with --references")
   return order
 
 
-def _differing(truth: Reports, run: Reports, order: Sequence[int], read: Callable[[str, str], Reports]) -> list[str]:
-  """Returns the places in `truth` of references that the file of `run` has otherwise."""
-  meant = read(run.path, "references").texts
-  return [place for place, text, row in zip(truth.places, truth.texts, order) if text != meant[row]]
+def _find_differing(references: ReportTable, run: ReportTable, order: Sequence[int], read_table: ReadTable
+                    ) -> list[str]:
+  """Returns the locations of references that differ from those in the file of `run`."""
+  run_references = read_table(run.path, "references").texts
+  return [location for location, text, row in zip(references.locations, references.texts, order)
+          if text != run_references[row]]
 
 
-def _said_by_evaluations(runs: Sequence[Reports], asked: Mapping) -> dict:
-  """Returns what is `asked` for, and where that is None what the runs' evaluations did; None where none of them tells.
+def _find_evaluated_values(runs: Sequence[ReportTable], requested: Mapping) -> dict:
+  """Returns the requested values; for those that are None the values that all runs were evaluated with, else None.
 
   Raises:
-    UserError: evaluations that prepared their references in different ways.
+    UserError: runs were evaluated with different values.
   """
-  said, chosen = [_said_by_evaluation(run.path) for run in runs], {}
-  for name, value in asked.items():
-    values = list(dict.fromkeys(of[name] for of in said if of))
+  by_run, chosen = [_read_preparation(run.path) for run in runs], {}
+  for name, value in requested.items():
+    values = list(dict.fromkeys(preparation[name] for preparation in by_run if preparation))
     if value is None and len(values) > 1:
       raise UserError(f"the runs were evaluated with different values of {name} ({', '.join(map(str, values))}): "
                       f"choose one for all with --{name.replace('_', '-')}")
@@ -168,20 +192,22 @@ def _said_by_evaluations(runs: Sequence[Reports], asked: Mapping) -> dict:
   return chosen
 
 
-def _said_by_evaluation(path: str) -> Mapping:
-  """Returns how an evaluation prepared its references, {} for files of others."""
-  beside = epath.Path(path).with_suffix(".json")
+def _read_preparation(path: str) -> Mapping:
+  """Returns how `mcsam evaluate` prepared the references of a run, {} for files that it didn't write."""
+  scores_path = epath.Path(path).with_suffix(".json")
   try:
-    said = json.loads(beside.read_text())["references"] if beside.exists() else {}
-    return {"cleaning": str(said["cleaning"]), "max_length": int(said["max_length"])} if said else {}
+    preparation = json.loads(scores_path.read_text())["preparation"] if scores_path.exists() else {}
+    return ({"cleaning": str(preparation["cleaning"]), "max_length": int(preparation["max_length"])}
+            if preparation else {})
   except (ValueError, TypeError, LookupError):
     return {}
 
 
-def _tokenizer(runs: Sequence[Reports], train: str | None, cleaning: str, threshold: int, references: Sequence[str]):
-  """Returns the tokenizer that r2gen's references pass: of the training reports, or of the runs' workdirs.
+def _find_tokenizer(runs: Sequence[ReportTable], train: str | None, cleaning: str, threshold: int,
+                    references: Sequence[str]):
+  """Returns the tokenizer of the protocol r2gen, trained on the training reports or loaded from the runs' workdirs.
 
-  None where a run has no workdir, or where vocabularies make different references.
+  None where a run has no workdir, or where the workdirs' vocabularies turn the references into different texts.
   """
   if train:
     return WordTokenizer.train(read_reports(train, "references", "train").texts, cleaning, threshold, False)
@@ -189,86 +215,96 @@ def _tokenizer(runs: Sequence[Reports], train: str | None, cleaning: str, thresh
   if not all((folder / "tokenizer.json").exists() for folder in folders):
     return None
   first, *others = map(load_tokenizer, dict.fromkeys(folders))
-  decoded = lambda tokenizer: [tokenizer.decode(tokenizer.encode(text)) for text in references]
-  return first if all(decoded(first) == decoded(other) for other in others) else None
+  decode_references = lambda tokenizer: [tokenizer.decode(tokenizer.encode(text)) for text in references]
+  return first if all(decode_references(first) == decode_references(other) for other in others) else None
 
 
-def _check_labelled(truth: Reports, runs: Sequence[Reports], orders: Sequence[Sequence[int]],
-                    read: Callable[[str, str], Reports]) -> None:
-  """Refuses stored labels that were read from other references than those that are given."""
+def _check_stored_labels(references: ReportTable, runs: Sequence[ReportTable], orders: Sequence[Sequence[int]],
+                         read_table: ReadTable) -> None:
+  """Refuses stored labels that were read from other references than the given ones."""
   for run, order in zip(runs, orders):
-    if differ := _differing(truth, run, order, read):
-      raise UserError(f"the labels in {run.path} are of other references than {truth.path} for {len(differ)} of "
-                      f"{len(order)} studies (the first: {differ[0]} of the latter): choose --labeler rules")
+    if differing := _find_differing(references, run, order, read_table):
+      raise UserError(f"the labels in {run.path} were read from other references than those of {references.path} for "
+                      f"{len(differing)} of {len(order)} studies (the first: {differing[0]} of the latter): choose "
+                      "--labeler rules")
 
 
-def _stored_labels(runs: Sequence[Reports], orders: Sequence[Sequence[int]]):
-  """Returns what looks up the labels of a report in the runs' files, and those of the references.
+def _make_stored_label_reader(runs: Sequence[ReportTable], orders: Sequence[Sequence[int]]
+                              ) -> tuple[Callable[[str], Mapping[str, str]], list[Mapping[str, str]]]:
+  """Returns a function that looks up the stored labels of a generated report, and the labels of the B references.
 
   Raises:
-    UserError: a row without labels, or labels that two readers have read.
+    UserError: a row has no labels, or two files have different labels for the same report.
   """
-  stated, meant = {}, {}
+  by_report, by_study = {}, {}
   for run, order in zip(runs, orders):
     for study, row in enumerate(order):
-      labels, where = stored_labels(run.rows[row]), f"{run.path} {run.places[row]}"
+      labels, location = read_stored_labels(run.rows[row]), f"{run.path} {run.locations[row]}"
       if labels is None:
-        raise UserError(f"{where}: no labels as evaluations store them; evaluate it again, or choose --labeler rules")
-      for known, key, value in ((stated, run.texts[row], labels["generated"]), (meant, study, labels["reference"])):
-        if known.setdefault(key, value) != value or value.keys() != meant.get(0, value).keys():
-          raise UserError(f"{where}: its labels differ from those that stand elsewhere for the same report, or are of "
-                          "other findings: they come from different labelers; choose --labeler rules")
-  return stated.__getitem__, [meant[study] for study in range(len(meant))]
+        raise UserError(f"{location}: no labels as `mcsam evaluate` stores them; evaluate the model again, or choose "
+                        "--labeler rules")
+      for known, key, side in ((by_report, run.texts[row], labels["generated"]),
+                               (by_study, study, labels["reference"])):
+        if known.setdefault(key, side) != side or side.keys() != by_study.get(0, side).keys():
+          raise UserError(f"{location}: its labels differ from those stored elsewhere for the same report, or are "
+                          "about other findings, so they come from different labelers; choose --labeler rules")
+  return by_report.__getitem__, [by_study[study] for study in range(len(by_study))]
 
 
-def _stored_scores(runs: Sequence[Reports], orders: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
-  """Returns of each run the scores [n] that all files hold of each study beside our own metrics: those by RadEval."""
-  of_each = [[run.rows[row].get("scores") for row in order] for run, order in zip(runs, orders)]
-  if not all(isinstance(scores, Mapping) for rows in of_each for scores in rows):
+def _read_stored_scores(runs: Sequence[ReportTable], orders: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
+  """Returns for each run the per-study scores [B] that all files hold in addition to our own metrics (RadEval's)."""
+  if not all(isinstance(row.get("scores"), Mapping) for run in runs for row in run.rows):
     return [{}] * len(runs)
-  names = [name for name in of_each[0][0] if name not in METRICS and all(name in rows[0] for rows in of_each)]
-  return [{name: np.array([scores.get(name) for scores in rows], float) for name in names} for rows in of_each]
+  by_run = [[run.rows[row]["scores"] for row in order] for run, order in zip(runs, orders)]
+  names = [name for name in by_run[0][0] if name not in METRICS and all(name in rows[0] for rows in by_run)]
+  return [{name: np.array([scores.get(name) for scores in rows], float) for name in names} for rows in by_run]
 
 
-def _score(judge: Scorer, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> Score:
-  """Returns the function of weights [R, n] that gives {"nlg", "radeval", "labels"} of one run."""
-  scores = judge.nlg(protocol, hypotheses)
-  if scores.counts is None:
-    raise UserError(f"--protocol {protocol}: {judge.notes[protocol]}")
-  nlg, radeval, labels = nlg_of(scores), means_of(stored), judge.labels(hypotheses)
+def _score_run(scorer: Scorer, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> ScoreFn:
+  """Returns {"nlg", "radeval", "labels"} of one run as a function of study weights [R, B]."""
+  nlg_scores = scorer.score_nlg(protocol, hypotheses)
+  if nlg_scores.counts is None:
+    raise UserError(f"--protocol {protocol}: {scorer.notes[protocol]}")
+  nlg, radeval, label_counts = mean_nlg_score(nlg_scores), make_mean_score(stored), scorer.count_labels(hypotheses)
   return lambda weights: {"nlg": nlg(weights), "radeval": radeval(weights),
-                          "labels": labels and label_values(labels, weights)}
+                          "labels": label_counts and aggregate_clinical_f1(label_counts, weights)}
 
 
-def _weighted(runs: Sequence[Mapping], weights: np.ndarray) -> dict:
-  """Returns the mean over k runs with weights [R, k]."""
+def _mean_over_runs(run_scores: Sequence[Mapping], run_weights: np.ndarray) -> dict:
+  """Returns the mean of k runs' scores, nested dicts of arrays [R], weighted by [R, k]."""
   def mean(*arrays):
-    return None if any(array is None for array in arrays) else (np.stack(arrays, 1) * weights).sum(1)
-  return map_leaves(mean, *runs)
+    return None if any(array is None for array in arrays) else (np.stack(arrays, 1) * run_weights).sum(1)
+  return map_leaves(mean, *run_scores)
 
 
-def _floats(score: Mapping) -> dict:
-  return map_leaves(lambda array: None if array is None else float(array[0]), score)
+def _to_floats(scores: Mapping) -> dict:
+  """Returns nested dicts of floats from arrays of one element."""
+  return map_leaves(lambda array: None if array is None else float(array[0]), scores)
 
 
-def _support(judge: Scorer) -> dict[str, int]:
-  """Returns how many references have each finding, uncertain ones not counted."""
-  return {finding: sum(labels[finding] == "positive" for labels in judge.reference_labels)
-          for finding in judge.findings} if judge.reference_labels else {}
+def _count_support(scorer: Scorer) -> dict[str, int]:
+  """Returns how many references have each finding, not counting uncertain ones."""
+  return {finding: sum(labels[finding] == "positive" for labels in scorer.reference_labels)
+          for finding in scorer.findings} if scorer.reference_labels else {}
 
 
-def _notes(sizes: Sequence[int]) -> dict[str, str]:
-  notes = {f"seeds of {name}": "a single run: the intervals don't know what another seed would have given"
-           for name, size in zip("AB", sizes) if size == 1}
-  return notes | {f"seeds of {name}": f"{size} runs: few, so that intervals are still somewhat too narrow"
-                  for name, size in zip("AB", sizes) if 1 < size < 5}
+def _note_seeds(arm_sizes: Sequence[int]) -> dict[str, str]:
+  """Returns a note for each arm that has too few runs for exact intervals."""
+  notes = {}
+  for name, size in zip("AB", arm_sizes):
+    if size == 1:
+      notes[f"seeds of {name}"] = "a single run: the intervals don't include the variation between seeds"
+    elif size < 5:
+      notes[f"seeds of {name}"] = f"only {size} runs: the intervals are still somewhat too narrow"
+  return notes
 
 
-def draw_runs(sizes: Sequence[int], num_samples: int, seed: int) -> list[np.ndarray]:
-  """Returns for each arm of k runs weights [R, k] that sum to 1: how much each run counts in each sample."""
-  drawn = {}
-  for arm, k in enumerate(sizes):
-    rng = np.random.default_rng([seed, 1, 0 if len(set(sizes)) == 1 else arm])       # apart from the draws of subjects
-    times = rng.multinomial(k, np.full(k, 1 / k), num_samples) / k
-    drawn[arm] = 1 / k + math.sqrt(k / (k - 1)) * (times - 1 / k) if k > 1 else times
-  return [drawn[arm] for arm in range(len(sizes))]
+def resample_runs(arm_sizes: Sequence[int], num_samples: int, seed: int) -> list[np.ndarray]:
+  """Returns run weights [R, k] for each arm: how much each of its runs counts in each resample; rows sum to 1."""
+  weights = []
+  for arm, k in enumerate(arm_sizes):
+    # Separate from the stream that draws subjects; the same one for both arms if they have equally many runs.
+    rng = np.random.default_rng([seed, 1, 0 if len(set(arm_sizes)) == 1 else arm])
+    frequencies = rng.multinomial(k, np.full(k, 1 / k), num_samples) / k
+    weights.append(1 / k + math.sqrt(k / (k - 1)) * (frequencies - 1 / k) if k > 1 else frequencies)
+  return weights

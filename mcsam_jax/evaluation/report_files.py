@@ -1,11 +1,11 @@
-"""Reads reports from files, whichever program wrote them: a prediction or a reference a study.
+"""Reads reports from files, whichever program wrote them: one prediction or reference per study.
 
-  .jsonl         an object a line with an id and a text; also what `mcsam evaluate` writes
+  .jsonl         one object per line with an id and a text; also what `mcsam evaluate` writes
   .json          R2Gen's annotation.json (one of its splits), a list of such objects, or {id: text}
-  .csv, .tsv     a header, then a row a study
-  .txt           a report a line, without ids
+  .csv, .tsv     a header, then one row per study
+  .txt           one report per line, without ids
 
-Faults are told by file and line or entry, never by an id or a text: the data set may be restricted.
+Errors name the file and the line or entry, never an id or a text: the data set may be restricted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,65 +29,67 @@ TEXT_FIELDS = {
                    "findings"),
     "subjects": (*SUBJECT_FIELDS, "text"),
 }
-_FLAGS = {"predictions": "name it with --prediction-field", "references": "name it with --reference-field",
-          "subjects": "rename the field"}
+_FIX_TEXT_FIELD = {"predictions": "name it with --prediction-field", "references": "name it with --reference-field",
+                   "subjects": "rename the field"}
 
 
-class NoSplit(UserError):
-  """An annotation.json lacks the split that was asked for, or has no reports in it."""
+class MissingSplit(UserError):
+  """An annotation.json lacks the requested split, or the split has no reports."""
 
 
-class Reports(NamedTuple):
-  """n reports of one file, in its order."""
+class ReportTable(NamedTuple):
+  """The B reports of one file, in its order."""
   path: str
   ids: list[str] | None             # None: the file has none
   texts: list[str]
-  subjects: list[str] | None        # None: the file has none; of a study without one its id or place, as of its own
-  rows: list[Mapping]               # what else stands there
-  places: list[str]                 # where each stands: "line 7", "entry 7 of test"
-  text_field: str                   # that the texts were read from
-  id_field: str | None              # likewise
+  subjects: list[str] | None        # None: the file has none; a study with a blank subject is a subject of its own
+  rows: list[Mapping]               # all fields of each study
+  locations: list[str]              # where each study is in the file: "line 7", "entry 7 of test"
+  text_field: str                   # the field that the texts were read from
+  id_field: str | None              # the field that the ids were read from
 
 
 def read_reports(path: str, role: str, split: str = "test", text_field: str | None = None,
-                 id_field: str | None = None) -> Reports:
-  """Reads a file of predictions or references.
+                 id_field: str | None = None) -> ReportTable:
+  """Reads a file of predictions, references or subjects.
 
   Args:
-    role: predictions | references | subjects, which decides what fields may hold the text.
-    split: of an annotation.json.
-    text_field: that holds the text; None: the first of TEXT_FIELDS[role] that the first row has.
-    id_field: that holds the id; None: the first of ID_FIELDS that the first row has.
+    path: the file; its ending says how it is read.
+    role: predictions | references | subjects; decides which fields may hold the text.
+    split: which split of an annotation.json.
+    text_field: the field of the text; None: the first of TEXT_FIELDS[role] that the first row has.
+    id_field: the field of the id; None: the first of ID_FIELDS that the first row has.
 
   Raises:
-    UserError: no such file, no such field, an id that stands twice, a text that is none.
+    UserError: the file or a field is missing, an id occurs twice, or a text is not a string.
   """
-  rows, places = [], []
-  for place, row in _rows(epath.Path(path), split):
+  rows, locations = [], []
+  for location, row in _read_rows(epath.Path(path), split):
     if not isinstance(row, Mapping):
-      raise UserError(f"{path} {place}: expected an object with an id and a report, found {type(row).__name__}")
+      raise UserError(f"{path} {location}: expected an object with an id and a report, found {type(row).__name__}")
     rows.append(row)
-    places.append(place)
+    locations.append(location)
   if not rows:
     raise UserError(f"{path} holds no reports")
-  text_field = _field(path, places[0], rows[0], text_field, TEXT_FIELDS[role], f"the {role}",
-                      _FLAGS[role])
+  text_field = _find_field(path, locations[0], rows[0], text_field, TEXT_FIELDS[role], f"the {role}",
+                           _FIX_TEXT_FIELD[role])
   if id_field or any(name in rows[0] for name in ID_FIELDS):
-    id_field = _field(path, places[0], rows[0], id_field, ID_FIELDS, "the ids", "name it with --id-field")
+    id_field = _find_field(path, locations[0], rows[0], id_field, ID_FIELDS, "the ids", "name it with --id-field")
+  ids = None
+  if id_field:
+    ids = [_read_text(path, location, row, id_field) for location, row in zip(locations, rows)]
+    _check_unique(path, ids, locations)
   subject_field = text_field if role == "subjects" else next((name for name in SUBJECT_FIELDS if name in rows[0]), None)
-  ids = id_field and [_text(path, place, row, id_field) for place, row in zip(places, rows)]
-  if ids:
-    _refuse_twice(path, ids, places)
-  subjects = subject_field and _subjects(path, rows, places, subject_field, ids or places)
+  subjects = _read_subjects(path, rows, locations, subject_field, ids or locations) if subject_field else None
   if role == "subjects":
-    texts = subjects or ids or places
+    texts = subjects or ids or locations
   else:
-    texts = [_text(path, place, row, text_field) for place, row in zip(places, rows)]
-  return Reports(str(path), ids, texts, subjects, rows, places, text_field, id_field)
+    texts = [_read_text(path, location, row, text_field) for location, row in zip(locations, rows)]
+  return ReportTable(str(path), ids, texts, subjects, rows, locations, text_field, id_field)
 
 
-def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
-  """Yields (where it stands, row) of a file of any kind."""
+def _read_rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
+  """Yields (location, row) of a file of any supported kind."""
   try:
     content = path.read_bytes().decode("utf-8-sig")
   except FileNotFoundError as error:
@@ -96,167 +98,183 @@ def _rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
     raise UserError(f"{path} is a folder: give a file of reports") from error
   except UnicodeDecodeError as error:
     raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-  kind = path.suffix.lower()
-  if kind == ".txt":
+  suffix = path.suffix.lower()
+  if suffix == ".txt":
     for number, line in enumerate(content.removesuffix("\n").split("\n") if content else (), 1):
       yield f"line {number}", {"text": line.removesuffix("\r")}
-  elif kind == ".jsonl":
+  elif suffix == ".jsonl":
     for number, line in enumerate(content.split("\n"), 1):
       if line.strip():
-        yield f"line {number}", _parse(path, f"line {number}", line)
-  elif kind in (".csv", ".tsv"):
-    yield from _rows_of_table(path, content, "\t" if kind == ".tsv" else ",")
-  elif kind == ".json":
-    yield from _rows_of_json(path, _parse(path, "", content), split)
+        yield f"line {number}", _parse_json(path, f"line {number}", line)
+  elif suffix in (".csv", ".tsv"):
+    yield from _read_csv_rows(path, content, "\t" if suffix == ".tsv" else ",")
+  elif suffix == ".json":
+    yield from _read_json_rows(path, _parse_json(path, "", content), split)
   else:
     raise UserError(f"{path}: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from "
-                    f"{kind or 'a file without such an ending'}")
+                    f"{suffix or 'a file without such an ending'}")
 
 
-def _rows_of_table(path, content: str, delimiter: str):
-  # Strict: else a quote that nobody closes makes one report of all that follow.
+def _read_csv_rows(path: epath.Path, content: str, delimiter: str) -> Iterator[tuple[str, object]]:
+  # Strict: otherwise an unclosed quote makes a single report of everything that follows.
   reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-  begin = 1
+  first_line = 1                                                # of the row that is read next
   try:
     if reader.fieldnames:
-      begin = reader.line_num + 1
+      first_line = reader.line_num + 1
     for row in reader:
       if None in row or None in row.values():
-        raise UserError(f"{path} line {reader.line_num}: it has another number of fields than the header; put texts "
-                        "with commas or line breaks in quotes")
+        raise UserError(f"{path} line {reader.line_num}: the row has another number of fields than the header; put "
+                        "texts with commas or line breaks in quotes")
       yield f"line {reader.line_num}", row
-      begin = reader.line_num + 1
+      first_line = reader.line_num + 1
   except csv.Error as error:
-    raise UserError(f"{path} line {begin}: the row that begins there can't be read ({error}); put texts with commas or "
-                    "line breaks in quotes, and write a quote inside them twice") from error
+    raise UserError(f"{path} line {first_line}: the row that begins there can't be read ({error}); put texts with "
+                    "commas or line breaks in quotes, and double every quote inside them") from error
 
 
-def _rows_of_json(path, content, split: str):
-  if isinstance(content, Mapping) and "train" in content and isinstance(content["train"], list):
+def _read_json_rows(path: epath.Path, content: object, split: str) -> Iterator[tuple[str, object]]:
+  if isinstance(content, Mapping) and isinstance(content.get("train"), list):
     if not isinstance(content.get(split), list):
-      raise NoSplit(f"{path} has no split {split}, it has {_names(content)}: choose with --split")
+      raise MissingSplit(f"{path} has no split {split}, it has {_list_fields(content)}: choose with --split")
     if not content[split]:
-      raise NoSplit(f"{path} holds no reports in its split {split}")
-    content, of = content[split], f" of {split}"
+      raise MissingSplit(f"{path} holds no reports in its split {split}")
+    rows, suffix = content[split], f" of {split}"
   elif isinstance(content, Mapping):
     if {"nlg", "baselines"} <= content.keys():
       raise UserError(f"{path} holds scores: give the .jsonl beside it, which has the reports")
-    content, of = [{"id": key, "text": text} for key, text in content.items()], ""
+    rows, suffix = [{"id": key, "text": text} for key, text in content.items()], ""
   elif isinstance(content, list):
-    of = ""
+    rows, suffix = content, ""
   else:
     raise UserError(f"{path}: expected a list of reports, or R2Gen's splits, found {type(content).__name__}")
-  for number, row in enumerate(content, 1):
-    yield f"entry {number}{of}", row
+  for number, row in enumerate(rows, 1):
+    yield f"entry {number}{suffix}", row
 
 
-def _parse(path, place: str, content: str):
+def _parse_json(path: epath.Path, location: str, content: str) -> object:
   try:
-    return json.loads(content, object_pairs_hook=lambda pairs: _object(path, place, pairs))
+    return json.loads(content, object_pairs_hook=lambda pairs: _make_object(path, location, pairs))
   except ValueError as error:
-    raise UserError(f"{path}{place and ' ' + place}: not JSON ({error})") from error
+    raise UserError(f"{path}{location and ' ' + location}: not JSON ({error})") from error
 
 
-def _object(path, place: str, pairs: Sequence[tuple[str, object]]) -> dict:
-  """Returns an object of JSON, of which `json` itself would keep the last where a name stands twice."""
-  found = {}
+def _make_object(path: epath.Path, location: str, pairs: Sequence[tuple[str, object]]) -> dict:
+  """Returns a JSON object, and refuses one that has a name twice, of which `json` would keep the last value."""
+  content = {}
   for number, (name, value) in enumerate(pairs, 1):
-    if name in found:
-      raise UserError(f"{path}{place and ' ' + place}: entry {number} of an object has the name of an earlier one; "
-                      "a study is scored once")
-    found[name] = value
-  return found
+    if name in content:
+      raise UserError(f"{path}{location and ' ' + location}: entry {number} of an object has the name of an earlier "
+                      "entry; give one report per study")
+    content[name] = value
+  return content
 
 
-def _field(path, place, row: Mapping, asked: str | None, usual: Sequence[str], what: str, way_out: str) -> str:
-  """Returns the name of the field that holds something."""
-  found = asked if asked in row else None if asked else next((name for name in usual if name in row), None)
-  if found is None:
-    wanted = f"no field {asked or 'any of ' + ', '.join(usual)} for {what}"
-    if epath.Path(path).suffix.lower() in (".csv", ".tsv"):          # without a header its names are a report's
-      raise UserError(f"{path} line 1: {wanted} among its {len(row)} columns: give it a header, or {way_out}")
-    raise UserError(f"{path} {place}: {wanted}, there are {_names(row)}: {way_out}")
-  return found
+def _find_field(path: str, location: str, row: Mapping, requested: str | None, candidates: Sequence[str], role: str,
+                fix: str) -> str:
+  """Returns the requested field, or the first candidate that the row has; `fix` is what the user can do."""
+  if requested is None:
+    field = next((name for name in candidates if name in row), None)
+  else:
+    field = requested if requested in row else None
+  if field is None:
+    problem = f"no field {requested or 'any of ' + ', '.join(candidates)} for {role}"
+    if epath.Path(path).suffix.lower() in (".csv", ".tsv"):          # without a header its fields are a report's text
+      raise UserError(f"{path} line 1: {problem} among its {len(row)} columns: give it a header, or {fix}")
+    raise UserError(f"{path} {location}: {problem}; its fields are {_list_fields(row)}: {fix}")
+  return field
 
 
-def _names(row: Mapping) -> str:
-  """Returns the names of fields, but for those that could be an id or a text."""
+def _list_fields(row: Mapping) -> str:
+  """Returns the names of fields, without those that could be an id or a text."""
   names = [name for name in row if re.fullmatch("[A-Za-z_]{1,30}", name)][:10]
-  more = len(row) - len(names)
-  return ", ".join([*names, *([f"{more} that aren't shown"] if more else [])])
+  num_hidden = len(row) - len(names)
+  return ", ".join([*names, *([f"{num_hidden} that aren't shown"] if num_hidden else [])])
 
 
-def _text(path, place: str, row: Mapping, field: str) -> str:
+def _read_text(path: str, location: str, row: Mapping, field: str) -> str:
   value = row.get(field)
-  if isinstance(value, list) and len(value) == 1:               # pycocoevalcap's habit: a list of one
+  if isinstance(value, list) and len(value) == 1:               # pycocoevalcap's format: a list of one text
     value = value[0]
   if isinstance(value, int):                                    # an id
     value = str(value)
   if not isinstance(value, str):
-    what = ("is missing" if field not in row else "is null: give an empty text where nothing was written"
-            if value is None else f"is no text but {type(value).__name__}")
-    raise UserError(f"{path} {place}: field {field} {what}")
+    problem = ("is missing" if field not in row else "is null: give an empty text for an empty report"
+               if value is None else f"is not a text but {type(value).__name__}")
+    raise UserError(f"{path} {location}: field {field} {problem}")
   return value
 
 
-def _subjects(path, rows: Sequence[Mapping], places: Sequence[str], field: str, own: Sequence[str]) -> list[str] | None:
-  """Returns the subject of each study, its `own` name where the field is blank; None where it is in all of them."""
-  named = ["" if row.get(field, "") is None else _text(path, place, row, field).strip()
-           for place, row in zip(places, rows)]
-  return [name or instead for name, instead in zip(named, own)] if any(named) else None
+def _read_subjects(path: str, rows: Sequence[Mapping], locations: Sequence[str], field: str,
+                   own_subjects: Sequence[str]) -> list[str] | None:
+  """Returns the subject of each study; None where the field is blank in all of them.
+
+  Args:
+    own_subjects: B names; a study with a blank field gets its own.
+  """
+  subjects = ["" if row.get(field, "") is None else _read_text(path, location, row, field).strip()
+              for location, row in zip(locations, rows)]
+  return [subject or own for subject, own in zip(subjects, own_subjects)] if any(subjects) else None
 
 
-def _refuse_twice(path, ids: Sequence[str], places: Sequence[str]) -> None:
+def _check_unique(path: str, ids: Sequence[str], locations: Sequence[str]) -> None:
   first = {}
-  for name, place in zip(ids, places):
+  for name, location in zip(ids, locations):
     if name in first:
-      more = len(ids) - len(set(ids)) - 1
-      such = f" (and {more} more such)" if more else ""
-      raise UserError(f"{path} {place}: its id stands in {first[name]} already{such}; a study is scored once")
-    first[name] = place
+      num_more = len(ids) - len(set(ids)) - 1
+      more = f" (and {num_more} more like this)" if num_more else ""
+      raise UserError(f"{path} {location}: its id is already that of {first[name]}{more}; give one report per study")
+    first[name] = location
 
 
-def stored_labels(row: Mapping) -> Mapping | None:
-  """Returns the labels that `mcsam evaluate` stored with a study, None where there are none or something else."""
+def read_stored_labels(row: Mapping) -> Mapping | None:
+  """Returns the labels that `mcsam evaluate` stored with a study; None for a row without them or with other ones."""
   labels = row.get("labels")
-  both = [labels.get(of) for of in ("reference", "generated")] if isinstance(labels, Mapping) else [None]
-  if not all(isinstance(of, Mapping) and of and all(value in LABEL_VALUES for value in of.values()) for of in both):
+  if not isinstance(labels, Mapping):
     return None
-  return labels if both[0].keys() == both[1].keys() else None
+  sides = labels.get("reference"), labels.get("generated")
+  if not all(isinstance(side, Mapping) and side and all(value in LABEL_VALUES for value in side.values())
+             for side in sides):
+    return None
+  return labels if labels["reference"].keys() == labels["generated"].keys() else None
 
 
-def note_of_copies(references: Reports, written: Reports, order: Sequence[int]) -> dict[str, str]:
-  """Returns a note where all predictions are their references: then mostly the wrong field was read."""
-  if any(meant != written.texts[row] for meant, row in zip(references.texts, order)):
+def warn_of_copies(references: ReportTable, predictions: ReportTable, order: Sequence[int]) -> dict[str, str]:
+  """Returns a note if all predictions equal their references, which mostly means that the wrong field was read."""
+  if any(reference != predictions.texts[row] for reference, row in zip(references.texts, order)):
     return {}
-  return {f"field {written.text_field} of {written.path}": "all of its reports equal their references, word for word: "
-          "is it what the model wrote?"}
+  return {f"field {predictions.text_field} of {predictions.path}": "all of its reports equal their references, word "
+          "for word: did the model write them?"}
 
 
-def match(references: Reports, others: Reports, what: str = "prediction") -> list[int]:
-  """Returns for each reference the number of its row in `others`: by id, or by order where one file has no ids.
+def match_studies(references: ReportTable, other: ReportTable, what: str = "prediction") -> list[int]:
+  """Returns for each reference the index of its row in another table, by id, or by order if one table has no ids.
+
+  Args:
+    what: what the other table holds one of per study, for errors.
 
   Raises:
-    UserError: a reference without a row, a row without a reference, or files of different lengths.
+    UserError: a reference without a row, a row without a reference, or tables of different lengths.
   """
-  if references.ids is None or others.ids is None:
-    if len(references.texts) != len(others.texts):
-      without = references.path if references.ids is None else others.path
-      raise UserError(f"{len(references.texts)} reports in {references.path} and {len(others.texts)} in {others.path}: "
-                      f"{without} has no ids, so both must hold the same studies in the same order")
+  if references.ids is None or other.ids is None:
+    if len(references.texts) != len(other.texts):
+      without_ids = references.path if references.ids is None else other.path
+      raise UserError(f"{len(references.texts)} reports in {references.path} and {len(other.texts)} in {other.path}: "
+                      f"{without_ids} has no ids, so both must hold the same studies in the same order")
     return list(range(len(references.texts)))
-  number = {name: row for row, name in enumerate(others.ids)}
-  if not number.keys() & set(references.ids):
-    raise UserError(f"no id stands in both {references.path} (field {references.id_field}) and {others.path} (field "
-                    f"{others.id_field}): if these are the wrong fields, name the right one with --id-field")
-  missing = [place for name, place in zip(references.ids, references.places) if name not in number]
+  row_by_id = {name: row for row, name in enumerate(other.ids)}
+  reference_ids = set(references.ids)
+  if not row_by_id.keys() & reference_ids:
+    raise UserError(f"{references.path} (ids in field {references.id_field}) and {other.path} (ids in field "
+                    f"{other.id_field}) have no id in common: if these are the wrong fields, name the right one with "
+                    "--id-field")
+  missing = [location for name, location in zip(references.ids, references.locations) if name not in row_by_id]
   if missing:
-    raise UserError(f"{others.path} has no {what} for {len(missing)} of the {len(references.ids)} studies of "
-                    f"{references.path} (the first: its {missing[0]}): add them, with an empty text where nothing was "
-                    "written, or take them out of both files")
-  known = set(references.ids)
-  extra = [place for name, place in zip(others.ids, others.places) if name not in known]
+    raise UserError(f"{other.path} has no {what} for {len(missing)} of the {len(references.ids)} studies of "
+                    f"{references.path} (the first: {missing[0]}): add them, with an empty text for an empty report, "
+                    "or remove them from both files")
+  extra = [location for name, location in zip(other.ids, other.locations) if name not in reference_ids]
   if extra:
-    raise UserError(f"{others.path} has {len(extra)} studies that {references.path} hasn't (the first: {extra[0]}): "
-                    "take them out, or choose another split with --split")
-  return [number[name] for name in references.ids]
+    raise UserError(f"{other.path} has {len(extra)} studies that {references.path} lacks (the first: {extra[0]}): "
+                    "remove them, or choose another split with --split")
+  return [row_by_id[name] for name in references.ids]

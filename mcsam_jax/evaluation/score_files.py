@@ -1,4 +1,4 @@
-"""`mcsam score`: all scores of any model's reports, given as files, without a checkpoint, JAX or TensorFlow."""
+"""`mcsam score`: scores any model's reports, given as files, without a checkpoint, JAX or TensorFlow."""
 
 from collections.abc import Callable, Mapping
 import json
@@ -7,21 +7,28 @@ from input_pipeline import text
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
-from mcsam_jax.evaluation.report_files import match, NoSplit, note_of_copies, read_reports, Reports, stored_labels
+from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
+from mcsam_jax.evaluation.report_files import (
+  match_studies,
+  MissingSplit,
+  read_reports,
+  read_stored_labels,
+  ReportTable,
+  warn_of_copies,
+)
 from mcsam_jax.evaluation.score_table import format_table
-from mcsam_jax.evaluation.scoring import other_studies, score_reports
+from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.labelers.rules import read_labels
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.protocols import UNKNOWN
-from mcsam_jax.metrics.radeval import add_radeval, score_names
+from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
-R2GEN = {"iu_xray": (3, 60), "mimic_cxr": (10, 100)}     # R2Gen's threshold of words, and length of reports
+R2GEN_DEFAULTS = {"iu_xray": (3, 60), "mimic_cxr": (10, 100)}     # cleaning -> R2Gen's word threshold, maximum length
 LABELERS = ("rules", "none")
 NUM_PERMUTATIONS = 10
-MANY_UNKNOWN = 0.1            # share of the references' words, from which on the user is told
+MANY_UNKNOWN = 0.1            # fraction of <unk> words in the references above which a note warns
 
 
 def score_files(predictions: str, references: str, *, train: str | None = None, split: str = "test",
@@ -29,87 +36,90 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
                 threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
                 reference_field: str | None = None, id_field: str | None = None, radeval: str = "", seed: int = 0,
                 json_path: str | None = None, with_texts: bool = False, log=print) -> dict:
-  """Scores a file of predictions against a file of references; returns what `scoring.score_reports` does.
+  """Scores a file of predictions against a file of references; returns the scores of `scoring.score_reports`.
 
   Args:
-    predictions, references, train: files as `report_files` reads them. With the training reports come the protocol
-      r2gen, the constant baseline (the best on val where `train` has that split, else on train), the share of copies
-      and the scores on references that aren't in train.
-    split: of an annotation.json that holds the references.
+    predictions, references, train: files as `report_files` reads them. The training reports add the protocol r2gen,
+      the constant baseline (the best on val where `train` has that split, else on train), the fraction of copies and
+      the scores on references that aren't in train.
+    split: which split of an annotation.json holds the references.
     labeler: rules | none.
-    subjects: a file with the subject of each study, by id, or in the order of references without ids; None: as the
-      references have them, else a study is a subject.
-    cleaning: iu_xray | mimic_cxr, as R2Gen cleans them; None: iu_xray.
-    threshold: words that stand less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
-    max_length: words of a report under r2gen, one more than are kept; None: R2Gen's for `cleaning`.
-    radeval: names of further scores, with commas (see radeval.py).
+    subjects: a file with the subject of each study, by id, or in the order of references without ids; None: the
+      subjects of the references' file, or each study is a subject of its own.
+    cleaning: iu_xray | mimic_cxr, R2Gen's rules for either data set; None: iu_xray.
+    threshold: words that occur less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
+    max_length: maximum report length under r2gen in words, the end of the report counted as one; None: R2Gen's for
+      `cleaning`.
+    prediction_field, reference_field, id_field: the fields of texts and ids; None: as `report_files` finds them.
+    radeval: names of further scores, separated by commas (see metrics/radeval.py).
+    seed: of the resampling and of the permutations.
     json_path: where the scores are written.
-    with_texts: among them the commonest report and the constant ones. Not of a data set that must not be shared.
+    with_texts: includes the most common report and the constant ones. Not for data that must not be shared.
 
   Raises:
-    UserError: a file or a value at fault.
+    UserError: a file can't be used, or a value is out of range.
   """
-  cleaning, threshold, max_length = preparation(cleaning, threshold, max_length)
-  radeval_names = score_names(radeval)
-  truth = read_reports(references, "references", split, reference_field, id_field)
-  written = read_reports(predictions, "predictions", split, prediction_field, id_field)
-  log(f"predictions: field {written.text_field} of {written.path}; references: field {truth.text_field} of "
-       f"{truth.path}")
-  order = match(truth, written)
-  hypotheses = [written.texts[row] for row in order]
-  by_order = ""
-  if truth.ids is None or written.ids is None:
-    by_order = (f"{truth.path if truth.ids is None else written.path} has no ids: reports are compared in the order of "
-                "both files; a field that holds ids can be named with --id-field")
-    log(by_order)
-  ids = truth.ids or written.ids or truth.places
-  subject_of_each = _subjects(truth, subjects, split, id_field)
+  # The reports, one prediction per reference.
+  cleaning, threshold, max_length = check_preparation(cleaning, threshold, max_length)
+  radeval_names = parse_score_names(radeval)
+  reference_table = read_reports(references, "references", split, reference_field, id_field)
+  prediction_table = read_reports(predictions, "predictions", split, prediction_field, id_field)
+  log(f"predictions: field {prediction_table.text_field} of {prediction_table.path}; references: field "
+      f"{reference_table.text_field} of {reference_table.path}")
+  order = match_studies(reference_table, prediction_table)
+  hypotheses = [prediction_table.texts[row] for row in order]
+  notes = warn_of_copies(reference_table, prediction_table, order)
+  if reference_table.ids is None or prediction_table.ids is None:
+    notes["order"] = (f"{(reference_table if reference_table.ids is None else prediction_table).path} has no ids: "
+                      "reports are matched by their order in both files; if a field holds ids, name it with --id-field")
+    log(notes["order"])
+  ids = reference_table.ids or prediction_table.ids or reference_table.locations
+  study_subjects = _read_subjects(reference_table, subjects, split, id_field)
 
-  train_reports = val = tokenizer = constant = None
-  if train:
-    train_reports, val = _train_and_val(train, reference_field, id_field)
-    tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
-  reader = make_reader(labeler)
+  # Their scores.
+  train_reports = val_reports = tokenizer = constants = None
+  label_reader = make_label_reader(labeler)
   with Meteor() as meteor:
-    meteor.start()
+    meteor.start()                                    # Java starts while the constants are searched for
     if train:
-      log(f"looking for the constant report that is best on {'val' if val else 'train'}, for each metric "
-           "(a minute or more)")
-      prepared = train_reports, val or train_reports, tokenizer, cleaning, max_length
-      constant = constant_baseline(*prepared, meteor)
-      if reader:
-        constant |= constant_of_labels(*prepared, reader, FINDINGS)
-    others = other_studies(len(ids), NUM_PERMUTATIONS, seed)
+      train_reports, val_reports = _read_train_and_val(train, reference_field, id_field)
+      tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
+      log(f"searching the constant report that is best on {'val' if val_reports else 'train'}, for each metric (a "
+          "minute or more)")
+      inputs = train_reports, val_reports or train_reports, tokenizer, cleaning, max_length
+      constants = find_constants(*inputs, meteor)
+      if label_reader:
+        constants |= find_label_constants(*inputs, label_reader, FINDINGS)
     scores, rows, _ = score_reports(
-        ids=ids, references=truth.texts, hypotheses=hypotheses,
-        shuffled_hypotheses=[[hypotheses[row] for row in other] for other in others], train_reports=train_reports,
-        pooled=None, constant=constant, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
-        read_labels=reader, restricted=not with_texts, seed=seed, subjects=subject_of_each,
-        meteor=meteor)
+        ids=ids, references=reference_table.texts, hypotheses=hypotheses,
+        shuffled_hypotheses=shuffle_hypotheses(hypotheses, NUM_PERMUTATIONS, seed), train_reports=train_reports,
+        initial_features=None, constants=constants, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
+        read_labels=label_reader, restricted=not with_texts, seed=seed, subjects=study_subjects, meteor=meteor)
   if radeval_names:
-    add_radeval(scores, rows, radeval_names, truth.texts, hypotheses, resample(subject_of_each or ids, seed), log)
-  if not train:
-    scores["notes"] |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
-                        "constant": "left out, as are copies of training reports: give --train"}
+    add_radeval(scores, rows, radeval_names, reference_table.texts, hypotheses, resample(study_subjects or ids, seed),
+                log)
+
+  # What a reader of the scores has to know.
+  if train_reports is None:
+    notes |= {"r2gen": "left out: its references need the vocabulary of the training reports; give --train",
+              "constant": "left out, like copies of training reports: give --train"}
   else:
-    scores["baselines"]["constant"]["chosen_on"] = "val" if val else "train"
-    if not val:
-      scores["notes"]["constant"] = f"chosen on the training reports themselves: {train} has none of val"
-      for entry in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
-        entry["train_score"] = entry.pop("val_score")
-  unknown = scores["references"]["unk_share"]
-  if unknown and unknown > MANY_UNKNOWN:
-    scores["notes"]["r2gen"] = (f"{unknown:.0%} of the references' words are {UNKNOWN}, as they stand less than "
-                                f"{threshold} times in the {len(train_reports)} training reports: --threshold 1 keeps "
-                                "all that stand there at all")
-  if labeler == "rules" and stored_labels(written.rows[0]):
-    scores["notes"]["labels"] = (f"read anew by the rules: those that `mcsam evaluate` stored in {written.path} may be "
-                                 "of another labeler")
-  scores["notes"] |= note_of_copies(truth, written, order)
-  if by_order:
-    scores["notes"]["order"] = by_order
-  scores = {"predictions": str(predictions), "references_file": str(references),
-            "fields": {"predictions": written.text_field, "references": truth.text_field},
+    scores["baselines"]["constant"]["chosen_on"] = "val" if val_reports else "train"
+    if not val_reports:
+      notes["constant"] = f"chosen on the training reports themselves: {train} has no val split"
+      for chosen in filter(None, scores["baselines"]["constant"]["chosen_for"].values()):
+        chosen["train_score"] = chosen.pop("val_score")
+    unk_fraction = scores["preparation"]["reference_unk_fraction"]
+    if unk_fraction > MANY_UNKNOWN:
+      notes["r2gen"] = (f"{unk_fraction:.0%} of the references' words are {UNKNOWN}, because they occur less than "
+                        f"{threshold} times in the {len(train_reports)} training reports: --threshold 1 keeps every "
+                        "word that occurs there")
+  if labeler == "rules" and read_stored_labels(prediction_table.rows[0]):
+    notes["labels"] = (f"predicted again by the rules: the labels that `mcsam evaluate` stored in "
+                       f"{prediction_table.path} may come from another labeler")
+  scores["notes"] |= notes
+  scores = {"predictions": str(predictions), "references": str(references),
+            "fields": {"predictions": prediction_table.text_field, "references": reference_table.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
   log(format_table(scores))
   if json_path:
@@ -118,44 +128,50 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   return scores
 
 
-def preparation(cleaning: str | None, threshold: int | None, max_length: int | None) -> tuple[str, int, int]:
-  """Returns how reports are prepared: what was asked for, and R2Gen's values for what is None."""
+def check_preparation(cleaning: str | None, threshold: int | None, max_length: int | None) -> tuple[str, int, int]:
+  """Returns cleaning, word threshold and maximum length, with R2Gen's values for those that are None.
+
+  Raises:
+    UserError: the cleaning is unknown, or a number is too small.
+  """
   cleaning = cleaning or "iu_xray"
   if cleaning not in text.RULES:
     raise UserError(f"--cleaning {cleaning}: expected one of {', '.join(text.RULES)}")
-  threshold, max_length = (usual if asked is None else asked
-                           for asked, usual in zip((threshold, max_length), R2GEN[cleaning]))
+  default_threshold, default_max_length = R2GEN_DEFAULTS[cleaning]
+  threshold = default_threshold if threshold is None else threshold
+  max_length = default_max_length if max_length is None else max_length
   if threshold < 1:
-    raise UserError(f"--threshold {threshold}: at least 1, which keeps every word of train")
+    raise UserError(f"--threshold {threshold}: expected at least 1, which keeps every word of train")
   if max_length < 2:
-    raise UserError(f"--max-length {max_length}: at least 2, a word and the end of the report")
+    raise UserError(f"--max-length {max_length}: expected at least 2, one word and the end of the report")
   return cleaning, threshold, max_length
 
 
-def make_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
-  """Returns what reads {finding: label} from a report; None for none."""
+def make_label_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
+  """Returns the function that reads {finding: label} from a report; None for the labeler none."""
   if labeler not in LABELERS:
     raise UserError(f"--labeler {labeler}: expected one of {', '.join(LABELERS)}")
   return read_labels if labeler == "rules" else None
 
 
-def _train_and_val(path: str, reference_field, id_field) -> tuple[list[str], list[str] | None]:
-  """Returns the training reports, and those of val, None where the file is no annotation.json that has them."""
+def _read_train_and_val(path: str, reference_field: str | None, id_field: str | None
+                        ) -> tuple[list[str], list[str] | None]:
+  """Returns the training reports and the val reports, None unless the file is an annotation.json with that split."""
   train = read_reports(path, "references", "train", reference_field, id_field)
-  if not train.places[0].endswith(" of train"):
+  if not train.locations[0].endswith(" of train"):
     return train.texts, None
   try:
     return train.texts, read_reports(path, "references", "val", reference_field, id_field).texts
-  except NoSplit:
+  except MissingSplit:
     return train.texts, None
 
 
-def _subjects(references: Reports, path: str | None, split: str, id_field: str | None) -> list[str] | None:
-  """Returns the subject of each study, None where nobody says."""
+def _read_subjects(references: ReportTable, path: str | None, split: str, id_field: str | None) -> list[str] | None:
+  """Returns the subject of each study from the file at `path`, or else from the references; None if unknown."""
   if path is None:
     return references.subjects
-  given = read_reports(path, "subjects", split, id_field=id_field)
-  if references.ids and given.ids is None:
-    raise UserError(f"{given.path} has no ids, which {references.path} has: add them, or name their field with "
-                    "--id-field; by order alone, studies could get the subjects of others")
-  return [given.texts[row] for row in match(references, given, "subject")]
+  table = read_reports(path, "subjects", split, id_field=id_field)
+  if references.ids and table.ids is None:
+    raise UserError(f"{table.path} has no ids but {references.path} has: add them, or name their field with "
+                    "--id-field; matched by order alone, studies could get the subjects of other studies")
+  return [table.texts[row] for row in match_studies(references, table, "subject")]

@@ -1,51 +1,62 @@
-"""The scores of `scoring.score_reports` as the text that a person reads in a terminal."""
+"""The scores of `scoring.score_reports` as the table that a person reads in a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.protocols import UNKNOWN
 
-_NAMES = {"constant": "constant report", "nearest": "nearest image's", "medoid": "medoid of nearest",
-          "nearest_own": "nearest, own", "medoid_own": "medoid, own"}        # by the model's own features
-F1 = (("micro-F1", ("micro", "f1")), ("macro-F1", ("macro", "f1")))
+SHUFFLED_IMAGES = "shuffled images"
+BASELINE_NAMES = {"constant": "constant report", "nearest": "nearest image", "medoid": "medoid of nearest images",
+                  "nearest_model_features": "nearest (model features)",
+                  "medoid_model_features": "medoid (model features)"}
+F1_COLUMNS = (("micro-F1", ("micro", "f1")), ("macro-F1", ("macro", "f1")))
 
 
 def format_table(scores: Mapping) -> str:
-  """Returns the model, its control and the baselines in rows, metrics in columns, and what else is to be known.
+  """Returns a table with a row for the model, its control and each baseline, and further statistics below it.
 
-  Scores that an earlier version stored may lack intervals and more; they are left out.
+  Statistics that the scores lack, such as intervals, are left out.
   """
-  main = scores.get("references", {}).get("main", "r2gen")
-  sure, control = scores.get("intervals", {}), scores.get("controls", {}).get("shuffled_images")
-  rows = [("this model", scores["nlg"][main], scores["labels"])]
+  protocol = scores.get("preparation", {}).get("main_protocol", "r2gen")
+  bounds, control = scores.get("intervals", {}), scores.get("controls", {}).get("shuffled_images")
+  rows = [("this model", scores["nlg"][protocol], scores["labels"])]
   if control:
-    rows.append(("images shuffled", control["nlg"][main], control["labels"]))
-  rows += [(_NAMES.get(name, name), of["nlg"], of["labels"]) for name, of in scores["baselines"].items()]
+    rows.append((SHUFFLED_IMAGES, control["nlg"][protocol], control["labels"]))
+  rows += [(_name_baseline(name), baseline["nlg"], baseline["labels"])
+           for name, baseline in scores["baselines"].items()]
 
-  columns = [metric.replace("_", "-") for metric in METRICS] + [name for name, _ in F1 if scores["labels"]]
-  subjects = scores.get("num_subjects", scores["num_studies"])
-  of_subjects = f" of {subjects} subjects" if subjects != scores["num_studies"] else ""
-  lines = [f"{scores['num_studies']} studies{of_subjects}, protocol {main}", _line("", columns)]
-  for number, (name, nlg, labels) in enumerate(rows):
-    lines.append(_line(name, [_number(value) for value in _values(nlg, labels)]))
-    if not number and sure:
-      lines.append(_line("95 % interval", [_span(of) for of in _values(sure["nlg"][main], sure["labels"])]))
+  columns = [metric.replace("_", "-") for metric in METRICS] + [name for name, _ in F1_COLUMNS if scores["labels"]]
+  num_subjects = scores.get("num_subjects", scores["num_studies"])
+  subjects = f" of {num_subjects} subjects" if num_subjects != scores["num_studies"] else ""
+  lines = [f"{scores['num_studies']} studies{subjects}, protocol {protocol}", _format_row("", columns)]
+  for index, (name, nlg, labels) in enumerate(rows):
+    lines.append(_format_row(name, [_format_number(value) for value in _select_values(nlg, labels)]))
+    if index == 0 and bounds:
+      lines.append(_format_row("95% interval", [
+          _format_interval(interval) for interval in _select_values(bounds["nlg"][protocol], bounds["labels"])]))
   if scores["labels"]:
-    lines.append("micro-F1, macro-F1: of all findings, uncertain as negative; macro over those that references have"
-                 + (f"; labeler: {scores['labeler']}" if scores.get("labeler") else ""))
-  lines += [*_of_radeval(scores), *_leads(scores), *_of_labels(scores), *_of_unseen(scores, main), *_of_reports(scores)]
+    lines.append("micro-F1, macro-F1: all findings, uncertain as negative; macro over the findings that occur in the "
+                 "references" + (f"; labeler: {scores['labeler']}" if scores.get("labeler") else ""))
+  for describe in (_describe_radeval, _compare_with_baselines, _describe_label_averages, _describe_unseen_references,
+                   _describe_texts):
+    lines += describe(scores)
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
 
 
-def _values(nlg: Mapping, labels: Mapping | None) -> list:
-  return [nlg[metric] for metric in METRICS] + [labels[average][rate] for _, (average, rate) in F1 if labels]
+def _name_baseline(key: str) -> str:
+  return BASELINE_NAMES.get(key, key)
 
 
-def _number(value: float | None) -> str:
+def _select_values(nlg: Mapping, labels: Mapping | None) -> list:
+  """Returns the values of a row, in the order of the columns."""
+  return [nlg[metric] for metric in METRICS] + [labels[average][rate] for _, (average, rate) in F1_COLUMNS if labels]
+
+
+def _format_number(value: float | None) -> str:
   return "-" if value is None else f"{value:.3f}"
 
 
-def _span(interval: Mapping | None) -> str:
+def _format_interval(interval: Mapping | None) -> str:
   """Returns an interval in few characters: .412-.455, or 3.10-3.57."""
   if interval is None:
     return "-"
@@ -55,90 +66,93 @@ def _span(interval: Mapping | None) -> str:
   return f"{low:.2f}-{high:.2f}"
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
-  return f"{name:<18}" + "".join(f"{cell:>11}" for cell in cells)
+def _format_row(name: str, cells: Sequence[str]) -> str:
+  return f"{name:<25}" + "".join(f"{cell:>10}" for cell in cells)
 
 
-def paired_differences(lead: Mapping) -> str:
-  """Returns on which scores one is ahead and on which behind, beyond doubt of the draw; "" where none can tell.
+def describe_differences(differences: Mapping) -> str:
+  """Returns on which metrics a system is better or worse, judged by whether the interval excludes 0; "" without any.
 
   Args:
-    lead: its lead in "nlg", "labels" and, where it is known, "radeval": for each score {"low", "high"}, the interval,
-      where None in it, or instead of it, can't tell.
+    differences: "nlg", "labels" and optionally "radeval", each with {"low", "high"} per metric. A metric counts only
+      where it has an interval.
   """
-  leads = {metric.replace("_", "-"): of for metric, of in lead["nlg"].items()} | dict(lead.get("radeval") or {})
-  if lead["labels"]:
-    leads |= {title: lead["labels"][average][rate] for title, (average, rate) in F1}
-  found = {title: of for title, of in leads.items() if of and of["low"] is not None}
-  ahead, behind, open_ = ([title for title, of in found.items() if test(of)] for test in (
-      lambda of: of["low"] > 0, lambda of: of["high"] < 0, lambda of: of["low"] <= 0 <= of["high"]))
-  for word, titles in (("ahead", ahead), ("behind", behind)):
-    if found and len(titles) == len(found):
-      return f"{word} on every score"
-  return "; ".join(f"{word} on {', '.join(titles)}" for word, titles in (
-      ("ahead", ahead), ("behind", behind), ("undecided", open_)) if titles)
+  by_metric = {metric.replace("_", "-"): interval for metric, interval in differences["nlg"].items()}
+  by_metric |= dict(differences.get("radeval") or {})
+  if differences["labels"]:
+    by_metric |= {name: differences["labels"][average][rate] for name, (average, rate) in F1_COLUMNS}
+  known = {metric: interval for metric, interval in by_metric.items() if interval and interval["low"] is not None}
+  verdicts = {"better": [metric for metric, interval in known.items() if interval["low"] > 0],
+              "worse": [metric for metric, interval in known.items() if interval["high"] < 0],
+              "no clear difference": [metric for metric, interval in known.items()
+                                      if interval["low"] <= 0 <= interval["high"]]}
+  for verdict in ("better", "worse"):
+    if known and len(verdicts[verdict]) == len(known):
+      return f"{verdict} on every metric"
+  return "; ".join(f"{verdict} on {', '.join(metrics)}" for verdict, metrics in verdicts.items() if metrics)
 
 
-def _leads(scores: Mapping):
-  """Yields where the model is ahead of a baseline or its control, and where behind, beyond doubt of the draw."""
-  beside = {"images shuffled": scores.get("controls", {}).get("shuffled_images"),
-            **{_NAMES.get(name, name): of for name, of in scores["baselines"].items()}}
-  for name, of in beside.items():
-    lead = of and of.get("model_minus_this")
-    if not lead:
-      continue
-    where = paired_differences(lead)
-    if where:
-      yield f"against {name}: {where}"
+def _compare_with_baselines(scores: Mapping) -> Iterator[str]:
+  """Yields one line per baseline and control: where the model's paired difference excludes 0."""
   control = scores.get("controls", {}).get("shuffled_images")
+  systems = {SHUFFLED_IMAGES: control,
+             **{_name_baseline(name): baseline for name, baseline in scores["baselines"].items()}}
+  for name, system in systems.items():
+    summary = describe_differences(system["model_minus_this"]) if system and system.get("model_minus_this") else ""
+    if summary:
+      yield f"compared with {name}: {summary}"
   if control:
-    of = control["CIDEr_difference"]
-    yield (f"CIDEr with its own images minus with shuffled ones ({control['num_permutations']} permutations), a study: "
-           f"{of['mean']:.3f}" + ("" if of["low"] is None else
-                                  f" (95 % interval {of['low']:.3f} to {of['high']:.3f})"))
+    gain = control["CIDEr_difference"]
+    yield (f"mean CIDEr gain per study over {SHUFFLED_IMAGES} ({control['num_permutations']} permutations): "
+           f"{gain['mean']:.3f}"
+           + ("" if gain["low"] is None else f" (95% interval {gain['low']:.3f} to {gain['high']:.3f})"))
 
 
-def _of_radeval(scores: Mapping):
-  found, sure = scores.get("radeval"), scores.get("intervals", {}).get("radeval") or {}
-  if found:
-    yield "by RadEval: " + ", ".join(
-        f"{name} {_number(value)}" + (f" ({_span(sure[name])})" if sure.get(name) else "")
-        for name, value in found.items())
+def _describe_radeval(scores: Mapping) -> Iterator[str]:
+  radeval, bounds = scores.get("radeval"), scores.get("intervals", {}).get("radeval") or {}
+  if radeval:
+    yield "RadEval: " + ", ".join(
+        f"{name} {_format_number(value)}" + (f" ({_format_interval(bounds[name])})" if bounds.get(name) else "")
+        for name, value in radeval.items())
 
 
-def _of_labels(scores: Mapping):
+def _describe_label_averages(scores: Mapping) -> Iterator[str]:
+  """Yields one line of F1 per way to count uncertain findings and per set of findings."""
   if not scores["labels"] or "uncertain_negative" not in scores["labels"]:
     return
-  for uncertain in ("uncertain_negative", "uncertain_positive"):
+  for uncertain, treatment in (("uncertain_negative", "uncertain as negative"),
+                               ("uncertain_positive", "uncertain as positive")):
     for findings, title in (("all_findings", "all findings"), ("five_findings", "the 5 common findings")):
       averages = scores["labels"][uncertain][findings]
       if averages:
         f1s = ", ".join(f"{name.replace('_', ' ')} {rates['f1']:.3f}" for name, rates in averages.items())
-        yield f"F1 of {title}, {uncertain.replace('_', ' ')}: {f1s}"
+        yield f"F1 of {title}, {treatment}: {f1s}"
 
 
-def _of_unseen(scores: Mapping, main: str):
+def _describe_unseen_references(scores: Mapping) -> Iterator[str]:
   unseen = scores.get("unseen_references")
   if unseen and unseen["num_studies"]:
-    cider = unseen["nlg"]["CIDEr"]
-    interval = scores["intervals"]["unseen_references"]["nlg"]["CIDEr"]
-    bleu = unseen["nlg"]["BLEU_4"]
-    yield (f"{unseen['num_studies']} studies whose reference doesn't stand in train: BLEU-4 {bleu:.3f}, "
-           f"CIDEr {cider:.3f}" + (f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else "")
+    nlg, cider = unseen["nlg"], scores["intervals"]["unseen_references"]["nlg"]["CIDEr"]
+    yield (f"{unseen['num_studies']} studies whose reference does not appear verbatim in the training set: "
+           f"BLEU-4 {nlg['BLEU_4']:.3f}, CIDEr {nlg['CIDEr']:.3f}"
+           + (f" ({cider['low']:.3f} to {cider['high']:.3f})" if cider else "")
            + (f", micro-F1 {unseen['labels']['micro']['f1']:.3f}" if unseen["labels"] else ""))
 
 
-def _of_reports(scores: Mapping):
-  copied = scores["copied_from_train"]
-  yield (f"{scores['distinct_reports']} distinct reports, the commonest for {scores['most_common_share']:.1%}; "
-         + ("" if copied is None else f"{copied:.1%} stand word for word in train; ")
-         + f"{scores['mean_length']:.1f} words a report, {scores['unk_share']['words']:.1%} of them {UNKNOWN}"
-         + (f"; {scores['blank_share']:.1%} are blank" if scores.get("blank_share") else ""))
-  unk = scores.get("references", {}).get("unk_share")
-  if unk is not None:
-    yield f"of the references' words {unk:.1%} are {UNKNOWN}, under the protocol r2gen"
-  truth = scores.get("of_references")
-  if truth:
-    told = [(name, scores[key], truth[key]) for name, key in (
-        ("xxxx", "xxxx_share"), ("a claim about an earlier study", "prior_claims_share")) if scores[key] is not None]
-    yield "reports with " + ", with ".join(f"{name}: {own:.1%} (references {meant:.1%})" for name, own, meant in told)
+def _describe_texts(scores: Mapping) -> Iterator[str]:
+  """Yields what the generated reports look like beside the references: diversity, length, unknown words."""
+  copied, empty = scores["copied_from_train_fraction"], scores.get("empty_fraction")
+  yield (f"{scores['distinct_reports']} distinct reports, {scores['most_common_report_fraction']:.1%} are the most "
+         "common one; "
+         + ("" if copied is None else f"{copied:.1%} appear verbatim in the training set; ")
+         + f"{scores['mean_num_words']:.1f} words per report, {scores['unk_fraction']['words']:.1%} of them {UNKNOWN}"
+         + (f"; {empty:.1%} are empty" if empty else ""))
+  unk_fraction = scores.get("preparation", {}).get("reference_unk_fraction")
+  if unk_fraction is not None:
+    yield f"{unk_fraction:.1%} of the references' words are {UNKNOWN} under protocol r2gen"
+  references = scores.get("reference_statistics")
+  if references:
+    yield "; ".join(f"reports that {what}: {scores[key]:.1%} (references: {references[key]:.1%})"
+                    for what, key in (("contain xxxx", "redacted_fraction"),
+                                      ("mention an earlier study", "prior_mention_fraction"))
+                    if scores[key] is not None)

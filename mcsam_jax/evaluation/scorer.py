@@ -1,101 +1,115 @@
-"""Scores any number of systems on the same studies, each of which wrote one report a study.
+"""Scores any number of systems on the same studies, each with one report per study.
 
-What the systems have in common is done once: references are prepared for each protocol, a text is cleaned once however
-many systems wrote it, its labels are read once, and METEOR's Java runs once.
+Work that systems share is done once: references are prepared once per protocol, a text is cleaned once however many
+systems wrote it, its labels are predicted once, and METEOR's Java process is started once.
+
+Shapes: B studies, R resamples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mcsam_jax.metrics.clinical_f1 import count_labels, label_codes, LabelCounts, read_all
+from mcsam_jax.metrics.bootstrap import ScoreFn
+from mcsam_jax.metrics.clinical_f1 import count_labels, encode_labels, LabelCounts, read_all
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor
-from mcsam_jax.metrics.ngram_stats import References
-from mcsam_jax.metrics.nlg import METRICS, nlg_scores, nlg_values, NlgScores
+from mcsam_jax.metrics.ngram_stats import ReferenceSet
+from mcsam_jax.metrics.nlg import aggregate_nlg, compute_nlg, METRICS, NlgScores
 from mcsam_jax.metrics.protocols import apply_protocol
 
 
 class Scorer:
-  """Of n studies.
+  """Scores the reports that systems wrote for the same B studies.
 
   Attributes:
-    main: the protocol whose scores stand in tables: r2gen, or clean where no tokenizer is known.
-    notes: why a protocol or a metric is missing.
+    references: B reports, as they were written.
+    reference_labels: B mappings {finding: label}, or None without a labeler.
+    findings: the findings that count.
+    main_protocol: the protocol that tables show: r2gen, or clean where no tokenizer is known.
+    notes: protocol or metric -> why it is missing.
   """
 
   def __init__(self, references: Sequence[str], *, tokenizer, cleaning: str, max_length: int, meteor: Meteor,
                read_labels=None, reference_labels: Sequence[Mapping[str, str]] | None = None,
                findings: Sequence[str] = ()):
-    """Args:
-      references: n reports, as they were written.
-      tokenizer: for the protocol r2gen; None leaves that out.
-      read_labels: reads {finding: label} from a report; or has a method `read` for many at once; None: no labels.
-      reference_labels: n, where they are known better than from the reports.
-      findings: those that count.
+    """Creates a scorer for the studies that these references belong to.
+
+    Args:
+      references: B reports, as they were written.
+      tokenizer: used by the protocol r2gen; None leaves that protocol out.
+      cleaning: one of `text.RULES`.
+      max_length: tokens of a report under r2gen, end of sequence included.
+      meteor: a METEOR process, started by the caller.
+      read_labels: reads {finding: label} from a report, or has a method `read` for many at once; None: no labels.
+      reference_labels: B label mappings that are better than those predicted from the references; None: predict them.
+      findings: the findings that count.
     """
     self.references, self.findings = list(references), tuple(findings)
-    self.main = "r2gen" if tokenizer else "clean"
-    self.notes = {}
+    self.main_protocol = "r2gen" if tokenizer else "clean"
+    self.notes: dict[str, str] = {}
     self._preparation = tokenizer, cleaning, max_length
     self._meteor, self._read_labels = meteor, read_labels
-    self._prepared = {}                 # protocol -> (References or None, {text: as the protocol has it})
-    self._labels = {}                   # of each text
+    self._prepared = {}                 # protocol -> (ReferenceSet or None, {hypothesis: its prepared text})
+    self._labels = {}                   # report -> {finding: label}
     self.reference_labels = reference_labels
     if read_labels and reference_labels is None:
-      self.reference_labels = self.stated(self.references)
-    if read_labels:
-      self._reference_codes = label_codes(self.reference_labels, self.findings)
+      self.reference_labels = self.predict_labels(self.references)
+    if read_labels and self.reference_labels is not None:
+      self._reference_codes = encode_labels(self.reference_labels, self.findings)
 
   def __len__(self) -> int:
+    """Returns the number of studies."""
     return len(self.references)
 
-  def nlg(self, protocol: str, hypotheses: Sequence[str], metrics: Sequence[str] = METRICS) -> NlgScores:
-    """Returns the scores of n reports under a protocol; all is None where that can't be applied."""
+  def score_nlg(self, protocol: str, hypotheses: Sequence[str], metrics: Sequence[str] = METRICS) -> NlgScores:
+    """Returns the scores of B reports under a protocol, with `counts` None where the protocol can't be applied."""
     references = self._prepare(protocol, hypotheses)
     if references is None:
-      return NlgScores(None, None, {protocol: self.notes[protocol]})
-    of = self._prepared[protocol][1]
-    scores = nlg_scores(references, [of[text] for text in hypotheses], self._meteor, metrics)
+      return NlgScores({}, {}, {protocol: self.notes[protocol]})
+    _, prepared = self._prepared[protocol]
+    scores = compute_nlg(references, [prepared[hypothesis] for hypothesis in hypotheses], self._meteor, metrics)
     self.notes.update(scores.notes)
     return scores
 
-  def _prepare(self, protocol: str, hypotheses: Sequence[str]) -> References | None:
-    """Lets a protocol see all texts that it hasn't seen; returns its references, None where it can't be applied."""
-    references, known = self._prepared.get(protocol, (None, {}))
-    new = [text for text in dict.fromkeys(hypotheses) if text not in known]
+  def _prepare(self, protocol: str, hypotheses: Sequence[str]) -> ReferenceSet | None:
+    """Prepares texts that the protocol hasn't seen yet; returns its references, None where it can't be applied."""
+    references, prepared = self._prepared.get(protocol, (None, {}))
+    new = [hypothesis for hypothesis in dict.fromkeys(hypotheses) if hypothesis not in prepared]
     if protocol not in self.notes and (references is None or new):
       if protocol == "r2gen" and self._preparation[0] is None:
         self.notes[protocol] = "needs the vocabulary of the training reports"
       else:
         try:
-          meant, said = apply_protocol(protocol, [] if references else self.references, new, *self._preparation)
-          references = references or References(meant)
-          known.update(zip(new, said))
-        except JavaUnavailable as reason:
-          self.notes[protocol] = str(reason)
+          prepared_references, prepared_new = apply_protocol(
+              protocol, [] if references else self.references, new, *self._preparation)
+          references = references or ReferenceSet(prepared_references)
+          prepared.update(zip(new, prepared_new))
+        except JavaUnavailable as error:
+          self.notes[protocol] = str(error)
           references = None
-    self._prepared[protocol] = references, known
+    self._prepared[protocol] = references, prepared
     return references
 
-  def labels(self, hypotheses: Sequence[str]) -> LabelCounts | None:
-    """Returns the counts of n reports' labels; None without a labeler."""
-    if not self._read_labels:
+  def count_labels(self, hypotheses: Sequence[str]) -> LabelCounts | None:
+    """Returns the label counts of B reports against their references; None without a labeler."""
+    predicted = self.predict_labels(hypotheses)
+    if predicted is None:
       return None
-    return count_labels(self._reference_codes, label_codes(self.stated(hypotheses), self.findings), self.findings)
+    return count_labels(self._reference_codes, encode_labels(predicted, self.findings), self.findings)
 
-  def stated(self, reports: Sequence[str]) -> list[Mapping[str, str]] | None:
-    """Returns the labels of reports; None without a labeler."""
+  def predict_labels(self, reports: Sequence[str]) -> list[Mapping[str, str]] | None:
+    """Returns {finding: label} for each report; None without a labeler."""
     if not self._read_labels:
       return None
-    new = [text for text in dict.fromkeys(reports) if text not in self._labels]
+    new = [report for report in dict.fromkeys(reports) if report not in self._labels]
     self._labels.update(zip(new, read_all(self._read_labels, new)))
-    return [self._labels[text] for text in reports]
+    return [self._labels[report] for report in reports]
 
 
-def nlg_of(*systems: NlgScores) -> Callable[[np.ndarray], dict]:
-  """Returns the score that is the mean over systems; a metric that some of them lack is the mean over the others."""
-  def values(weights: np.ndarray) -> dict:
-    of_each = [nlg_values(system.counts, weights) for system in systems]
-    known = {metric: [of[metric] for of in of_each if of[metric] is not None] for metric in of_each[0]}
+def mean_nlg_score(*runs: NlgScores) -> ScoreFn:
+  """Returns the score that is the mean over several runs; runs that lack a metric are left out of its mean."""
+  def mean_score(weights: np.ndarray) -> dict:
+    by_run = [aggregate_nlg(run.counts, weights) for run in runs if run.counts is not None]
+    known = {metric: [array for values in by_run if (array := values[metric]) is not None] for metric in by_run[0]}
     return {metric: np.mean(arrays, 0) if arrays else None for metric, arrays in known.items()}
-  return values
+  return mean_score

@@ -1,294 +1,250 @@
-"""All that is said of a split's generated reports, in one dictionary.
+"""Scores the generated reports of a split; everything comes back in one dictionary that is ready for JSON.
 
-Reports come in as text, whichever model wrote them. A score never stands alone: with it come its interval, what no
-model is needed for (`baselines`), what the same model says when it sees another study's images (`controls`), and how
-far it is ahead of each of these on the same draws of subjects.
+Reports come in as text, whichever model wrote them. No score comes alone: beside it are its interval, the baselines
+that need no model, the control (the same model shown another study's images), and the paired difference to each of
+these on the same resampled subjects.
+
+Shapes: B studies, M training reports, C feature channels, R resamples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
-from typing import NamedTuple
 
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import LABEL_METRICS, neighbour_reports
-from mcsam_jax.evaluation.scorer import nlg_of, Scorer
+from mcsam_jax.evaluation.baselines import nearest_reports
+from mcsam_jax.evaluation.scorer import Scorer
+from mcsam_jax.evaluation.systems import (
+  combine_constants,
+  compute_system_intervals,
+  compute_system_points,
+  FAST_METRICS,
+  make_headline_score,
+  METEOR_PERMUTATIONS,
+  score_baseline,
+  score_control,
+  score_model,
+  System,
+)
 from mcsam_jax.findings import FINDINGS
-from mcsam_jax.metrics.bootstrap import differences, intervals, LEVEL, ONE_SUBJECT, points, resample, Score
-from mcsam_jax.metrics.clinical_f1 import label_values, LabelCounts, mean_counts, points_of
-from mcsam_jax.metrics.diversity import Variety
+from mcsam_jax.metrics.bootstrap import (
+  compute_differences,
+  compute_intervals,
+  compute_point_estimates,
+  LEVEL,
+  ONE_SUBJECT_NOTE,
+  resample,
+)
+from mcsam_jax.metrics.diversity import Diversity
 from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.protocols import (
   apply_protocol,
-  as_r2gen_reference,
   clean_hypothesis,
   DESCRIPTIONS,
-  PROTOCOLS,
+  prepare_r2gen_reference,
   UNKNOWN,
 )
-
-METEOR_PERMUTATIONS = 2       # of the control, and under the main protocol alone: METEOR takes ten times as long as the
-                              # other metrics together
-_FAST = [metric for metric in METRICS if metric != "METEOR"]
 
 
 def score_reports(
     *, ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[str],
     shuffled_hypotheses: Sequence[Sequence[str]], train_reports: Sequence[str] | None,
-    pooled: Mapping[str, np.ndarray] | None, constant: Mapping[str, dict | None] | None, tokenizer, cleaning: str,
-    max_length: int, read_labels: Callable[[str], Mapping[str, str]] | None = None,
+    initial_features: Mapping[str, np.ndarray] | None, constants: Mapping[str, dict | None] | None, tokenizer,
+    cleaning: str, max_length: int, read_labels: Callable[[str], Mapping[str, str]] | None = None,
     reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
     restricted: bool = False, seed: int = 0, subjects: Sequence[str] | None = None,
-    train_subjects: Sequence[str] | None = None, own_pooled: Mapping[str, np.ndarray] | None = None,
+    train_subjects: Sequence[str] | None = None, model_features: Mapping[str, np.ndarray] | None = None,
     meteor: Meteor | None = None,
 ) -> tuple[dict, list[dict], list[dict] | None]:
-  """Scores the reports of m studies.
+  """Scores one generated report per study, beside the control and the baselines.
 
   Args:
-    ids: one a study, all different.
-    references: the reports as they were written.
-    hypotheses: the generated reports; an empty one is allowed and scores zero.
-    shuffled_hypotheses: R lists, in each what the model wrote for study i from the images of another study; the
-      control is their mean. None at all is allowed.
-    train_reports: n reports as they were written, one a train record; None where they aren't known.
-    pooled: "train" [n, C] and "split" [m, C], features of the frozen initial encoder; None: no such baselines.
-    constant: what `baselines.constant_baseline` found on val, and with a labeler `baselines.constant_of_labels`;
-      None: no such baseline.
-    tokenizer: the model's; None leaves out the protocol r2gen, and what stands under it is then under clean.
+    ids: B ids, all different.
+    references: B reports, as they were written.
+    hypotheses: B generated reports; an empty one is allowed and scores zero.
+    shuffled_hypotheses: lists of B reports, each with what the model wrote for every study from the images of another
+      study (`derangements`). The control is the mean over the lists; without any there is no control.
+    train_reports: M reports, as they were written, one per training record; None where they aren't known.
+    initial_features: "train" [M, C] and "split" [B, C], image features of the encoder before training, for the
+      baselines nearest and medoid; None leaves these out.
+    constants: the results of `baselines.find_constants` and, with a labeler, `baselines.find_label_constants`;
+      None leaves out the constant baseline.
+    tokenizer: the model's; None leaves out the protocol r2gen, and `clean` is the main protocol instead.
     cleaning: one of `text.RULES`.
-    max_length: tokens of a report, eos included.
+    max_length: tokens of a report, end of sequence included.
     read_labels: reads {finding: label} from a report, or has a method `read` for many; None: there is no labeler.
-    reference_labels: the labels of the studies where they are known better than from their reports.
-    findings: those of the labels that count.
-    restricted: True leaves out every text of a report.
+    reference_labels: B label mappings, where they are known better than from the reports.
+    findings: the findings that count.
+    restricted: leaves every text of a report out of the scores.
     seed: of the resampling.
-    subjects: one a study; None: each study is a subject of its own.
-    train_subjects: n, so that no study's nearest image is its own subject's where the split is train; None: it isn't.
-    own_pooled: like `pooled`, by the model's own encoder; adds the baselines `nearest_own` and `medoid_own`.
+    subjects: B subjects; None: each study is a subject of its own.
+    train_subjects: M subjects, needed where the split is part of train, so that the nearest image of a study is never
+      one of its own subject; None: the split and train share no subject.
+    model_features: like `initial_features`, but of the evaluated model; adds the baselines nearest_model_features and
+      medoid_model_features.
     meteor: a running METEOR; None starts one for this call.
 
   Returns:
-    The scores, ready for JSON; for each study its own scores under the main protocol; for each study the labels of its
-    "reference" and its "generated" report (of `findings`), None without a labeler. In the scores, `intervals` repeats
-    their nesting with {"low", "high"} in place of a number, or None where all studies are of one subject.
+    The scores; for each study {metric: score} under the main protocol; and for each study {"reference", "generated"},
+    the labels of both reports (of `findings`), or None without a labeler. In the scores, `intervals` has the same
+    nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
 
   Raises:
-    UserError: no study, a study that stands twice, or lists of different lengths.
+    UserError: there is no study, a study occurs twice, or lists differ in length.
   """
   subjects = list(ids if subjects is None else subjects)
-  _check(ids, references, hypotheses, shuffled_hypotheses, subjects)
-  weights = resample(subjects, seed)
+  _check_inputs(ids, references, hypotheses, shuffled_hypotheses, subjects)
+  weights = resample(subjects, seed)                  # [R, B]
+  preparation = tokenizer, cleaning, max_length
+  cleaned_train = None if train_reports is None else {clean_hypothesis(report, cleaning) for report in train_reports}
+
+  # The model, its control and the baselines.
   with contextlib.nullcontext(meteor) if meteor else Meteor() as meteor:
-    meteor.start()                                # it loads while the first texts are prepared
-    judge = Scorer(references, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
-                  read_labels=read_labels, reference_labels=reference_labels, findings=findings)
-    model, per_study = _model(judge, hypotheses)
-    controls = {"shuffled_images": _shuffled(judge, shuffled_hypotheses)} if shuffled_hypotheses else {}
-    baselines = {}
-    if constant:
-      best_meteor = (constant.get("METEOR") or {}).get("report")      # METEOR is slow: of the others it isn't asked
-      chosen = {report: _baseline(judge, [report] * len(ids), METRICS if report == best_meteor else _FAST)
-                for report in dict.fromkeys(entry["report"] for entry in constant.values() if entry)}
-      baselines["constant"] = _constant(constant, chosen)
-    who = (subjects, train_subjects) if train_subjects else (None, None)
-    for name, reports in _neighbours(judge, train_reports, pooled, own_pooled, (tokenizer, cleaning, max_length), who):
-      baselines[name] = _baseline(judge, reports)
+    meteor.start()                                    # Java starts while the first texts are prepared
+    scorer = Scorer(references, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
+                    read_labels=read_labels, reference_labels=reference_labels, findings=findings)
+    model, per_study = score_model(scorer, hypotheses)
+    controls = {"shuffled_images": score_control(scorer, shuffled_hypotheses)} if shuffled_hypotheses else {}
+    baselines, constant_systems = {}, {}
+    if constants:
+      constant_systems = _score_constants(scorer, constants)
+      baselines["constant"] = combine_constants(constants, constant_systems)
+    if train_reports is not None and (initial_features or model_features):
+      _, prepared_train = apply_protocol(scorer.main_protocol, [], train_reports, *preparation)
+      exclude = (subjects, train_subjects) if train_subjects else (None, None)
+      for suffix, features in (("", initial_features), ("_model_features", model_features)):
+        if features:
+          nearest, medoid = nearest_reports(features["split"], features["train"], prepared_train, *exclude)
+          baselines[f"nearest{suffix}"] = score_baseline(scorer, nearest)
+          baselines[f"medoid{suffix}"] = score_baseline(scorer, medoid)
 
-  scores, sure = _with_intervals(model, weights)
+  # Points, intervals and paired differences.
+  scores, bounds = compute_system_points(model), compute_system_intervals(model, weights)
   for kind, systems in (("baselines", baselines), ("controls", controls)):
-    scores[kind], sure[kind] = {}, {}
-    for name, system in systems.items():
-      scores[kind][name], sure[kind][name] = _with_intervals(system, weights)
-      scores[kind][name]["model_minus_this"] = differences(_headline(model), _headline(system), weights)
-  if constant:
-    scores["baselines"]["constant"]["chosen_for"] = _chosen_for(constant, chosen, restricted)
-  if controls:
-    lead = scores["controls"]["shuffled_images"]["model_minus_this"]["nlg"]["CIDEr"]
-    scores["controls"]["shuffled_images"] |= {
-        "num_permutations": len(shuffled_hypotheses),
-        "num_permutations_METEOR": min(METEOR_PERMUTATIONS, len(shuffled_hypotheses)),
-        "CIDEr_difference": {"mean": lead["difference"], "low": lead["low"], "high": lead["high"]}}
+    scores[kind] = {name: {**compute_system_points(system), "model_minus_this": compute_differences(
+        make_headline_score(model), make_headline_score(system), weights)} for name, system in systems.items()}
+    bounds[kind] = {name: compute_system_intervals(system, weights) for name, system in systems.items()}
+  if constants:
+    scores["baselines"]["constant"]["chosen_for"] = _describe_constants(constants, constant_systems, restricted)
+  for control in scores["controls"].values():
+    cider = control["model_minus_this"]["nlg"]["CIDEr"]
+    control |= {"num_permutations": len(shuffled_hypotheses),
+                "num_permutations_METEOR": min(METEOR_PERMUTATIONS, len(shuffled_hypotheses)),
+                "CIDEr_difference": {"mean": cider["difference"], "low": cider["low"], "high": cider["high"]}}
 
-  variety, unseen = _variety_and_unseen(model, references, hypotheses, train_reports, tokenizer, cleaning, max_length,
-                                        weights, restricted)
-  for part in (variety, unseen):
-    scores |= part[0]
-    sure |= part[1]
-  return {
+  # Statistics of the texts, and scores on references that are not in the training set.
+  for part_scores, part_bounds in (
+      _describe_texts(references, hypotheses, train_reports, cleaned_train, preparation, weights, restricted),
+      _score_unseen_references(model, references, cleaned_train, cleaning, weights)):
+    scores |= part_scores
+    bounds |= part_bounds
+  scores = {
       "num_studies": len(ids), "num_subjects": len(set(subjects)), **scores,
-      "intervals": {"level": LEVEL, "num_samples": len(weights), "resampled": "subjects", **sure},
-      "references": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length, "main": judge.main,
-                     "CIDEr": "document frequencies are those of all references, in resamples and parts too",
-                     "unk_share": tokenizer and _unk_share(references, tokenizer, cleaning, max_length)},
-      "notes": {**judge.notes, **({} if len(weights) else {"intervals": ONE_SUBJECT})},
-  }, per_study, _labels(judge, hypotheses)
+      "intervals": {"level": LEVEL, "num_samples": len(weights), "resampled": "subjects", **bounds},
+      "preparation": {**DESCRIPTIONS, "cleaning": cleaning, "max_length": max_length,
+                      "main_protocol": scorer.main_protocol,
+                      "CIDEr": "document frequencies come from all references, also in resamples and subsets",
+                      "reference_unk_fraction": tokenizer and _unk_fraction(references, *preparation)},
+      "notes": {**scorer.notes, **({} if len(weights) else {"intervals": ONE_SUBJECT_NOTE})},
+  }
+  return scores, per_study, _pair_labels(scorer, hypotheses)
 
 
-class _System(NamedTuple):
-  """One report a study, by whatever wrote them."""
-  nlg: Score                    # metric -> [R], or protocol -> metric -> [R]
-  main: Score                   # metric -> [R], under the main protocol
-  counts: LabelCounts | None
-  labels: Score | None          # of the counts, as `label_values` gives them
-  num_studies: int
+def derangements(num_studies: int, num_permutations: int, seed: int) -> np.ndarray:
+  """Returns permutations int64 [P, B] without fixed points, which give each study the images of another one.
 
-
-def _model(judge: Scorer, hypotheses: Sequence[str]) -> tuple[_System, list[dict]]:
-  scores = {protocol: judge.nlg(protocol, hypotheses) for protocol in PROTOCOLS}
-  per_study = scores[judge.main].per_study
-  rows = [{metric: None if values is None else float(values[i]) for metric, values in per_study.items()}
-          for i in range(len(hypotheses))]
-  return _by_protocol(judge, {protocol: [of] for protocol, of in scores.items()}, judge.labels(hypotheses)), rows
-
-
-def _labels(judge: Scorer, hypotheses: Sequence[str]) -> list[dict] | None:
-  stated = judge.stated(hypotheses)
-  counted = lambda labels: {finding: labels[finding] for finding in judge.findings}
-  return stated and [{"reference": counted(truth), "generated": counted(said)}
-                     for truth, said in zip(judge.reference_labels, stated)]
-
-
-def _shuffled(judge: Scorer, lists: Sequence[Sequence[str]]) -> _System:
-  metrics = lambda protocol, turn: METRICS if protocol == judge.main and turn < METEOR_PERMUTATIONS else _FAST
-  scores = {protocol: [judge.nlg(protocol, reports, metrics(protocol, turn)) for turn, reports in enumerate(lists)]
-            for protocol in PROTOCOLS}
-  labels = [judge.labels(reports) for reports in lists]
-  return _by_protocol(judge, scores, None if labels[0] is None else mean_counts(labels))
-
-
-def _by_protocol(judge: Scorer, scores: Mapping, labels: LabelCounts | None) -> _System:
-  of_each = {protocol: None if several[0].counts is None else nlg_of(*several)
-             for protocol, several in scores.items()}
-  return _System(lambda weights: {protocol: of and of(weights) for protocol, of in of_each.items()},
-                 of_each[judge.main], labels, _values_of(labels), len(judge))
-
-
-def _baseline(judge: Scorer, reports: Sequence[str], metrics: Sequence[str] = METRICS) -> _System:
-  nlg = nlg_of(judge.nlg(judge.main, reports, metrics))
-  labels = judge.labels(reports)
-  return _System(nlg, nlg, labels, _values_of(labels), len(judge))
-
-
-def _values_of(counts: LabelCounts | None) -> Score | None:
-  return counts and (lambda weights: label_values(counts, weights))
-
-
-def _neighbours(judge: Scorer, train_reports, pooled, own_pooled, preparation, who):
-  """Yields (name, reports) of the baselines that need features."""
-  features = {"": pooled, "_own": own_pooled}
-  if train_reports is None or not any(features.values()):
-    return
-  _, train = apply_protocol(judge.main, [], train_reports, *preparation)
-  for which, of in features.items():
-    if of:
-      yield from zip((f"nearest{which}", f"medoid{which}"), neighbour_reports(of["split"], of["train"], train, *who))
-
-
-def _constant(constant: Mapping[str, dict | None], chosen: Mapping[str, _System]) -> _System:
-  """Returns each metric's score of the report that was chosen for it.
-
-  The macro averages of the labels are those of the report that was chosen for macro_F1, all else of the labels is of
-  the one for micro_F1.
+  No two of them agree anywhere: they are the rotations of one random cycle, so there are at most B - 1 of them and
+  P <= `num_permutations`. A generated report is a function of the images alone, so what a model writes for study i
+  from permuted images is what it wrote for the study that these images belong to.
   """
-  def nlg(weights):
-    of_each = {report: system.main(weights) for report, system in chosen.items()}
-    return {metric: entry and of_each[entry["report"]][metric] for metric, entry in constant.items()
-            if metric in METRICS}
-  micro, macro = (chosen[constant[metric]["report"]] if metric in constant else None for metric in LABEL_METRICS)
-  known = micro and macro and micro.labels
-  labels = (lambda weights: _with_macro(micro.labels(weights), macro.labels(weights))) if known else None
-  return _System(nlg, nlg, micro.counts if known else None, labels, next(iter(chosen.values())).num_studies)
+  cycle = np.random.default_rng(seed).permutation(num_studies)
+  shifts = np.arange(1, min(num_permutations, num_studies - 1) + 1)
+  permutations = np.empty((len(shifts), num_studies), np.int64)
+  permutations[:, cycle] = [np.roll(cycle, shift) for shift in shifts]
+  return permutations
 
 
-def _with_macro(labels: Mapping, others: Mapping) -> dict:
-  """Returns the values of labels, with the macro averages of others."""
-  return {key: others[key] if key.startswith("macro") else
-          _with_macro(below, others[key]) if isinstance(below, Mapping) else below for key, below in labels.items()}
+def shuffle_hypotheses(hypotheses: Sequence[str], num_permutations: int, seed: int) -> list[list[str]]:
+  """Returns for each of `derangements` the reports that the model writes for B studies with shuffled images."""
+  permutations: list[list[int]] = derangements(len(hypotheses), num_permutations, seed).tolist()
+  return [[hypotheses[index] for index in permutation] for permutation in permutations]
 
 
-def _chosen_for(constant: Mapping[str, dict | None], chosen: Mapping[str, _System], restricted: bool) -> dict:
-  """Returns for each metric the report that was chosen, its score on val, and all of its scores here."""
-  scores = {report: _points(system) for report, system in chosen.items()}
-  return {metric: entry and {**({} if restricted else {"report": entry["report"]}), "val_score": entry["val_score"],
-                             **scores[entry["report"]]}
-          for metric, entry in constant.items()}
+def _check_inputs(ids, references, hypotheses, shuffled_hypotheses, subjects) -> None:
+  if not ids:
+    raise UserError("no study to score: the split is empty")
+  num_repeated = len(ids) - len(set(ids))
+  if num_repeated:                                    # the ids themselves may be restricted
+    raise UserError(f"{num_repeated} of {len(ids)} reports have the id of an earlier study: give one report per study")
+  for name, values in (("references", references), ("hypotheses", hypotheses), ("subjects", subjects),
+                       *(("hypotheses for shuffled images", shuffled) for shuffled in shuffled_hypotheses)):
+    if len(values) != len(ids):
+      raise UserError(f"{len(values)} {name} for {len(ids)} studies: give one per study")
 
 
-def _points(system: _System) -> dict:
-  return {"nlg": points(system.nlg, system.num_studies),
-          "labels": system.labels and points_of(system.counts, system.labels)}
+def _score_constants(scorer: Scorer, constants: Mapping[str, dict | None]) -> dict[str, System]:
+  """Returns for each distinct constant report the system that gives it to every study."""
+  meteor_report = (constants.get("METEOR") or {}).get("report")      # METEOR is slow: it is computed for this one only
+  reports = dict.fromkeys(chosen["report"] for chosen in constants.values() if chosen)
+  return {report: score_baseline(scorer, [report] * len(scorer), METRICS if report == meteor_report else FAST_METRICS)
+          for report in reports}
 
 
-def _with_intervals(system: _System, weights: np.ndarray) -> tuple[dict, dict]:
-  return _points(system), {"nlg": intervals(system.nlg, weights),
-                           "labels": system.labels and intervals(system.labels, weights)}
+def _describe_constants(constants: Mapping[str, dict | None], systems: Mapping[str, System], restricted: bool) -> dict:
+  """Returns for each metric the report that was chosen, its score on val, and all of its scores on this split."""
+  scores = {report: compute_system_points(system) for report, system in systems.items()}
+  return {metric: chosen and {**({} if restricted else {"report": chosen["report"]}), "val_score": chosen["val_score"],
+                              **scores[chosen["report"]]}
+          for metric, chosen in constants.items()}
 
 
-def _headline(system: _System) -> Score:
-  """Returns what systems are compared by: the metrics, and F1 of the findings."""
-  def values(weights):
-    labels = system.labels and system.labels(weights)
-    return {"nlg": system.main(weights),
-            "labels": labels and {average: {"f1": labels[average]["f1"]} for average in ("micro", "macro")}}
-  return values
-
-
-def _variety_and_unseen(model: _System, references, hypotheses, train_reports, tokenizer, cleaning, max_length,
-                        weights, restricted) -> list[tuple[dict, dict]]:
-  """Returns (scores, intervals) of how reports vary, and of the studies whose reference isn't in train."""
-  written, meant = ([clean_hypothesis(report, cleaning) for report in reports] for reports in (hypotheses, references))
-  seen = None
-  if train_reports is not None:
-    trained_on = {clean_hypothesis(report, cleaning) for report in train_reports}
-    seen = trained_on | ({as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in train_reports}
-                         if tokenizer else set())
-  variety, of_references = Variety(hypotheses, written, seen), Variety(references, meant, seen and trained_on)
-  about = {"distinct_reports": variety.num_distinct, **points(variety.values, len(written)),
-           "of_references": {"distinct_reports": of_references.num_distinct,
-                             **points(of_references.values, len(written))}}
+def _describe_texts(references: Sequence[str], hypotheses: Sequence[str], train_reports: Sequence[str] | None,
+                    cleaned_train: set[str] | None, preparation: tuple, weights: np.ndarray, restricted: bool
+                    ) -> tuple[dict, dict]:
+  """Returns the diversity statistics of the generated reports and of the references, and the former's intervals."""
+  tokenizer, cleaning, _ = preparation
+  train_texts = cleaned_train
+  if cleaned_train is not None and train_reports is not None and tokenizer:
+    # A model that copies a training report writes it as its tokenizer has shown it, with rare words as <unk>.
+    train_texts = cleaned_train | {prepare_r2gen_reference(report, *preparation) for report in train_reports}
+  generated, written = (Diversity(reports, [clean_hypothesis(report, cleaning) for report in reports], seen)
+                        for reports, seen in ((hypotheses, train_texts), (references, cleaned_train)))
+  statistics, reference_statistics = (
+      {"distinct_reports": texts.num_distinct, **compute_point_estimates(texts.values, len(references))}
+      for texts in (generated, written))
+  statistics["reference_statistics"] = reference_statistics
   if not restricted:
-    about["most_common_report"] = variety.commonest
-  described = about, intervals(variety.values, weights)
-  if seen is None:
-    return [described, ({}, {})]
-  new = np.array([report not in trained_on for report in meant], np.float64)
-  if not new.any():
-    return [described, ({"unseen_references": {"num_studies": 0}}, {})]
-  part = lambda of: _headline(model)(of * new)
-  return [described, ({"unseen_references": {"num_studies": int(new.sum()), **points(part, len(new))}},
-                      {"unseen_references": intervals(part, weights)})]
+    statistics["most_common_report"] = generated.commonest
+  return statistics, compute_intervals(generated.values, weights)
 
 
-def _unk_share(references: Sequence[str], tokenizer, cleaning: str, max_length: int) -> float:
-  """Returns the share of the references' words that are <unk> under r2gen."""
-  words = " ".join(as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references).split()
+def _score_unseen_references(model: System, references: Sequence[str], cleaned_train: set[str] | None,
+                             cleaning: str, weights: np.ndarray) -> tuple[dict, dict]:
+  """Returns the scores and intervals of the studies whose reference is not in train; both {} without train."""
+  if cleaned_train is None:
+    return {}, {}
+  unseen = np.array([clean_hypothesis(report, cleaning) not in cleaned_train for report in references], np.float64)
+  if not unseen.any():
+    return {"unseen_references": {"num_studies": 0}}, {}
+  headline = make_headline_score(model)
+  unseen_headline = lambda weights: headline(weights * unseen)
+  scores = {"num_studies": int(unseen.sum()), **compute_point_estimates(unseen_headline, len(unseen))}
+  return {"unseen_references": scores}, {"unseen_references": compute_intervals(unseen_headline, weights)}
+
+
+def _unk_fraction(references: Sequence[str], tokenizer, cleaning: str, max_length: int) -> float:
+  """Returns the fraction of the references' words that are <unk> under r2gen."""
+  words = " ".join(prepare_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references).split()
   return words.count(UNKNOWN) / max(len(words), 1)
 
 
-def other_studies(count: int, num_permutations: int, seed: int) -> np.ndarray:
-  """Returns permutations [R, count] that give each study the images of another one; no two agree anywhere.
-
-  They are the turns of a single random cycle, so there are at most count - 1 of them, R <= `num_permutations`. The
-  generated report is a function of the images alone: what a model writes for study i when the images are permuted
-  is what it wrote for the study that they come from.
-  """
-  order = np.random.default_rng(seed).permutation(count)
-  turns = np.arange(1, min(num_permutations, count - 1) + 1)
-  others = np.empty((len(turns), count), np.int64)
-  others[:, order] = [np.roll(order, turn) for turn in turns]
-  return others
-
-
-def _check(ids, references, hypotheses, shuffled_hypotheses, subjects) -> None:
-  if not ids:
-    raise UserError("no study to score: the split is empty")
-  twice = len(ids) - len(set(ids))
-  if twice:                                       # which ones is not said: an id may be restricted
-    raise UserError(f"{twice} of {len(ids)} reports belong to a study that stands there already; "
-                    "each study is scored once")
-  for name, reports in (("references", references), ("hypotheses", hypotheses), ("subjects", subjects),
-                        *(("hypotheses for shuffled images", reports) for reports in shuffled_hypotheses)):
-    if len(reports) != len(ids):
-      raise UserError(f"{len(reports)} {name} for {len(ids)} studies: give one a study")
+def _pair_labels(scorer: Scorer, hypotheses: Sequence[str]) -> list[dict] | None:
+  """Returns {"reference", "generated"} per study, the labels of both reports; None without a labeler."""
+  predicted = scorer.predict_labels(hypotheses)
+  if predicted is None or scorer.reference_labels is None:
+    return None
+  select = lambda labels: {finding: labels[finding] for finding in scorer.findings}
+  return [{"reference": select(reference), "generated": select(generated)}
+          for reference, generated in zip(scorer.reference_labels, predicted)]

@@ -10,7 +10,7 @@ from mcsam_jax.metrics.nlg import METRICS
 
 PROTOCOL = "r2gen"              # of the table, what the literature reports; the others stand in the JSON file
 BASELINES = (("constant", "constant report"), ("nearest", "nearest image's report"), ("medoid", "medoid of 30 nearest"),
-             ("nearest_own", "nearest, own features"), ("medoid_own", "medoid, own features"))
+             ("nearest_model_features", "nearest, own features"), ("medoid_model_features", "medoid, own features"))
 RATES = ("precision", "recall", "f1")
 NAMES = {"macro": "macro (present)", "samples": "example-based", "example": "example-based"}
 
@@ -87,7 +87,7 @@ def facts(scores: Mapping) -> list[tuple[str, str]]:
   def share(value):
     return None if value is None else f"{value:.1%}"
 
-  unknown = scores.get("unk_share") or {}
+  unknown = scores.get("unk_fraction") or {}
   difference = _at(scores, "controls", "shuffled_images", "CIDEr_difference") or {}
   slots = scores.get("memory_slot_usage") or {}
   known = {
@@ -95,14 +95,14 @@ def facts(scores: Mapping) -> list[tuple[str, str]]:
           "" if difference["low"] is None else f" ({difference['low']:.3f} to {difference['high']:.3f})"),
       "different reports": scores.get("distinct_reports") and (
           f"{scores['distinct_reports']} of {scores['num_studies']}"),
-      "commonest report": share(scores.get("most_common_share")),
-      "word for word in train": share(scores.get("copied_from_train")),
-      "words a report": scores.get("mean_length") and f"{scores['mean_length']:.1f}",
-      "blank reports": scores.get("blank_share") and share(scores["blank_share"]),
+      "commonest report": share(scores.get("most_common_report_fraction")),
+      "word for word in train": share(scores.get("copied_from_train_fraction")),
+      "words a report": scores.get("mean_num_words") and f"{scores['mean_num_words']:.1f}",
+      "blank reports": scores.get("empty_fraction") and share(scores["empty_fraction"]),
       "unknown words": share(unknown.get("words")),
-      "unknown words of the references": share((scores.get("references") or {}).get("unk_share")),
-      "reports with xxxx": share(scores.get("xxxx_share")),
-      "reports with claims about earlier studies": share(scores.get("prior_claims_share")),
+      "unknown words of the references": share((scores.get("preparation") or {}).get("reference_unk_fraction")),
+      "reports with xxxx": share(scores.get("redacted_fraction")),
+      "reports with claims about earlier studies": share(scores.get("prior_mention_fraction")),
       "slots of the memory that answer": share(slots.get("either")),
       "findings read by": scores.get("labeler"),
       "weights pretrained on": scores.get("pretraining_data"),

@@ -48,8 +48,8 @@ def spots(places: np.ndarray) -> np.ndarray:
 
 def made_up_scores(studies: list[dict], findings) -> dict:
   """Returns what the page reads of `scoring.score_reports`, of labels that are real and metrics that aren't."""
-  from mcsam_jax.metrics.clinical_f1 import label_scores
-  labels = label_scores(*([study[kind] for study in studies] for kind in ("reference_labels", "labels")), findings)
+  from mcsam_jax.metrics.clinical_f1 import compute_clinical_f1
+  labels = compute_clinical_f1(*([study[kind] for study in studies] for kind in ("reference_labels", "labels")), findings)
   nlg = {"BLEU_1": 0.74, "BLEU_4": 0.53, "METEOR": None, "CIDEr": 3.2}
   interval = lambda value: {"low": value - 0.04, "high": value + 0.04}
   return {
@@ -60,5 +60,5 @@ def made_up_scores(studies: list[dict], findings) -> dict:
       "intervals": {"nlg": {"r2gen": {metric: interval(value) for metric, value in nlg.items() if value}},
                     "labels": {"micro": {"f1": interval(labels["micro"]["f1"])}, "per_finding": {
                         name: {"f1": interval(rates["f1"])} for name, rates in labels["per_finding"].items()}}},
-      "distinct_reports": 183, "most_common_share": 0.24, "copied_from_train": 0.41, "mean_length": 32.8,
-      "unk_share": {"reports": 0, "words": 0.0}, "pretraining_data": "none", "notes": {}}
+      "distinct_reports": 183, "most_common_report_fraction": 0.24, "copied_from_train_fraction": 0.41, "mean_num_words": 32.8,
+      "unk_fraction": {"reports": 0, "words": 0.0}, "pretraining_data": "none", "notes": {}}

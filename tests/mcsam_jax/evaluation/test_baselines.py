@@ -7,10 +7,10 @@ import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.evaluation import baselines
-from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels, medoid, nearest, neighbour_reports
-from mcsam_jax.metrics.clinical_f1 import label_scores
-from mcsam_jax.metrics.constant_report import constant_scores, word_f1
-from mcsam_jax.metrics.nlg import METRICS, nlg_scores
+from mcsam_jax.evaluation.baselines import find_constants, find_label_constants, find_medoid, find_nearest, nearest_reports
+from mcsam_jax.metrics.clinical_f1 import compute_clinical_f1
+from mcsam_jax.metrics.constant_report import score_constant_reports, compute_word_f1
+from mcsam_jax.metrics.nlg import METRICS, compute_nlg
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
 
@@ -25,16 +25,16 @@ def sentences(seed, count):
 def test_constants_score_what_pycocoevalcap_gives():
   references = sentences(0, 25)
   candidates = [*sentences(1, 12), "", ".", "words of another vocabulary", "the the the the ."]
-  found = constant_scores(candidates, references)
+  found = score_constant_reports(candidates, references)
   for i, report in enumerate(candidates):
-    expected = nlg_scores(references, [report] * len(references), metrics=WITHOUT_JAVA).corpus
+    expected = compute_nlg(references, [report] * len(references), metrics=WITHOUT_JAVA).corpus
     fast = {metric: found[metric][i] for metric in WITHOUT_JAVA}
     assert fast == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_word_f1_by_hand():
   # "a a b" shares a, a with the first and b with the second: 3 of 2 * 3 words said and 4 + 1 words meant.
-  assert word_f1(["a a b", "z"], ["a a a c", "b"]) == pytest.approx([2 * 3 / (5 + 6), 0])
+  assert compute_word_f1(["a a b", "z"], ["a a a c", "b"]) == pytest.approx([2 * 3 / (5 + 6), 0])
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def no_java(monkeypatch, tmp_path):
 def test_the_constant_of_each_metric_is_the_best_on_val(no_java):
   train, val = sentences(2, 40), sentences(3, 20)
   tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
-  chosen = constant_baseline(train, val, tokenizer, "iu_xray", 60)
+  chosen = find_constants(train, val, tokenizer, "iu_xray", 60)
   assert json.loads(json.dumps(chosen)) == chosen
   assert list(chosen) == list(METRICS) and chosen["METEOR"] is None
-  every = {report: nlg_scores([tokenizer.decode(tokenizer.encode(text)) for text in val], [report] * len(val),
+  every = {report: compute_nlg([tokenizer.decode(tokenizer.encode(text)) for text in val], [report] * len(val),
                               metrics=WITHOUT_JAVA).corpus
            for report in {tokenizer.decode(tokenizer.encode(text)) for text in train if text}}
   for metric in WITHOUT_JAVA:
@@ -59,8 +59,8 @@ def test_the_constant_of_each_metric_is_the_best_on_val(no_java):
 def test_the_constant_does_not_hang_on_the_order_of_the_data(no_java):
   train, val = sentences(2, 40), sentences(3, 20)
   tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
-  assert (constant_baseline(train[::-1], val[::-1], tokenizer, "iu_xray", 60)
-          == constant_baseline(train, val, tokenizer, "iu_xray", 60))
+  assert (find_constants(train[::-1], val[::-1], tokenizer, "iu_xray", 60)
+          == find_constants(train, val, tokenizer, "iu_xray", 60))
 
 
 def test_a_large_set_tries_its_frequent_and_its_typical_reports(no_java, monkeypatch):
@@ -69,7 +69,7 @@ def test_a_large_set_tries_its_frequent_and_its_typical_reports(no_java, monkeyp
   common, typical = "rare words only .", "the heart is normal ."
   train = [common] * 5 + [typical] + sentences(4, 50)
   tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
-  chosen = constant_baseline(train, [typical] * 30, tokenizer, "iu_xray", 60)
+  chosen = find_constants(train, [typical] * 30, tokenizer, "iu_xray", 60)
   assert chosen["BLEU_4"]["report"] == typical
   assert chosen["BLEU_4"]["val_score"] == pytest.approx(1, abs=1e-6)
 
@@ -81,18 +81,18 @@ def test_the_constant_of_findings_is_the_best_on_val(monkeypatch):
   train, val = sentences(2, 40), sentences(3, 20)
   tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
   arguments = tokenizer, "iu_xray", 60, read_labels, tuple(words)
-  chosen = constant_of_labels(train, val, *arguments)
-  scores = {report: label_scores(list(map(read_labels, val)), [read_labels(report)] * len(val), tuple(words))
+  chosen = find_label_constants(train, val, *arguments)
+  scores = {report: compute_clinical_f1(list(map(read_labels, val)), [read_labels(report)] * len(val), tuple(words))
             for report in {tokenizer.decode(tokenizer.encode(text)) for text in train}}
   for average in ("micro", "macro"):
     best = chosen[f"{average}_F1"]
     assert best["val_score"] == pytest.approx(max(of[average]["f1"] for of in scores.values()))
     assert scores[best["report"]][average]["f1"] == pytest.approx(best["val_score"])
-  assert constant_of_labels(train[::-1], val[::-1], *arguments) == chosen
+  assert find_label_constants(train[::-1], val[::-1], *arguments) == chosen
   known = [read_labels("heart")] * len(val)
-  assert "heart" in constant_of_labels(train, val, *arguments, known)["micro_F1"]["report"]
-  monkeypatch.setattr(baselines, "MAX_LABELLED", 4)
-  assert constant_of_labels(train, val, *arguments)["micro_F1"]["val_score"] > 0
+  assert "heart" in find_label_constants(train, val, *arguments, known)["micro_F1"]["report"]
+  monkeypatch.setattr(baselines, "MAX_LABELED", 4)
+  assert find_label_constants(train, val, *arguments)["micro_F1"]["val_score"] > 0
 
 
 def test_planted_neighbours_are_found_nearest_first():
@@ -100,26 +100,26 @@ def test_planted_neighbours_are_found_nearest_first():
   train = rng.standard_normal((700, 16))
   features = train[[5, 400, 699]] * [[3.0], [0.5], [10.0]]         # cosine does not see the length
   train[17] = train[5] + 0.05 * train[6]
-  found = nearest(features, train, 4)
+  found = find_nearest(features, train, 4)
   assert found[:, 0].tolist() == [5, 400, 699]
   assert found[0, 1] == 17
-  assert nearest(features, train[:2], 30).shape == (3, 2)
+  assert find_nearest(features, train[:2], 30).shape == (3, 2)
 
 
 def test_images_of_the_same_subject_are_passed_over():
   train = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]])
   reports, people = ["own", "own again", "alike", "unlike"], ["a", "a", "b", "c"]
-  found = nearest(train[:1], train, 3, ["a"], people)
+  found = find_nearest(train[:1], train, 3, ["a"], people)
   assert found.tolist() == [[2, 3, -1]]
-  assert nearest(train[:1], train, 2, ["d"], people).tolist() == nearest(train[:1], train, 2).tolist() == [[0, 1]]
-  assert neighbour_reports(train, train, reports)[0] == reports
-  assert neighbour_reports(train, train, reports, people, people)[0] == ["alike", "alike", "own again", "alike"]
-  assert neighbour_reports(train, train, reports, ["a"] * 4, ["a"] * 4) == ([""] * 4, [""] * 4)
+  assert find_nearest(train[:1], train, 2, ["d"], people).tolist() == find_nearest(train[:1], train, 2).tolist() == [[0, 1]]
+  assert nearest_reports(train, train, reports)[0] == reports
+  assert nearest_reports(train, train, reports, people, people)[0] == ["alike", "alike", "own again", "alike"]
+  assert nearest_reports(train, train, reports, ["a"] * 4, ["a"] * 4) == ([""] * 4, [""] * 4)
 
 
 def test_medoid_is_the_report_that_shares_most():
-  assert medoid(["a b", "a b c d", "c d e", "x"]) == 1
-  assert medoid(["a a a", "a", "a a a"]) == 0                      # of equals the nearest
+  assert find_medoid(["a b", "a b c d", "c d e", "x"]) == 1
+  assert find_medoid(["a a a", "a", "a a a"]) == 0                      # of equals the nearest
 
 
 def test_neighbour_reports_of_clusters():
@@ -127,8 +127,8 @@ def test_neighbour_reports_of_clusters():
   directions = np.eye(2).repeat(31, 0)
   train = directions + 0.01 * np.arange(62)[:, None]
   reports = ["odd one"] + ["clear lungs ."] * 30 + ["strange one"] + ["big heart ."] * 30
-  near, typical = neighbour_reports(train[[0, 31]], train, reports)
+  near, typical = nearest_reports(train[[0, 31]], train, reports)
   assert near == ["odd one", "strange one"]
   assert typical == ["clear lungs .", "big heart ."]
   with pytest.raises(ValueError, match="62 train images for 3 reports"):
-    neighbour_reports(train[:2], train, reports[:3])
+    nearest_reports(train[:2], train, reports[:3])

@@ -8,7 +8,7 @@ import pytest
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.compare import compare, draw_runs
+from mcsam_jax.evaluation.compare import compare, resample_runs
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.metrics.bootstrap import map_leaves
 
@@ -95,15 +95,15 @@ def test_an_arm_is_the_mean_of_its_runs(tmp_path):
 def test_draws_of_runs_vary_as_new_trainings_would():
   """The variance of a mean of k scores is their variance (k - 1 in its denominator) over k."""
   scores = np.array([1.0, 2.0, 4.0])
-  (weights,) = draw_runs([3], 40_000, seed=0)
+  (weights,) = resample_runs([3], 40_000, seed=0)
   np.testing.assert_allclose(weights.sum(1), 1)
   assert (weights @ scores).mean() == pytest.approx(scores.mean(), abs=0.02)
   assert (weights @ scores).var() == pytest.approx(scores.var(ddof=1) / 3, rel=0.03)
-  first, second = draw_runs([3, 3], 100, seed=0)
+  first, second = resample_runs([3, 3], 100, seed=0)
   np.testing.assert_array_equal(first, second)                     # paired, where there are as many
-  first, second = draw_runs([3, 2], 100, seed=0)
+  first, second = resample_runs([3, 2], 100, seed=0)
   assert np.corrcoef(first[:, 0], second[:, 0])[0, 1] < 0.5
-  np.testing.assert_array_equal(draw_runs([1], 5, 0)[0], np.ones((5, 1)))
+  np.testing.assert_array_equal(resample_runs([1], 5, 0)[0], np.ones((5, 1)))
 
 
 def test_labels_that_the_files_hold_are_used(tmp_path):
@@ -155,8 +155,8 @@ def test_what_is_called_labels_but_is_none_is_left_alone(tmp_path):
     run(b, b)
 
 
-@pytest.mark.parametrize("beside", ['{"references": ["a", "b"]}', '{"references": {"s1": "a"}}', '["references"]', "{",
-                                    '{"s1": "a report"}', '{"references": null}'])
+@pytest.mark.parametrize("beside", ['{"preparation": ["a", "b"]}', '{"preparation": {"s1": "a"}}', '["preparation"]', "{",
+                                    '{"s1": "a report"}', '{"preparation": null}'])
 def test_a_json_beside_the_predictions_may_be_anything(tmp_path, beside):
   truth = drawn(0)
   a = write(tmp_path / "a.jsonl", truth, truth)
@@ -170,7 +170,7 @@ def test_runs_that_were_evaluated_differently_need_a_word_of_the_user(tmp_path):
   paths = []
   for name, cleaning, length in (("x", "iu_xray", 8), ("y", "iu_xray", 9), ("z", "mimic_cxr", 8)):
     paths.append(write(tmp_path / f"{name}.jsonl", truth, truth))
-    (tmp_path / f"{name}.json").write_text(json.dumps({"references": {"cleaning": cleaning, "max_length": length}}))
+    (tmp_path / f"{name}.json").write_text(json.dumps({"preparation": {"cleaning": cleaning, "max_length": length}}))
   bare = write(tmp_path / "bare.jsonl", truth, truth)
   x, y, z = paths
   with pytest.raises(UserError, match="different values of max_length .8, 9.: choose one for all with --max-length"):
@@ -252,7 +252,7 @@ def test_r2gen_where_workdirs_have_one_vocabulary(tmp_path):
     (tmp_path / name / "tokenizer").mkdir()
     WordTokenizer.train(words, "iu_xray", 1, False).save(tmp_path / name / "tokenizer")
     (tmp_path / name / "eval" / "test-7.json").write_text(json.dumps(
-        {"references": {"cleaning": "iu_xray", "max_length": 8}}))
+        {"preparation": {"cleaning": "iu_xray", "max_length": 8}}))
   same = run(paths[0], paths[1])
   assert (same["protocol"], same["max_length"]) == ("r2gen", 8)
   assert run(paths[0], paths[2])["protocol"] == "clean"                # references would differ

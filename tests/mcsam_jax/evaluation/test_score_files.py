@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.report_files import match, read_reports
+from mcsam_jax.evaluation.report_files import match_studies, read_reports
 from mcsam_jax.evaluation.score_files import score_files
 from mcsam_jax.findings import FINDINGS
 
@@ -69,7 +69,7 @@ def test_the_kind_of_file_does_not_matter(folder, predictions):
 
 def test_without_train_what_needs_it_is_left_out_and_said(folder):
   scores = score(folder)
-  assert scores["nlg"]["r2gen"] is None and scores["baselines"] == {} and scores["copied_from_train"] is None
+  assert scores["nlg"]["r2gen"] is None and scores["baselines"] == {} and scores["copied_from_train_fraction"] is None
   assert {"r2gen", "constant"} <= scores["notes"].keys()
   assert scores["labels"]["micro"] == pytest.approx({"precision": 1, "recall": 1 / 2, "f1": 2 / 3})
   assert score(folder, labeler="none")["labels"] is None
@@ -82,7 +82,7 @@ def test_with_train_come_r2gen_the_constant_and_the_copies(folder):
   assert scores["nlg"]["r2gen"]["BLEU_1"] == pytest.approx(26 / 27, abs=1e-6)
   assert scores["baselines"]["constant"]["chosen_for"]["BLEU_4"]["report"] == NORMAL_CLEANED      # val's
   assert scores["baselines"]["constant"]["model_minus_this"]["nlg"]["CIDEr"]["difference"] > 0
-  assert scores["copied_from_train"] == 3 / 4
+  assert scores["copied_from_train_fraction"] == 3 / 4
   assert scores["unseen_references"] == {"num_studies": 0}
   assert json.loads((folder / "scores.json").read_text())["nlg"] == scores["nlg"]
   # "heart" stands 4 times in train: with a threshold of 5 the reference's is <unk> and the written one a miss.
@@ -217,7 +217,7 @@ def test_a_named_field_goes_before_the_usual_ones(folder):
   (folder / "x.jsonl").write_text('{"id": "a", "uid": "b", "report": "wrong", "mine": "right"}\n')
   found = read_reports(str(folder / "x.jsonl"), "predictions", text_field="mine", id_field="uid")
   assert (found.texts, found.ids) == (["right"], ["b"])
-  assert match(found, found) == [0]
+  assert match_studies(found, found) == [0]
 
 
 def test_the_fields_are_said_and_a_copy_of_the_references_is_noticed(folder):
@@ -246,12 +246,12 @@ def test_unknown_words_of_references_and_blank_reports_are_told(folder):
                                       train=str(folder / "few.jsonl"), log=said.append)
   meant = [*NORMAL_CLEANED.split() * 2, *"the heart is enlarged . no effusion . there is an effusion .".split()]
   scores = run(1)
-  assert scores["references"]["unk_share"] == pytest.approx(2 / len(meant)) and "r2gen" not in scores["notes"]
-  assert scores["blank_share"] == 0.25                              # a full stop alone is no blank report
+  assert scores["preparation"]["reference_unk_fraction"] == pytest.approx(2 / len(meant)) and "r2gen" not in scores["notes"]
+  assert scores["empty_fraction"] == 0.25                              # a full stop alone is no blank report
   assert "of the references' words 7.4% are <unk>, under the protocol r2gen" in said[-1]
   assert "25.0% are blank" in said[-1]
   scores = run(2)
-  assert scores["references"]["unk_share"] > 0.1
+  assert scores["preparation"]["reference_unk_fraction"] > 0.1
   assert "stand less than 2 times in the 3 training reports: --threshold 1 keeps" in scores["notes"]["r2gen"]
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.errors import UserError
-from mcsam_jax.evaluation.baselines import constant_baseline, constant_of_labels
+from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
 from mcsam_jax.evaluation.score_table import format_table
-from mcsam_jax.evaluation.scoring import other_studies, score_reports
+from mcsam_jax.evaluation.scoring import derangements, score_reports
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.scores import facts, main_table
-from mcsam_jax.metrics.nlg import METRICS, nlg_scores
+from mcsam_jax.metrics.nlg import METRICS, compute_nlg
 
 HEART, FLUID = "The heart is enlarged. No effusion.", "There is an effusion."
 NORMAL = "Lungs are clear. No effusion."
@@ -37,7 +37,7 @@ def no_java(monkeypatch, tmp_path):
 
 
 def constants(val, tokenizer):
-  return constant_baseline(TRAIN, val, tokenizer, "iu_xray", 60) | constant_of_labels(
+  return find_constants(TRAIN, val, tokenizer, "iu_xray", 60) | find_label_constants(
       TRAIN, val, tokenizer, "iu_xray", 60, read_labels, FINDINGS)
 
 
@@ -48,9 +48,9 @@ def arguments():
   return dict(
       ids=[f"study-{i}" for i in range(6)], references=SPLIT, hypotheses=WRITTEN,
       shuffled_hypotheses=[WRITTEN[1:] + WRITTEN[:1], WRITTEN[3:] + WRITTEN[:3]], train_reports=TRAIN,
-      pooled={"train": np.array([directions[report] for report in TRAIN]),
+      initial_features={"train": np.array([directions[report] for report in TRAIN]),
               "split": np.array([directions[report] for report in SPLIT])},
-      constant=constants(SPLIT, tokenizer),
+      constants=constants(SPLIT, tokenizer),
       tokenizer=tokenizer, cleaning="iu_xray", max_length=60, read_labels=read_labels)
 
 
@@ -64,10 +64,10 @@ def test_the_numbers(arguments):
   assert [row["ROUGE_L"] == pytest.approx(1) for row in per_study] == [True, True, True, True, False, True]
   assert scores["labels"]["micro"] == pytest.approx({"precision": 1, "recall": 3 / 4, "f1": 6 / 7})
   assert scores["distinct_reports"] == 4
-  assert scores["most_common_share"] == pytest.approx(2 / 6)
-  assert scores["copied_from_train"] == pytest.approx(5 / 6)
-  assert scores["unk_share"] == pytest.approx({"reports": 1 / 6, "words": 1 / 40})
-  assert scores["mean_length"] == pytest.approx(40 / 6)
+  assert scores["most_common_report_fraction"] == pytest.approx(2 / 6)
+  assert scores["copied_from_train_fraction"] == pytest.approx(5 / 6)
+  assert scores["unk_fraction"] == pytest.approx({"reports": 1 / 6, "words": 1 / 40})
+  assert scores["mean_num_words"] == pytest.approx(40 / 6)
 
 
 def test_baselines_and_control(arguments):
@@ -91,16 +91,16 @@ def test_baselines_and_control(arguments):
 
 def test_the_constants_findings_are_chosen_on_val(arguments):
   """Of val one has an effusion and one nothing; of the split all have an enlarged heart."""
-  arguments |= {"references": [HEART] * 6, "constant": constants([FLUID, NORMAL], arguments["tokenizer"])}
+  arguments |= {"references": [HEART] * 6, "constants": constants([FLUID, NORMAL], arguments["tokenizer"])}
   constant = score_reports(**arguments)[0]["baselines"]["constant"]
   assert constant["chosen_for"]["micro_F1"]["report"] == "there is an effusion ."
   assert constant["labels"]["micro"]["f1"] == constant["labels"]["macro"]["f1"] == 0
   heart, fluid = ({"report": text, "val_score": 0.0} for text in (WRITTEN[0], WRITTEN[1]))
-  arguments["constant"] |= {"micro_F1": heart, "macro_F1": fluid}
+  arguments["constants"] |= {"micro_F1": heart, "macro_F1": fluid}
   labels = score_reports(**arguments)[0]["baselines"]["constant"]["labels"]
   plain = labels["uncertain_negative"]["all_findings"]
   assert [labels["micro"]["f1"], labels["macro"]["f1"]] == [plain["micro"]["f1"], plain["macro_all"]["f1"]] == [1, 0]
-  del arguments["constant"]["micro_F1"]
+  del arguments["constants"]["micro_F1"]
   assert score_reports(**arguments)[0]["baselines"]["constant"]["labels"] is None
 
 
@@ -117,9 +117,9 @@ def test_every_score_has_an_interval_that_holds_it(arguments):
     else:
       assert interval["low"] - 1e-9 <= value <= interval["high"] + 1e-9
   sure = scores["intervals"]
-  for part in ("nlg", "labels", "baselines", "controls", "unk_share"):
+  for part in ("nlg", "labels", "baselines", "controls", "unk_fraction"):
     check(scores[part], sure[part])
-  for place in (("labels", "uncertain_positive", "five_findings", "samples", "f1"), ("copied_from_train",),
+  for place in (("labels", "uncertain_positive", "five_findings", "samples", "f1"), ("copied_from_train_fraction",),
                 ("baselines", "constant", "nlg", "CIDEr"), ("controls", "shuffled_images", "nlg", "r2gen", "BLEU_1")):
     low_high = sure
     for key in place:
@@ -162,16 +162,16 @@ def test_the_model_is_compared_with_each_baseline(arguments):
 
 
 def test_the_models_own_features_give_baselines_of_their_own(arguments):
-  turned = {"train": arguments["pooled"]["train"], "split": np.roll(arguments["pooled"]["split"], 1, 0)}
-  scores = score_reports(**arguments, own_pooled=turned)[0]
+  turned = {"train": arguments["initial_features"]["train"], "split": np.roll(arguments["initial_features"]["split"], 1, 0)}
+  scores = score_reports(**arguments, model_features=turned)[0]
   assert scores["baselines"]["nearest"]["nlg"]["BLEU_4"] == pytest.approx(1, abs=1e-6)
-  assert scores["baselines"]["nearest_own"]["nlg"]["BLEU_4"] < 0.9 and "medoid_own" in scores["baselines"]
+  assert scores["baselines"]["nearest_model_features"]["nlg"]["BLEU_4"] < 0.9 and "medoid_model_features" in scores["baselines"]
   assert "nearest, own" in format_table(scores)
 
 
 def test_on_train_no_study_is_its_own_neighbour(arguments):
   arguments |= dict(ids=[f"t{i}" for i in range(12)], references=TRAIN, hypotheses=TRAIN, shuffled_hypotheses=[],
-                    pooled=dict.fromkeys(("train", "split"), np.eye(12)))
+                    initial_features=dict.fromkeys(("train", "split"), np.eye(12)))
   seen, unseen = (score_reports(**arguments, train_subjects=who)[0]["baselines"]["nearest"]["nlg"]["ROUGE_L"]
                   for who in (None, arguments["ids"]))
   assert seen == pytest.approx(1) and unseen < 0.9
@@ -186,11 +186,11 @@ def test_references_that_stand_in_train_are_told_apart(arguments):
   assert unseen["num_studies"] == 2
   tokenizer = arguments["tokenizer"]
   meant = [tokenizer.decode(tokenizer.encode(report)) for report in new]
-  alone = nlg_scores(meant, WRITTEN[4:], metrics=["BLEU_2", "ROUGE_L"]).corpus
+  alone = compute_nlg(meant, WRITTEN[4:], metrics=["BLEU_2", "ROUGE_L"]).corpus
   assert {metric: unseen["nlg"][metric] for metric in alone} == pytest.approx(alone)
   assert unseen["labels"]["micro"]["f1"] == pytest.approx(2 / 3)          # the heart is said, one of two findings
   assert scores["intervals"]["unseen_references"]["nlg"]["ROUGE_L"]["low"] <= unseen["nlg"]["ROUGE_L"]
-  assert scores["of_references"]["copied_from_train"] == pytest.approx(4 / 6)
+  assert scores["reference_statistics"]["copied_from_train_fraction"] == pytest.approx(4 / 6)
   arguments["references"] = [*SPLIT[:5], new[1]]                         # one study: no draw tells of another
   scores = score_reports(**arguments)[0]
   assert scores["intervals"]["unseen_references"]["nlg"]["CIDEr"] is None
@@ -200,8 +200,8 @@ def test_references_that_stand_in_train_are_told_apart(arguments):
 def test_shares_of_what_nobody_can_know(arguments):
   arguments["hypotheses"] = ["the heart is xxxx .", "unchanged effusion .", *WRITTEN[2:]]
   scores = score_reports(**arguments)[0]
-  assert scores["xxxx_share"] == scores["prior_claims_share"] == pytest.approx(1 / 6)
-  assert scores["of_references"]["prior_claims_share"] == scores["of_references"]["xxxx_share"] == 0
+  assert scores["redacted_fraction"] == scores["prior_mention_fraction"] == pytest.approx(1 / 6)
+  assert scores["reference_statistics"]["prior_mention_fraction"] == scores["reference_statistics"]["redacted_fraction"] == 0
   assert "a claim about an earlier study: 16.7% (references 0.0%)" in format_table(scores)
 
 
@@ -215,16 +215,16 @@ def test_labels_of_both_reports_come_with_each_study(arguments):
   assert scores[0]["labels"] == score_reports(**arguments)[0]["labels"] and scores[2] == labels
   assert len(calls) < 10                                                  # many at once, and none twice
   assert sum(calls) == len(set(SPLIT) | set(WRITTEN) | {
-      entry["report"] for entry in arguments["constant"].values() if entry})
+      entry["report"] for entry in arguments["constants"].values() if entry})
 
 
 def test_a_table_of_scores_that_an_earlier_version_stored(arguments):
   scores = score_reports(**arguments)[0]
-  for key in ("intervals", "num_subjects", "unseen_references", "of_references", "xxxx_share", "prior_claims_share"):
+  for key in ("intervals", "num_subjects", "unseen_references", "reference_statistics", "redacted_fraction", "prior_mention_fraction"):
     del scores[key]
   for of in (*scores["baselines"].values(), *scores["controls"].values()):
     del of["model_minus_this"]
-  del scores["references"]["main"]
+  del scores["preparation"]["main_protocol"]
   assert "this model" in format_table(scores) and "95 % interval" not in format_table(scores).splitlines()[3]
 
 
@@ -242,17 +242,17 @@ def test_the_control_is_the_mean_over_its_permutations(arguments):
 
 
 def test_every_permutation_shows_each_study_another_one():
-  others = other_studies(7, 4, seed=1)
+  others = derangements(7, 4, seed=1)
   assert others.shape == (4, 7)
   assert all(sorted(row) == list(range(7)) for row in others)
   assert all(len(set(column)) == 4 and study not in column for study, column in enumerate(others.T.tolist()))
-  assert other_studies(3, 10, seed=0).shape == (2, 3)              # there are no more
+  assert derangements(3, 10, seed=0).shape == (2, 3)              # there are no more
 
 
 def test_a_report_is_copied_also_where_train_has_an_unknown_word(arguments):
   arguments["train_reports"] = [*TRAIN, "There is an oddity."]   # as the model saw it: there is an <unk> .
-  arguments["pooled"]["train"] = np.concatenate([arguments["pooled"]["train"], [[1, 1, 1]]])
-  assert score_reports(**arguments)[0]["copied_from_train"] == 1
+  arguments["initial_features"]["train"] = np.concatenate([arguments["initial_features"]["train"], [[1, 1, 1]]])
+  assert score_reports(**arguments)[0]["copied_from_train_fraction"] == 1
 
 
 def test_order_of_studies_does_not_matter(arguments):
@@ -260,7 +260,7 @@ def test_order_of_studies_does_not_matter(arguments):
   turned = {**arguments, **{name: [arguments[name][i] for i in order]
                             for name in ("ids", "references", "hypotheses")},
             "shuffled_hypotheses": [[reports[i] for i in order] for reports in arguments["shuffled_hypotheses"]],
-            "pooled": {**arguments["pooled"], "split": arguments["pooled"]["split"][order]}}
+            "initial_features": {**arguments["initial_features"], "split": arguments["initial_features"]["split"][order]}}
   (there, rows, _), (back, turned_rows, _) = score_reports(**arguments), score_reports(**turned)
   for scores in (there, back):
     scores["flat"] = json.loads(json.dumps(scores), parse_float=lambda text: round(float(text), 9))
