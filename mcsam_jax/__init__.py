@@ -1,3 +1,3 @@
-"""MCSAM in JAX: a memory-based model that writes the report of a chest X-ray."""
+"""MCSAM in JAX: a memory-based model that generates the report of a chest X-ray."""
 
 __version__ = "0.2.0"

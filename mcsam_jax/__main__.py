@@ -1,4 +1,4 @@
-"""`python -m mcsam_jax VERB`, the same as `mcsam VERB`."""
+"""Runs `python -m mcsam_jax VERB`, which is the same as `mcsam VERB`."""
 
 import sys
 

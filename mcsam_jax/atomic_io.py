@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever stops the program while it writes."""
+"""Files that appear complete or not at all, even if the program is stopped while it writes."""
 
 import os
 import socket
@@ -7,21 +7,22 @@ import zlib
 
 from etils import epath
 
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # of one that is cut or damaged
+NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # np.load's for damaged files
 
 
 def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
-  """Writes a file under another name beside `path`, then gives it its own; folders are made.
+  """Writes a file under a temporary name next to `path`, then renames it; creates missing folders.
 
   Raises:
-    OSError: as the file system says it; what was at `path` is untouched and nothing unfinished stays.
+    OSError: the file system's error. What was at `path` is unchanged, and no temporary file remains.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.unfinished"    # others may write it too
+  # The name differs between processes, which may write the same file.
+  temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.unfinished"
   try:
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    unfinished.replace(path)
-  except BaseException:                             # a signal that stops the run too
-    unfinished.unlink(missing_ok=True)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)
+  except BaseException:                             # includes signals that stop the run
+    temporary.unlink(missing_ok=True)
     raise

@@ -1,30 +1,30 @@
-"""The exceptions that say what a user can put right, or that the machine is wanted back."""
+"""Errors that the command line reports in one line: what a user can fix, and requests to stop."""
 
+import os
 import signal
 
-EXIT_RETRY = 75     # exit status EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
+EXIT_RETRY = 75     # exit status EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
 
 
 class UserError(Exception):
-  """Something the user can put right: bad input, a wrong field, a missing file.
+  """Something that the user can fix: bad input, a wrong field, a missing file.
 
-  The message is one line that names the file, record or field, says what was
-  found and what to do about it. The command line prints it without a traceback
-  and leaves with status 2, or with that of a kind that says so.
+  The message is one line that names the file, record or field, and says what was found, what was expected and what to
+  do. The command line prints it without a traceback and exits with `status`: 2, unless a subclass sets another.
   """
   status = 2
 
 
 class UnreadableFile(Exception):
-  """A file of a data set is missing, damaged or of no use. How many may be is the config's business.
+  """A file of a data set is missing, damaged or unusable; the config decides how many are tolerated.
 
   Attributes:
-    path: of the file.
+    path: path of the file.
     reason: what is wrong with it, without its name.
-    sha256: of its bytes, in hexadecimal; "" where there are none.
+    sha256: digest of its bytes, in hexadecimal; "" if it has none.
   """
 
-  def __init__(self, path, reason: str, sha256: str = ""):
+  def __init__(self, path: str | os.PathLike, reason: str, sha256: str = ""):
     super().__init__(str(path), reason, sha256)
     self.path, self.reason, self.sha256 = str(path), reason, sha256
 
@@ -33,16 +33,18 @@ class UnreadableFile(Exception):
 
 
 class Preempted(BaseException):
-  """The run was asked to stop, and has saved what it had. No `Exception`: nobody handles it but the command line.
+  """A signal asked the run to stop, and it has saved its state.
+
+  It is not an `Exception`, so that only the command line handles it.
 
   Attributes:
-    signal: that asked.
-    status: to leave with: 75 after SIGTERM, so that launchers run the command again; 130 after Ctrl-C.
+    signal: the signal.
+    status: exit status: 75 after SIGTERM, so that launchers run the command again; 130 after Ctrl-C.
   """
 
-  def __init__(self, asked_by: signal.Signals = signal.SIGTERM):
-    super().__init__(f"stopped by {signal.Signals(asked_by).name}")
-    self.signal = signal.Signals(asked_by)
+  def __init__(self, received: int = signal.SIGTERM):
+    super().__init__(f"stopped by {signal.Signals(received).name}")
+    self.signal = signal.Signals(received)
 
   @property
   def status(self) -> int:

@@ -1,7 +1,7 @@
-"""What accelerators can do at most, as their makers publish it.
+"""Peak performance of accelerators, as their manufacturers publish it.
 
-Utilisation and rooflines divide by these figures. Each row names the page that it was read from; where two versions of
-Google's pages differ, the larger figure is taken, so that no utilisation looks better than it is.
+Utilization and rooflines are computed with these figures. Each row names the page that it comes from; where two
+versions of Google's pages differ, the larger figure is used, so that no utilization looks better than it is.
 """
 
 import dataclasses
@@ -15,28 +15,29 @@ _H100 = "https://www.nvidia.com/en-us/data-center/h100/"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One accelerator; figures are for the whole chip."""
+  """One accelerator; all figures are for the whole chip."""
   name: str
-  flops: float                  # bfloat16 products of matrices, dense, operations a second
-  hbm_bytes: float              # memory
-  hbm_bandwidth: float          # bytes a second to and from it
-  ici_bandwidth: float          # bytes a second that leave the chip over all its direct links; as many come in
-  ici_links: int                # 0: through a switch
-  dcn_bandwidth: float | None   # bytes a second of the data-centre network, a chip's share; None: not published
-  max_slice_chips: int                      # chips of the largest slice
-  devices_per_chip: int                  # as JAX counts them
-  source: str
-  clock: float | None = None    # Hz, see below; None: not published, or a device is two cores that the compiler joins
+  flops: float                  # dense bfloat16 matrix operations per second
+  hbm_bytes: float              # size of its memory
+  hbm_bandwidth: float          # bytes per second to and from its memory
+  ici_bandwidth: float          # bytes per second sent over all direct links together; as many are received
+  ici_links: int                # number of direct links; 0: connected by a switch
+  dcn_bandwidth: float | None   # bytes per second and chip over the data-center network; None: not published
+  max_slice_chips: int          # chips in the largest slice
+  devices_per_chip: int         # JAX devices
+  source: str                   # page that publishes the figures
+  clock_hz: float | None = None   # None: not published, or the compiler joins two cores into one device
 
   @property
   def device_flops(self) -> float:
-    """Operations a second of what JAX calls a device: half a chip on TPU v3 and TPU7x."""
+    """Operations per second of one JAX device, which is half a chip on TPU v3 and TPU7x."""
     return self.flops / self.devices_per_chip
 
 
-# Google gives ICI in both directions together from v5e on (400 GB/s are 200 out and 200 in). For v3 and v4 it gives the
-# all-reduce bandwidth of a pod, which on v5e and v6e is exactly the chips times what leaves one of them.
-# The clock follows from the peak and the published units: v3's core has 2 of 128 x 128 multipliers, v5e's has 4.
+# From v5e on, Google publishes ICI bandwidth in both directions together (400 GB/s are 200 out and 200 in). For v3 and
+# v4 it publishes the all-reduce bandwidth of a pod, which on v5e and v6e equals the number of chips times the bandwidth
+# out of one chip. The clock follows from the peak and the published units: a v3 core has 2 multipliers of 128 x 128, a
+# v5e core has 4.
 _TPUS = (
     Chip("v3", 123 * TERA, 32 * GIB, 900 * GB, 340 * TERA / 1024, 4, None, 1024, 2, f"{_GOOGLE}/v3",
          61.5 * TERA / (2 * 2 * 128**2)),
@@ -54,7 +55,7 @@ _GPUS = (
     Chip("H100-PCIe", 756 * TERA, 80 * GB, 2000 * GB, 300 * GB, 0, None, 8, 1, _H100),
 )
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
-# What `jax.Device.device_kind` says, in small letters; the first that is contained counts.
+# Part of `jax.Device.device_kind`, in lower case -> name of the chip; the first match counts.
 _KINDS = (
     ("tpu v3", "v3"), ("tpu v4", "v4"), ("tpu v5 lite", "v5e"), ("tpu v5e", "v5e"), ("tpu v5", "v5p"),
     ("tpu v6 lite", "v6e"), ("tpu v6e", "v6e"), ("tpu7x", "tpu7x"), ("tpu v7x", "tpu7x"),
@@ -64,8 +65,8 @@ _KINDS = (
 
 
 def detect_chip(device_kind: str) -> Chip | None:
-  """Returns the chip of a `jax.Device.device_kind` ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); None: not in the table."""
+  """Returns the chip of a `jax.Device.device_kind` ("TPU v5 lite", "NVIDIA H100 80GB HBM3"); None if it is unknown."""
   kind = device_kind.lower()
-  if kind.startswith("tpu v4 lite"):              # v4i serves only, and nothing is published of it
+  if kind.startswith("tpu v4 lite"):              # v4i is for inference only, and no figures are published
     return None
   return next((CHIPS[name] for part, name in _KINDS if part in kind), None)

@@ -34,7 +34,7 @@ def _lines(figures: dict, by_part: bool) -> Iterator[str]:
              f"{_bytes(step['hbm_written'])} written")
   yield _row("  dearest branches", f"{dearest['flops'] / 1e12:.3f} TFLOP, {_bytes(dearest['hbm_bytes'])}, if all "
              "conditionals took them (ties in the memory)")
-  clock = bound["chip"]["clock"]
+  clock = bound["chip"]["clock_hz"]
   seconds = f", {1000 * step['estimated_cycles'] / clock:.3f} ms at {clock / 1e9:.2f} GHz" if clock else ""
   yield _row("  compiler's guess", f"{step['estimated_cycles'] / 1e6:.1f} million cycles{seconds}: its own estimate of "
              "each instruction, added up; kernels have none")
