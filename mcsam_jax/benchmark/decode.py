@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.decoding.beam_search import beam_search, BeamResult
-from mcsam_jax.decoding.greedy import cache_schedule, CacheResizer
+from mcsam_jax.decoding.loop import cache_schedule, CacheResizer
+from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.mcsam import DecodeConstants, Encoded, MCSAM
+from mcsam_jax.models.mcsam import DecodeConstants, EncodedImages, MCSAM
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
 BOS, EOS, PAD = 1, 2, 0
@@ -57,7 +58,7 @@ def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Cal
   """Returns a function that writes the reports of B studies and waits for them, and the seconds to compile it."""
   model, init = make_network(config, vocab_size)
   variables = jax.jit(init)()
-  prepared = jax.jit(lambda variables: model.apply(variables, method="prepare"))(variables)
+  prepared = jax.jit(lambda variables: model.apply(variables, method="make_decode_constants"))(variables)
   studies = jax.block_until_ready(encoded_studies(config, num_studies))
   start = time.perf_counter()
   search = jax.jit(make_search(model, config)).lower(variables, prepared, studies).compile()
@@ -67,17 +68,16 @@ def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Cal
   return run, seconds
 
 
-def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConstants, Encoded], BeamResult]:
+def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConstants, EncodedImages], BeamResult]:
   """Returns the beam search of `config.decode` over encoded studies, a function to jit; no report ends early."""
   length = config.tokenizer.max_length
 
-  def search(variables: dict, prepared: DecodeConstants, encoded: Encoded) -> BeamResult:
-    begun = model.apply(variables, encoded, method="begin_writing")
-    cache = model.apply(variables, begun, config.decode.beam_size, method="init_cache")
+  def search(variables: dict, prepared: DecodeConstants, encoded: EncodedImages) -> BeamResult:
+    context = model.apply(variables, encoded, method="prefill")
     return beam_search(
-        lambda words, cache: model.apply(variables, words, cache, begun, prepared, method="step"), cache,
-        room=CacheResizer(lambda cache, nodes: model.apply(variables, cache, nodes, method="grow"),
-                  lambda cache: model.apply(variables, cache, method="full")),
+        lambda tokens, cache: model.apply(variables, tokens, cache, context, prepared, method="decode_step"),
+        init_cache(context.study_kv, config.decode.beam_size),
+        cache_resizer=CacheResizer(lambda cache, num_slots: grow_cache(cache, context.study_kv, num_slots), cache_is_full),
         batch_size=encoded.patches.shape[0], beam_size=config.decode.beam_size, max_length=length, min_length=length,
         length_penalty=config.decode.length_penalty, no_repeat_ngram_size=config.decode.no_repeat_ngram_size,
         finished_beams=config.decode.finished_beams, bos_id=BOS, eos_id=EOS, pad_id=PAD)
@@ -104,13 +104,13 @@ def patches_of(config: ConfigDict) -> int:
   return config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
 
 
-def encoded_studies(config: ConfigDict, num_studies: int) -> Encoded:
+def encoded_studies(config: ConfigDict, num_studies: int) -> EncodedImages:
   """Returns random patches [B, N, D] that are all there, and codes [B, D]."""
   num_patches = patches_of(config)
   width, dtype = config.model.width, jnp.dtype(config.train.compute_dtype)
   patches = jax.random.normal(jax.random.key(0), (num_studies, num_patches, width), dtype)
   code = jax.random.normal(jax.random.key(1), (num_studies, width), dtype)
-  return Encoded(patches, jnp.ones((num_studies, num_patches), bool), code if config.model.use_alignment else None)
+  return EncodedImages(patches, jnp.ones((num_studies, num_patches), bool), code if config.model.use_alignment else None)
 
 
 def work_of_a_step(config: ConfigDict, vocab_size: int, num_studies: int) -> dict[str, dict[str, int]]:

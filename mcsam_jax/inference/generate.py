@@ -52,22 +52,22 @@ class ReportGenerator:
     def write(variables: Sequence[dict], prepared: Sequence[DecodeConstants], batch: dict,
               train_codes: Sequence[jax.Array] | None):
       batch_size = batch["valid"].shape[0]
-      begun = ensemble.begin(variables, visual_inputs(config, batch), prepared)
-      step = lambda words, cache: ensemble.step(variables, words, cache, begun, prepared)
-      room = CacheResizer(functools.partial(ensemble.grow, variables), functools.partial(ensemble.full, variables))
+      begun = ensemble.prefill(variables, visual_inputs(config, batch), prepared)
+      step = lambda tokens, cache: ensemble.decode_step(variables, tokens, cache, begun, prepared)
+      room = CacheResizer(functools.partial(ensemble.grow_cache, begun), ensemble.cache_is_full)
       if self._consensus:
-        cache = ensemble.init_cache(variables, begun, decode.num_samples, exchange=False)
+        cache = ensemble.init_cache(begun, decode.num_samples, reorderable=False)
         keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(config.seed), record))(batch["record"])
         drawn = temperature_sample(step, cache, keys=keys, num_samples=decode.num_samples, temperature=decode.temperature,
                               top_k=decode.top_k, top_p=decode.top_p, cache_resizer=room, **rules)
         likelihood = None if train_codes is None else ensemble.likelihood(variables, begun, train_codes)
         return batch["record"], batch["valid"], drawn.ids, drawn.log_probs, likelihood
-      cache = ensemble.init_cache(variables, begun, decode.beam_size, exchange=True)
+      cache = ensemble.init_cache(begun, decode.beam_size, reorderable=True)
       found = beam_search(step, cache, batch_size=batch_size, beam_size=decode.beam_size,
                           length_penalty=decode.length_penalty, finished_beams=decode.finished_beams, cache_resizer=room, **rules)
       return batch["record"], batch["valid"], found.ids[:, :1], found.log_probs[:, :1], None
 
-    self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.prepare, write))
+    self._prepare, self._write = (jax.jit(run, out_shardings=replicated(mesh)) for run in (ensemble.make_decode_constants, write))
 
   def lower(self, variables: Sequence[dict], batch: dict, num_train_reports: int) -> jax.stages.Lowered:
     """Returns the compiled search before it is compiled, for variables and a batch of shapes with shardings.

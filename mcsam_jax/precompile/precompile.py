@@ -12,7 +12,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline.builder.prepare import tokenizer_dir
+from input_pipeline.builder.tokenizer import tokenizer_dir
 from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import load_tokenizer
 from mcsam_jax.decoding.loop import cache_schedule

@@ -11,7 +11,7 @@ import pytest
 
 from mcsam_jax import cli
 from mcsam_jax.config import load_config
-from mcsam_jax.decoding.greedy import cache_schedule
+from mcsam_jax.decoding.loop import cache_schedule
 from mcsam_jax.errors import UserError
 from mcsam_jax.hardware import CHIPS
 from mcsam_jax.precompile import precompile as precompiling
