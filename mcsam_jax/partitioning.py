@@ -38,7 +38,7 @@ LOGICAL_AXES = (
     (r"hidden/bias", ("hidden",)),
     (r"(feedforward|_head)/output/kernel", ("hidden", "width")),
     (r"output/kernel", ("heads", "width")),
-    (r"words/embedding", ("vocabulary", "width")),
+    (r"token_embedding/embedding", ("vocabulary", "width")),
     (r"logits/kernel", ("width", "vocabulary")),
     (r"logits/bias", ("vocabulary",)),
     (r"kernel", (None, "width")),
@@ -73,7 +73,7 @@ def mesh_sizes() -> dict[str, int]:
   return dict(jax.sharding.get_abstract_mesh().shape)
 
 
-def batch_devices() -> int:
+def num_batch_shards() -> int:
   """Returns over how many devices a batch is split."""
   return math.prod(mesh_sizes().get(axis, 1) for axis in BATCH)
 

@@ -53,7 +53,7 @@ def make_explain(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable[[dic
              for layer in range(config.model.decoder_layers)]                            # each [B, H, T, N]
     patches = jnp.stack(looks).astype(jnp.float32).mean((0, 2))
     for layer in reversed(range(config.model.encoder_layers)):
-      mixed = seen["encoder"][f"layer_{layer}"]["self_attention"]["weights"][0].mean(1).astype(jnp.float32)  # [B, N, N]
+      mixed = seen["patch_encoder"][f"layers_{layer}"]["self_attention"]["weights"][0].mean(1).astype(jnp.float32)  # [B, N, N]
       patches = OWN_SHARE * patches + (1 - OWN_SHARE) * patches @ mixed
     slots = None
     if config.model.use_memory:

@@ -257,7 +257,7 @@ def _vocabulary_weights(model: MCSAM, config: ConfigDict, variables: dict) -> ja
   """
   memory = model.apply(variables, method="project_memory")
   if config.memory.query == "word":
-    _, state = model.apply(variables, memory, False, method="word_responses", mutable=["intermediates"])
+    _, state = model.apply(variables, memory, False, method="vocabulary_responses", mutable=["intermediates"])
     return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(0)                    # of [H, vocabulary, S]
   words = jnp.arange(model.vocab_size)[None]
   _, state = model.apply(variables, words, jnp.ones(model.vocab_size, jnp.int32), None, None, memory, False,

@@ -27,12 +27,12 @@ def memory_slot_usage(model: MCSAM, config: ConfigDict, eos_id: int, variables: 
 
     images, view_mask, view_ids = visual_inputs(config, batch)
     memory = model.apply(variables, method="project_memory")
-    encoded, state = model.apply(variables, images, view_mask, view_ids, memory, False, method="encode",
+    encoded, state = model.apply(variables, images, view_mask, view_ids, memory, False, method="encode_images",
                                  mutable=["intermediates"])
     patches = answered(*state["intermediates"]["memory_bank"]["slot_weights"],
                        encoded.patch_mask & batch["valid"][:, None])
     if config.memory.query == "word":                       # a table [vocabulary, D]: look up who answered each word
-      _, state = model.apply(variables, memory, False, method="word_responses", mutable=["intermediates"])
+      _, state = model.apply(variables, memory, False, method="vocabulary_responses", mutable=["intermediates"])
       weights = jnp.moveaxis(state["intermediates"]["memory_bank"]["slot_weights"][0], 0, 1)[batch["tokens"][:, :-1]]
       weights = jnp.moveaxis(weights, 2, 1)                 # [vocabulary, H, S] -> [B, T, H, S] -> [B, H, T, S]
     else:

@@ -6,12 +6,13 @@ For a model alone all is as without.
 Shapes: B studies, K beams or draws, M models, R training reports.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.mcsam import DecodeConstants, DecodeContext, MCSAM
 
 
@@ -21,32 +22,36 @@ class Ensemble:
   def __init__(self, models: Sequence[MCSAM]):
     self.models = models
 
-  def each(self, method: str, variables: Sequence[dict], *arguments: Sequence) -> list:
+  def each(self, method: str | Callable, variables: Sequence[dict], *arguments: Sequence) -> list:
     """Returns what a method of each model gives for its own variables and arguments."""
     return [model.apply(mine, *own, method=method)
             for model, mine, *own in zip(self.models, variables, *arguments, strict=True)]
 
-  def prepare(self, variables: Sequence[dict]) -> list[DecodeConstants]:
-    return self.each("prepare", variables)
+  def make_decode_constants(self, variables: Sequence[dict]) -> list[DecodeConstants]:
+    return self.each("make_decode_constants", variables)
 
-  def begin(self, variables: Sequence[dict], seen: tuple, prepared: Sequence[DecodeConstants]) -> list[DecodeContext]:
-    """`seen`: images, view_mask and view_ids, the same for all models."""
-    return self.each("begin", variables, *([part] * len(self.models) for part in seen), prepared)
+  def prefill(self, variables: Sequence[dict], visual_inputs: tuple,
+              constants: Sequence[DecodeConstants]) -> list[DecodeContext]:
+    """Encodes studies; `visual_inputs` are images, view_mask and view_ids, the same for all models."""
+    def encode_and_prefill(model: MCSAM, constants: DecodeConstants) -> DecodeContext:
+      return model.prefill(model.encode_images(*visual_inputs, constants.memory, train=False))
+    return self.each(encode_and_prefill, variables, constants)
 
-  def init_cache(self, variables: Sequence[dict], begun: Sequence[DecodeContext], num_beams: int, exchange: bool) -> dict:
-    count = len(self.models)
-    return stack_caches(self.each("init_cache", variables, begun, [num_beams] * count, [exchange] * count))
+  def init_cache(self, contexts: Sequence[DecodeContext], num_beams: int, reorderable: bool) -> dict:
+    return stack_caches([init_cache(context.study_kv, num_beams, reorderable) for context in contexts])
 
-  def step(self, variables: Sequence[dict], words: jax.Array, cache: dict, begun: Sequence[DecodeContext],
-           prepared: Sequence[DecodeConstants]) -> tuple[jax.Array, dict]:
-    logits, caches = zip(*self.each("step", variables, [words] * len(self.models), unstack_caches(cache), begun, prepared))
+  def decode_step(self, variables: Sequence[dict], tokens: jax.Array, cache: dict, contexts: Sequence[DecodeContext],
+                  constants: Sequence[DecodeConstants]) -> tuple[jax.Array, dict]:
+    logits, caches = zip(*self.each("decode_step", variables, [tokens] * len(self.models), unstack_caches(cache),
+                                    contexts, constants))
     return mean_probability(logits), stack_caches(caches)
 
-  def grow(self, variables: Sequence[dict], cache: dict, nodes: int) -> dict:
-    return stack_caches(self.each("grow", variables, unstack_caches(cache), [nodes] * len(self.models)))
+  def grow_cache(self, contexts: Sequence[DecodeContext], cache: dict, num_slots: int) -> dict:
+    return stack_caches([grow_cache(part, context.study_kv, num_slots)
+                         for part, context in zip(unstack_caches(cache), contexts)])
 
-  def full(self, variables: Sequence[dict], cache: dict) -> jax.Array:
-    return self.models[0].apply(variables[0], unstack_caches(cache)[0], method="full")       # beams part alike in all
+  def cache_is_full(self, cache: dict) -> jax.Array:
+    return cache_is_full(unstack_caches(cache)[0])       # all models have the same beams
 
   def likelihood(self, variables: Sequence[dict], begun: Sequence[DecodeContext], codes: Sequence[jax.Array]) -> jax.Array:
     """Returns how likely each training report is by the alignments [B, R], for its codes [R, D] in each model."""

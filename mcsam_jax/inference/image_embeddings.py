@@ -23,7 +23,7 @@ def make_image_embedder(member: LoadedModel, config: ConfigDict,
   @functools.partial(jax.jit, out_shardings=replicated(mesh))
   def pool(variables: dict, batch: dict) -> tuple[jax.Array, ...]:
     memory = member.model.apply(variables, method="project_memory")
-    encoded = member.model.apply(variables, *visual_inputs(config, batch), memory, False, method="encode")
+    encoded = member.model.apply(variables, *visual_inputs(config, batch), memory, False, method="encode_images")
     shares = encoded.patch_mask / jnp.maximum(encoded.patch_mask.sum(-1, keepdims=True), 1)           # [B, N]
     return batch["record"], batch["valid"], jnp.einsum("bnd,bn->bd", encoded.patches.astype(jnp.float32), shares)
 

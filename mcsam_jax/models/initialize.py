@@ -4,15 +4,15 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.inputs import make_contrastive_pairs, model_inputs
+from mcsam_jax.models.inputs import contrastive_targets, model_inputs
 from mcsam_jax.models.mcsam import MCSAM
 
 
 def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
-  """Returns the network.
+  """Returns the network (arguments as in `MCSAM`).
 
   Raises:
-    UserError: it is to compute in float64, which JAX hasn't been told to have.
+    UserError: the config asks for float64, but JAX runs without 64-bit support.
   """
   if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
     raise UserError("train.compute_dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
@@ -21,9 +21,10 @@ def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
 
 def init_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
   """Returns freshly initialized variables; a pure function of config.seed and the shapes of `batch`."""
-  def whole(module):
-    *inputs, mask = model_inputs(config, batch, eos_id=-1)
-    outputs = module(*inputs, mask, train=False)
+  no_eos = -1                                              # only the shapes of the batch matter
+
+  def forward_and_align(module):
+    outputs = module(*model_inputs(config, batch, no_eos), train=False)
     if config.model.use_alignment:
-      module.align(outputs.image_embedding, outputs.report_embedding, make_contrastive_pairs(batch, mask))
-  return model.init(jax.random.key(config.seed), method=whole)
+      module.align(outputs.image_embedding, outputs.report_embedding, contrastive_targets(batch, no_eos))
+  return model.init(jax.random.key(config.seed), method=forward_and_align)

@@ -1,9 +1,9 @@
-"""Turns a batch of the input pipeline into the arguments of the network, inside the jitted step.
+"""Turns a batch of the input pipeline into the network's arguments, inside the jitted step.
 
 Hosts send uint8 images with one channel, a twelfth of the bytes that the encoder reads; normalization and the copy to
 three channels happen on the device.
 
-Shapes: B studies, V views, S pixels, P patches per view, C channels, T tokens.
+Shapes: B studies, V views, P patches per view, C channels, T tokens.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mcsam_jax.findings import LABEL_VALUES
-from mcsam_jax.models.semantic_alignment import make_pairs, Pairs
+from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
 
@@ -30,7 +30,7 @@ def visual_inputs(config: ConfigDict, batch: dict) -> tuple:
 
 
 def normalize_images(images: jax.Array, encoder_name: str) -> jax.Array:
-  """Returns images [B, V, S, S, 1] in 0..255 as the encoder expects them: float32 [B, V, S, S, 3]."""
+  """Returns images [B, V, height, width, 1] in 0..255 as the encoder expects them: float32 [B, V, height, width, 3]."""
   spec = ENCODERS[encoder_name]
   mean, std = jnp.array(spec.mean), jnp.array(spec.std)
   return (images.astype(jnp.float32) / 255 - mean) / std
@@ -41,11 +41,12 @@ def token_mask(tokens: jax.Array, eos_id: int) -> jax.Array:
 
   Only the first eos counts, because R2Gen's vocabularies use one id for pad, bos and eos.
   """
-  ends = tokens[:, 1:] == eos_id
-  return jnp.cumsum(ends, axis=-1) - ends == 0
+  is_eos = tokens[:, 1:] == eos_id
+  return jnp.cumsum(is_eos, axis=-1) - is_eos == 0
 
 
-def make_contrastive_pairs(batch: dict, mask: jax.Array) -> Pairs:
-  """Returns what the alignment has to know of a batch, whose report tokens are where mask [B, T]."""
+def contrastive_targets(batch: dict, eos_id: int) -> ContrastiveTargets:
+  """Returns the targets of the alignment loss for a batch with its reports."""
+  tokens = jnp.where(token_mask(batch["tokens"], eos_id), batch["tokens"][:, 1:], -1)
   positive = (batch["labels"] == LABEL_VALUES.index("positive")).astype(jnp.float32)
-  return make_pairs(jnp.where(mask, batch["tokens"][:, 1:], -1), positive, batch["valid"])
+  return ContrastiveTargets.create(tokens, positive, batch["valid"])

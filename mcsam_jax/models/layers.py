@@ -1,8 +1,9 @@
-"""The parts that every transformer here is made of: norms, attention, feed-forward, positions.
+"""Transformer building blocks: norm, attention, feed-forward, encoder, positions.
 
-Attention is split into `keys_values` and `__call__`, so that a caller who knows
-that keys don't change (memory slots, patches, words already written) projects
-them once. Layers are pre-norm, as R2GenCMN's are.
+`Attention` separates the projection of keys and values (`project_kv`) from the attention itself, so that keys that
+don't change (memory slots, patches, tokens already written) are projected once. Layers are pre-norm, as in R2GenCMN.
+
+Shapes: B studies, L positions (patches or tokens), Q queries, H heads, D width.
 """
 
 import functools
@@ -20,21 +21,20 @@ xavier = nn.initializers.xavier_uniform()
 
 @flax.struct.dataclass
 class KeysValues:
-  """What a query may attend to: keys [..., H, D/H, L], values [..., H, L, D/H], mask [..., 1 or H, 1 or Q, L] or None.
+  """Keys [..., H, D/H, L], values [..., H, L, D/H] and a mask [..., 1 or H, 1 or Q, L] (True: visible), or None.
 
-  Keys lie as the product with queries reads them, so that those that are used many times are turned once.
+  Keys are stored transposed, as the product with queries reads them, so that keys used many times are transposed once.
   """
   keys: jax.Array
   values: jax.Array
   mask: jax.Array | None = None
 
 
-class Norm(nn.Module):
-  """Layer normalisation over the last axis, in float32 or wider.
+class LayerNorm(nn.Module):
+  """Layer normalization over the last axis, in float32 or wider.
 
-  kind: `layernorm` (variance over D, epsilon inside the root), or `r2gencmn`
-    (standard deviation over D - 1, epsilon added to it), which published
-    R2GenCMN weights were trained with.
+  kind: `layernorm` (variance over D, epsilon inside the root), or `r2gencmn` (standard deviation over D - 1, epsilon
+    added to it), with which published R2GenCMN weights were trained.
   """
   kind: str = "layernorm"
   dtype: jnp.dtype = jnp.float32
@@ -43,13 +43,13 @@ class Norm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    centred = at_least_float32(x)
-    centred -= centred.mean(-1, keepdims=True)
+    centered = at_least_float32(x)
+    centered -= centered.mean(-1, keepdims=True)
     if self.kind == "layernorm":
-      normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+      normed = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + 1e-6)
     else:
-      deviation = jnp.sqrt(jnp.square(centred).sum(-1, keepdims=True) / (x.shape[-1] - 1))
-      normed = centred / (deviation + 1e-6)
+      deviation = jnp.sqrt(jnp.square(centered).sum(-1, keepdims=True) / (x.shape[-1] - 1))
+      normed = centered / (deviation + 1e-6)
     return (normed * scale + bias).astype(self.dtype)
 
 
@@ -63,40 +63,41 @@ class Attention(nn.Module):
   def setup(self):
     self.query, self.key, self.value, self.output = (
         nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype) for _ in range(4))
-    self.drop = Dropout(self.dropout, (-3,))   # heads share what is dropped
+    self.drop = Dropout(self.dropout, broadcast_dims=(-3,))    # one mask for all heads
 
-  def keys_values(self, x: jax.Array, mask: jax.Array | None = None) -> KeysValues:
-    """Projects x [..., L, D], with a mask that broadcasts to [..., H, Q, L] (True: may be seen)."""
-    return KeysValues(split_keys(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads), mask)
+  def project_kv(self, x: jax.Array, mask: jax.Array | None = None) -> KeysValues:
+    """Returns keys and values of x [..., L, D], with a mask that broadcasts to [..., H, Q, L] (True: visible)."""
+    return KeysValues(split_heads_transposed(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads),
+                      mask)
 
-  def __call__(self, x: jax.Array, seen: KeysValues, train: bool) -> jax.Array:
-    """Returns [..., Q, D]: queries x [..., Q, D] attend to what is `seen`."""
-    return self.attend(split_heads(self.query(x), self.num_heads), seen, train)
+  def __call__(self, x: jax.Array, kv: KeysValues, train: bool) -> jax.Array:
+    """Returns [..., Q, D] for queries x [..., Q, D]."""
+    return self.attend(split_heads(self.query(x), self.num_heads), kv, train)
 
-  def attend(self, query: jax.Array, seen: KeysValues, train: bool) -> jax.Array:
+  def attend(self, query: jax.Array, kv: KeysValues, train: bool) -> jax.Array:
     """Returns [..., Q, D] for projected queries [..., H, Q, D/H]."""
-    weights = attention_weights(query, seen)                                      # [..., H, Q, L]
-    self.sow("intermediates", "weights", weights)                                 # free unless asked for
+    weights = attention_weights(query, kv)                                        # [..., H, Q, L]
+    self.sow("intermediates", "weights", weights)                                 # free unless requested
     weights = self.drop(weights, deterministic=not train)
-    return self.output(merge_heads(weights @ seen.values))
+    return self.output(merge_heads(weights @ kv.values))
 
-  def joined(self) -> dict[str, jax.Array]:
-    """Returns the weights of the three projections side by side: kernel [D, 3D], bias [3D].
+  def fuse_qkv_weights(self) -> dict[str, jax.Array]:
+    """Returns the query, key and value projections side by side: kernel [D, 3D], bias [3D].
 
-    For a few rows at a time one product of three times the width is faster than three.
+    For a few rows at a time, one product of three times the width is faster than three products.
     """
     parts = [dense.variables["params"] for dense in (self.query, self.key, self.value)]
     return {name: jnp.concatenate([part[name] for part in parts], -1).astype(self.dtype) for name in ("kernel", "bias")}
 
-  def project(self, x: jax.Array, joined: dict[str, jax.Array]) -> tuple[jax.Array, KeysValues]:
-    """Returns the queries [..., H, L, D/H], and keys and values, of x [..., L, D]; `joined` is of `joined()`."""
-    query, key, value = jnp.split(x @ joined["kernel"] + joined["bias"], 3, axis=-1)
-    return split_heads(query, self.num_heads), KeysValues(split_keys(key, self.num_heads),
+  def project_qkv(self, x: jax.Array, fused: dict[str, jax.Array]) -> tuple[jax.Array, KeysValues]:
+    """Returns queries [..., H, L, D/H], and keys and values, of x [..., L, D] by weights of `fuse_qkv_weights`."""
+    query, key, value = jnp.split(x @ fused["kernel"] + fused["bias"], 3, axis=-1)
+    return split_heads(query, self.num_heads), KeysValues(split_heads_transposed(key, self.num_heads),
                                                           split_heads(value, self.num_heads))
 
 
 class FeedForward(nn.Module):
-  """Two linear layers with a ReLU: [..., D] -> [..., D]."""
+  """Two linear layers with a ReLU between them: [..., D] -> [..., D]."""
   width: int
   hidden_width: int
   dropout: float = 0.0
@@ -110,7 +111,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-  """Self-attention and feed-forward, each behind a norm and beside a residual."""
+  """Self-attention and feed-forward; pre-norm with residuals."""
   width: int
   num_heads: int
   feedforward_width: int
@@ -120,19 +121,19 @@ class EncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-    """Returns [B, L, D] for x [B, L, D], where mask [B, L] says which positions exist."""
+    """Returns [B, L, D] for x [B, L, D], where mask [B, L] is False at absent positions."""
     drop = functools.partial(Dropout(self.dropout), deterministic=not train)
     attention = Attention(self.width, self.num_heads, self.dropout, self.dtype, name="self_attention")
-    normed = Norm(self.norm, self.dtype, name="norm_attention")(x)
-    x += drop(attention(normed, attention.keys_values(normed, mask[:, None, None, :]), train))
+    normed = LayerNorm(self.norm, self.dtype, name="norm_attention")(x)
+    x += drop(attention(normed, attention.project_kv(normed, mask[:, None, None, :]), train))
     feedforward = FeedForward(self.width, self.feedforward_width, self.dropout, self.dtype, name="feedforward")
-    return x + drop(feedforward(Norm(self.norm, self.dtype, name="norm_feedforward")(x), train))
+    return x + drop(feedforward(LayerNorm(self.norm, self.dtype, name="norm_feedforward")(x), train))
 
 
-class Encoder(nn.Module):
-  """`num_layers` encoder layers and a last norm: [B, L, D] -> [B, L, D].
+class TransformerEncoder(nn.Module):
+  """Encoder layers and a final norm: [B, L, D], mask [B, L] -> [B, L, D].
 
-  remat: keep each layer's input alone for the gradient, and compute the rest of it again.
+  remat: recompute each layer's activations in the backward pass instead of keeping them.
   """
   num_layers: int
   width: int
@@ -145,44 +146,44 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-    make = nn.remat(EncoderLayer, static_argnums=3) if self.remat else EncoderLayer
-    for layer in range(self.num_layers):
-      x = make(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm, self.dtype,
-               name=f"layer_{layer}")(x, mask, train)
-    return Norm(self.norm, self.dtype, name="norm")(x)
+    layer = nn.remat(EncoderLayer, static_argnums=3) if self.remat else EncoderLayer
+    for index in range(self.num_layers):
+      x = layer(self.width, self.num_heads, self.feedforward_width, self.dropout, self.norm, self.dtype,
+                name=f"layers_{index}")(x, mask, train)
+    return LayerNorm(self.norm, self.dtype, name="final_norm")(x)
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-  """[..., L, D] -> [..., H, L, D/H]."""
+  """Returns [..., H, L, D/H] for x [..., L, D]."""
   return jnp.moveaxis(x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads), -2, -3)
 
 
-def split_keys(x: jax.Array, num_heads: int) -> jax.Array:
-  """[..., L, D] -> [..., H, D/H, L]."""
+def split_heads_transposed(x: jax.Array, num_heads: int) -> jax.Array:
+  """Returns [..., H, D/H, L] for x [..., L, D], the layout of keys."""
   return jnp.swapaxes(split_heads(x, num_heads), -1, -2)
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
-  """[..., H, L, D/H] -> [..., L, D]."""
+  """Returns [..., L, D] for x [..., H, L, D/H]."""
   x = jnp.moveaxis(x, -3, -2)
   return x.reshape(*x.shape[:-2], -1)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-  """Returns x in float32, or as it is where it is wider."""
+  """Returns x in float32, or unchanged if its type is wider."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def products(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """Returns q k, summed in float32 or wider: [..., Q, D] and [..., D, L] -> [..., Q, L]."""
+def qk_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
+  """Returns q k [..., Q, L], accumulated in float32 or wider, for query [..., Q, D] and keys [..., D, L]."""
   return jnp.matmul(query, keys, preferred_element_type=jnp.promote_types(query.dtype, jnp.float32))
 
 
-def attention_weights(query: jax.Array, seen: KeysValues) -> jax.Array:
-  """Returns softmax(q k / sqrt(D/H)) [..., H, Q, L] over the keys that may be seen, in the queries' type."""
-  scores = products(query, seen.keys) / np.sqrt(query.shape[-1])
-  if seen.mask is not None:
-    scores = jnp.where(seen.mask, scores, -jnp.inf)
+def attention_weights(query: jax.Array, kv: KeysValues) -> jax.Array:
+  """Returns softmax(q k / sqrt(D/H)) [..., H, Q, L] over the visible keys, in the queries' type."""
+  scores = qk_scores(query, kv.keys) / np.sqrt(query.shape[-1])
+  if kv.mask is not None:
+    scores = jnp.where(kv.mask, scores, -jnp.inf)
   return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
 
@@ -193,6 +194,6 @@ def sinusoidal_positions(length: int, width: int) -> np.ndarray:
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns the mean [B, D] of x [B, L, D] over the positions where mask [B, L]."""
+  """Returns the mean [B, D] of x [B, L, D] over the positions where mask [B, L] is True."""
   weights = mask.astype(x.dtype)[..., None]
   return (x * weights).sum(-2) / jnp.maximum(weights.sum(-2), 1)

@@ -13,17 +13,18 @@ _SCOPES = (
     ("opt_state", "optimizer"), ("visual_encoder", "visual encoder"), ("memory_bank", "memory bank"),
     ("text_encoder", "text encoder"),
     ("image_head", "alignment"), ("report_head", "alignment"), ("alignment", "alignment"), ("logits", "logits"),
-    ("decoder", "decoder"), ("encoder", "encoder"), ("embed_tokens", "word embeddings"),
-    ("code_input", "word embeddings"), ("words", "word embeddings"), ("position_embedding", "word embeddings"),
-    ("encode", "patches"), ("see", "patches"))
+    ("decoder", "decoder"), ("patch_encoder", "encoder"), ("embed_tokens", "word embeddings"),
+    ("image_conditioning", "word embeddings"), ("token_embedding", "word embeddings"), ("position_embedding", "word embeddings"),
+    ("encode_images", "patches"), ("embed_patches", "patches"), ("extract_features", "patches"))
 # (end of the file, function or "", part) of the source, where there is no scope.
 _SOURCES = (
-    ("training/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"), ("training/train_step.py", "token_losses", "logits"),
-    ("models/semantic_alignment.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
-    ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/step.py", "align", "alignment"),
-    ("models/mcsam.py", "", "patches"), ("training/step.py", "read", "logits"))
+    ("training/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"),
+    ("training/losses.py", "token_losses", "logits"),
+    ("models/semantic_alignment.py", "", "alignment"), ("models/contrastive.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
+    ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/losses.py", "compute_alignment", "alignment"),
+    ("models/mcsam.py", "", "patches"), ("training/losses.py", "forward", "logits"))
 # Who asks the memory.
-_ASKED_BY = (("embed_tokens", "words"), ("encode_report", "report"), ("encode", "patches"), ("project_memory", "slots"))
+_ASKED_BY = (("embed_tokens", "words"), ("encode_report", "report"), ("encode_images", "patches"), ("project_memory", "slots"))
 
 
 def part_of(row: Cost, costs: Costs) -> str:
@@ -95,7 +96,8 @@ def _part(instruction: Instruction, row: Cost | None, costs: Costs, seen: set) -
     if any(file in path and function in called.split(".") for path, called in stack if function) or (
         not function and any(file in path for path, _ in stack)):
       return part
-  if any(path.endswith("training/step.py") for path, _ in stack) and "jvp(" not in instruction.op_name:
+  in_train_step = any(path.endswith(("training/train_step.py", "training/grad_cache.py")) for path, _ in stack)
+  if in_train_step and "jvp(" not in instruction.op_name:
     return "optimizer"
   return _inherited(instruction, costs, seen)
 

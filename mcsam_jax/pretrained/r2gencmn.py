@@ -16,8 +16,8 @@ PARTS = {"self_attn": "self_attention", "src_attn": "cross_attention", "feed_for
 LEAVES = {"weight": "kernel", "bias": "bias", "a_2": "scale", "b_2": "bias"}
 UNIQUE = {
     "memory_matrix": "memory_bank/slots",
-    "model.tgt_embed.0.lut.weight": "words/embedding",
-    "model.encoder.norm": "encoder/norm",
+    "model.tgt_embed.0.lut.weight": "token_embedding/embedding",
+    "model.encoder.norm": "patch_encoder/final_norm",
     "model.decoder.norm": "decoder/final_norm",
     "att_embed.0": "patch_projection",
     "logit": "decoder/logits",
@@ -60,7 +60,7 @@ def flax_name(name: str, ndim: int) -> str | None:
   if not match:
     return None
   stack, number, part, inner = match.groups()
-  layer = f"params/{stack}/{'layer' if stack == 'encoder' else 'layers'}_{number}"
+  layer = f"params/{'patch_encoder' if stack == 'encoder' else stack}/layers_{number}"
   if part == "sublayer" and (inner := re.fullmatch(r"(\d)\.norm", inner)) and int(inner[1]) < len(NORMS[stack]):
     return f"{layer}/{NORMS[stack][int(inner[1])]}/{LEAVES[leaf]}"
   if part == "feed_forward" and inner in ("w_1", "w_2"):

@@ -23,6 +23,10 @@ class EncoderSpec:
   std: tuple[float, float, float]
   stride: int                               # pixels of the image a patch, per axis
 
+  def feature_shape(self, image_size: int) -> tuple[int, int]:
+    """Returns (N, C), the shape of the features of one square image with N patches."""
+    return (image_size // self.stride) ** 2, self.channels
+
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))       # torchvision's normalisation
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)                     # (pixel - 127) / 128

@@ -35,7 +35,7 @@ def compile_for(topology: str, query: str, length: int) -> str:
   config = configs.load_config("mimic_cxr", [f"--config.tokenizer.max_length={length}", f"--config.memory.query={query}"])
   model, init = make_network(config, 4347)
   variables = jax.eval_shape(init)
-  prepared = jax.eval_shape(functools.partial(model.apply, method="prepare"), variables)
+  prepared = jax.eval_shape(functools.partial(model.apply, method="make_decode_constants"), variables)
   studies = jax.eval_shape(lambda: encoded_studies(config, STUDIES_A_CHIP * len(devices)))
   search = jax.jit(make_search(model, config), in_shardings=(whole, whole, rows), out_shardings=rows)
   return search.lower(variables, prepared, studies).compile().as_text()

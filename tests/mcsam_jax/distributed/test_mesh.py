@@ -91,7 +91,7 @@ def test_parameters_lie_as_the_rules_say():
       ("encoder/layer_0/feedforward/hidden/kernel", (8, 6), ("fsdp", "tensor")),
       ("encoder/layer_0/feedforward/output/kernel", (6, 8), ("tensor", "fsdp")),
       ("memory_bank/slots", (12, 5), ("fsdp", None)),
-      ("opt_state/1/mu/words/embedding", (761, 8), (None, "fsdp")),            # 761 words can't be split
+      ("opt_state/1/mu/token_embedding/embedding", (761, 8), (None, "fsdp")),            # 761 words can't be split
       ("visual_encoder/layer1_0/conv1/kernel", (3, 3, 4, 8), (None, None, None, "fsdp")),
       ("encoder/norm/scale", (8,), ())):
     assert param_spec(path, shape, sizes) == PartitionSpec(*expected), path

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax import config as configs
+from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.semantic_alignment import make_pairs
 from mcsam_jax.training import flops
 from mcsam_jax.training.train_step import init_train_state, make_train_step
 
@@ -37,11 +37,11 @@ def test_the_forward_pass_is_what_xla_counts(fields):
       ((V, GRID * GRID, 1280), jnp.float32), ((V,), bool), ((V,), jnp.int32), ((words + 1,), jnp.int32),
       ((words,), bool))]
 
-  pairs = make_pairs(np.arange(B)[:, None], np.zeros((B, 14)), np.ones(B, bool))
+  targets = ContrastiveTargets.create(np.arange(B)[:, None], np.zeros((B, 14)), np.ones(B, bool))
 
   def forward(module, *batch):
     outputs = module(*batch, train=False)
-    return outputs.logits, module.align(outputs.image_embedding, outputs.report_embedding, pairs)
+    return outputs.logits, module.align(outputs.image_embedding, outputs.report_embedding, targets)
 
   variables = jax.eval_shape(lambda *batch: model.init(jax.random.key(0), *batch, method=forward), *batch)
   lowered = jax.jit(lambda variables, *batch: model.apply(variables, *batch, method=forward)).lower(variables, *batch)

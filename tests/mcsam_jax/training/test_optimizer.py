@@ -23,7 +23,7 @@ def test_schedule(schedule, halfway):
 def first_update(gradient, **fields):
   optimizer = make_optimizer(config(optimizer__warmup_steps=0, optimizer__learning_rate=0.01,
                                     optimizer__encoder_learning_rate=0.001, **fields))
-  params = {"visual_encoder": {"conv": {"kernel": jnp.ones((2, 2))}}, "words": {"embedding": jnp.ones((2, 2))},
+  params = {"visual_encoder": {"conv": {"kernel": jnp.ones((2, 2))}}, "token_embedding": {"embedding": jnp.ones((2, 2))},
             "decoder": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
   gradients = {name: {leaf: jnp.full_like(value, gradient) if hasattr(value, "shape") else
                       {"kernel": jnp.full_like(value["kernel"], gradient)} for leaf, value in tree.items()}
@@ -41,4 +41,4 @@ def test_only_kernels_decay():
   updates = first_update(0.0, optimizer__weight_decay=0.5)
   np.testing.assert_allclose(updates["decoder"]["kernel"], -0.01 * 0.5, rtol=1e-5)
   np.testing.assert_allclose(updates["visual_encoder"]["conv"]["kernel"], -0.001 * 0.5, rtol=1e-5)
-  assert not np.any(updates["decoder"]["bias"]) and not np.any(updates["words"]["embedding"])
+  assert not np.any(updates["decoder"]["bias"]) and not np.any(updates["token_embedding"]["embedding"])
