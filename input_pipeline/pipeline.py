@@ -1,110 +1,98 @@
-"""From prepared records to batches of NumPy arrays, always the same ones for the same config and step.
+"""Prepared records -> batches of NumPy arrays (input_pipeline/batch.py).
 
-`train_batches` follows `order.record_order`, `eval_batches` takes each record of
-a split once. Threads make a few batches ahead. A batch holds what a step needs
-and no more: images as uint8 (crops, brightness, normalisation and channels are
-the step's business) or the cached features of a frozen encoder.
+`train_batches` yields the batches of consecutive training steps. Which records a step takes depends only on the seed
+and the step (shuffle.py), so a run that resumes at step k gets exactly the batches that an uninterrupted run gets.
+`eval_batches` yields every record of a split once, in order, and pads the last batch.
 
-A batch of B studies, V views, S pixels, T tokens, P patches, C channels:
-  images     uint8 [B, V, S, S, 1], absent views black; or
-  features   of the cache's type [B, V, P, C]
-  view_mask  bool  [B, V], True where there is a view
-  view_ids   int32 [B, V], index in VIEWS
-  tokens     int32 [B, T + 1], bos first; the last T are the targets
-  labels     int8  [B, 14], index in LABEL_VALUES, in the order of FINDINGS
-  record     int32 [B], number of the record in its split
-  epoch      int32 [B]
-  valid      bool  [B], False where a last batch is filled up
+Each batch is read in two parts. Images are JPEGs in the records and are decoded here, unless the features of a frozen
+encoder are given. Everything else comes from the split's token table (token_table.py), which is kept in memory.
+A few threads prepare batches ahead of the consumer (prefetch.py).
+
+On several hosts `batch_slice` selects the rows of the global batch that this host feeds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import images, token_table
+from input_pipeline.batch import Batch, make_batch
+from input_pipeline.datasets.records import Record
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.shuffle import record_order
-from input_pipeline.splits import open_split, Split
+from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
 
-__all__ = ["Split", "eval_batches", "make_batch", "open_split", "record_order", "train_batches"]
-Batch = dict[str, np.ndarray]
 ALL_ROWS = slice(None)
-
-
-def make_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer: Tokenizer,
-               config: ConfigDict, features: np.ndarray | None = None,
-               valid: np.ndarray | None = None) -> Batch:
-  """Returns the batch of some records.
-
-  Args:
-    indices, epochs: [B] records of `split` and the epochs that they are shown in.
-    features: [len(split), V, P, C] what a frozen encoder gave, instead of images; may be a memory map.
-    valid: bool [B]; None: all are.
-  """
-  known = token_table.load_or_build(split, tokenizer)
-  num_views = config.data.num_views
-  views = np.full((len(indices), num_views), -1)
-  stored = known.views[indices, :num_views]
-  views[:, :stored.shape[1]] = stored
-  pixels = {"features": np.asarray(features[indices])} if features is not None else {
-      "images": _decode_views(split.read(indices), num_views, config.data.image_size)}
-  return pixels | {
-      "view_mask": views >= 0,
-      "view_ids": np.maximum(views, 0).astype(np.int32),
-      "tokens": known.tokens(indices, tokenizer, config.tokenizer.max_length),
-      "labels": known.labels[indices],
-      "record": np.asarray(indices, np.int32),
-      "epoch": np.asarray(epochs, np.int32),
-      "valid": np.ones(len(indices), bool) if valid is None else valid,
-  }
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
                   features: np.ndarray | None = None, batch_slice: slice = ALL_ROWS) -> Iterator[Batch]:
-  """Yields the batches of global steps start_step, ..., start_step + num_steps - 1.
+  """Yields the batches of the global steps start_step, ..., start_step + num_steps - 1.
 
   Args:
-    features: see `make_batch`.
-    batch_slice: the rows of the global batch that this host feeds.
+    features: see `read_batch`.
+    batch_slice: rows of the global batch that this host feeds.
   """
-  token_table.load_or_build(split, tokenizer)             # once, before threads ask for it
+  token_table.load_token_table(split, tokenizer)             # before the threads start, which would each build it
 
-  def batch_of(step: int) -> Batch:
+  def read_step(step: int) -> Batch:
     indices, epochs = record_order(config.seed, step, config.train.batch_size, len(split))
-    return make_batch(split, indices[batch_slice], epochs[batch_slice], tokenizer, config, features)
+    return read_batch(split, indices[batch_slice], epochs[batch_slice], tokenizer, config, features)
 
-  return ordered_map(batch_of, range(start_step, start_step + num_steps), config.train.host_threads)
+  return ordered_map(read_step, range(start_step, start_step + num_steps), config.train.host_threads)
 
 
 def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
                  features: np.ndarray | None = None, limit: int = 0,
                  batch_slice: slice = ALL_ROWS) -> Iterator[Batch]:
-  """Yields each record of a split once, in order; the last batch is filled up with record 0, not valid.
+  """Yields each record of a split once, in order; the last batch is padded with record 0, for which `valid` is False.
 
   Args:
-    batch_size: studies of a (global) batch.
-    features: see `make_batch`.
-    limit: only the first so many records; 0: all.
-    batch_slice: the rows of the global batch that this host takes.
+    batch_size: studies per global batch.
+    features: see `read_batch`.
+    limit: number of records to yield, from the first on; 0: all.
+    batch_slice: rows of the global batch that this host takes.
   """
-  token_table.load_or_build(split, tokenizer)
+  token_table.load_token_table(split, tokenizer)
   num_records = min(limit or len(split), len(split))
 
-  def batch_from(start: int) -> Batch:
+  def read_from(start: int) -> Batch:
     indices = np.arange(start, start + batch_size)[batch_slice]
     valid = indices < num_records
-    filled = np.where(valid, indices, 0)
-    return make_batch(split, filled, np.zeros_like(filled), tokenizer, config, features, valid)
+    padded = np.where(valid, indices, 0)
+    return read_batch(split, padded, np.zeros_like(padded), tokenizer, config, features, valid)
 
-  return ordered_map(batch_from, range(0, num_records, batch_size), config.train.host_threads)
+  return ordered_map(read_from, range(0, num_records, batch_size), config.train.host_threads)
 
 
-def _decode_views(shown: list[dict], num_views: int, image_size: int) -> np.ndarray:
-  """Returns the first `num_views` images of each record, uint8 [B, V, S, S, 1]; absent ones are black."""
-  decoded = np.empty((len(shown), num_views, image_size, image_size, 1), np.uint8)
-  for row, record in enumerate(shown):
+def read_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer: Tokenizer, config: ConfigDict,
+               features: np.ndarray | None = None, valid: np.ndarray | None = None) -> Batch:
+  """Returns the batch of the given records.
+
+  Args:
+    indices: int [B], records of `split`.
+    epochs: int [B], epoch in which each record is shown.
+    features: [len(split), V, N, C], the features of a frozen encoder, taken instead of images; may be a memory map.
+    valid: bool [B]; None: all True.
+  """
+  table, num_views = token_table.load_token_table(split, tokenizer), config.data.num_views
+  if features is not None:
+    inputs = {"features": np.asarray(features[indices])}
+  else:
+    inputs = {"images": _decode_views(split.read(indices), num_views, config.data.image_size)}
+  views = np.full((len(indices), num_views), -1)
+  stored_views = table.views[indices, :num_views]         # [B, up to V]
+  views[:, :stored_views.shape[1]] = stored_views
+  tokens = table.make_tokens(indices, tokenizer, config.tokenizer.max_length)
+  return make_batch(inputs, views, tokens, labels=table.labels[indices], record=indices, epoch=epochs, valid=valid)
+
+
+def _decode_views(records: Sequence[Record], num_views: int, image_size: int) -> np.ndarray:
+  """Returns the first V views of each record as uint8 [B, V, S, S, 1]; absent views are black."""
+  decoded = np.empty((len(records), num_views, image_size, image_size, 1), np.uint8)
+  for row, record in enumerate(records):
     jpegs = record["images"][:num_views]
     for view, jpeg in enumerate(jpegs):
       images.decode(jpeg, image_size, decoded[row, view])

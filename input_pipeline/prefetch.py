@@ -1,21 +1,26 @@
-"""A map over threads that keeps order and looks only a little ahead: for more data than fits in memory."""
+"""An ordered, threaded map with bounded lookahead, for data that does not fit in memory."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent import futures
 import itertools
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def ordered_map(function: Callable, items: Iterable, threads: int) -> Iterator:
-  """Yields function(item) for each item, in order; up to 2 * threads results wait or are being made.
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item],
+                num_threads: int) -> Generator[Result, None, None]:
+  """Yields function(item) for each item, in order, computed by threads.
 
-  The first exception is raised where its result would have stood. Closing the
-  generator lets running calls finish and starts no new one.
+  At most 2 * num_threads results are computed ahead of the consumer. An exception is raised when its result is due.
+  Closing the generator lets running calls finish and starts no new ones.
   """
   items = iter(items)
-  with futures.ThreadPoolExecutor(threads) as pool:
+  with futures.ThreadPoolExecutor(num_threads) as pool:
     try:
-      first = itertools.islice(items, 2 * threads)
+      first = itertools.islice(items, 2 * num_threads)
       pending = collections.deque(pool.submit(function, item) for item in first)
       while pending:
         result = pending.popleft().result()

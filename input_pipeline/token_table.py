@@ -1,12 +1,14 @@
-"""What batches need of the records of a split besides pixels, in a few arrays.
+"""Everything that batches need from the records of a split except images, in a few arrays.
 
-Reading a report, cleaning it and looking its words up takes Python as long as libjpeg takes for a fifth of an image,
-and holds up every other thread meanwhile. It is done once, and kept beside the records.
+Reading, cleaning and tokenizing a report in Python takes as long as libjpeg takes for a fifth of an image, and holds
+the interpreter lock meanwhile. It is done once per split and tokenizer, and the result is stored beside the records:
 
-  ids     int32, the tokens of all reports one after the other, without bos and eos, not cut
-  ends    int64 [n], where each report's end
-  views   int8 [n, V], index in VIEWS of each view, -1 where there is none; V as many as any record has
+  ids     int32, the tokens of all reports one after another, without bos and eos, not truncated
+  ends    int64 [n], the end of each report in `ids`
+  views   int8 [n, V], index in VIEWS of each view, -1 for absent ones; V is the largest number of views of a record
   labels  int8 [n, 14], index in LABEL_VALUES, in the order of FINDINGS
+
+Shapes: n records, V views.
 """
 
 from collections.abc import Callable
@@ -25,13 +27,14 @@ from mcsam_jax.findings import LABEL_VALUES, VIEWS
 
 
 class TokenTable:
-  """The table of a split; `load_or_build` gives it."""
+  """Tokens, views and labels of all records of a split. Use `load_token_table` to get one."""
 
   def __init__(self, ids: np.ndarray, ends: np.ndarray, views: np.ndarray, labels: np.ndarray):
+    """Takes the arrays that the module describes."""
     self.ids, self.ends, self.views, self.labels = ids, ends, views, labels
 
-  def tokens(self, indices: np.ndarray, tokenizer: Tokenizer, max_length: int) -> np.ndarray:
-    """Returns int32 [B, max_length + 1]: of each record bos, at most max_length - 1 tokens, eos, padding."""
+  def make_tokens(self, indices: np.ndarray, tokenizer: Tokenizer, max_length: int) -> np.ndarray:
+    """Returns int32 [B, max_length + 1]: for each record bos, up to max_length - 1 tokens, eos, padding."""
     padded = np.full((len(indices), max_length + 1), tokenizer.pad_id, np.int32)
     padded[:, 0] = tokenizer.bos_id
     for row, index in zip(padded, indices):
@@ -42,30 +45,31 @@ class TokenTable:
     return padded
 
 
-def load_or_build(split: Split, tokenizer: Tokenizer, log: Callable[[str], None] = lambda line: None) -> TokenTable:
-  """Returns the table of a split for a tokenizer: from memory, from its file, or made by a pass over the records.
+def load_token_table(split: Split, tokenizer: Tokenizer, log: Callable[[str], None] = lambda line: None) -> TokenTable:
+  """Returns the table of a split for a tokenizer: from memory, from its file, or built by reading all records.
 
-  `log` receives lines of progress of such a pass.
+  Args:
+    log: receives lines of progress while the records are read.
 
   Raises:
-    UserError: a record is damaged.
+    UserError: a record is corrupt.
   """
-  known = split.tables.get(tokenizer)
-  if known is None:
-    known = split.tables[tokenizer] = _load(_path(split, tokenizer), len(split)) or _build(
-        split, tokenizer, log)
-  return known
+  table = split.token_tables.get(tokenizer)
+  if table is None:
+    table = _load(_path(split, tokenizer), len(split)) or _build(split, tokenizer, log)
+    split.token_tables[tokenizer] = table
+  return table
 
 
 def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
-  """Returns a path whose name changes with all that the table depends on."""
-  all_of_it = json.dumps([tokenizer.kind, tokenizer.cleaning, tokenizer.words(), *split.chosen_by])
-  digest = hashlib.sha256(all_of_it.encode()).hexdigest()[:10]
+  """Returns the path of the table, which changes with everything that the table depends on."""
+  dependencies = json.dumps([tokenizer.kind, tokenizer.cleaning, tokenizer.words(), *split.selection])
+  digest = hashlib.sha256(dependencies.encode()).hexdigest()[:10]
   return epath.Path(split.directory) / f"table-{digest}-{split.name}.npz"
 
 
 def _load(path: epath.Path, num_records: int) -> TokenTable | None:
-  """Returns the table of a file, None where it is missing or of no use."""
+  """Returns the table in a file, or None if it is missing, damaged or belongs to other records."""
   with contextlib.suppress(*NPZ_ERRORS):
     with path.open("rb") as file, np.load(file) as stored:
       table = TokenTable(*(stored[name] for name in ("ids", "ends", "views", "labels")))
@@ -75,17 +79,19 @@ def _load(path: epath.Path, num_records: int) -> TokenTable | None:
 
 
 def _build(split: Split, tokenizer: Tokenizer, log: Callable[[str], None]) -> TokenTable:
+  """Builds the table of a split by reading all records, and writes its file."""
   reports, views, labels = [], [], []
-  for block in split.blocks(log):
+  for block in split.read_blocks(log):
     for record in block:
-      reports.append(np.array(tokenizer.encode(split.target(record)), np.int32))
+      reports.append(np.array(tokenizer.encode(split.get_target(record)), np.int32))
       views.append([VIEWS.index(view) for view in record["views"]])
       labels.append([LABEL_VALUES.index(value) for value in record["labels"].values()])
-  most = max(map(len, views))
+  most_views = max(map(len, views))
+  padded_views = [record_views + [-1] * (most_views - len(record_views)) for record_views in views]
   table = TokenTable(np.concatenate(reports), np.cumsum([len(report) for report in reports]),
-                np.array([found + [-1] * (most - len(found)) for found in views], np.int8), np.array(labels, np.int8))
+                     np.array(padded_views, np.int8), np.array(labels, np.int8))
   stored = io.BytesIO()
   np.savez(stored, ids=table.ids, ends=table.ends, views=table.views, labels=table.labels)
-  with contextlib.suppress(OSError):                # records that may not be written beside are read each time
+  with contextlib.suppress(OSError):                # a read-only folder: the table is built again in every run
     atomic_write(_path(split, tokenizer), stored.getvalue())
   return table

@@ -1,33 +1,45 @@
-"""How many studies of a source were kept, and why the others weren't: by the build, and by the choice of a target."""
+"""How many studies of a source are used and why the others are not: skipped by the build or by the choice of target."""
 
 import json
 
 from etils import epath
 import tensorflow_datasets as tfds
 
+from mcsam_jax.errors import UserError
 
-def counted(builder: tfds.core.DatasetBuilder, skipped: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-  """Returns how many studies of each split are `kept`, and left out by reason; {} where nothing is told of any.
+
+def count_records(builder: tfds.core.DatasetBuilder,
+                  skipped: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+  """Returns for each split how many studies are `kept`, and how many are skipped by reason.
 
   Args:
-    passed_over: of each split, how many records the target leaves unused, by reason (`splits.skipped`).
+    skipped: for each split, the number of records that `data.target` and `data.min_words` leave unused, by reason
+      (`splits.count_skipped`).
+
+  Returns:
+    {} if no study was skipped and the source has no notes.
   """
-  made = _made(builder)
-  rows = {split: {"kept": row["kept"] - sum(skipped[split].values()), **row["left_out"], **skipped[split]}
-          for split, row in made["splits"].items()}
-  return rows if made["notes"] or any(len(row) > 1 for row in rows.values()) else {}
+  summary = _read_build_summary(builder)
+  rows = {split: {"kept": row["kept"] - sum(skipped[split].values()), **row["skipped"], **skipped[split]}
+          for split, row in summary["splits"].items()}
+  return rows if summary["notes"] or any(len(row) > 1 for row in rows.values()) else {}
 
 
-def counts_table(builder: tfds.core.DatasetBuilder, rows: dict[str, dict[str, int]]) -> str:
-  """Returns the counts of `counted` as a table, and the notes of the source below it."""
-  reasons = ["kept", *sorted(set().union(*rows.values()) - {"kept"})]
+def format_record_counts(builder: tfds.core.DatasetBuilder, counts: dict[str, dict[str, int]]) -> str:
+  """Returns the result of `count_records` as a table with one column per split, followed by the notes of the source."""
+  reasons = ["kept", *sorted(set().union(*counts.values()) - {"kept"})]
   width = max(map(len, reasons))
-  lines = [f"{'':{width}}" + "".join(f"{split:>10}" for split in rows)]
+  lines = [f"{'':{width}}" + "".join(f"{split:>10}" for split in counts)]
   for reason in reasons:
-    lines.append(f"{reason:{width}}" + "".join(f"{row.get(reason, 0):>10,}" for row in rows.values()))
-  return "\n".join([*lines, *_made(builder)["notes"]])
+    lines.append(f"{reason:{width}}" + "".join(f"{row.get(reason, 0):>10,}" for row in counts.values()))
+  return "\n".join([*lines, *_read_build_summary(builder)["notes"]])
 
 
-def _made(builder: tfds.core.DatasetBuilder) -> dict:
+def _read_build_summary(builder: tfds.core.DatasetBuilder) -> dict:
   path = epath.Path(builder.data_dir) / "build.json"
-  return json.loads(path.read_text()) if path.exists() else {"splits": {}, "notes": []}
+  if not path.exists():
+    return {"splits": {}, "notes": []}
+  summary = json.loads(path.read_text())
+  if any("skipped" not in row for row in summary["splits"].values()):
+    raise UserError(f"{path} was written by another version: delete {builder.data_dir} and run `mcsam prepare`")
+  return summary

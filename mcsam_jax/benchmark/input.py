@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import images
-from input_pipeline.builder.prepare import load_or_build_tokenizer
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.pipeline import train_batches
 from input_pipeline.splits import open_split
 

@@ -30,9 +30,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import images
-from input_pipeline.builder.prepare import dataset_dir
 from input_pipeline.prefetch import ordered_map
-from input_pipeline.splits import Split
+from input_pipeline.splits import dataset_dir, Split
 from mcsam_jax.checkpoints.weights import weights_digest
 from mcsam_jax.checkpoints.workdir import init_encoder_variables, Workdir
 from mcsam_jax.distributed import multihost
@@ -131,7 +130,7 @@ def features_for_all(work: Workdir, split: Split, stop: PreemptionGuard, watchdo
       multihost.barrier()
     return features
   with watchdog.paused_unless_host0():
-    return multihost.host0_then_others(lambda: split_features(work, split, log), within=stop.immediate)
+    return multihost.host0_then_others(lambda: split_features(work, split, log), context=stop.immediate)
 
 
 def _compute(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, split: Sequence[dict],

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.pipeline import make_batch
+from input_pipeline.pipeline import read_batch
 from input_pipeline.splits import Split
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
@@ -43,7 +43,7 @@ def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None
     UserError: the workdir holds no training, or no such step; a damaged checkpoint.
   """
   first = np.zeros(1, np.int64)
-  sample = make_batch(split, first, first, work.tokenizer, work.config, split_features(work, split))
+  sample = read_batch(split, first, first, work.tokenizer, work.config, split_features(work, split))
   return restore_member(work, mesh, sample, step, log)
 
 

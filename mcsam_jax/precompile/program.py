@@ -6,12 +6,11 @@ Shapes: B studies, V views, S pixels, P patches a view, C channels, T tokens.
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline.batch import ArraySpec, batch_spec
 from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_shardings
-from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.generate import ReportGenerator
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
@@ -54,7 +53,8 @@ def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
   """Returns the model, its state as shapes with shardings, and the shardings."""
   encoder = ENCODERS[config.encoder.name]
   model = make_model(config, vocab_size, config.data.image_size // encoder.stride)
-  state = jax.eval_shape(functools.partial(init_train_state, model, config), _shapes(config, 1))
+  sample = {name: jax.ShapeDtypeStruct(*spec) for name, spec in get_batch_spec(config, 1).items()}
+  state = jax.eval_shape(functools.partial(init_train_state, model, config), sample)
   shardings = state_shardings(mesh, state)
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return model, jax.tree.map(place, state, shardings), shardings
@@ -63,19 +63,10 @@ def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
 def abstract_batch(config: ConfigDict, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns a batch of `size` studies, as `input_pipeline` makes them, split over the mesh."""
   split = batch_sharding(mesh)
-  return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split)
-          for name, array in _shapes(config, size).items()}
+  return {name: jax.ShapeDtypeStruct(*spec, sharding=split) for name, spec in get_batch_spec(config, size).items()}
 
 
-def _shapes(config: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  data, encoder = config.data, ENCODERS[config.encoder.name]
-  if config.encoder.frozen:                                # as training/feature_cache.py keeps them
-    patches = (data.image_size // encoder.stride) ** 2
-    pixels = {"features": ((size, data.num_views, patches, encoder.channels), jnp.float16)}
-  else:
-    pixels = {"images": ((size, data.num_views, data.image_size, data.image_size, 1), jnp.uint8)}
-  fields = pixels | {
-      "view_mask": ((size, data.num_views), jnp.bool_), "view_ids": ((size, data.num_views), jnp.int32),
-      "tokens": ((size, config.tokenizer.max_length + 1), jnp.int32), "labels": ((size, len(FINDINGS)), jnp.int8),
-      "record": ((size,), jnp.int32), "epoch": ((size,), jnp.int32), "valid": ((size,), jnp.bool_)}
-  return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in fields.items()}
+def get_batch_spec(config: ConfigDict, size: int) -> dict[str, ArraySpec]:
+  """Returns shape and type of each array of a batch: features where the encoder is frozen, else images."""
+  encoder = ENCODERS[config.encoder.name]
+  return batch_spec(config, size, encoder.feature_shape(config.data.image_size) if config.encoder.frozen else None)

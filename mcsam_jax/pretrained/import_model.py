@@ -8,9 +8,9 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
-from input_pipeline.builder.prepare import load_or_build_tokenizer
+from input_pipeline.batch import empty_batch
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.weights import save_weights
@@ -76,13 +76,9 @@ def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str]
 
 def expected_shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each variable of the model and its image encoder by flat name."""
-  size, grid = config.data.image_size, config.data.image_size // ENCODERS[config.encoder.name].stride
-  views, length = config.data.num_views, config.tokenizer.max_length
-  seen = {"images": np.zeros((1, views, size, size, 1), np.uint8)}
-  if config.encoder.frozen:
-    seen = {"features": np.zeros((1, views, grid * grid, ENCODERS[config.encoder.name].channels), np.float16)}
-  batch = {**seen, "view_mask": np.ones((1, views), bool), "view_ids": np.zeros((1, views), np.int32),
-           "tokens": np.zeros((1, length + 1), np.int32)}
+  encoder = ENCODERS[config.encoder.name]
+  grid = config.data.image_size // encoder.stride
+  batch = empty_batch(config, 1, encoder.feature_shape(config.data.image_size) if config.encoder.frozen else None)
   state = jax.eval_shape(lambda: init_train_state(make_model(config, vocab_size, grid), config, batch))
   own = traverse_util.flatten_dict({name: tree for name, tree in state.params.items() if name != "visual_encoder"},
                                    sep="/")

@@ -1,4 +1,4 @@
-"""Batches: what stands in them, that they resume, and that evaluation counts each record once."""
+"""Batches: what they contain, that they resume, and that evaluation yields each record once."""
 
 import functools
 import hashlib
@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from input_pipeline import images, pipeline, shuffle
-from input_pipeline.builder.prepare import load_or_build_tokenizer
+from input_pipeline.batch import batch_spec, empty_batch, make_batch
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer
+from input_pipeline.splits import open_split
 
 NUM_TRAIN = 11
 
 
 @pytest.fixture(scope="module")
 def train(prepared):
-  return pipeline.open_split(prepared, "train")
+  return open_split(prepared, "train")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,8 @@ def assert_equal(batch, other):
     np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
 
 
-def test_a_batch_by_hand(prepared, train, tokenizer):
-  batch = pipeline.make_batch(train, np.array([0, 3]), np.array([1, 2]), tokenizer, prepared)
+def test_batch_by_hand(prepared, train, tokenizer):
+  batch = pipeline.read_batch(train, np.array([0, 3]), np.array([1, 2]), tokenizer, prepared)
   shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
   assert shapes == {"images": ((2, 2, 16, 16, 1), "uint8"), "view_mask": ((2, 2), "bool"),
                     "view_ids": ((2, 2), "int32"), "tokens": ((2, 8), "int32"), "labels": ((2, 14), "int8"),
@@ -43,30 +45,51 @@ def test_a_batch_by_hand(prepared, train, tokenizer):
   assert batch["record"].tolist() == [0, 3] and batch["epoch"].tolist() == [1, 2] and batch["valid"].all()
 
 
-def test_fewer_views_than_stored(prepared, train, tokenizer):
+def test_spec_and_empty_batch_have_the_shapes_of_batches_that_are_read(prepared, train, tokenizer):
+  indices, epochs = np.array([0, 3, 4]), np.zeros(3, int)
+  features = np.zeros((NUM_TRAIN, 2, 5, 7), np.float16)
+  for stored, feature_shape in ((None, None), (features, (5, 7))):
+    batch = pipeline.read_batch(train, indices, epochs, tokenizer, prepared, stored)
+    spec = batch_spec(prepared, 3, feature_shape)
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == spec
+    empty = empty_batch(prepared, 3, feature_shape)
+    assert {name: (value.shape, value.dtype) for name, value in empty.items()} == spec
+    assert empty["view_mask"].all() and empty["valid"].all()
+
+
+def test_batch_of_parts_fills_in_what_is_not_given():
+  pixels, tokens = np.zeros((2, 3, 4, 4, 1), np.uint8), np.zeros((2, 5), np.int32)
+  batch = make_batch({"images": pixels}, np.array([[0, 1, -1], [2, -1, -1]]), tokens, record=np.array([7, 9]))
+  assert batch["view_mask"].tolist() == [[True, True, False], [True, False, False]]
+  assert batch["view_ids"].tolist() == [[0, 1, 0], [2, 0, 0]] and batch["record"].tolist() == [7, 9]
+  assert batch["labels"].shape == (2, 14) and not batch["labels"].any()
+  assert not batch["epoch"].any() and batch["valid"].all()
+
+
+def test_config_may_use_fewer_views_than_stored(prepared, train, tokenizer):
   config = prepared.copy_and_resolve_references()
   config.data.num_views = 1
-  batch = pipeline.make_batch(train, np.array([3]), np.array([0]), tokenizer, config)
+  batch = pipeline.read_batch(train, np.array([3]), np.array([0]), tokenizer, config)
   assert batch["images"].shape == (1, 1, 16, 16, 1) and batch["view_mask"].tolist() == [[True]]
 
 
-def test_training_follows_the_order_and_resumes(prepared, train, tokenizer):
-  whole = list(pipeline.train_batches(train, tokenizer, prepared, 0, 7))
-  for step, batch in enumerate(whole):
+def test_training_follows_the_record_order_and_resumes(prepared, train, tokenizer):
+  batches = list(pipeline.train_batches(train, tokenizer, prepared, 0, 7))
+  for step, batch in enumerate(batches):
     indices, epochs = shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)
-    assert_equal(batch, pipeline.make_batch(train, indices, epochs, tokenizer, prepared))
-  for batch, resumed in zip(whole[5:], pipeline.train_batches(train, tokenizer, prepared, 5, 2), strict=True):
+    assert_equal(batch, pipeline.read_batch(train, indices, epochs, tokenizer, prepared))
+  for batch, resumed in zip(batches[5:], pipeline.train_batches(train, tokenizer, prepared, 5, 2), strict=True):
     assert_equal(batch, resumed)
 
 
-def test_hosts_together_feed_the_global_batch(prepared, train, tokenizer):
-  whole, *parts = [list(pipeline.train_batches(train, tokenizer, prepared, 2, 3, batch_slice=rows))
+def test_hosts_feed_slices_of_the_global_batch(prepared, train, tokenizer):
+  global_batches, *parts = [list(pipeline.train_batches(train, tokenizer, prepared, 2, 3, batch_slice=rows))
                    for rows in (slice(None), slice(0, 2), slice(2, 4))]
-  for batch, *halves in zip(whole, *parts, strict=True):
+  for batch, *halves in zip(global_batches, *parts, strict=True):
     assert_equal(batch, {name: np.concatenate([half[name] for half in halves]) for name in batch})
 
 
-def test_features_stand_in_for_images(prepared, train, tokenizer):
+def test_features_replace_images(prepared, train, tokenizer):
   features = np.random.default_rng(0).random((NUM_TRAIN, 2, 5, 3), np.float32)
   batches = pipeline.train_batches(train, tokenizer, prepared, 0, 3, features=features)
   batches_with_images = pipeline.train_batches(train, tokenizer, prepared, 0, 3)
@@ -76,26 +99,26 @@ def test_features_stand_in_for_images(prepared, train, tokenizer):
     assert_equal(batch, with_images)
 
 
-@pytest.mark.parametrize("batch_size,limit,seen",
+@pytest.mark.parametrize("batch_size,limit,num_records",
                          [(4, 0, 11), (11, 0, 11), (64, 0, 11), (4, 6, 6), (4, 99, 11)])
-def test_evaluation_covers_each_record_once(prepared, train, tokenizer, batch_size, limit, seen):
+def test_evaluation_covers_each_record_once(prepared, train, tokenizer, batch_size, limit, num_records):
   batches = list(pipeline.eval_batches(train, tokenizer, prepared, batch_size, limit=limit))
   records = np.concatenate([batch["record"][batch["valid"]] for batch in batches])
-  assert records.tolist() == list(range(seen)) and len(batches) == -(-seen // batch_size)
+  assert records.tolist() == list(range(num_records)) and len(batches) == -(-num_records // batch_size)
   assert all(batch["images"].shape[0] == batch_size for batch in batches)
   assert not np.concatenate([batch["record"][~batch["valid"]] for batch in batches]).any()
 
 
-def ids_of(split, batches):
+def hash_study_ids(split, batches):
   """Returns a digest of the study ids of some batches."""
-  names = [[split.metadata[record]["study_id"] for record in batch["record"]] for batch in batches]
-  return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+  ids = [[split.metadata[record]["study_id"] for record in batch["record"]] for batch in batches]
+  return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("restart", [0, 73])
-def test_two_hundred_steps_show_the_same_studies(prepared, train, tokenizer, hosts, threads, restart):
+def test_hosts_threads_and_restarts_do_not_change_the_studies_of_two_hundred_steps(prepared, train, tokenizer, hosts, threads, restart):
   config = prepared.copy_and_resolve_references()
   config.train.host_threads = threads
   parts = []
@@ -105,16 +128,16 @@ def test_two_hundred_steps_show_the_same_studies(prepared, train, tokenizer, hos
     parts.append([*run(0, restart), *run(restart, 200 - restart)])
   batches = [{"record": np.concatenate([part["record"] for part in step])} for step in zip(*parts, strict=True)]
   expected = [{"record": shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)[0]} for step in range(200)]
-  assert ids_of(train, batches) == ids_of(train, expected)
-  shown = np.concatenate([batch["record"] for batch in batches])
-  epochs = shown[:800 // NUM_TRAIN * NUM_TRAIN].reshape(-1, NUM_TRAIN)
-  assert (np.sort(epochs) == np.arange(NUM_TRAIN)).all()                  # each study once an epoch
-  assert len(np.unique(epochs, axis=0)) == len(epochs)                    # and never twice in the same order
+  assert hash_study_ids(train, batches) == hash_study_ids(train, expected)
+  indices = np.concatenate([batch["record"] for batch in batches])
+  epochs = indices[:800 // NUM_TRAIN * NUM_TRAIN].reshape(-1, NUM_TRAIN)
+  assert (np.sort(epochs) == np.arange(NUM_TRAIN)).all()                  # each study once per epoch
+  assert len(np.unique(epochs, axis=0)) == len(epochs)                    # no two epochs in the same order
 
 
-def test_a_late_step_reads_no_more_than_an_early_one(prepared, train, tokenizer, monkeypatch):
-  read = []
-  monkeypatch.setattr(train, "read", lambda indices, own=train.read: read.append(len(indices)) or own(indices))
+def test_late_step_reads_no_more_records_than_an_early_one(prepared, train, tokenizer, monkeypatch):
+  num_read, read = [], train.read
+  monkeypatch.setattr(train, "read", lambda indices: num_read.append(len(indices)) or read(indices))
   for step in (0, 10**6):
     list(pipeline.train_batches(train, tokenizer, prepared, step, 2))
-  assert read == [4, 4] * 2
+  assert num_read == [4, 4] * 2

@@ -1,7 +1,8 @@
-"""A build that is killed goes on and ends with the same bytes; a part never passes for the whole; Beam gives the same."""
+"""An interrupted build resumes and gives the same bytes, incomplete data never looks complete, and Beam agrees."""
 
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -14,241 +15,261 @@ import pytest
 import tensorflow_datasets as tfds
 
 from input_pipeline import datasets, splits
-from input_pipeline.builder import build
+from input_pipeline.builder import build, shards, workers
 from input_pipeline.builder.prepare import prepare
 from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError
 from tests.testing import physionet
 
-PREPARE = """
+PREPARE_SCRIPT = """
 import sys
-from input_pipeline.builder import build
+from input_pipeline.builder import shards, workers
 from input_pipeline.builder.prepare import prepare
 from mcsam_jax.config import load_config
 if __name__ == "__main__":
-  build.SHARD_SIZE, build.SMALL = int(sys.argv[1]), 0
-  prepare(load_config("mimic_cxr", sys.argv[2:]), show=lambda line: print(line, flush=True))
+  shards.SHARD_SIZE, workers.MAX_ENTRIES_IN_PROCESS = int(sys.argv[1]), 0
+  prepare(load_config("mimic_cxr", sys.argv[2:]), log=lambda line: print(line, flush=True))
 """
 
 
-def overrides(source, data_dir, *more):
+def make_overrides(source, data_dir, *more):
   return [f"--config.data.source_dir={source}", f"--config.data.data_dir={data_dir}", "--config.tokenizer.threshold=1",
           *more]
 
 
-def files_below(folder):
-  """Returns the digest of each file of the records, by name."""
+def make_config(tmp_path, *more):
+  """Returns the config of a source with 30 studies: 22 in train, 4 in val, 4 in test."""
+  physionet.write_tree(tmp_path / "source", 30)
+  return load_config("mimic_cxr", make_overrides(tmp_path / "source", tmp_path / "data", *more))
+
+
+def hash_files(folder):
+  """Returns the digest of each file below a folder, by name."""
   paths = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
   return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def start(script, shard_size, arguments):
+def start_process(script, shard_size, arguments):
   return subprocess.Popen([sys.executable, script, str(shard_size), *arguments], stdout=subprocess.PIPE, text=True,
                           start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
 
 
-def processes_of(session):
-  """Returns the processes of a session that are still running."""
-  found = subprocess.run(["ps", "-s", str(session), "-o", "stat="], capture_output=True, text=True).stdout.split()
-  return [state for state in found if not state.startswith("Z")]
+def list_running_processes(session):
+  """Returns the states of the processes of a session that are still running."""
+  output = subprocess.run(["ps", "-s", str(session), "-o", "stat="], capture_output=True, text=True).stdout.split()
+  return [state for state in output if not state.startswith("Z")]
 
 
-def undisturbed_and_killed(tmp_path, count, shard_size, kills):
-  """Builds a tree of `count` studies at once, and again killed `kills` times; returns the files of both.
+def build_with_and_without_kills(tmp_path, num_studies, shard_size, num_kills):
+  """Builds the same source once without interruption, and once killed `num_kills` times.
 
-  A moment is drawn as a number of shards that are there, and some hundredths of a second more.
+  Each kill comes when a random number of shards is finished, plus up to a tenth of a second.
+
+  Returns:
+    The digests of the files of both builds, and how often a build resumed.
   """
-  physionet.write_tree(tmp_path / "source", count)
+  physionet.write_tree(tmp_path / "source", num_studies)
   script = tmp_path / "prepare.py"
-  script.write_text(PREPARE)
-  whole = start(script, shard_size, overrides(tmp_path / "source", tmp_path / "whole"))
-  whole.communicate()
-  assert whole.returncode == 0
-  shards = len(list((tmp_path / "whole").rglob("*.array_record-*")))
-  rng, resumed = random.Random(count), 0
-  moments = sorted(rng.randrange(0, shards - 4) for _ in range(kills))
-  arguments = overrides(tmp_path / "source", tmp_path / "killed")
-  for moment in moments:
-    process = start(script, shard_size, arguments)
-    while len(list((tmp_path / "killed").rglob("*.array_record-*-of-?????"))) < moment and process.poll() is None:
+  script.write_text(PREPARE_SCRIPT)
+  process = start_process(script, shard_size, make_overrides(tmp_path / "source", tmp_path / "uninterrupted"))
+  process.communicate()
+  assert process.returncode == 0
+  num_shards = len(list((tmp_path / "uninterrupted").rglob("*.array_record-*")))
+  rng, num_resumed = random.Random(num_studies), 0
+  kill_after = sorted(rng.randrange(0, num_shards - 4) for _ in range(num_kills))
+  arguments = make_overrides(tmp_path / "source", tmp_path / "killed")
+  for num_finished in kill_after:
+    process = start_process(script, shard_size, arguments)
+    while (len(list((tmp_path / "killed").rglob("*.array_record-*-of-?????"))) < num_finished
+           and process.poll() is None):
       time.sleep(.02)
     time.sleep(rng.uniform(0, .1))
     os.kill(process.pid, signal.SIGKILL)
-    resumed += "Going on" in process.communicate()[0]
+    num_resumed += "Resuming" in process.communicate()[0]
     deadline = time.monotonic() + 20
-    while processes_of(process.pid) and time.monotonic() < deadline:      # the workers see that they are alone
+    while list_running_processes(process.pid) and time.monotonic() < deadline:      # workers notice and exit
       time.sleep(.1)
-    assert not processes_of(process.pid)
-    shown = list((tmp_path / "killed").rglob("dataset_info.json"))
-    assert not shown or not any("unfinished" in str(path) for path in shown)
-  last = start(script, shard_size, arguments)
-  resumed += "Going on" in last.communicate()[0]
-  assert last.returncode == 0
-  return files_below(tmp_path / "whole"), files_below(tmp_path / "killed"), resumed
+    assert not list_running_processes(process.pid)
+    metadata = list((tmp_path / "killed").rglob("dataset_info.json"))
+    assert not metadata or not any("unfinished" in str(path) for path in metadata)
+  process = start_process(script, shard_size, arguments)
+  num_resumed += "Resuming" in process.communicate()[0]
+  assert process.returncode == 0
+  return hash_files(tmp_path / "uninterrupted"), hash_files(tmp_path / "killed"), num_resumed
 
 
-def test_killed_and_run_again(tmp_path):
-  whole, killed, resumed = undisturbed_and_killed(tmp_path, 160, 4, 2)
-  assert whole == killed and len(whole) > 40 and resumed
-
-
-@pytest.mark.slow
-def test_five_thousand_studies_killed_five_times(tmp_path):
-  whole, killed, resumed = undisturbed_and_killed(tmp_path, 5000, 128, 5)
-  assert whole == killed and resumed
-
-
-def small_config(tmp_path, *more):
-  physionet.write_tree(tmp_path / "source", 30)
-  return load_config("mimic_cxr", overrides(tmp_path / "source", tmp_path / "data", *more))
-
-
-def test_only_what_is_missing_is_written(tmp_path, monkeypatch):
-  config = small_config(tmp_path)
-  monkeypatch.setattr(build, "SHARD_SIZE", 5)
-  written, write = [], build.write_shard
-
-  def stop_after_three(builder, unfinished, shard, max_corrupt_records):
-    if len(written) == 3:
-      raise KeyboardInterrupt
-    written.append(shard)
-    return write(builder, unfinished, shard, max_corrupt_records)
-
-  monkeypatch.setattr(build, "write_shard", stop_after_three)
-  with pytest.raises(KeyboardInterrupt):
-    build.build(config, lambda line: None)
-  assert not splits.is_prepared(datasets.make_builder(config))
-  monkeypatch.setattr(build, "write_shard", lambda *given: written.append(given[2]) or write(*given))
-  build.build(config, lambda line: None)
-  assert len(written) == len(set(written)) == 7      # 22 train, 4 val, 4 test
-  assert splits.is_prepared(datasets.make_builder(config))
-
-
-def test_a_build_stopped_at_its_last_step_writes_no_shard_again(tmp_path, monkeypatch):
-  config = small_config(tmp_path)
-
-  def stop(*given):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patched:
-    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", stop)
-    with pytest.raises(KeyboardInterrupt):
-      build.build(config, lambda line: None)
-  monkeypatch.setattr(build, "write_shard", stop)
-  lines = []
-  build.build(config, lines.append)
-  assert "Going on: 3 of 3 shards are there" in lines
-  folder = pathlib.Path(datasets.make_builder(config).data_dir)
-  assert splits.is_prepared(datasets.make_builder(config)) and not (folder / "plan").exists()
-  (folder / "dataset_info.json").unlink()
-  with pytest.raises(UserError, match="is there without its dataset_info.json"):
-    build.build(config, lambda line: None)
-
-
-def test_a_shard_with_faults_is_tried_again_when_its_file_has_changed(tmp_path, monkeypatch):
-  config = small_config(tmp_path, "--config.prepare.max_corrupt_records=1")
-  monkeypatch.setattr(build, "SHARD_SIZE", 5)
-  path = next((tmp_path / "source" / "files" / physionet.make_studies(30)[1].folder).glob("*.jpg"))
-  whole = path.read_bytes()
-  path.write_bytes(whole[:500])
-  written, write = [], build.write_shard
-
-  def stop_after_four(*given):
-    if len(written) == 4:
-      raise KeyboardInterrupt
-    written.append(given[2])
-    return write(*given)
-
-  monkeypatch.setattr(build, "write_shard", stop_after_four)
-  with pytest.raises(KeyboardInterrupt):
-    build.build(config, lambda line: None)
-  waiting = []
-  monkeypatch.setattr(build, "write_shard", lambda *given: waiting.append(given[2]) or stop())
-  with pytest.raises(KeyboardInterrupt):
-    build.build(config, lambda line: None)
-  path.write_bytes(whole)
-  with pytest.raises(KeyboardInterrupt):
-    build.build(config, lambda line: None)
-  assert waiting[0] not in written and waiting[1] in written
-
-
-def test_faults_of_an_earlier_start_count(tmp_path, monkeypatch):
-  config = small_config(tmp_path, "--config.prepare.max_corrupt_records=1")
-  monkeypatch.setattr(build, "SHARD_SIZE", 5)
-  for number in (1, 25):                                    # of shards 0 and 4 of train
-    for path in (tmp_path / "source" / "files" / physionet.make_studies(30)[number].folder).glob("*.jpg"):
-      path.write_bytes(b"")
-  written, write = [], build.write_shard
-
-  def stop_after_one(*given):
-    if written:
-      raise KeyboardInterrupt
-    written.append(given[2])
-    return write(*given)
-
-  with monkeypatch.context() as patched:
-    patched.setattr(build, "write_shard", stop_after_one)
-    with pytest.raises(KeyboardInterrupt):
-      build.build(config, lambda line: None)
-  with pytest.raises(UserError, match="2 such are more than prepare.max_corrupt_records=1"):
-    build.build(config, lambda line: None)
-
-
-def stop():
+def raise_keyboard_interrupt(*arguments):
   raise KeyboardInterrupt
 
 
-def test_another_source_is_not_mixed_in(tmp_path, monkeypatch):
-  config = small_config(tmp_path)
-  monkeypatch.setattr(build, "SHARD_SIZE", 5)
-  builder = datasets.make_builder(config)
-  plan, unfinished = builder.plan(), pathlib.Path(f"{builder.data_dir}.unfinished")
-  write = build.write_shard
-  monkeypatch.setattr(build, "write_shard", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+def interrupt_after(monkeypatch, num_shards):
+  """Lets a build be interrupted after it has written `num_shards` shards; returns the list of the written shards."""
+  written, write_shard = [], shards.write_shard
+
+  def write_or_interrupt(builder, folder, shard, max_corrupt_records):
+    if len(written) == num_shards:
+      raise KeyboardInterrupt
+    written.append(shard)
+    return write_shard(builder, folder, shard, max_corrupt_records)
+
+  monkeypatch.setattr(workers, "write_shard", write_or_interrupt)
+  return written
+
+
+def test_killed_build_resumes_with_the_same_bytes(tmp_path):
+  uninterrupted, killed, num_resumed = build_with_and_without_kills(tmp_path, 160, shard_size=4, num_kills=2)
+  assert uninterrupted == killed and len(uninterrupted) > 40 and num_resumed
+
+
+@pytest.mark.slow
+def test_build_of_five_thousand_studies_killed_five_times(tmp_path):
+  uninterrupted, killed, num_resumed = build_with_and_without_kills(tmp_path, 5000, shard_size=128, num_kills=5)
+  assert uninterrupted == killed and num_resumed
+
+
+def test_resuming_writes_only_missing_shards(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
+  monkeypatch.setattr(shards, "SHARD_SIZE", 5)
+  with monkeypatch.context() as patched:
+    first = interrupt_after(patched, 3)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  assert not splits.is_prepared(datasets.make_builder(config))
+  second = interrupt_after(monkeypatch, 100)
+  build.build(config, lambda line: None)
+  assert len(first) == 3 and len(first + second) == len(set(first + second)) == 7
+  assert splits.is_prepared(datasets.make_builder(config))
+
+
+def test_build_stopped_before_its_metadata_writes_no_shard_again(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
+  with monkeypatch.context() as patched:
+    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  monkeypatch.setattr(workers, "write_shard", raise_keyboard_interrupt)
+  lines = []
+  build.build(config, lines.append)
+  assert any("3 of 3 shards" in line for line in lines)
+  folder = pathlib.Path(datasets.make_builder(config).data_dir)
+  assert splits.is_prepared(datasets.make_builder(config)) and not (folder / "plan").exists()
+  (folder / "dataset_info.json").unlink()
+  with pytest.raises(UserError, match=f"{folder} .*dataset_info.json"):
+    build.build(config, lambda line: None)
+
+
+def test_shard_with_a_corrupt_record_is_rewritten_when_the_file_has_changed(tmp_path, monkeypatch):
+  config = make_config(tmp_path, "--config.prepare.max_corrupt_records=1")
+  monkeypatch.setattr(shards, "SHARD_SIZE", 5)
+  path = next((tmp_path / "source" / "files" / physionet.make_studies(30)[1].folder).glob("*.jpg"))
+  content = path.read_bytes()
+  path.write_bytes(content[:500])
+  with monkeypatch.context() as patched:
+    written = interrupt_after(patched, 4)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  first_shards = []
+
+  def record_and_interrupt(builder, folder, shard, max_corrupt_records):
+    first_shards.append(shard)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(workers, "write_shard", record_and_interrupt)
   with pytest.raises(KeyboardInterrupt):
     build.build(config, lambda line: None)
-  (unfinished / "stale.json").write_text("{}")
+  path.write_bytes(content)
+  with pytest.raises(KeyboardInterrupt):
+    build.build(config, lambda line: None)
+  assert first_shards[0] not in written and first_shards[1] in written
+
+
+def test_corrupt_records_of_an_interrupted_build_count(tmp_path, monkeypatch):
+  config = make_config(tmp_path, "--config.prepare.max_corrupt_records=1")
+  monkeypatch.setattr(shards, "SHARD_SIZE", 5)
+  for number in (1, 25):                                    # of shards 0 and 4 of train
+    for path in (tmp_path / "source" / "files" / physionet.make_studies(30)[number].folder).glob("*.jpg"):
+      path.write_bytes(b"")
+  with monkeypatch.context() as patched:
+    interrupt_after(patched, 1)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  with pytest.raises(UserError, match="2 corrupt records .*prepare.max_corrupt_records=1"):
+    build.build(config, lambda line: None)
+
+
+def test_statistics_that_cannot_be_read_make_a_shard_unfinished(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
+  with monkeypatch.context() as patched:
+    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  folder = pathlib.Path(f"{datasets.make_builder(config).data_dir}.unfinished")
+  (folder / "val-00000-of-00001.json").write_text(json.dumps({"kept": 4, "a field of another version": 1}))
+  (folder / "test-00000-of-00001.json").write_text("{")
+  written = interrupt_after(monkeypatch, 100)
+  build.build(config, lambda line: None)
+  assert sorted(shard.split for shard in written) == ["test", "val"]
+
+
+def test_shards_of_another_plan_are_discarded(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
+  monkeypatch.setattr(shards, "SHARD_SIZE", 5)
+  builder = datasets.make_builder(config)
+  plan, folder = builder.plan(), pathlib.Path(f"{builder.data_dir}.unfinished")
+  with monkeypatch.context() as patched:
+    patched.setattr(workers, "write_shard", raise_keyboard_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  (folder / "stale.json").write_text("{}")
   plan.entries["train"].pop()
   monkeypatch.setattr(type(builder), "plan", lambda self: plan)
-  monkeypatch.setattr(build, "write_shard", write)
   build.build(config, lambda line: None)
   assert not (pathlib.Path(builder.data_dir) / "stale.json").exists()
 
 
-def test_two_builds_at_once_are_refused(tmp_path):
-  config = small_config(tmp_path)
+def test_second_build_at_the_same_time_is_an_error(tmp_path):
+  config = make_config(tmp_path)
   folder = pathlib.Path(datasets.make_builder(config).data_dir)
   folder.parent.mkdir(parents=True)
   with open(folder.parent / f".{folder.name}.unfinished.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another `mcsam prepare` writes"):
+    with pytest.raises(UserError, match=f"mcsam prepare.*{folder}.unfinished"):
       build.build(config, lambda line: None)
 
 
-def test_a_split_without_records_is_refused(tmp_path, monkeypatch):
-  config = small_config(tmp_path)
+def test_split_without_records_is_an_error_with_the_reasons(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
   builder = datasets.make_builder(config)
   plan = builder.plan()
   plan.entries["val"].clear()
-  plan.left["val"] = {"no frontal view": 4}
+  plan.skipped["val"] = {"no frontal view": 4}
   monkeypatch.setattr(type(builder), "plan", lambda self: plan)
-  with pytest.raises(UserError, match=r"no study is left in split val \(no frontal view: 4\)"):
+  with pytest.raises(UserError, match=r"split val .*\(no frontal view: 4\)"):
     build.build(config, lambda line: None)
 
 
-def test_beam_builds_the_same(tmp_path, monkeypatch):
-  pytest.importorskip("apache_beam", reason="Apache Beam is absent: pip install -e '.[beam]'")
-  monkeypatch.setattr(build, "SHARD_SIZE", 8)
-  config = small_config(tmp_path)
+def test_counts_of_another_version_are_an_error(tmp_path):
+  config = make_config(tmp_path)
   prepare(config, lambda line: None)
-  by_beam = load_config("mimic_cxr", overrides(tmp_path / "source", tmp_path / "beam",
-                                               "--config.prepare.beam_options=--runner=DirectRunner"))
-  prepare(by_beam, lambda line: None)
-  assert files_below(tmp_path / "data") == files_below(tmp_path / "beam")
+  path = pathlib.Path(datasets.make_builder(config).data_dir) / "build.json"
+  path.write_text(path.read_text().replace('"skipped"', '"left_out"'))
+  with pytest.raises(UserError, match=str(path)):
+    prepare(config, lambda line: None)
 
 
-def test_beam_that_is_not_installed_is_named(tmp_path, monkeypatch):
-  config = small_config(tmp_path, "--config.prepare.beam_options=--runner=DirectRunner")
+def test_beam_builds_the_same_files(tmp_path, monkeypatch):
+  pytest.importorskip("apache_beam", reason="Apache Beam is absent: pip install -e '.[beam]'")
+  monkeypatch.setattr(shards, "SHARD_SIZE", 8)
+  config = make_config(tmp_path)
+  prepare(config, lambda line: None)
+  with_beam = load_config("mimic_cxr", make_overrides(tmp_path / "source", tmp_path / "beam",
+                                                      "--config.prepare.beam_options=--runner=DirectRunner"))
+  prepare(with_beam, lambda line: None)
+  assert hash_files(tmp_path / "data") == hash_files(tmp_path / "beam")
+
+
+def test_missing_beam_is_an_error_that_names_the_field(tmp_path, monkeypatch):
+  config = make_config(tmp_path, "--config.prepare.beam_options=--runner=DirectRunner")
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  with pytest.raises(UserError, match="prepare.beam_options needs Apache Beam"):
+  with pytest.raises(UserError, match="prepare.beam_options"):
     build.build(config, lambda line: None)

@@ -1,31 +1,35 @@
-"""Preparing makes records and tokenizer once; what is missing, cut or too much is said in a line."""
+"""Preparing builds records and tokenizer once; missing, truncated and corrupt files are errors that name them."""
 
 import errno
 import functools
 import json
 import pathlib
+import re
 import types
 
 import pytest
 
 from input_pipeline import datasets, splits, token_table
-from input_pipeline.builder import prepare as preparing
+from input_pipeline.builder.prepare import prepare
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer, tokenizer_dir
+from input_pipeline.splits import dataset_dir, open_split
 from mcsam_jax.errors import UserError
+from mcsam_jax.progress import ProgressLog
 
 
-def files_of(config, split):
-  return list(preparing.dataset_dir(config).glob(f"*-{split}.array_record*"))
+def find_record_files(config, split):
+  return list(dataset_dir(config).glob(f"*-{split}.array_record*"))
 
 
 def test_summary_and_records(source):
   folder, config = source
   lines = []
-  summary = preparing.prepare(config, log=lines.append)
+  summary = prepare(config, log=lines.append)
   assert {name: row["studies"] for name, row in summary.items()} == {"train": 11, "val": 3, "test": 5}
   assert summary["train"]["images"] == 1 + 2 * 10 and summary["train"]["distinct_reports"] == 11
   assert summary["train"]["mean_words"] == 9           # the lungs are clear . size is N .
   assert "mcsam train" in lines[-1]
-  val = splits.open_split(config, "val")
+  val = open_split(config, "val")
   assert val.ids == ["val0", "val1", "val2"] and val.reports[1] == "The lungs are clear. Size is 1."
   assert [record["images"] for record in val][2] == [
       (folder / "images" / f"val2_{view}.jpg").read_bytes() for view in (0, 1)]
@@ -33,73 +37,74 @@ def test_summary_and_records(source):
   assert all(isinstance(val[2][field], str) for field in ("id", "findings", "impression", "study_datetime"))
 
 
-def test_second_time_changes_nothing(source):
+def test_preparing_again_changes_nothing(source):
   _, config = source
-  summary = preparing.prepare(config, log=lambda line: None)
-  folder = pathlib.Path(preparing.dataset_dir(config))
+  summary = prepare(config, log=lambda line: None)
+  folder = pathlib.Path(dataset_dir(config))
   stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-  assert preparing.prepare(config, log=lambda line: None) == summary
+  assert prepare(config, log=lambda line: None) == summary
   assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
 
 
-def test_a_cut_summary_is_made_again(source):
+def test_truncated_summary_is_computed_again(source):
   _, config = source
-  summary = preparing.prepare(config, log=lambda line: None)
-  path = preparing.tokenizer_dir(config) / "summary.json"
+  summary = prepare(config, log=lambda line: None)
+  path = tokenizer_dir(config) / "summary.json"
   path.write_text(path.read_text()[:-9])
-  assert preparing.prepare(config, log=lambda line: None) == summary
+  assert prepare(config, log=lambda line: None) == summary
 
 
-def test_other_settings_live_side_by_side(source):
+def test_other_settings_have_folders_of_their_own(source):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
-  folder, tokenizer = preparing.dataset_dir(config), preparing.tokenizer_dir(config)
+  prepare(config, log=lambda line: None)
+  folder, tokenizer = dataset_dir(config), tokenizer_dir(config)
   config.tokenizer.max_length += 1
-  assert preparing.tokenizer_dir(config) == tokenizer
+  assert tokenizer_dir(config) == tokenizer
   config.tokenizer.threshold = 2
-  assert preparing.tokenizer_dir(config) != tokenizer
-  assert preparing.load_or_build_tokenizer(config).vocab_size < 15      # without the numbers
+  assert tokenizer_dir(config) != tokenizer
+  assert load_or_build_tokenizer(config).vocab_size < 15      # without the numbers
   config.data.short_side = 20
-  assert preparing.dataset_dir(config) != folder
+  assert dataset_dir(config) != folder
 
 
-def test_before_prepare(source):
+def test_records_and_tokenizer_need_mcsam_prepare(source):
   _, config = source
   with pytest.raises(UserError, match="run `mcsam prepare`"):
-    splits.open_split(config, "train")
+    open_split(config, "train")
   with pytest.raises(UserError, match="run `mcsam prepare`"):
-    preparing.load_or_build_tokenizer(config)
+    load_or_build_tokenizer(config)
 
 
-def test_unknown_names(prepared):
-  with pytest.raises(UserError, match="no split dev .* train, val, test"):
-    splits.open_split(prepared, "dev")
+def test_unknown_split_target_and_data_set_are_errors(prepared):
+  with pytest.raises(UserError, match="split dev .* train, val, test"):
+    open_split(prepared, "dev")
   config = prepared.copy_and_resolve_references()
   config.data.target = "history"
   with pytest.raises(UserError, match="data.target=history"):
-    splits.open_split(config, "test")
+    open_split(config, "test")
   config.data.name = "chexpert"
   with pytest.raises(UserError, match="data.name=chexpert.*phantom, r2gen_json"):
     datasets.make_builder(config)
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b""),
-                                  lambda path: path.write_bytes(path.read_bytes()[:-100])])
-def test_missing_and_cut_files_are_named(source, harm):
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b""),
+                                    lambda path: path.write_bytes(path.read_bytes()[:-100])],
+                         ids=["missing", "empty", "truncated"])
+def test_missing_and_truncated_record_files_are_named(source, damage):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
-  harm(files_of(config, "test")[0])
-  with pytest.raises(UserError, match="test.array_record.* holds 0 records instead of 5"):
-    preparing.prepare(config, log=lambda line: None)
-  splits.open_split(config, "train")                # the others are as good as before
+  prepare(config, log=lambda line: None)
+  damage(find_record_files(config, "test")[0])
+  with pytest.raises(UserError, match="test.array_record.* 0 records .* 5"):
+    prepare(config, log=lambda line: None)
+  open_split(config, "train")                # other splits are not affected
 
 
-def test_a_file_that_arrayrecord_has_no_way_to_is_not_called_cut(source, monkeypatch):
-  """TensorFlow's credentials for a bucket, say, are good, and those that ArrayRecord finds aren't."""
+def test_file_that_arrayrecord_may_not_read_is_not_reported_as_truncated(source, monkeypatch):
+  """For example, the bucket credentials of TensorFlow are valid, but those that ArrayRecord uses are not."""
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
+  prepare(config, log=lambda line: None)
 
-  class Refused:
+  class ReaderWithoutPermission:
     def __init__(self, path, options):
       pass
 
@@ -109,150 +114,153 @@ def test_a_file_that_arrayrecord_has_no_way_to_is_not_called_cut(source, monkeyp
     def read(self, places):
       raise RuntimeError("PERMISSION_DENIED: Anonymous caller does not have storage.objects.get access")
 
-  monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader", Refused)
-  with pytest.raises(UserError, match="array_record.* is there, but ArrayRecord can't read it: PERMISSION_DENIED"):
-    splits.open_split(config, "test")
+  monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader", ReaderWithoutPermission)
+  with pytest.raises(UserError, match="array_record.* ArrayRecord .*: PERMISSION_DENIED"):
+    open_split(config, "test")
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(path.read_bytes()[:200]), lambda path: flip(path)])
-def test_a_damaged_table_is_made_again_and_a_damaged_count_of_words_is_named(source, harm):
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:200]),
+                                    lambda path: flip_bytes(path)], ids=["truncated", "flipped bytes"])
+def test_damaged_token_table_is_rebuilt_and_damaged_word_counts_are_named(source, damage):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
-  tokenizer = preparing.load_or_build_tokenizer(config)
-  ids = token_table.load_or_build(splits.open_split(config, "test"), tokenizer).ids
-  kept, = preparing.dataset_dir(config).glob("table-*-test.npz")
-  harm(kept)
-  assert (token_table.load_or_build(splits.open_split(config, "test"), tokenizer).ids == ids).all()
-  words = preparing.dataset_dir(config) / "words.npz"
-  harm(words)
-  with pytest.raises(UserError, match="words.npz can't be read"):
-    splits.open_split(config, "test")
+  prepare(config, log=lambda line: None)
+  tokenizer = load_or_build_tokenizer(config)
+  ids = token_table.load_token_table(open_split(config, "test"), tokenizer).ids
+  path, = dataset_dir(config).glob("table-*-test.npz")
+  damage(path)
+  assert (token_table.load_token_table(open_split(config, "test"), tokenizer).ids == ids).all()
+  words = dataset_dir(config) / "words.npz"
+  damage(words)
+  with pytest.raises(UserError, match="words.npz"):
+    open_split(config, "test")
 
 
-def flip(path):
-  """Changes a byte in each of the arrays."""
+def flip_bytes(path):
+  """Changes some bytes of each array in a file."""
   data = bytearray(path.read_bytes())
-  for place in range(200, len(data) - 100, 100):
-    data[place] ^= 255
+  for position in range(200, len(data) - 100, 100):
+    data[position] ^= 255
   path.write_bytes(bytes(data))
 
 
-def test_a_damaged_record_is_named(source):
+def test_corrupt_record_is_named(source):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
-  path = files_of(config, "test")[0]
+  prepare(config, log=lambda line: None)
+  path = find_record_files(config, "test")[0]
   data = path.read_bytes()
   path.write_bytes(data[:5000] + bytes(100) + data[5100:])
-  with pytest.raises(UserError, match="record 2 of split test in .* is damaged"):
-    list(splits.open_split(config, "test"))
+  with pytest.raises(UserError, match="record 2 of split test in .* is corrupt"):
+    list(open_split(config, "test"))
 
 
-def test_a_few_damaged_records_may_pass_in_training(source):
+def test_training_may_tolerate_a_few_corrupt_records(source):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
-  path = files_of(config, "train")[0]
+  prepare(config, log=lambda line: None)
+  path = find_record_files(config, "train")[0]
   data = path.read_bytes()
-  path.write_bytes(data[:5000] + bytes(100) + data[5100:])              # as above
-  with pytest.raises(UserError, match="record 2 of split train in .* is damaged"):
-    list(splits.open_split(config, "train"))
+  path.write_bytes(data[:5000] + bytes(100) + data[5100:])              # record 2
+  with pytest.raises(UserError, match="record 2 of split train in .* is corrupt"):
+    list(open_split(config, "train"))
   config.train.max_corrupt_records = 1
   for _ in range(2):
-    read = splits.open_split(config, "train").read([1, 2, 10])
+    read = open_split(config, "train").read([1, 2, 10])
     assert [record["id"] for record in read] == ["train1", "train3", "train10"]
-  line, = map(json.loads, (preparing.dataset_dir(config) / "damaged-train.jsonl").read_text().splitlines())
+  line, = map(json.loads, (dataset_dir(config) / "corrupt_records-train.jsonl").read_text().splitlines())
   assert line["record"] == 2 and line["split"] == "train" and line["reason"]
 
 
-class Silent:
-  """A reader that answers only after some questions, of a store that is away for a while."""
+class FlakyReader:
+  """A reader whose first reads fail, as those of a disk that is unavailable for a while."""
 
-  def __init__(self, reader, number, message="pread() failed: Stale file handle; reading a.array_record"):
-    self.reader, self.number, self.message = reader, number, message
+  def __init__(self, reader, num_failures, message="pread() failed: Stale file handle; reading a.array_record"):
+    self.reader, self.num_failures, self.message = reader, num_failures, message
 
-  def read(self, places):
-    self.number -= 1
-    if self.number >= 0:
+  def read(self, indices):
+    self.num_failures -= 1
+    if self.num_failures >= 0:
       raise RuntimeError(self.message)
-    return self.reader.read(places)
+    return self.reader.read(indices)
 
 
-def test_a_store_that_does_not_answer_is_asked_again_and_damages_nothing(source, monkeypatch):
+def test_unavailable_disk_is_retried_and_its_records_are_not_corrupt(source, monkeypatch):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
+  prepare(config, log=lambda line: None)
   config.train.max_corrupt_records = 1
-  split, pauses = splits.open_split(config, "train"), []
-  monkeypatch.setattr(splits.time, "sleep", pauses.append)
+  split, delays = open_split(config, "train"), []
+  monkeypatch.setattr(splits.time, "sleep", delays.append)
   readers = list(split._readers)
-  split._readers = [Silent(reader, 4) for reader in readers]            # one question of all, three of one
+  split._readers = [FlakyReader(reader, 4) for reader in readers]            # one read of all records, three of one
   assert [record["id"] for record in split.read([1, 2, 10])] == ["train1", "train2", "train10"]
-  assert pauses == [1, 5, 20]
-  split._readers = [Silent(reader, 100) for reader in readers]
-  with pytest.raises(TimeoutError, match="record 1 of split train in .* can't be read now .*Stale file handle"):
-    split.read([1, 2, 10])                                              # by which the command line starts again
-  assert not (preparing.dataset_dir(config) / "damaged-train.jsonl").exists()
-  split._readers = [Silent(reader, 5, "pread() failed: Input/output error; reading a") for reader in readers]
-  assert [record["id"] for record in split.read([1])] == ["train2"]     # a bad sector stays bad
-  assert (preparing.dataset_dir(config) / "damaged-train.jsonl").exists()
+  assert delays == [1, 5, 20]
+  split._readers = [FlakyReader(reader, 100) for reader in readers]
+  with pytest.raises(TimeoutError, match="record 1 of split train in .*Stale file handle"):
+    split.read([1, 2, 10])                                              # the CLI reports it as retryable
+  assert not (dataset_dir(config) / "corrupt_records-train.jsonl").exists()
+  split._readers = [FlakyReader(reader, 5, "pread() failed: Input/output error; reading a") for reader in readers]
+  assert [record["id"] for record in split.read([1])] == ["train2"]     # a bad sector is permanent
+  assert (dataset_dir(config) / "corrupt_records-train.jsonl").exists()
 
 
-def test_a_store_that_does_not_answer_at_first_is_no_missing_file(source, monkeypatch):
+def test_unavailable_disk_is_not_reported_as_a_missing_file(source, monkeypatch):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
+  prepare(config, log=lambda line: None)
 
-  def away(mode):
+  def raise_stale(mode):
     raise OSError(errno.ESTALE, "Stale file handle")
-  monkeypatch.setattr(splits, "epath", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(open=away)))
+  monkeypatch.setattr(splits, "epath", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(open=raise_stale)))
   monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader",
                       lambda *_, **__: types.SimpleNamespace(num_records=lambda: 0))
   with pytest.raises(OSError, match="Stale"):
-    splits.open_split(config, "train")
+    open_split(config, "train")
 
 
-def test_a_long_pass_over_the_records_gives_signs_of_life(prepared, monkeypatch):
-  monkeypatch.setattr(splits, "READ_AT_ONCE", 4)
-  monkeypatch.setattr(splits, "SECONDS_A_LINE", 0)
-  split, lines = splits.open_split(prepared, "train"), []
-  make_table = functools.partial(token_table._build, split, preparing.load_or_build_tokenizer(prepared))
-  for pass_over in (split.read_reports, make_table):
+def test_long_pass_over_the_records_logs_progress(prepared, monkeypatch):
+  monkeypatch.setattr(splits, "READ_BLOCK", 4)
+  monkeypatch.setattr(splits, "ProgressLog", functools.partial(ProgressLog, every_seconds=-1))
+  split, lines = open_split(prepared, "train"), []
+  build_table = functools.partial(token_table._build, split, load_or_build_tokenizer(prepared))
+  for read_all in (split.read_reports, build_table):
     lines.clear()
-    pass_over(lines.append)
-    assert lines == ["reading the records of train: 4/11", "reading the records of train: 8/11",
-                     "reading the records of train: 11/11"]
+    read_all(lines.append)
+    assert [re.findall(r"train: \d+/\d+", line) for line in lines] == [["train: 4/11"], ["train: 8/11"],
+                                                                        ["train: 11/11"]]
   assert split.read_reports() == [f"The lungs are clear. Size is {number}." for number in range(11)] == split.reports
   monkeypatch.undo()
-  split.read_reports(pytest.fail)                                       # a short one is silent
+  split.read_reports(pytest.fail)                                       # a short pass is silent
 
 
-def test_damaged_metadata_are_named(source):
+def test_damaged_metadata_is_named(source):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
-  path = preparing.dataset_dir(config) / "dataset_info.json"
+  prepare(config, log=lambda line: None)
+  path = dataset_dir(config) / "dataset_info.json"
   path.write_text(path.read_text()[:-30])
   with pytest.raises(UserError, match="dataset_info.json below .* is damaged"):
-    splits.open_split(config, "test")
+    open_split(config, "test")
 
 
-def test_no_space_leaves_nothing_that_passes_for_whole(source, monkeypatch):
+def test_full_disk_leaves_nothing_that_looks_finished(source, monkeypatch):
   _, config = source
   builder_class = type(datasets.make_builder(config))
-  def full(self, entry):
+
+  def raise_disk_full(self, entry):
     raise OSError(errno.ENOSPC, "No space left on device")
   with monkeypatch.context() as patched:
-    patched.setattr(builder_class, "record", full)
+    patched.setattr(builder_class, "build_record", raise_disk_full)
     with pytest.raises(UserError, match="no space left for .*data_dir"):
-      preparing.prepare(config, log=lambda line: None)
-  assert not preparing.dataset_dir(config).exists()
-  preparing.prepare(config, log=lambda line: None)
+      prepare(config, log=lambda line: None)
+  assert not dataset_dir(config).exists()
+  prepare(config, log=lambda line: None)
 
 
-def test_no_space_for_the_tokenizer(source, monkeypatch):
+def test_full_disk_while_the_tokenizer_is_saved(source, monkeypatch):
   _, config = source
-  preparing.prepare(config, log=lambda line: None)
+  prepare(config, log=lambda line: None)
   config.tokenizer.threshold = 5
-  def full(self, directory):
+
+  def raise_disk_full(self, directory):
     raise OSError(errno.ENOSPC, "No space left on device")
-  monkeypatch.setattr("input_pipeline.tokenizer.WordTokenizer.save", full)
+  monkeypatch.setattr("input_pipeline.tokenizer.WordTokenizer.save", raise_disk_full)
   with pytest.raises(UserError, match="no space left"):
-    preparing.load_or_build_tokenizer(config)
-  assert not preparing.tokenizer_dir(config).exists()
-  assert not list(preparing.dataset_dir(config).glob("incomplete*"))
+    load_or_build_tokenizer(config)
+  assert not tokenizer_dir(config).exists()
+  assert not list(dataset_dir(config).glob("incomplete*"))

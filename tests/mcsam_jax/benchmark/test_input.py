@@ -12,8 +12,9 @@ from tests.testing import physionet
 
 WALK = """
 import resource, sys
-from input_pipeline.pipeline import train_batches, open_split
-from input_pipeline.builder.prepare import load_or_build_tokenizer
+from input_pipeline.pipeline import train_batches
+from input_pipeline.splits import open_split
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from mcsam_jax.config import load_config
 config = load_config("mimic_cxr", sys.argv[1:])
 split = open_split(config, "train")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from input_pipeline.builder.prepare import load_or_build_tokenizer, prepare
+from input_pipeline.builder.prepare import prepare
+from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.splits import open_split
 from mcsam_jax import cli
 from mcsam_jax.config import load_config

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from input_pipeline import splits
-from input_pipeline.builder.prepare import dataset_dir, prepare, tokenizer_dir
+from input_pipeline.builder.prepare import prepare
+from input_pipeline.builder.tokenizer import tokenizer_dir
 from input_pipeline.datasets import make_builder
 from input_pipeline.datasets.mimic_cxr import dataset, tables
 from mcsam_jax.config import load_config
@@ -65,7 +66,7 @@ def test_every_reason_is_counted(built, target):
   for reason in set().union(*counts.values()):
     assert row_of("\n".join(lines), reason) == [counts[split][reason] for split in ("train", "val", "test")], reason
   stored = json.loads((tokenizer_dir(config) / "summary.json").read_text())
-  assert {split: row["of_studies"] for split, row in stored.items()} == {
+  assert {split: row["study_counts"] for split, row in stored.items()} == {
       split: {reason: count for reason, count in row.items() if count} for split, row in counts.items()}
   assert {split: len(splits.open_split(config, split)) for split in counts} == {
       split: count["kept"] for split, count in counts.items()}
@@ -121,7 +122,7 @@ def test_labels_of_radiologists_count_more(tree, tmp_path):
   prepare(config, log=lambda line: None)
   for split in ("train", "test"):
     for record in splits.open_split(config, split):
-      assert (record["labels_from"] == tables.MANUAL) == (split == "test")
+      assert (record["labels_from"] == tables.RADIOLOGIST_LABELS_SOURCE) == (split == "test")
       if split == "test":
         assert [finding for finding, value in record["labels"].items() if value == "positive"] == ["Lung Opacity"]
 
@@ -236,7 +237,7 @@ def test_unreadable_files_stop_the_build_past_a_limit(small, spoil, reason):
   prepare(config, log=lines.append)
   assert row_of("\n".join(lines), "unreadable file") == [1, 0, 0]
   assert_nameless("\n".join(lines), studies)
-  fault, = map(json.loads, (dataset_dir(config) / "faults.jsonl").read_text().splitlines())
+  fault, = map(json.loads, (splits.dataset_dir(config) / "corrupt_records.jsonl").read_text().splitlines())
   assert fault["split"] == "train" and fault["position"] == 1 and studies[1].study in fault["file"]
 
 
@@ -288,18 +289,18 @@ def test_records_are_found_without_their_source(small, tmp_path):
     ("PA", "lateral", "frontal"), ("ap", "", "frontal"), ("LL", "", "lateral"), ("", "antero-posterior", "frontal"),
     ("", "Left Lateral", "lateral"), ("LAO", "antero-posterior", "other"), ("", "", "other")])
 def test_view_of_an_image(position, meaning, view):
-  assert tables.view_of(position, meaning) == (view, position or meaning)
+  assert tables.classify_view(position, meaning) == (view, position or meaning)
 
 
 def test_time_of_a_study():
-  assert tables.when("21800506", "213014.531") == "2180-05-06T21:30:14"
-  assert tables.when("21800506", "90000.0") == "2180-05-06T09:00:00"
-  assert tables.when("", "") == tables.when("2180", "x") == ""
+  assert tables.format_datetime("21800506", "213014.531") == "2180-05-06T21:30:14"
+  assert tables.format_datetime("21800506", "90000.0") == "2180-05-06T09:00:00"
+  assert tables.format_datetime("", "") == tables.format_datetime("2180", "x") == ""
 
 
 def test_order_of_views():
-  image = lambda name, view, word, taken: tables.Image(name, "1", "2", "train", view, word, taken, True)
+  image = lambda name, view, word, acquired_at: tables.CxrImage(name, "1", "2", "train", view, word, acquired_at, True)
   found = [image("c", "lateral", "LL", "1"), image("b", "frontal", "AP", "1"), image("a", "frontal", "PA", "2"),
            image("d", "other", "", "0"), image("e", "lateral", "LATERAL", "0")]
-  names = lambda rule: "".join(image.dicom_id for image in dataset.in_order(found, rule))
+  names = lambda rule: "".join(image.dicom_id for image in dataset.order_images(found, rule))
   assert names("pa_first") == "aebcd" and names("acquisition") == "beacd"
