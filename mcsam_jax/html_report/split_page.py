@@ -73,9 +73,9 @@ def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, w
 def mentions_by(labeler: str) -> Callable | None:
   """Returns what finds the mentions of findings in a report, for a value of eval.labeler; None where nothing can."""
   if labeler == "phantom":
-    from input_pipeline.datasets.phantom.reports import mentions
-    return mentions
+    from input_pipeline.datasets.phantom.reports import find_mentions
+    return find_mentions
   if labeler == "none":
     return None
-  from mcsam_jax.labelers.rules import mentions
-  return mentions
+  from mcsam_jax.labelers.rules import find_mentions
+  return find_mentions

@@ -19,8 +19,8 @@ from input_pipeline.wordpiece import WordPiece
 from mcsam_jax.checkpoints.weights import match_variables, read_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.labelers.packing import pack, Packed
-from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.models.chexbert import CheXbert, CLASSES, expected, FINDINGS
+from mcsam_jax.models.bert import BertConfig
+from mcsam_jax.models.chexbert import CheXbert, CLASSES, FINDINGS, variable_shapes
 
 HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
               "`mcsam import-weights chexbert chexbert.pth {path} --vocabulary vocab.txt`, "
@@ -34,7 +34,7 @@ class CheXbertReader:
   Compiled for two numbers of rows of each length, whatever comes (see packing.py).
   """
 
-  def __init__(self, variables: dict, pieces: Sequence[str], sizes: BertSizes = BertSizes(), mesh: Mesh | None = None,
+  def __init__(self, variables: dict, pieces: Sequence[str], sizes: BertConfig = BertConfig(), mesh: Mesh | None = None,
                dtype: jnp.dtype = jnp.float32, tokens_a_device: int | None = None):
     """Args:
       variables: of `CheXbert`, float32.
@@ -100,7 +100,7 @@ class CheXbertReader:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def load_chexbert(path: str) -> tuple[dict, list[str], BertSizes]:
+def load_chexbert(path: str) -> tuple[dict, list[str], BertConfig]:
   """Returns (variables, pieces of the vocabulary, sizes) of a file that `import_chexbert` wrote.
 
   Raises:
@@ -112,5 +112,5 @@ def load_chexbert(path: str) -> tuple[dict, list[str], BertSizes]:
   flat, meta = read_weights(path, HOW_TO_GET.format(path=path))
   if meta.get("architecture") != "chexbert":
     raise UserError(f"eval.chexbert={path} holds {meta.get('architecture')}: {HOW_TO_GET.format(path='chexbert.npz')}")
-  sizes = BertSizes(**meta["sizes"])
-  return match_variables(flat, expected(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes
+  sizes = BertConfig(**meta["sizes"])
+  return match_variables(flat, variable_shapes(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes

@@ -8,6 +8,6 @@ _PLAIN = str.maketrans(string.ascii_uppercase + "\u2019\u02bc\u2018\u2010\u2011\
                        string.ascii_lowercase + "'''---")
 
 
-def lower(report: str) -> str:
+def normalize_text(report: str) -> str:
   """Returns `report` in lower case; every character keeps its place."""
   return report.translate(_PLAIN)

@@ -12,7 +12,7 @@ a missing or wished-for film ("no prior for comparison", "follow up to resolutio
 
 import re
 
-from mcsam_jax.labelers.normalize_text import lower
+from mcsam_jax.labelers.normalize_text import normalize_text
 
 # A blank stands for any run of blanks and line breaks, "~" for the same, hyphens too, or nothing; entries match whole
 # words.
@@ -67,6 +67,6 @@ _PATTERN = re.compile(r"(?<!\w)(?:(?P<other>{})|{})(?!\w)".format(
     *("|".join(words).replace(" ", r"\s+").replace("~", r"[\s\-]*") for words in (_NOT_MEANT, _CLAIMS))))
 
 
-def prior_claims(report: str) -> list[tuple[int, int]]:
+def find_prior_mentions(report: str) -> list[tuple[int, int]]:
   """Returns the spans of `report` that compare with an earlier study, in their order; none overlap."""
-  return [match.span() for match in _PATTERN.finditer(lower(report)) if not match["other"]]
+  return [match.span() for match in _PATTERN.finditer(normalize_text(report)) if not match["other"]]

@@ -44,7 +44,7 @@ class Labeler:
     return self.read([report])[0]
 
 
-def drawn_labels(labeler: Labeler | None, config: ConfigDict, split: Split) -> list[Mapping[str, str]] | None:
+def get_true_labels(labeler: Labeler | None, config: ConfigDict, split: Split) -> list[Mapping[str, str]] | None:
   """Returns the labels of a split's records where they are known better than from its reports, else None.
 
   Those of phantoms are what was drawn; an impression tells less of it.

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.labelers import rule_terms
-from mcsam_jax.labelers.normalize_text import lower
+from mcsam_jax.labelers.normalize_text import normalize_text
 
 _RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
 _OTHER = "Other"                                # no finding of CheXpert, but nothing normal either
@@ -87,13 +87,13 @@ def read_labels(report: str) -> dict[str, str]:
     if _RANK[mention.label] > _RANK[labels[mention.finding]]:
       labels[mention.finding] = mention.label
   found = any(_RANK[label] > 1 for finding, label in labels.items() if finding != "Support Devices")
-  if not found and (set(labels.values()) != {"absent"} or _SAYS_SOMETHING.search(lower(report))):
+  if not found and (set(labels.values()) != {"absent"} or _SAYS_SOMETHING.search(normalize_text(report))):
     labels["No Finding"] = "positive"
   del labels[_OTHER]
   return labels
 
 
-def mentions(report: str) -> list[Mention]:
+def find_mentions(report: str) -> list[Mention]:
   """Returns the findings that a report names, in the order of its text; No Finding is none of them.
 
   Start and end count characters of the report as it is given. Two mentions may
@@ -103,7 +103,7 @@ def mentions(report: str) -> list[Mention]:
 
 
 def _read(report: str) -> list[Mention]:
-  text, start, found = lower(report), 0, []
+  text, start, found = normalize_text(report), 0, []
   for end, following in [*(match.span() for match in _SENTENCE_END.finditer(report)), (len(text), len(text))]:
     found += [Mention(finding, label, start + first, start + last)
               for finding, label, first, last in _read_sentence(text[start:end])]

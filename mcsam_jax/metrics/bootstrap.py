@@ -17,10 +17,10 @@ import numpy as np
 
 NUM_SAMPLES = 1000
 LEVEL = 0.95
-ONE_SUBJECT = "left out: all studies are of one subject, which says nothing of others"
-MIN_DEFINED = 0.8             # of the draws; what hangs on one subject is undefined in 37 % of them, on two in 14 %
+ONE_SUBJECT_NOTE = "left out: all studies are of one subject, which says nothing of others"
+MIN_DEFINED_SHARE = 0.8             # of the draws; what hangs on one subject is undefined in 37 % of them, on two in 14 %
 
-Score = Callable[[np.ndarray], Mapping]          # weights [R, n] -> nested dicts of arrays [R], or of None
+ScoreFn = Callable[[np.ndarray], Mapping]          # weights [R, n] -> nested dicts of arrays [R], or of None
 
 
 def resample(subjects: Sequence[str], seed: int, num_samples: int = NUM_SAMPLES) -> np.ndarray:
@@ -41,26 +41,26 @@ def resample(subjects: Sequence[str], seed: int, num_samples: int = NUM_SAMPLES)
   return draws[:, of_study].astype(np.float64)
 
 
-def points(score: Score, num_studies: int) -> dict:
+def compute_point_estimates(score: ScoreFn, num_studies: int) -> dict:
   """Returns the score of all studies, each counting once: nested dicts of floats, 0 where there is nothing to score."""
   return map_leaves(lambda values: None if values is None else float(values[0]),
-                    nothing_is_0(score(np.ones((1, num_studies)))))
+                    replace_nan_with_zero(score(np.ones((1, num_studies)))))
 
 
-def nothing_is_0(scores: Mapping) -> dict:
+def replace_nan_with_zero(scores: Mapping) -> dict:
   """Returns nested dicts of arrays with 0 for NaN, as the score of all studies is told where they hold nothing."""
   return map_leaves(lambda values: None if values is None else np.where(np.isnan(values), 0, values), scores)
 
 
-def intervals(score: Score, weights: np.ndarray) -> dict:
+def compute_intervals(score: ScoreFn, weights: np.ndarray) -> dict:
   """Returns {"low", "high"}, the 95 % interval, for each number of a score, in the same nested dicts.
 
   None for each without samples.
   """
-  return intervals_of(score(weights))
+  return percentile_intervals(score(weights))
 
 
-def intervals_of(samples: Mapping) -> dict:
+def percentile_intervals(samples: Mapping) -> dict:
   """Returns {"low", "high"}, between which LEVEL of each array [R] lies, as much outside on either side.
 
   NaN counts on neither side. None stays None, and an array with too few numbers, or with none, is None.
@@ -78,26 +78,26 @@ def _bounds(samples: np.ndarray) -> list[dict | None]:
   ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
   # All at once: a report has a thousand numbers, and one call of `quantile` costs as much as sorting an array.
   bounds, share = np.quantile(samples, ends, axis=1).T, 1 - np.isnan(samples).mean(1)           # [L, 2], [L]
-  for row in np.flatnonzero((share < 1) & (share >= MIN_DEFINED)):
+  for row in np.flatnonzero((share < 1) & (share >= MIN_DEFINED_SHARE)):
     bounds[row] = np.nanquantile(samples[row], ends)
   return [dict(zip(("low", "high"), pair)) if enough else None
-          for pair, enough in zip(bounds.tolist(), share >= MIN_DEFINED)]
+          for pair, enough in zip(bounds.tolist(), share >= MIN_DEFINED_SHARE)]
 
 
-def differences(first: Score, second: Score, weights: np.ndarray) -> dict:
+def compute_differences(first: ScoreFn, second: ScoreFn, weights: np.ndarray) -> dict:
   """Returns {"difference", "low", "high"} of first minus second for each number: both see the same draws of subjects.
 
   What is None in either is None. "low" and "high" are None where too few draws can tell, or none.
   """
   ones = np.ones((1, weights.shape[1]))
-  point = subtract(nothing_is_0(first(ones)), nothing_is_0(second(ones)))
-  return differences_of(point, subtract(first(weights), second(weights)))
+  point = subtract(replace_nan_with_zero(first(ones)), replace_nan_with_zero(second(ones)))
+  return summarize_differences(point, subtract(first(weights), second(weights)))
 
 
-def differences_of(point: Mapping, samples: Mapping) -> dict:
+def summarize_differences(point: Mapping, samples: Mapping) -> dict:
   """Returns {"difference", "low", "high"} for each number, of a difference [1] and its samples [R]."""
   return _join(map_leaves(lambda array: None if array is None else {"difference": float(array[0])}, point),
-               intervals_of(samples))
+               percentile_intervals(samples))
 
 
 def subtract(first: Mapping, second: Mapping) -> dict:

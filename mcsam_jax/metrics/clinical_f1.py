@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES
-from mcsam_jax.metrics.bootstrap import points, Score
+from mcsam_jax.metrics.bootstrap import compute_point_estimates, ScoreFn
 
 FIVE_FINDINGS = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 UNCERTAIN = {"uncertain_negative": ("positive",), "uncertain_positive": ("positive", "uncertain")}
@@ -39,7 +39,7 @@ class LabelCounts(NamedTuple):
   samples: dict[str, np.ndarray]          # float64 [n, 2, 3]: a study's own rates, of all and of the five findings
 
 
-def label_scores(references: Sequence[Mapping[str, str]], hypotheses: Sequence[Mapping[str, str]],
+def compute_clinical_f1(references: Sequence[Mapping[str, str]], hypotheses: Sequence[Mapping[str, str]],
                  findings: Sequence[str] = FINDINGS) -> dict:
   """Returns precision, recall and f1 in all averages.
 
@@ -62,7 +62,7 @@ def label_scores(references: Sequence[Mapping[str, str]], hypotheses: Sequence[M
   """
   if len(references) != len(hypotheses):
     raise ValueError(f"{len(references)} labelled references and {len(hypotheses)} labelled hypotheses")
-  return points_of(count_labels(label_codes(references, findings), label_codes(hypotheses, findings), findings))
+  return estimate_clinical_f1(count_labels(encode_labels(references, findings), encode_labels(hypotheses, findings), findings))
 
 
 def read_all(read_labels: Callable, reports: Sequence[str]) -> Sequence[Mapping[str, str]]:
@@ -71,7 +71,7 @@ def read_all(read_labels: Callable, reports: Sequence[str]) -> Sequence[Mapping[
   return read_many(reports) if read_many else list(map(read_labels, reports))
 
 
-def label_codes(labels: Sequence[Mapping[str, str]], findings: Sequence[str]) -> np.ndarray:
+def encode_labels(labels: Sequence[Mapping[str, str]], findings: Sequence[str]) -> np.ndarray:
   """Returns int8 [n, F]: the number of each label in LABEL_VALUES.
 
   Raises:
@@ -86,7 +86,7 @@ def label_codes(labels: Sequence[Mapping[str, str]], findings: Sequence[str]) ->
 
 
 def count_labels(references: np.ndarray, hypotheses: np.ndarray, findings: Sequence[str] = FINDINGS) -> LabelCounts:
-  """Returns what `label_values` needs, from codes [n, F] of references and hypotheses."""
+  """Returns what `aggregate_clinical_f1` needs, from codes [n, F] of references and hypotheses."""
   five = _five(findings)
   counts, samples = {}, {}
   for uncertain, positive in UNCERTAIN.items():
@@ -99,7 +99,7 @@ def count_labels(references: np.ndarray, hypotheses: np.ndarray, findings: Seque
   return LabelCounts(tuple(findings), counts, samples)
 
 
-def mean_counts(several: Sequence[LabelCounts]) -> LabelCounts:
+def average_counts(several: Sequence[LabelCounts]) -> LabelCounts:
   """Returns the counts of an average system: what several systems state about the same studies, pooled."""
   first = several[0]
   counts, samples = ({uncertain: np.mean([getattr(system, part)[uncertain] for system in several], 0)
@@ -107,10 +107,10 @@ def mean_counts(several: Sequence[LabelCounts]) -> LabelCounts:
   return LabelCounts(first.findings, counts, samples)
 
 
-def points_of(counts: LabelCounts, values: Score | None = None) -> dict:
-  """Returns what `label_scores` does; where `values` are given, theirs instead of the `label_values` of the counts."""
+def estimate_clinical_f1(counts: LabelCounts, values: ScoreFn | None = None) -> dict:
+  """Returns what `compute_clinical_f1` does; where `values` are given, theirs instead of the `aggregate_clinical_f1` of the counts."""
   num_studies = len(next(iter(counts.counts.values())))
-  scores = points(values or (lambda weights: label_values(counts, weights)), num_studies)
+  scores = compute_point_estimates(values or (lambda weights: aggregate_clinical_f1(counts, weights)), num_studies)
   for uncertain in UNCERTAIN:
     supports = counts.counts[uncertain][:, 1].sum(0)
     for (finding, rates), support in zip(scores[uncertain]["per_finding"].items(), supports):
@@ -119,8 +119,8 @@ def points_of(counts: LabelCounts, values: Score | None = None) -> dict:
   return scores
 
 
-def label_values(counts: LabelCounts, weights: np.ndarray) -> dict:
-  """Returns what `label_scores` does, but for supports, as arrays [R] of the studies weighted by `weights` [R, n].
+def aggregate_clinical_f1(counts: LabelCounts, weights: np.ndarray) -> dict:
+  """Returns what `compute_clinical_f1` does, but for supports, as arrays [R] of the studies weighted by `weights` [R, n].
 
   In a resample, too, `macro_present` is over the findings that its references have. NaN is a share of nothing.
   """
@@ -141,7 +141,7 @@ def label_values(counts: LabelCounts, weights: np.ndarray) -> dict:
           "per_finding": plain["per_finding"], **scores}
 
 
-def constant_f1(references: np.ndarray, candidates: np.ndarray) -> dict[str, np.ndarray]:
+def compute_constant_f1(references: np.ndarray, candidates: np.ndarray) -> dict[str, np.ndarray]:
   """Returns F1 by "micro" and "macro" [C] of each candidate, codes [C, F], said of all references, codes [n, F]."""
   supports, stated = ((codes == LABEL_VALUES.index("positive")).astype(float) for codes in (references, candidates))
   supports = np.broadcast_to(supports.sum(0), stated.shape)

@@ -20,7 +20,7 @@ _SIGMA = 6.0                  # of CIDEr's penalty on a difference in length
 _BETA = 1.2                   # of ROUGE-L's F measure
 
 
-def constant_scores(candidates: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+def score_constant_reports(candidates: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
   """Returns for each metric but METEOR an array [C]: the corpus score of each candidate, said of all."""
   bleu, cider = _Bleu(references), _Cider(references)
   padded = _pad(references)
@@ -29,7 +29,7 @@ def constant_scores(candidates: Sequence[str], references: Sequence[str]) -> dic
   return dict(zip(names, np.array(rows, np.float64).reshape(len(candidates), len(names)).T))
 
 
-def word_f1(candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def compute_word_f1(candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
   """Returns [C]: the F1 of the words of each candidate with those of all references, pooled."""
   shared = collections.Counter(thing for report in references for thing in _things(report, 1)[0])
   total = sum(shared.values())

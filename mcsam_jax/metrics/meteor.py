@@ -51,10 +51,10 @@ class Meteor:
       JavaUnavailable: there is no Java, or it failed or hung.
     """
     counts = self.counts(references, hypotheses)
-    return float(meteor_score(counts.sum(0))), meteor_score(counts).tolist()
+    return float(compute_meteor(counts.sum(0))), compute_meteor(counts).tolist()
 
   def counts(self, references: list[str], hypotheses: list[str]) -> np.ndarray:
-    """Returns float64 [n, 23]: what METEOR counts in each pair, to be summed for `meteor_score`.
+    """Returns float64 [n, 23]: what METEOR counts in each pair, to be summed for `compute_meteor`.
 
     A pair is asked for once. The single chunk of equal texts is no fragment, and METEOR leaves it out of sums.
 
@@ -127,7 +127,7 @@ class Meteor:
         pipe.close()
 
 
-def meteor_score(counts: np.ndarray) -> np.ndarray:
+def compute_meteor(counts: np.ndarray) -> np.ndarray:
   """Returns METEOR 1.5 [...] of summed counts [..., 23], as its Java computes it for English.
 
   The parameters are those that it was tuned to (Denkowski and Lavie, WMT 2014, task "rank", which -l en means): alpha

@@ -38,7 +38,7 @@ class _Text:
     self.norms = None         # of the tf-idf vector of each order, once they are needed
 
 
-class References:
+class ReferenceSet:
   """The references of a split, counted once for any number of systems."""
 
   def __init__(self, reports: Sequence[str]):
@@ -67,7 +67,7 @@ class References:
       raise ValueError(f"{len(self)} references and {len(hypotheses)} hypotheses: give one pair a study")
     rows = [self._pair(self._text(said), self._text(meant)) for said, meant in zip(hypotheses, self.reports)]
     table = np.array(rows, np.float64).reshape(len(self), 2 + 2 * ORDERS + 1)
-    rouge_l = np.array([rouge_of(*pair) for pair in zip(hypotheses, self.reports)])
+    rouge_l = np.array([rouge_l_of_pair(*pair) for pair in zip(hypotheses, self.reports)])
     return NgramStats(table[:, :2], table[:, 2:2 + ORDERS], table[:, 2 + ORDERS:-1], rouge_l, table[:, -1], meteor)
 
   def _text(self, report: str) -> _Text:
@@ -100,17 +100,17 @@ class References:
     return [said, meant, *(max(0, said - n) for n in range(ORDERS)), *shared, cider]
 
 
-def rouge_of(hypothesis: str, reference: str) -> float:
+def rouge_l_of_pair(hypothesis: str, reference: str) -> float:
   """Returns ROUGE-L of a pair; an empty text counts as one empty word, as in pycocoevalcap."""
   said, meant = hypothesis.split(" "), reference.split(" ")
-  common = longest_common(said, meant)
+  common = longest_common_subsequence(said, meant)
   if not common:
     return 0.0
   precision, recall = common / len(said), common / len(meant)
   return (1 + _BETA ** 2) * precision * recall / (recall + _BETA ** 2 * precision)
 
 
-def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
+def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
   """Returns the length of the longest common subsequence.
 
   A row of the usual table grows by 0 or 1 from cell to cell, so it is kept as bits of one integer, and a word costs

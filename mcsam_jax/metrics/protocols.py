@@ -30,7 +30,7 @@ DESCRIPTIONS = {
 
 def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[str], tokenizer, cleaning: str,
                    max_length: int) -> tuple[list[str], list[str]]:
-  """Returns references and hypotheses as `nlg_scores` takes them.
+  """Returns references and hypotheses as `compute_nlg` takes them.
 
   Args:
     name: one of PROTOCOLS.
@@ -44,10 +44,10 @@ def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[st
     JavaUnavailable: raw, and there is no Java.
   """
   if name == "r2gen":
-    return ([as_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references],
-            [cut(clean_hypothesis(report, cleaning), max_length) for report in hypotheses])
+    return ([prepare_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references],
+            [truncate(clean_hypothesis(report, cleaning), max_length) for report in hypotheses])
   if name == "clean":
-    return ([one_blank(text.clean(report, cleaning)) for report in references],
+    return ([collapse_whitespace(text.clean(report, cleaning)) for report in references],
             [clean_hypothesis(report, cleaning) for report in hypotheses])
   if name == "raw":
     tokens = ptb_tokenize([*references, *hypotheses])
@@ -55,7 +55,7 @@ def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[st
   raise ValueError(f"protocol {name}: expected one of {', '.join(PROTOCOLS)}")
 
 
-def as_r2gen_reference(report: str, tokenizer, cleaning: str, max_length: int) -> str:
+def prepare_r2gen_reference(report: str, tokenizer, cleaning: str, max_length: int) -> str:
   """Returns what is left of a report once the tokenizer has seen it: the best a model could write."""
   return tokenizer.decode(tokenizer.encode(text.clean(report, cleaning))[:max_length - 1])
 
@@ -65,10 +65,10 @@ def clean_hypothesis(report: str, cleaning: str) -> str:
   if not report.strip():
     return ""
   guarded = text.clean(report.replace(UNKNOWN, "\0"), cleaning)       # a character that cleaning doesn't know
-  return one_blank(guarded.replace("\0", UNKNOWN))
+  return collapse_whitespace(guarded.replace("\0", UNKNOWN))
 
 
-def cut(report: str, max_length: int) -> str:
+def truncate(report: str, max_length: int) -> str:
   """Returns the first `max_length - 1` words: what a model of words could have written before its eos.
 
   It also takes back the stop that cleaning adds to a report that ended in the middle of a sentence.
@@ -76,5 +76,5 @@ def cut(report: str, max_length: int) -> str:
   return " ".join(report.split()[:max_length - 1])
 
 
-def one_blank(report: str) -> str:
+def collapse_whitespace(report: str) -> str:
   return " ".join(report.split())

@@ -19,7 +19,7 @@ import os
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.metrics.bootstrap import intervals, points, Score
+from mcsam_jax.metrics.bootstrap import compute_intervals, compute_point_estimates, ScoreFn
 
 SCORES = {
     "radgraph": "F1 of the entities and relations that RadGraph-XL finds: simple, partial, complete",
@@ -36,7 +36,7 @@ SERVICES = ("crimson", "radfact_ct", "mammo_green")
 INSTALL = "pip install -e '.[clinical]' (or 'radeval>=2.2')"
 
 
-def score_names(field: str) -> list[str]:
+def parse_score_names(field: str) -> list[str]:
   """Returns the scores that `eval.radeval` names, checked before any work is done.
 
   Raises:
@@ -67,18 +67,18 @@ def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], refere
   """
   log(f"scores by RadEval: {', '.join(names)}")
   try:
-    per_study = radeval_scores(names, references, hypotheses)
+    per_study = compute_radeval(names, references, hypotheses)
   except UserError as error:                            # hours of writing must not be lost to a download
     scores["radeval"], scores["notes"]["radeval"] = None, str(error)
     return
-  means = means_of(per_study)
-  scores["radeval"], scores["intervals"]["radeval"] = points(means, len(references)), intervals(means, weights)
+  means = make_mean_score(per_study)
+  scores["radeval"], scores["intervals"]["radeval"] = compute_point_estimates(means, len(references)), compute_intervals(means, weights)
   for number, row in enumerate(rows):
     row.update({key: float(values[number]) if np.isfinite(values[number]) else None
                 for key, values in per_study.items()})
 
 
-def means_of(per_study: Mapping[str, np.ndarray]) -> Score:
+def make_mean_score(per_study: Mapping[str, np.ndarray]) -> ScoreFn:
   """Returns the score that is the mean over the studies [n] that have one (others are NaN), None where none has."""
   def means(weights: np.ndarray) -> dict:
     known = {key: np.isfinite(values) for key, values in per_study.items()}
@@ -88,7 +88,7 @@ def means_of(per_study: Mapping[str, np.ndarray]) -> Score:
   return means
 
 
-def radeval_scores(names: Sequence[str], references: Sequence[str], hypotheses: Sequence[str]
+def compute_radeval(names: Sequence[str], references: Sequence[str], hypotheses: Sequence[str]
                    ) -> dict[str, np.ndarray]:
   """Returns the score of each study [n] by the names of RadEval's results.
 

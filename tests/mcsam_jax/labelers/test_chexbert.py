@@ -13,17 +13,17 @@ import pytest
 from input_pipeline.datasets import findings
 from mcsam_jax.labelers import chexbert
 from mcsam_jax.labelers.chexbert import CheXbertReader, CLASSES
-from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.pretrained.chexbert import expected
+from mcsam_jax.models.bert import BertConfig
+from mcsam_jax.models.chexbert import variable_shapes
 from tests.testing import simulated_devices
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]
-SIZES = BertSizes(vocab_size=len(PIECES), width=32, num_layers=2, num_heads=4, feedforward_width=48, max_length=200)
+SIZES = BertConfig(vocab_size=len(PIECES), width=32, num_layers=2, num_heads=4, feedforward_width=48, max_length=200)
 
 
 def random_variables(sizes, seed=0):
   draw = np.random.default_rng(seed)
-  return jax.tree.map(lambda leaf: draw.normal(0, 0.3, leaf.shape).astype(np.float32), expected(sizes))
+  return jax.tree.map(lambda leaf: draw.normal(0, 0.3, leaf.shape).astype(np.float32), variable_shapes(sizes))
 
 
 def random_reports(count, longest, seed=0):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from mcsam_jax.labelers.prior_mentions import prior_claims
+from mcsam_jax.labelers.prior_mentions import find_prior_mentions
 
 
 def claims(report):
-  return [report[start:end] for start, end in prior_claims(report)]
+  return [report[start:end] for start, end in find_prior_mentions(report)]
 
 
 @pytest.mark.parametrize("report, words", [
@@ -52,6 +52,6 @@ def test_the_rest_is_no_comparison(report):
 
 def test_spans_count_in_the_report_as_it_is_given():
   report = "  LUNGS ARE CLEAR.\n\nHEART:\nUNCHANGED, \u0130 again seen"      # a letter that grows when lower-cased
-  spans = prior_claims(report)
+  spans = find_prior_mentions(report)
   assert [report[start:end] for start, end in spans] == ["UNCHANGED", "again seen"]
   assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))

@@ -13,8 +13,8 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers.chexbert import CheXbertReader
 from mcsam_jax.labelers.registry import Labeler, make_labeler
-from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.pretrained.chexbert import expected
+from mcsam_jax.models.bert import BertConfig
+from mcsam_jax.models.chexbert import variable_shapes
 
 
 def config(*fields, name="phantom"):
@@ -45,9 +45,9 @@ def test_real_reports_are_read_by_rules(name):
 
 
 def test_chexbert_from_its_file(tmp_path):
-  sizes = BertSizes(vocab_size=6, width=32, num_layers=1, num_heads=4, feedforward_width=32, max_length=32)
+  sizes = BertConfig(vocab_size=6, width=32, num_layers=1, num_heads=4, feedforward_width=32, max_length=32)
   pieces, draw = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "clear", "lungs"], np.random.default_rng(0)
-  variables = jax.tree.map(lambda leaf: draw.normal(0, 0.5, leaf.shape).astype(np.float32), expected(sizes))
+  variables = jax.tree.map(lambda leaf: draw.normal(0, 0.5, leaf.shape).astype(np.float32), variable_shapes(sizes))
   save_weights(tmp_path / "c.npz", variables, {"architecture": "chexbert", "sizes": dataclasses.asdict(sizes),
                                                "vocabulary": pieces})
   labeler = make_labeler(config("eval.labeler=chexbert", f"eval.chexbert={tmp_path / 'c.npz'}", name="mimic_cxr"))

@@ -18,7 +18,7 @@ from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS, sample_fin
 from input_pipeline.text import clean
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers import rule_terms
-from mcsam_jax.labelers.rules import mentions, read_labels
+from mcsam_jax.labelers.rules import find_mentions, read_labels
 
 RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
 
@@ -56,7 +56,7 @@ def test_a_typographic_apostrophe_or_hyphen_is_one(sentence, label):
   for apostrophe, hyphen in ("'-", "\u2019\u2010", "\u02bc\u2011", "\u2018\u2013"):
     report = sentence.replace("'", apostrophe).replace("-", hyphen)
     assert read_labels(report)["Pleural Effusion"] == label
-    assert mentions(report) == mentions(sentence)                       # in the same places
+    assert find_mentions(report) == find_mentions(sentence)                       # in the same places
 
 
 @pytest.mark.parametrize("rules", ["iu_xray", "mimic_cxr"])
@@ -69,7 +69,7 @@ def test_cleaned_sentences_say_the_same(rules):
 def test_mentions_stand_where_they_say():
   report = ("LUNGS: Clear.\n\nThere is a small left pleural\neffusion, but no PNEUMOTHORAX. Nodular opacity, \u0130; "
             "the heart is mildly enlarged.")                               # a letter that grows when lower-cased
-  found = [(mention.finding, mention.label, report[mention.start:mention.end]) for mention in mentions(report)]
+  found = [(mention.finding, mention.label, report[mention.start:mention.end]) for mention in find_mentions(report)]
   assert found == [
       ("Lung Opacity", "negative", "LUNGS: Clear"),
       ("Pleural Effusion", "positive", "pleural\neffusion"),
@@ -87,7 +87,7 @@ def test_a_report_says_what_its_sentences_say():
     sentences = [rows[i]["sentence"] for i in rng.choice(len(rows), 5, replace=False)]
     report = "\n\n".join(sentences)
     joint, alone = read_labels(report), [read_labels(sentence) for sentence in sentences]
-    named = {(mention.finding, mention.label) for mention in mentions(report)}
+    named = {(mention.finding, mention.label) for mention in find_mentions(report)}
     for finding in FINDINGS[1:]:
       labels = [labels[finding] for labels in alone]
       assert joint[finding] == max(labels, key=RANK.get), sentences

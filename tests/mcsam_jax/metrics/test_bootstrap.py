@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from mcsam_jax.metrics.bootstrap import differences, intervals, points, resample
+from mcsam_jax.metrics.bootstrap import compute_differences, compute_intervals, compute_point_estimates, resample
 from mcsam_jax.metrics.ngram_stats import NgramStats
-from mcsam_jax.metrics.nlg import nlg_scores, nlg_values
+from mcsam_jax.metrics.nlg import compute_nlg, aggregate_nlg
 
 
 def mean_of(values):
@@ -15,16 +15,16 @@ def mean_of(values):
 
 
 def width(values, subjects, seed=0):
-  found = intervals(mean_of(values), resample(subjects, seed))["mean"]
+  found = compute_intervals(mean_of(values), resample(subjects, seed))["mean"]
   return found["high"] - found["low"]
 
 
 def test_the_interval_of_a_mean_is_the_one_of_the_t_distribution():
   values = np.random.default_rng(0).normal(3.0, 2.0, 200)
-  found = intervals(mean_of(values), resample(range(200), seed=0, num_samples=4000))["mean"]
+  found = compute_intervals(mean_of(values), resample(range(200), seed=0, num_samples=4000))["mean"]
   half = 1.972 * values.std(ddof=1) / 200 ** 0.5                  # 97.5 % quantile of t, 199 degrees of freedom
   assert found == pytest.approx({"low": values.mean() - half, "high": values.mean() + half}, abs=0.05 * half)
-  assert points(mean_of(values), 200)["mean"] == pytest.approx(values.mean())
+  assert compute_point_estimates(mean_of(values), 200)["mean"] == pytest.approx(values.mean())
 
 
 def test_95_of_100_intervals_hold_the_truth():
@@ -79,19 +79,19 @@ def test_a_single_subject_is_not_drawn():
   weights = resample(["a"] * 4, seed=0)
   assert weights.shape == (0, 4)
   score = mean_of(np.arange(4.0))
-  assert intervals(score, weights) == {"mean": None}
-  assert differences(score, mean_of(np.zeros(4)), weights) == {"mean": {"difference": 1.5, "low": None, "high": None}}
+  assert compute_intervals(score, weights) == {"mean": None}
+  assert compute_differences(score, mean_of(np.zeros(4)), weights) == {"mean": {"difference": 1.5, "low": None, "high": None}}
 
 
 def test_bleu_of_a_resample_is_the_one_of_its_reports():
   references = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]
   hypotheses = ["the heart is normal .", "small left effusion .", "lungs are clear . heart is big ."]
-  counts = nlg_scores(references, hypotheses, metrics=["BLEU_4"]).counts
+  counts = compute_nlg(references, hypotheses, metrics=["BLEU_4"]).counts
   weights = resample(range(3), seed=0, num_samples=20)
-  found = nlg_values(counts, weights)["BLEU_2"]
+  found = aggregate_nlg(counts, weights)["BLEU_2"]
   for value, times in zip(found, weights.astype(int)):
     drawn = np.repeat(np.arange(3), times)
-    expected = nlg_scores([references[i] for i in drawn], [hypotheses[i] for i in drawn], metrics=["BLEU_2"])
+    expected = compute_nlg([references[i] for i in drawn], [hypotheses[i] for i in drawn], metrics=["BLEU_2"])
     assert value == pytest.approx(expected.corpus["BLEU_2"], rel=1e-9)
 
 
@@ -99,11 +99,11 @@ def test_a_system_does_not_differ_from_itself_and_pairs_narrow_the_interval():
   rng = np.random.default_rng(4)
   base = rng.normal(0, 1, 300)
   weights = resample(range(300), seed=0)
-  assert differences(mean_of(base), mean_of(base), weights)["mean"] == {"difference": 0, "low": 0, "high": 0}
-  better = differences(mean_of(base + 0.1 + rng.normal(0, 0.1, 300)), mean_of(base), weights)["mean"]
+  assert compute_differences(mean_of(base), mean_of(base), weights)["mean"] == {"difference": 0, "low": 0, "high": 0}
+  better = compute_differences(mean_of(base + 0.1 + rng.normal(0, 0.1, 300)), mean_of(base), weights)["mean"]
   assert 0.05 < better["low"] < better["difference"] < better["high"] < 0.15
   assert better["difference"] == pytest.approx(0.1, abs=0.02)
-  nothing = differences(lambda weights: {"METEOR": None}, lambda weights: {"METEOR": None}, weights)
+  nothing = compute_differences(lambda weights: {"METEOR": None}, lambda weights: {"METEOR": None}, weights)
   assert nothing == {"METEOR": None}
 
 
@@ -116,12 +116,12 @@ def test_draws_without_anything_to_score_do_not_count():
     with np.errstate(invalid="ignore"):
       return {"mean": of @ values / (of @ part)}
   assert np.isnan(mean(weights)["mean"]).sum() > 50
-  assert intervals(mean, weights) == {"mean": {"low": 1, "high": 2}}
-  found = differences(lambda of: {"mean": mean(of)["mean"] + 1}, mean, weights)["mean"]
+  assert compute_intervals(mean, weights) == {"mean": {"low": 1, "high": 2}}
+  found = compute_differences(lambda of: {"mean": mean(of)["mean"] + 1}, mean, weights)["mean"]
   assert found == pytest.approx({"difference": 1, "low": 1, "high": 1})
   part[1] = values[1] = 0                                         # a single subject tells nothing of others
-  assert intervals(mean, weights) == {"mean": None}
-  assert differences(mean, mean, weights) == {"mean": {"difference": 0, "low": None, "high": None}}
+  assert compute_intervals(mean, weights) == {"mean": None}
+  assert compute_differences(mean, mean, weights) == {"mean": {"difference": 0, "low": None, "high": None}}
 
 
 def test_a_thousand_resamples_of_4000_studies_take_seconds():
@@ -129,6 +129,6 @@ def test_a_thousand_resamples_of_4000_studies_take_seconds():
   said = rng.integers(20, 60, (4000, 4)).astype(float)
   counts = NgramStats(said[:, :2], said, said // 2, rng.random(4000), rng.random(4000), None)
   began = time.process_time()
-  found = intervals(lambda weights: nlg_values(counts, weights), resample(rng.integers(0, 300, 4000), seed=0))
+  found = compute_intervals(lambda weights: aggregate_nlg(counts, weights), resample(rng.integers(0, 300, 4000), seed=0))
   assert time.process_time() - began < 10                         # 0.3 s where nothing else runs
   assert found["CIDEr"]["low"] < found["CIDEr"]["high"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor, ptb_tokenize
-from mcsam_jax.metrics.ngram_stats import longest_common
-from mcsam_jax.metrics.nlg import METRICS, nlg_scores, nlg_values
+from mcsam_jax.metrics.ngram_stats import longest_common_subsequence
+from mcsam_jax.metrics.nlg import METRICS, compute_nlg, aggregate_nlg
 
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
 REFERENCES = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]
@@ -42,7 +42,7 @@ def fake_java(folder, script, monkeypatch):
 
 
 def test_agrees_with_reference_numbers(expected):
-  scores = nlg_scores([pair["reference"] for pair in expected["pairs"]],
+  scores = compute_nlg([pair["reference"] for pair in expected["pairs"]],
                       [pair["hypothesis"] for pair in expected["pairs"]], metrics=WITHOUT_JAVA)
   for metric in WITHOUT_JAVA:
     assert scores.corpus[metric] == pytest.approx(expected["corpus"][metric], rel=1e-12)
@@ -52,7 +52,7 @@ def test_agrees_with_reference_numbers(expected):
 
 @needs_java
 def test_meteor_agrees_with_reference_numbers(meteor, expected):
-  scores = nlg_scores([pair["reference"] for pair in expected["pairs"]],
+  scores = compute_nlg([pair["reference"] for pair in expected["pairs"]],
                       [pair["hypothesis"] for pair in expected["pairs"]], meteor, ["METEOR"])
   assert scores.corpus["METEOR"] == pytest.approx(expected["corpus"]["METEOR"], abs=1e-6)
   np.testing.assert_allclose(scores.per_study["METEOR"], expected["per_pair"]["METEOR"], atol=1e-6)
@@ -83,7 +83,7 @@ def test_agrees_with_pycocoevalcap_on_any_text(count):
   references, hypotheses = drawn_reports(0, count), drawn_reports(1, count)
   hypotheses[0] = ""
   truth, said = ({i: [text] for i, text in enumerate(reports)} for reports in (references, hypotheses))
-  found = nlg_scores(references, hypotheses, metrics=WITHOUT_JAVA)
+  found = compute_nlg(references, hypotheses, metrics=WITHOUT_JAVA)
   bleus = zip(*Bleu(4).compute_score(truth, said, verbose=0))
   peers = {**{f"BLEU_{n}": both for n, both in enumerate(bleus, 1)},
            "ROUGE_L": Rouge().compute_score(truth, said), "CIDEr": Cider().compute_score(truth, said)}
@@ -105,10 +105,10 @@ def test_every_process_finds_the_same_bits():
 
 def test_weights_count_a_study_as_often_as_if_it_stood_there_so_often():
   references, hypotheses, times = drawn_reports(2, 12), drawn_reports(3, 12), np.arange(12) % 4
-  counts = nlg_scores(references, hypotheses, metrics=WITHOUT_JAVA).counts
-  found = nlg_values(counts, times.astype(float))
+  counts = compute_nlg(references, hypotheses, metrics=WITHOUT_JAVA).counts
+  found = aggregate_nlg(counts, times.astype(float))
   repeated = np.repeat(np.arange(12), times)
-  listed = nlg_scores([references[i] for i in repeated], [hypotheses[i] for i in repeated], metrics=WITHOUT_JAVA)
+  listed = compute_nlg([references[i] for i in repeated], [hypotheses[i] for i in repeated], metrics=WITHOUT_JAVA)
   for metric in ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "ROUGE_L"):
     assert found[metric] == pytest.approx(listed.corpus[metric], rel=1e-9)
   assert found["CIDEr"] == pytest.approx(counts.cider[repeated].mean())           # its idf stays that of all 12
@@ -116,43 +116,43 @@ def test_weights_count_a_study_as_often_as_if_it_stood_there_so_often():
 
 
 def test_longest_common_subsequence():
-  assert longest_common("a b c b d a b".split(), "b d c a b a".split()) == 4      # b c b a: the textbook's
-  assert longest_common([], ["a"]) == longest_common(["a"], []) == longest_common(["a"], ["b"]) == 0
+  assert longest_common_subsequence("a b c b d a b".split(), "b d c a b a".split()) == 4      # b c b a: the textbook's
+  assert longest_common_subsequence([], ["a"]) == longest_common_subsequence(["a"], []) == longest_common_subsequence(["a"], ["b"]) == 0
   rng = np.random.default_rng(0)
   for _ in range(30):
     first, second = (list(rng.integers(0, 4, rng.integers(0, 90))) for _ in range(2))
     table = np.zeros((len(first) + 1, len(second) + 1), int)
     for i, j in np.ndindex(len(first), len(second)):
       table[i + 1, j + 1] = table[i, j] + 1 if first[i] == second[j] else max(table[i, j + 1], table[i + 1, j])
-    assert longest_common(first, second) == table[-1, -1]
+    assert longest_common_subsequence(first, second) == table[-1, -1]
 
 
 def test_known_answers():
-  same = nlg_scores(REFERENCES, REFERENCES, metrics=WITHOUT_JAVA)
+  same = compute_nlg(REFERENCES, REFERENCES, metrics=WITHOUT_JAVA)
   for metric in ("BLEU_1", "BLEU_4", "ROUGE_L"):
     assert same.corpus[metric] == pytest.approx(1.0, abs=1e-6)
   assert same.corpus["CIDEr"] == pytest.approx(10.0)
   # 4 of 5 words and 2 of 4 pairs stand in the reference: (4/5 * 2/4) ** 1/2.
-  one = nlg_scores(["a b c d e"], ["a b x d e"], metrics=["BLEU_1", "BLEU_2", "ROUGE_L"])
+  one = compute_nlg(["a b c d e"], ["a b x d e"], metrics=["BLEU_1", "BLEU_2", "ROUGE_L"])
   assert one.corpus["BLEU_1"] == pytest.approx(0.8, abs=1e-6)
   assert one.corpus["BLEU_2"] == pytest.approx(0.4 ** 0.5, abs=1e-6)
   assert one.corpus["ROUGE_L"] == pytest.approx(0.8)
   # Half as long as the reference and all of it right: the brevity penalty exp(1 - 2) is left.
-  half = nlg_scores(["a b c d"], ["a b"], metrics=["BLEU_1"])
+  half = compute_nlg(["a b c d"], ["a b"], metrics=["BLEU_1"])
   assert half.corpus["BLEU_1"] == pytest.approx(np.exp(-1), abs=1e-6)
 
 
 def test_order_of_studies_does_not_matter():
   order = [2, 0, 1]
-  there = nlg_scores(REFERENCES, HYPOTHESES, metrics=WITHOUT_JAVA)
-  back = nlg_scores([REFERENCES[i] for i in order], [HYPOTHESES[i] for i in order], metrics=WITHOUT_JAVA)
+  there = compute_nlg(REFERENCES, HYPOTHESES, metrics=WITHOUT_JAVA)
+  back = compute_nlg([REFERENCES[i] for i in order], [HYPOTHESES[i] for i in order], metrics=WITHOUT_JAVA)
   for metric in WITHOUT_JAVA:
     assert back.corpus[metric] == pytest.approx(there.corpus[metric], rel=1e-12)
     np.testing.assert_allclose(back.per_study[metric], there.per_study[metric][order], rtol=1e-12)
 
 
 def test_empty_hypotheses_score_zero_and_spoil_nothing():
-  scores = nlg_scores(REFERENCES, ["", HYPOTHESES[1], HYPOTHESES[2]], metrics=WITHOUT_JAVA)
+  scores = compute_nlg(REFERENCES, ["", HYPOTHESES[1], HYPOTHESES[2]], metrics=WITHOUT_JAVA)
   for metric in WITHOUT_JAVA:
     assert scores.per_study[metric][0] == pytest.approx(0, abs=1e-9)
     assert np.isfinite(scores.per_study[metric]).all()
@@ -160,13 +160,13 @@ def test_empty_hypotheses_score_zero_and_spoil_nothing():
 
 def test_unequal_lists_are_refused():
   with pytest.raises(ValueError, match="3 references and 2 hypotheses"):
-    nlg_scores(REFERENCES, HYPOTHESES[:2])
+    compute_nlg(REFERENCES, HYPOTHESES[:2])
   with pytest.raises(ValueError, match="0 references"):
-    nlg_scores([], [])
+    compute_nlg([], [])
 
 
 def test_says_nothing(capfd):
-  nlg_scores(REFERENCES, HYPOTHESES, metrics=WITHOUT_JAVA)
+  compute_nlg(REFERENCES, HYPOTHESES, metrics=WITHOUT_JAVA)
   assert capfd.readouterr() == ("", "")
 
 
@@ -180,10 +180,10 @@ def test_meteor_survives_texts_that_break_its_lines(meteor):
 
 def test_without_java_only_meteor_is_missing(monkeypatch, tmp_path):
   monkeypatch.setenv("PATH", str(tmp_path))
-  scores = nlg_scores(REFERENCES, HYPOTHESES)
+  scores = compute_nlg(REFERENCES, HYPOTHESES)
   assert scores.corpus["METEOR"] is None and scores.per_study["METEOR"] is None
   assert scores.notes == {"METEOR": "METEOR needs Java, which is not installed"}
-  others = nlg_scores(REFERENCES, HYPOTHESES, metrics=WITHOUT_JAVA).corpus
+  others = compute_nlg(REFERENCES, HYPOTHESES, metrics=WITHOUT_JAVA).corpus
   assert {metric: scores.corpus[metric] for metric in WITHOUT_JAVA} == others
   with pytest.raises(JavaUnavailable, match="not installed"):
     ptb_tokenize(REFERENCES)
@@ -192,7 +192,7 @@ def test_without_java_only_meteor_is_missing(monkeypatch, tmp_path):
 @pytest.mark.parametrize("script", ["exit 1", "read line; echo what; exit 0", "echo Bad option >&2; exit 1"])
 def test_java_that_crashes_loses_meteor_alone(script, monkeypatch, tmp_path):
   fake_java(tmp_path, script, monkeypatch)
-  scores = nlg_scores(REFERENCES, HYPOTHESES)
+  scores = compute_nlg(REFERENCES, HYPOTHESES)
   assert scores.corpus["METEOR"] is None and "ended early" in scores.notes["METEOR"]
   assert scores.corpus["BLEU_1"] > 0
   with pytest.raises(JavaUnavailable):
@@ -204,7 +204,7 @@ def test_java_that_hangs_is_ended_and_not_asked_again(monkeypatch, tmp_path):
   with Meteor(start_seconds=0.5) as process:
     for _ in range(2):
       began = time.monotonic()
-      assert "took more than" in nlg_scores(REFERENCES, HYPOTHESES, process).notes["METEOR"]
+      assert "took more than" in compute_nlg(REFERENCES, HYPOTHESES, process).notes["METEOR"]
       assert time.monotonic() - began < 10
   with pytest.raises(JavaUnavailable, match="took more than"):
     ptb_tokenize(REFERENCES, seconds=0.5)

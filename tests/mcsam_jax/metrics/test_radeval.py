@@ -12,7 +12,7 @@ from mcsam_jax.config import load_config
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.score_files import score_files
 from mcsam_jax.metrics.bootstrap import resample
-from mcsam_jax.metrics.radeval import add_radeval, radeval_scores, score_names
+from mcsam_jax.metrics.radeval import add_radeval, compute_radeval, parse_score_names
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def radeval(monkeypatch):
 
 
 def test_scores_of_each_study(radeval, capsys):
-  per_study = radeval_scores(["radgraph"], ["a b", "a b"], ["a b", "b c"])
+  per_study = compute_radeval(["radgraph"], ["a b", "a b"], ["a b", "b c"])
   assert per_study.keys() == {"radgraph_simple", "radgraph_partial"} and radeval == [["radgraph"]]
   assert per_study["radgraph_simple"].tolist() == [1, 0.5]
   assert capsys.readouterr().out == ""                             # a package that prints reports prints them to nobody
@@ -87,16 +87,16 @@ def test_files_of_reports_get_them_too(radeval, tmp_path, monkeypatch):
 
 
 def test_names_are_checked(radeval):
-  assert score_names("") == [] == score_names(load_config("mimic_cxr").eval.radeval)
-  assert score_names("radgraph, green") == ["radgraph", "green"]
+  assert parse_score_names("") == [] == parse_score_names(load_config("mimic_cxr").eval.radeval)
+  assert parse_score_names("radgraph, green") == ["radgraph", "green"]
   for field, message in (("crimson", "network"), ("radgraf", "did you mean radgraph"), ("bleu", "known are")):
     with pytest.raises(UserError, match=message):
-      score_names(field)
+      parse_score_names(field)
 
 
 def test_without_the_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "radeval", None)
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-  assert score_names("") == []
+  assert parse_score_names("") == []
   with pytest.raises(UserError, match=r"needs the package RadEval.*pip install"):
-    score_names("radgraph")
+    parse_score_names("radgraph")
