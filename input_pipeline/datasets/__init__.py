@@ -1,4 +1,4 @@
-"""Sources of records: a TFDS builder for each value of `config.data.name`."""
+"""The data sets: one TFDS builder for each value of `config.data.name`."""
 
 import importlib
 
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mcsam_jax.errors import UserError
 
-MODULES = {                        # data.name: the module with its make_builder(config)
+MODULES = {                        # data.name -> module that defines make_builder(config)
     "phantom": "input_pipeline.datasets.phantom.dataset",
     "r2gen_json": "input_pipeline.datasets.r2gen_json",
     "mimic_cxr": "input_pipeline.datasets.mimic_cxr.dataset",
@@ -16,12 +16,16 @@ MODULES = {                        # data.name: the module with its make_builder
 
 
 def make_builder(config: ConfigDict):
-  """Returns the TFDS builder of the data that a config names; nothing is built or read from images yet."""
+  """Returns the TFDS builder of the data set `config.data.name`; no image is read and nothing is written.
+
+  Raises:
+    UserError: the data set is unknown, its settings are invalid, or its dataset_info.json is damaged.
+  """
   name = config.data.name
   if name not in MODULES:
-    raise UserError(f"data.name={name}: no such data set, there are {', '.join(MODULES)}")
+    raise UserError(f"data.name={name}: unknown data set, expected one of {', '.join(MODULES)}")
   verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)      # TFDS warns of builder configs that depend on the user's files
+  logging.set_verbosity(logging.ERROR)      # TFDS warns about builder configs that depend on the user's files
   try:
     return importlib.import_module(MODULES[name]).make_builder(config)
   except json_format.ParseError as error:

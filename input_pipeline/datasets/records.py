@@ -1,7 +1,7 @@
-"""The record that every data set is turned into, whatever it came from, and the builder that a source is.
+"""The record schema shared by all data sets, and the base class of their builders.
 
-A record is one study (all views together) or one image. What is unknown is an
-empty string, so that a reader needs no second code path.
+A record is one study with all its views, or one image. Unknown fields are empty
+strings, so that readers need no special case.
 """
 
 import abc
@@ -14,30 +14,30 @@ from tensorflow_datasets.proto import tf_example_pb2
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
 
 SPLITS = ("train", "val", "test")
-TEXTS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
+TEXT_FIELDS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
          "comparison", "study_datetime", "labels_from")
-LISTS = ("images", "dicom_ids", "views", "source_views")
-_FIELDS = (*TEXTS, *LISTS, "labels")
+LIST_FIELDS = ("images", "dicom_ids", "views", "source_views")
+_FIELDS = (*TEXT_FIELDS, *LIST_FIELDS, "labels")
 _LABEL_KEYS = tuple((finding, f"labels/{finding}") for finding in FINDINGS)
 
 
-def features() -> tfds.features.FeaturesDict:
-  """Returns the features of a record.
+def record_features() -> tfds.features.FeaturesDict:
+  """Returns the TFDS features of a record.
 
-  `images`, `dicom_ids`, `views` and `source_views` have one entry a view, in
-  the same order, the frontal first where there is one. Images are grayscale
-  JPEGs [height, width, 1] of uint8.
+  `images`, `dicom_ids`, `views` and `source_views` have one entry per view, in
+  the same order, with the frontal view first if the study has one. Images are
+  grayscale JPEGs, uint8 [height, width, 1].
   """
   text = tfds.features.Text()
   return tfds.features.FeaturesDict({
       "id": text,                      # unique over all splits
       "study_id": text,
-      "subject_id": text,              # no two splits share one
+      "subject_id": text,              # belongs to one split only
       "images": tfds.features.Sequence(
           tfds.features.Image(shape=(None, None, 1), encoding_format="jpeg")),
       "dicom_ids": tfds.features.Sequence(text),
       "views": tfds.features.Sequence(tfds.features.ClassLabel(names=VIEWS)),
-      "source_views": tfds.features.Sequence(text),    # the source's own word: PA, LL, ...
+      "source_views": tfds.features.Sequence(text),    # the view as the source names it: PA, LL, ...
       "findings": text,
       "impression": text,
       "indication": text,
@@ -47,25 +47,27 @@ def features() -> tfds.features.FeaturesDict:
       "study_datetime": text,          # ISO 8601
       "labels": tfds.features.FeaturesDict(
           {finding: tfds.features.ClassLabel(names=LABEL_VALUES) for finding in FINDINGS}),
-      "labels_from": text,             # the text or the person that the labels were read from
+      "labels_from": text,             # source of the labels: a section of the report, a tool, a person
   })
 
 
-def empty_record() -> dict:
-  """Returns a record with every field present and nothing known."""
-  return {**{field: "" for field in TEXTS}, **{field: [] for field in LISTS},
+def make_empty_record() -> dict:
+  """Returns a record in which every field is present and empty."""
+  return {**{field: "" for field in TEXT_FIELDS}, **{field: [] for field in LIST_FIELDS},
           "labels": {finding: "absent" for finding in FINDINGS}}
 
 
 def serialize(record: dict) -> bytes:
-  """Returns the bytes of a record, as TFDS reads them: a tf.train.Example, its fields in alphabetic order.
+  """Returns a record as a serialized tf.train.Example, the format that TFDS reads.
+
+  The serialization is deterministic: fields are in alphabetical order.
 
   Args:
-    record: as `empty_record` has it; `images` are JPEG bytes.
+    record: a dictionary with the fields of `make_empty_record`; `images` are JPEG bytes.
   """
   example = tf_example_pb2.Example()
   fields = example.features.feature
-  for field in TEXTS:
+  for field in TEXT_FIELDS:
     fields[field].bytes_list.value.append(record[field].encode())
   fields["images"].bytes_list.value.extend(record["images"])
   for field in ("dicom_ids", "source_views"):
@@ -77,9 +79,9 @@ def serialize(record: dict) -> bytes:
 
 
 class Record(Mapping):
-  """A record as it is read: images as JPEG bytes, everything else as str or list of str.
+  """A read-only view of a serialized record: images as JPEG bytes, all other fields as str or list of str.
 
-  A field is decoded when it is asked for: training asks for few.
+  Fields are decoded on access, because training uses only a few of them.
   """
 
   def __init__(self, serialized: bytes):
@@ -95,7 +97,7 @@ class Record(Mapping):
     values = self._fields[field].bytes_list.value
     if field == "images":
       return list(values)
-    return values[0].decode() if field in TEXTS else [text.decode() for text in values]
+    return values[0].decode() if field in TEXT_FIELDS else [text.decode() for text in values]
 
   def __iter__(self):
     return iter(_FIELDS)
@@ -104,67 +106,71 @@ class Record(Mapping):
     return len(_FIELDS)
 
 
-def num_words(report: str) -> int:
-  """Returns how many words a text has once "_", which stands for what was taken out of it, is gone."""
+def count_words(report: str) -> int:
+  """Returns the number of words of a report, not counting "_", which marks text removed by de-identification."""
   return len(report.replace("_", " ").split())
 
 
 class SkipRecord(Exception):
-  """A study is left out because it lacks what the config asks for; the message is the reason, as the table has it."""
+  """Raised for a study that lacks what the config requires.
+
+  The message is the reason under which `mcsam prepare` counts the skipped study.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a source will be built into, known before any image is read.
+class BuildPlan:
+  """The records to build, determined before any image is read.
 
   Attributes:
-    entries: of each split, in order; whatever JSON can hold, and `RecordBuilder.record` understands.
-    left: of each split, how many studies were left out so far, by reason.
-    notes: lines that are shown with the table at the end.
+    entries: for each split, one JSON-serializable entry per record, in order; the argument of
+      `RecordBuilder.build_record`.
+    skipped: for each split, the number of studies skipped while planning, by reason.
+    notes: lines to print below the summary table.
   """
   entries: dict[str, list]
-  left: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  skipped: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder):
-  """A source of records: a TFDS builder that says what is to be built, and builds one record at a time.
+  """Base class of the data sets: a TFDS builder that plans all records first and then builds them one at a time.
 
-  `build.build` writes the shards; TFDS's own `download_and_prepare` gives the same records.
+  `input_pipeline.builder.build` writes the shards; `download_and_prepare` of TFDS gives the same records.
   """
 
   @abc.abstractmethod
-  def plan(self) -> Plan:
-    """Returns the plan of all splits.
+  def plan(self) -> BuildPlan:
+    """Returns the plan for all splits.
 
     Raises:
-      UserError: the source is at fault; nothing has been written.
+      UserError: the source is invalid; nothing has been written.
     """
 
   @abc.abstractmethod
-  def record(self, entry) -> dict:
-    """Returns the record of an entry of the plan.
+  def build_record(self, entry) -> dict:
+    """Returns the record for one entry of the plan.
 
     Raises:
-      Left: the study lacks what the config asks for.
-      Unreadable: a file of it is missing or damaged.
+      SkipRecord: the study lacks what the config requires.
+      Unreadable: one of its files is missing or damaged.
     """
 
-  def name_of(self, entry) -> str:
-    """Returns how a user would look an entry up."""
+  def describe_entry(self, entry) -> str:
+    """Returns a name by which a user can find the entry in the source."""
     return str(entry)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, features=features(), disable_shuffling=True,
+    return tfds.core.DatasetInfo(builder=self, features=record_features(), disable_shuffling=True,
                                  description="Chest X-rays and their reports.")
 
   def _split_generators(self, dl_manager):
-    del dl_manager                                  # nothing is downloaded
+    del dl_manager                                  # unused: nothing is downloaded
     return {split: self._generate_examples(entries) for split, entries in self.plan().entries.items()}
 
   def _generate_examples(self, entries: list) -> Iterator[tuple[int, dict]]:
     for number, entry in enumerate(entries):
       try:
-        yield number, self.record(entry)
+        yield number, self.build_record(entry)
       except SkipRecord:
         pass

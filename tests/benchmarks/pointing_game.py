@@ -22,7 +22,7 @@ import numpy as np
 
 from input_pipeline.datasets.phantom.anatomy import locate_findings
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
-from input_pipeline.datasets.phantom.reports import mentions
+from input_pipeline.datasets.phantom.reports import find_mentions
 from input_pipeline.datasets.records import SPLITS
 from input_pipeline.pipeline import eval_batches
 from mcsam_jax.checkpoints.workdir import open_workdir
@@ -75,7 +75,7 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
     drawn = locate_findings((config.data.phantom.seed, SPLITS.index(split_name), number))
     ends = np.cumsum([len(word) + 1 for word in why.words])                    # of each word and the blank behind it
     for finding, places in drawn.items():
-      named = next((mention for mention in mentions(report)
+      named = next((mention for mention in find_mentions(report)
                     if mention.finding == finding and mention.label == "positive"), None)
       if named is None:
         continue

@@ -4,7 +4,7 @@ import numpy as np
 
 from input_pipeline.datasets.phantom.dataset import make_record
 from input_pipeline.datasets.phantom.patient import sample_findings
-from input_pipeline.datasets.phantom.reports import mentions, read_labels, write_report
+from input_pipeline.datasets.phantom.reports import find_mentions, read_labels, write_report
 from mcsam_jax.explain.explanations import Slot, Why
 
 GRID = 7
@@ -31,7 +31,7 @@ def made_up_studies(count: int, num_pictures: int = 12) -> list[dict]:
         "images": record["images"], "views": record["views"],
         "scores": {"BLEU_4": float(rng.random()), "CIDEr": float(rng.gamma(2)), "METEOR": None},
         "labels": read_labels(generated), "reference_labels": read_labels(reference),
-        "mentions": mentions(generated), "reference_mentions": mentions(reference),
+        "mentions": find_mentions(generated), "reference_mentions": find_mentions(reference),
         "why": Why(words, -rng.gamma(0.6, 0.8, len(words)).astype(np.float32),
                    spots(rng.random((len(words), len(record["images"]), 2))),
                    [(int(slot), 0.2 / (1 + place)) for place, slot in enumerate(rng.permutation(len(SLOTS))[:6])],

@@ -32,7 +32,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import images
 from input_pipeline.datasets import r2gen_json, records
 from input_pipeline.datasets.mimic_cxr import sections, tables
-from input_pipeline.datasets.mimic_cxr.reports import find_reports, locate_reports, Reports
+from input_pipeline.datasets.mimic_cxr.reports import find_report_archive, open_report_archive, ReportArchive
 from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
 
@@ -48,7 +48,7 @@ class MimicCxr(records.RecordBuilder):
   source: epath.Path
   show_ids: bool                         # faults of the annotation name records
 
-  def plan(self) -> records.Plan:
+  def plan(self) -> records.BuildPlan:
     by_image = self.data.mimic_cxr.unit == "image"
     made = _annotated_plan(self.source, self.data, self.show_ids) if by_image else _plan(self.source, self.data)
     self._look(made.entries["train"][:20])
@@ -68,14 +68,14 @@ class MimicCxr(records.RecordBuilder):
       raise UserError(f"none of the first reports is in {self._reports.path}; set --config.data.mimic_cxr.reports to "
                       "mimic-cxr-reports.zip of MIMIC-CXR, or to the folder that it was extracted to")
 
-  def name_of(self, entry: dict) -> str:
+  def describe_entry(self, entry: dict) -> str:
     return f"p{entry['subject']}/s{entry['study']}"
 
-  def record(self, entry: dict) -> dict:
+  def build_record(self, entry: dict) -> dict:
     report = {"findings": entry["report"]} if "report" in entry else self._sections(entry)
     folder = self.source / "files" / _folder_of(entry)
     kind = self.data.mimic_cxr.images
-    return records.empty_record() | report | {
+    return records.make_empty_record() | report | {
         "id": entry["id"],
         "study_id": entry["study"],
         "subject_id": entry["subject"],
@@ -84,21 +84,21 @@ class MimicCxr(records.RecordBuilder):
         "dicom_ids": [image["id"] for image in entry["images"]],
         "views": [image["view"] for image in entry["images"]],
         "source_views": [image["source_view"] for image in entry["images"]],
-        "study_datetime": entry["taken"],
-        "labels": records.empty_record()["labels"] | entry["labels"],
+        "study_datetime": entry["acquired_at"],
+        "labels": records.make_empty_record()["labels"] | entry["labels"],
         "labels_from": entry["labels_from"],
     }
 
   def _sections(self, entry: dict) -> dict[str, str]:
     text = self._reports.read(_folder_of(entry))
-    found = sections.read_report(text, f"s{entry['study']}")
+    found = sections.extract_sections(text, f"s{entry['study']}")
     if not found["findings"] and not found["impression"]:
       raise records.SkipRecord("neither findings nor impression")
     return found
 
   @functools.cached_property
-  def _reports(self) -> Reports:
-    return find_reports(self.source, self.data.mimic_cxr.reports)
+  def _reports(self) -> ReportArchive:
+    return open_report_archive(self.source, self.data.mimic_cxr.reports)
 
 
 def make_builder(config: ConfigDict) -> MimicCxr:
@@ -126,7 +126,7 @@ def make_builder(config: ConfigDict) -> MimicCxr:
   files = _sources(source, data)
   if all(path.exists() for path in files):
     contents = [_digest_of_file(str(path), path.stat().mtime) for path in files]
-    reports = None if by_image else locate_reports(source, data.mimic_cxr.reports)
+    reports = None if by_image else find_report_archive(source, data.mimic_cxr.reports)
     if reports is not None:
       in_zip = reports.suffix == ".zip"
       contents.append(_digest_of_file(str(reports), reports.stat().mtime) if in_zip else str(reports))
@@ -152,8 +152,8 @@ def _sources(source: epath.Path, data: ConfigDict) -> list[epath.Path]:
     may_lack.append(tables.MANUAL_LABELS)
   if data.mimic_cxr.unit == "image":
     names, may_lack = [], names + may_lack
-  found = [tables.locate(source / name, required=False) or source / f"{name}.gz" for name in names]
-  optional = [tables.locate(source / name, required=False) for name in may_lack]
+  found = [tables.find_table(source / name, required=False) or source / f"{name}.gz" for name in names]
+  optional = [tables.find_table(source / name, required=False) for name in may_lack]
   return [source / "annotation.json"] * (not names) + found + [path for path in optional if path is not None]
 
 
@@ -167,7 +167,7 @@ def _digest_of_file(path: str, changed: float) -> str:
   return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
 
 
-def _plan(source: epath.Path, data: ConfigDict) -> records.Plan:
+def _plan(source: epath.Path, data: ConfigDict) -> records.BuildPlan:
   """Returns an entry for each study that has the views it needs."""
   studies = collections.defaultdict(list)
   for image in tables.read_images(source):
@@ -180,25 +180,25 @@ def _plan(source: epath.Path, data: ConfigDict) -> records.Plan:
     if lacking:
       left[split][f"no {' and no '.join(sorted(lacking))} view"] += 1
       continue
-    by_whom = tables.MANUAL if study in manual else tables.LABELS_FROM.get(data.mimic_cxr.labels, "")
+    by_whom = tables.RADIOLOGIST_LABELS_SOURCE if study in manual else tables.TOOL_LABELS_SOURCE.get(data.mimic_cxr.labels, "")
     known = manual.get(study, labels.get(study))
     unlabelled += known is None
     entries[split].append({
         "id": f"s{study}", "study": study, "subject": found[0].subject_id,
         "images": [{"id": image.dicom_id, "view": image.view, "source_view": image.source_view}
-                   for image in in_order(found, data.mimic_cxr.view_order)],
-        "taken": min(image.taken for image in found),
+                   for image in order_images(found, data.mimic_cxr.view_order)],
+        "acquired_at": min(image.acquired_at for image in found),
         "labels": known or {}, "labels_from": by_whom if known is not None else ""})
   notes = []
   if data.mimic_cxr.labels != "none" and unlabelled:
     notes.append(f"{unlabelled:,} studies, dropped ones included, have no row of labels")
-  undescribed = sum(not image.described for found in studies.values() for image in found)
+  undescribed = sum(not image.has_metadata for found in studies.values() for image in found)
   if undescribed:
     notes.append(f"{undescribed:,} images have no row in the metadata, so their view is unknown")
-  return records.Plan(entries, {split: dict(counts) for split, counts in left.items()}, notes)
+  return records.BuildPlan(entries, {split: dict(counts) for split, counts in left.items()}, notes)
 
 
-def in_order(found: list[tables.Image], rule: str) -> list[tables.Image]:
+def order_images(found: list[tables.CxrImage], rule: str) -> list[tables.CxrImage]:
   """Returns the images of a study, the best frontal first, the best lateral next, then all others.
 
   Args:
@@ -206,7 +206,7 @@ def in_order(found: list[tables.Image], rule: str) -> list[tables.Image]:
       earliest, and of those taken at the same time the one whose dicom_id comes first in the alphabet.
   """
   def rank(image):
-    return (rule == "pa_first" and not image.source_view.lower().startswith(("pa", "postero")), image.taken,
+    return (rule == "pa_first" and not image.source_view.lower().startswith(("pa", "postero")), image.acquired_at,
             image.dicom_id)
 
   ranked = sorted(found, key=rank)
@@ -222,14 +222,14 @@ def _labels(source: epath.Path, data: ConfigDict) -> tuple[dict, dict]:
     return {}, {}
   manual = source / tables.MANUAL_LABELS
   return (tables.read_labels(source / tables.LABELS[data.mimic_cxr.labels]),
-          tables.read_labels(manual) if tables.locate(manual, required=False) else {})
+          tables.read_labels(manual) if tables.find_table(manual, required=False) else {})
 
 
-def _annotated_plan(source: epath.Path, data: ConfigDict, show_ids: bool) -> records.Plan:
+def _annotated_plan(source: epath.Path, data: ConfigDict, show_ids: bool) -> records.BuildPlan:
   """Returns an entry for each image of R2Gen's annotation, with what the csv files tell of it, if they are there."""
-  annotation = r2gen_json.read_annotation(source / "annotation.json", named=show_ids)
+  annotation = r2gen_json.read_annotation(source / "annotation.json", show_ids=show_ids)
   known, labels, manual = {}, {}, {}
-  if all(tables.locate(source / name, required=False) for name in (tables.SPLIT, tables.METADATA)):
+  if all(tables.find_table(source / name, required=False) for name in (tables.SPLIT, tables.METADATA)):
     known = {image.dicom_id: image for image in tables.read_images(source)}
     labels, manual = _labels(source, data)
   entries = {split: [] for split in SPLITS}
@@ -246,10 +246,10 @@ def _annotated_plan(source: epath.Path, data: ConfigDict, show_ids: bool) -> rec
         found.append({"id": name, "view": image.view if image else "other",
                       "source_view": image.source_view if image else ""})
       own = manual.get(study, labels.get(study))
-      by_whom = tables.MANUAL if study in manual else tables.LABELS_FROM.get(data.mimic_cxr.labels, "")
+      by_whom = tables.RADIOLOGIST_LABELS_SOURCE if study in manual else tables.TOOL_LABELS_SOURCE.get(data.mimic_cxr.labels, "")
       entries[split].append({
           "id": str(entry["id"]), "study": study, "subject": subject, "images": found, "report": entry["report"],
-          "taken": known[found[0]["id"]].taken if found[0]["id"] in known else "",
+          "acquired_at": known[found[0]["id"]].acquired_at if found[0]["id"] in known else "",
           "labels": own or {}, "labels_from": by_whom if own is not None else ""})
   expected = " / ".join(f"{R2GEN_COUNTS[split]:,}" for split in SPLITS)
   here = " / ".join(f"{len(entries[split]):,}" for split in SPLITS)
@@ -259,7 +259,7 @@ def _annotated_plan(source: epath.Path, data: ConfigDict, show_ids: bool) -> rec
   if data.min_words or data.num_views != 1:
     notes.append(f"R2Gen's protocol has data.min_words=0 and data.num_views=1, this config {data.min_words} and "
                  f"{data.num_views}")
-  return records.Plan(entries, notes=notes)
+  return records.BuildPlan(entries, notes=notes)
 
 
 def _folder_of(entry: dict) -> str:

@@ -26,14 +26,14 @@ import pathlib
 import re
 from typing import NamedTuple
 
-PARTS = ("findings", "impression", "indication", "history", "technique", "comparison")      # what read_report gives
+SECTION_NAMES = ("findings", "impression", "indication", "history", "technique", "comparison")      # what read_report gives
 
 # The blank is there in the files of the dataset, where each line but the first begins with one.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _BLANK_LINE = "\n \n"
 
 # What a header is called -> headers that are this and nothing else. Asked first.
-_SAME_AS = {
+_SYNONYMS = {
     "impression": ("conclusion", "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion",
                    "imperssion", "mpression", "impession", "ndication"),
     "findings": ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs"),
@@ -45,11 +45,11 @@ _SAME_AS = {
     "wet read": ("wetread",),
     "conclusion": ("concusion", "coinclusion"),
 }
-_NAME_OF = {header: name for name, headers in _SAME_AS.items() for header in headers}
+_CANONICAL_NAMES = {header: name for name, headers in _SYNONYMS.items() for header in headers}
 # A longer header is called by the first of these that it contains ("findings and impression" is the impression) ...
-_CONTAINED = ("impression", "findings", "history", "comparison", "addendum")
+_SUBSTRING_NAMES = ("impression", "findings", "history", "comparison", "addendum")
 # ... and a headline that names the film opens the findings.
-_FILM = ("chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap", "frontal and",
+_FILM_HEADERS = ("chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap", "frontal and",
          "two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window",
          "frontal upright", "frontal semi-upright", "ribs", "pa and lat")
 
@@ -62,13 +62,13 @@ class Section(NamedTuple):
   start: int     # report[start:start + len(text)] == text
 
 
-def sections(report: str) -> list[Section]:
+def split_sections(report: str) -> list[Section]:
   """Returns the sections of a report in their order, never none; several may have the same name.
 
   Args:
     report: the text of a study's file, whole.
   """
-  found = _split(report)
+  found = _split_at_headers(report)
   found = [section for section in found if section.name not in ("impression", "findings") or section.text.strip()]
   if not any(section.name in ("impression", "findings") for section in found):
     name, text, start = found[-1]
@@ -78,7 +78,7 @@ def sections(report: str) -> list[Section]:
   return found
 
 
-def read_report(report: str, study: str) -> dict[str, str]:
+def extract_sections(report: str, study: str) -> dict[str, str]:
   """Returns the text of each of PARTS, "" for what the report lacks.
 
   Of several sections of one name the last one counts. For a study that has a rule of its own, what the rule picks is
@@ -90,24 +90,24 @@ def read_report(report: str, study: str) -> dict[str, str]:
     report: the text of a study's file, whole: the rules count its characters.
     study: id of the study, "s" and eight digits.
   """
-  parts = {section.name: section.text.strip() for section in sections(report)}
+  parts = {section.name: section.text.strip() for section in split_sections(report)}
   if study in _RULES["character_range_by_study"]:
     low, high = _RULES["character_range_by_study"][study]
     parts |= {"findings": report[low:high].strip(), "impression": ""}
   # A report without the section that its rule names is not the one which the rule was made for: no rule then.
   elif _RULES["section_by_study"].get(study) in parts:
     parts |= {"findings": parts.pop(_RULES["section_by_study"][study]), "impression": ""}
-  return {name: parts.get(name, "") for name in PARTS}
+  return {name: parts.get(name, "") for name in SECTION_NAMES}
 
 
-def _split(report: str) -> list[Section]:
+def _split_at_headers(report: str) -> list[Section]:
   """Cuts a report at its headers; what stands before the first is the preamble."""
   header = _HEADER.search(report)
   if header is None:
     return [Section("full report", report, 0)]
   found = [Section("preamble", report[:header.start(1)], 0)]
   while header is not None:
-    name, start = _name(header[1]), header.end()
+    name, start = _normalize_header(header[1]), header.end()
     line_end = report.find("\n", start)
     header = _HEADER.search(report, start if line_end < 0 else line_end)     # the rest of the line is skipped
     end = len(report) if header is None else header.start()
@@ -115,12 +115,12 @@ def _split(report: str) -> list[Section]:
   return found
 
 
-def _name(header: str) -> str:
+def _normalize_header(header: str) -> str:
   """Returns what a header is called: one name for all that mean the same, else its own in lower case."""
   header = header.lower().strip()
-  if header in _NAME_OF:
-    return _NAME_OF[header]
-  for name in _CONTAINED:
+  if header in _CANONICAL_NAMES:
+    return _CANONICAL_NAMES[header]
+  for name in _SUBSTRING_NAMES:
     if name in header:
       return name
-  return "findings" if any(word in header for word in _FILM) else header
+  return "findings" if any(word in header for word in _FILM_HEADERS) else header

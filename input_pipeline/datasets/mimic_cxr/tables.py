@@ -20,9 +20,9 @@ from mcsam_jax.findings import FINDINGS
 SPLIT, METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 LABELS = {"chexpert": "mimic-cxr-2.0.0-chexpert.csv", "negbio": "mimic-cxr-2.0.0-negbio.csv"}
 MANUAL_LABELS = "mimic-cxr-2.1.0-test-set-labeled.csv"        # of release 2.1.0, by radiologists, of test studies
-LABELS_FROM = {name: f"impression, or where there is none the findings or the last paragraph, by {tool}"
+TOOL_LABELS_SOURCE = {name: f"impression, or where there is none the findings or the last paragraph, by {tool}"
                for name, tool in (("chexpert", "the CheXpert labeler"), ("negbio", "NegBio"))}
-MANUAL = "the report, by radiologists"
+RADIOLOGIST_LABELS_SOURCE = "the report, by radiologists"
 _SPLIT_NAMES = {"train": "train", "validate": "val", "test": "test"}
 _VALUES = {"1.0": "positive", "0.0": "negative", "-1.0": "uncertain", "": "absent",
            "1": "positive", "0": "negative", "-1": "uncertain"}
@@ -34,7 +34,7 @@ _VIEW_OF_MEANING = {"antero-posterior": "frontal", "postero-anterior": "frontal"
                     "left lateral": "lateral", "right lateral": "lateral"}
 
 
-class Image(NamedTuple):
+class CxrImage(NamedTuple):
   """A row of the split file and, where there is one, of the metadata."""
   dicom_id: str
   subject_id: str
@@ -42,21 +42,21 @@ class Image(NamedTuple):
   split: str             # train | val | test
   view: str              # frontal | lateral | other
   source_view: str       # ViewPosition, or the meaning of the view code, in the source's words
-  taken: str             # ISO 8601, "" where unknown
-  described: bool        # there is a row of metadata
+  acquired_at: str             # ISO 8601, "" where unknown
+  has_metadata: bool        # there is a row of metadata
 
 
-def read_images(source: epath.Path) -> list[Image]:
+def read_images(source: epath.Path) -> list[CxrImage]:
   """Returns the images of the split file, in its order.
 
   Raises:
     UserError: a file or column is missing, a value isn't one of those it may be, a subject is in two splits.
   """
-  how = {row["dicom_id"]: row for _, row in read(
+  how = {row["dicom_id"]: row for _, row in read_rows(
       source / METADATA, ("dicom_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "StudyDate", "StudyTime"))}
-  path = locate(source / SPLIT)
+  path = find_table(source / SPLIT)
   images, split_of, first_row, seen = [], {}, {}, {}
-  for number, row in read(path, ("dicom_id", "study_id", "subject_id", "split")):
+  for number, row in read_rows(path, ("dicom_id", "study_id", "subject_id", "split")):
     split = _SPLIT_NAMES.get(row["split"])
     if split is None:
       raise UserError(f"{path}, row {number}: split is none of {', '.join(_SPLIT_NAMES)}")
@@ -70,15 +70,15 @@ def read_images(source: epath.Path) -> list[Image]:
       raise UserError(f"{path}, rows {seen[row['dicom_id']]} and {number}: the same dicom_id twice")
     seen[row["dicom_id"]] = number
     meta = how.get(row["dicom_id"], {})
-    view, source_view = view_of(meta.get("ViewPosition", ""), meta.get("ViewCodeSequence_CodeMeaning", ""))
-    images.append(Image(row["dicom_id"], row["subject_id"], row["study_id"], split, view, source_view,
-                        when(meta.get("StudyDate", ""), meta.get("StudyTime", "")), bool(meta)))
+    view, source_view = classify_view(meta.get("ViewPosition", ""), meta.get("ViewCodeSequence_CodeMeaning", ""))
+    images.append(CxrImage(row["dicom_id"], row["subject_id"], row["study_id"], split, view, source_view,
+                        format_datetime(meta.get("StudyDate", ""), meta.get("StudyTime", "")), bool(meta)))
   if not images:
     raise UserError(f"{path} has no rows")
   return images
 
 
-def view_of(position: str, meaning: str) -> tuple[str, str]:
+def classify_view(position: str, meaning: str) -> tuple[str, str]:
   """Returns the view (frontal | lateral | other) of an image, and the source's word that tells it.
 
   Args:
@@ -90,7 +90,7 @@ def view_of(position: str, meaning: str) -> tuple[str, str]:
   return _VIEW_OF_MEANING.get(meaning.strip().lower(), "other"), meaning.strip()
 
 
-def when(date: str, time: str) -> str:
+def format_datetime(date: str, time: str) -> str:
   """Returns StudyDate (YYYYMMDD) and StudyTime (HHMMSS.FFF, zeros in front left out) as ISO 8601, "" if unknown."""
   try:
     day = datetime.datetime.strptime(date.strip().partition(".")[0], "%Y%m%d")
@@ -106,11 +106,11 @@ def read_labels(path: epath.Path) -> dict[str, dict[str, str]]:
   Raises:
     UserError: the file or a finding's column is missing, a value isn't 1, 0, -1 or empty.
   """
-  path = locate(path)
-  columns = header(path)
+  path = find_table(path)
+  columns = read_header(path)
   named = {finding: finding if finding in columns else _OTHER_NAMES.get(finding, finding) for finding in FINDINGS}
   labels = {}
-  for number, row in read(path, ("study_id", *named.values())):
+  for number, row in read_rows(path, ("study_id", *named.values())):
     values = {finding: _VALUES.get(row[column].strip()) for finding, column in named.items()}
     for finding, value in values.items():
       if value is None:
@@ -119,14 +119,14 @@ def read_labels(path: epath.Path) -> dict[str, dict[str, str]]:
   return labels
 
 
-def read(path: epath.Path, columns: tuple[str, ...]):
+def read_rows(path: epath.Path, columns: tuple[str, ...]):
   """Yields (row number, row) of a csv file; the header is row 1.
 
   Raises:
     UserError: no such file, it is cut off, or it lacks one of `columns`.
   """
-  found = locate(path)
-  has = header(path)
+  found = find_table(path)
+  has = read_header(path)
   for column in columns:
     if column not in has:                           # what it has instead may be a row of ids
       close = difflib.get_close_matches(column, has, 1, .7)
@@ -144,9 +144,9 @@ def read(path: epath.Path, columns: tuple[str, ...]):
                       "PhysioNet") from error
 
 
-def header(path: epath.Path) -> list[str]:
+def read_header(path: epath.Path) -> list[str]:
   """Returns the names of a csv file's columns."""
-  found = locate(path)
+  found = find_table(path)
   with _opened(found) as file:
     try:
       return next(csv.reader(file), [])
@@ -154,7 +154,7 @@ def header(path: epath.Path) -> list[str]:
       raise UserError(f"{found} is damaged ({type(error).__name__}); get it again from PhysioNet") from error
 
 
-def locate(path: epath.Path, required: bool = True) -> epath.Path | None:
+def find_table(path: epath.Path, required: bool = True) -> epath.Path | None:
   """Returns the csv file at `path`, or beside it with .gz; None where there is neither and it isn't required.
 
   Raises:

@@ -1,8 +1,8 @@
-"""The phantom data set: synthetic chest radiographs with reports, any number of them, as a TFDS builder.
+"""The phantom data set: any number of synthetic chest radiographs with reports, as a TFDS builder.
 
-Study `index` of a split is a pure function of (seed, split, index): a larger
-set holds the studies of a smaller one, and each study's labels are exact,
-because what is drawn was decided before it was written.
+Study `index` of a split is a pure function of (seed, split, index), so a larger
+data set contains the studies of a smaller one. The labels of a study are exact,
+because its findings are sampled before images and report are made from them.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ INDICATIONS = ("Cough.", "Shortness of breath.", "Chest pain.", "Fever.", "Preop
 
 @dataclasses.dataclass(kw_only=True)
 class PhantomConfig(tfds.core.BuilderConfig):
-  """Sizes in studies; `short_side` in pixels. The name says all of it, so that sets stand side by side."""
+  """Numbers of studies, and `short_side` in pixels; the name contains all fields, so different sets can coexist."""
   name: str = ""
   seed: int = 0
   num_train: int = 2000
@@ -42,29 +42,37 @@ class PhantomConfig(tfds.core.BuilderConfig):
                  f"_side{self.short_side}")
 
 
-class Phantom(records.RecordBuilder):
-  """Synthetic chest radiographs with reports and exact labels; an entry of its plan is (split, index)."""
-  VERSION = tfds.core.Version("2.0.0")       # 2.0.0: the records of a split stand in the order of their index
+class PhantomBuilder(records.RecordBuilder):
+  """Synthetic chest radiographs with reports and exact labels; an entry of the plan is [split, index]."""
+  name = "phantom"
+  VERSION = tfds.core.Version("2.0.0")       # 2.0.0: the records of a split are in the order of their index
 
-  def plan(self) -> records.Plan:
+  def plan(self) -> records.BuildPlan:
     config = self.builder_config
     sizes = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test)))
-    return records.Plan({split: [[split, index] for index in range(size)] for split, size in sizes.items()})
+    return records.BuildPlan({split: [[split, index] for index in range(size)] for split, size in sizes.items()})
 
-  def record(self, entry: tuple[str, int]) -> dict:
+  def build_record(self, entry: tuple[str, int]) -> dict:
     split, index = entry
     return make_record(self.builder_config.seed, split, index, self.builder_config.short_side)
 
 
 def make_record(seed: int, split: str, index: int, short_side: int = SIZE) -> dict:
-  """Returns the record (see `records.features`) of study `index` of a split."""
+  """Returns the record (see `records.record_features`) of study `index` of a split.
+
+  Args:
+    seed: seed of the data set.
+    split: train, val or test.
+    index: number of the study within the split.
+    short_side: side length of the JPEGs in pixels, at most SIZE; 0 for SIZE.
+  """
   key = (seed, SPLITS.index(split), index)
   study = draw_study(key)
-  rng = np.random.default_rng((*key, 1))     # of words; the drawing has streams of its own
+  rng = np.random.default_rng((*key, 1))     # for the text; drawing uses separate streams
   findings, impression = write_report(study.findings, rng)
   name = f"phantom-{split}-{index:06d}"
-  taken = datetime.datetime(2020, 1, 1) + datetime.timedelta(minutes=int(rng.integers(5 * 365 * 24 * 60)))
-  return records.empty_record() | {
+  acquired_at = datetime.datetime(2020, 1, 1) + datetime.timedelta(minutes=int(rng.integers(5 * 365 * 24 * 60)))
+  return records.make_empty_record() | {
       "id": name,
       "study_id": name,
       "subject_id": f"phantom-subject-{split}-{index:06d}",
@@ -77,14 +85,14 @@ def make_record(seed: int, split: str, index: int, short_side: int = SIZE) -> di
       "indication": str(rng.choice(INDICATIONS)),
       "technique": "PA and lateral views of the chest." if len(study.views) > 1 else "PA view of the chest.",
       "comparison": "None.",
-      "study_datetime": taken.isoformat(),
+      "study_datetime": acquired_at.isoformat(),
       "labels": read_labels(findings),
       "labels_from": "findings",
   }
 
 
 def _encode(image: np.ndarray, short_side: int) -> bytes:
-  """Returns the JPEG of a view, made smaller where a shorter side is asked for, never larger."""
+  """Returns a view as JPEG, downsampled to `short_side`, but never upsampled."""
   picture = Image.fromarray(image)
   if 0 < short_side < SIZE:
     picture = picture.resize((short_side, short_side), Image.Resampling.BOX, reducing_gap=None)
@@ -93,20 +101,20 @@ def _encode(image: np.ndarray, short_side: int) -> bytes:
   return jpeg.getvalue()
 
 
-def make_builder(config: ConfigDict) -> Phantom:
-  """Returns the builder of a config tree, its records below `data.data_dir`.
+def make_builder(config: ConfigDict) -> PhantomBuilder:
+  """Returns the builder for a config tree; its records are stored below `data.data_dir`.
 
   Raises:
-    UserError: a size or a seed that makes no data set.
+    UserError: a size, `data.short_side` or the seed is out of range.
   """
   sizes = config.data.phantom
   for field in ("num_train", "num_val", "num_test"):
     if sizes[field] < 1:
-      raise UserError(f"data.phantom.{field} is {sizes[field]}: every split needs at least one study")
+      raise UserError(f"data.phantom.{field} is {sizes[field]}, expected at least 1")
   for field, value in (("data.phantom.seed", sizes.seed), ("data.short_side", config.data.short_side)):
     if value < 0:
-      raise UserError(f"{field} is {value}: it can't be negative")
+      raise UserError(f"{field} is {value}, expected 0 or more")
   short_side = min(config.data.short_side, SIZE) or SIZE
-  return Phantom(data_dir=config.data.data_dir, file_format="array_record", config=PhantomConfig(
+  return PhantomBuilder(data_dir=config.data.data_dir, file_format="array_record", config=PhantomConfig(
       seed=sizes.seed, num_train=sizes.num_train, num_val=sizes.num_val, num_test=sizes.num_test,
       short_side=short_side))

@@ -10,16 +10,16 @@ import math
 import numpy as np
 
 from input_pipeline.datasets.phantom.film import (
-  arc,
-  blob,
-  branch,
-  bump,
-  circle_arc,
-  cloud,
+  arc_points,
+  draw_vessel,
   expose,
+  gaussian,
   Pen,
-  ramp,
+  quarter_circle,
   SIZE,
+  smooth_noise,
+  soft_ellipse,
+  soft_step,
   X,
   Y,
 )
@@ -41,25 +41,25 @@ class Lung:
     self.t = (Y - self.top) / np.float32(self.dome - self.top)               # [SIZE, 1] apex 0, dome 1
     self.floor = (self.dome + self.drop * np.clip((self.u - 0.45) / 0.55, 0, 1.2) ** 2.4
                   + 8 * np.clip((0.45 - self.u) / 0.45, 0, 1) ** 2)          # [1, SIZE] rows of the diaphragm
-    self.inner = 0.47 - 0.3 * circle_arc(self.t / 0.25)
-    self.outer = 0.47 + 0.53 * circle_arc(self.t / 0.8)
+    self.inner = 0.47 - 0.3 * quarter_circle(self.t / 0.25)
+    self.outer = 0.47 + 0.53 * quarter_circle(self.t / 0.8)
     self.shape = self._within(self.inner, self.outer, self.top)
     self.collapse = collapse                 # rim of a pneumothorax, in half widths; 0: none
     rim = collapse * (0.45 + 0.55 * np.exp(-((np.clip(self.t, 0, 1) / 0.55) ** 2)))
     self.pleura_top = self.top + 0.9 * collapse * self.width
     shrunk = (Y - self.pleura_top) / np.float32(self.dome - self.pleura_top)
-    self.pleura = 0.45 + (0.55 - rim) * circle_arc(shrunk / 0.8)
+    self.pleura = 0.45 + (0.55 - rim) * quarter_circle(shrunk / 0.8)
 
   def _within(self, inner, outer, top) -> np.ndarray:
     width = np.float32(self.width)
-    return (ramp((self.u - inner) * width, 4) * ramp((outer - self.u) * width, 5)
-            * ramp(self.floor - Y, 3) * ramp(Y - top, 3))
+    return (soft_step((self.u - inner) * width, 4) * soft_step((outer - self.u) * width, 5)
+            * soft_step(self.floor - Y, 3) * soft_step(Y - top, 3))
 
   def aerated(self) -> np.ndarray:
     """Returns the part of `shape` that lung tissue fills, [SIZE, SIZE]."""
     if not self.collapse:
       return self.shape
-    return ramp((self.pleura - self.u) * self.width, 2) * ramp(Y - self.pleura_top, 2)
+    return soft_step((self.pleura - self.u) * self.width, 2) * soft_step(Y - self.pleura_top, 2)
 
   def point(self, u: float, t: float) -> tuple[float, float]:
     """Returns the (x, y) of a place in the lung."""
@@ -106,18 +106,18 @@ def _tissue(patient: Patient, lungs: list[Lung]) -> np.ndarray:
   rows = [0, apex - 12, apex + 8, apex + 45, apex + 85, SIZE]
   half = np.interp(Y, rows, [34, 42, side + 38, side + 34, side + 4, side * 0.97]).astype(np.float32)
   distance = np.abs(X - patient.center)
-  trunk = ramp(half - distance, 10)
-  arms = ramp(distance - side - patient.arms, 6) * ramp(Y - apex - 30, 30)
+  trunk = soft_step(half - distance, 10)
+  arms = soft_step(distance - side - patient.arms, 6) * soft_step(Y - apex - 30, 30)
   tissue = 0.62 * np.maximum(trunk, 0.8 * arms) + 0.05
-  abdomen = sum(ramp(Y - lung.floor, 4) * ramp(lung.u, 0.3) for lung in lungs)
+  abdomen = sum(soft_step(Y - lung.floor, 4) * soft_step(lung.u, 0.3) for lung in lungs)
   tissue = tissue + 0.14 * abdomen * trunk
   if patient.breast:
     for lung in lungs:
       x, y = lung.point(0.62, 0.92)
-      tissue = tissue + patient.breast * blob(x, y, 0.46 * width, 0.42 * width, 0.25)
+      tissue = tissue + patient.breast * soft_ellipse(x, y, 0.46 * width, 0.42 * width, 0.25)
   if patient.bubble > 6:
     x, y = lungs[1].point(0.45, 1.0)
-    tissue = tissue - 0.16 * blob(x, y + patient.bubble + 8, 1.4 * patient.bubble, 0.7 * patient.bubble, 0.4)
+    tissue = tissue - 0.16 * soft_ellipse(x, y + patient.bubble + 8, 1.4 * patient.bubble, 0.7 * patient.bubble, 0.4)
   return tissue
 
 
@@ -126,13 +126,13 @@ def _mediastinum(patient: Patient, lungs: list[Lung]) -> np.ndarray:
   mask = np.float32(0)
   for lung in lungs:
     t = np.clip(lung.t, -0.5, 1)
-    border = 0.19 + 0.05 * bump(t, -0.2, 0.2) + 0.03 * t
+    border = 0.19 + 0.05 * gaussian(t, -0.2, 0.2) + 0.03 * t
     if lung.side == "left":
-      border = border + patient.knob * bump(t, 0.2, 0.075) + 0.06 * bump(t, 0.37, 0.07)
+      border = border + patient.knob * gaussian(t, 0.2, 0.075) + 0.06 * gaussian(t, 0.37, 0.07)
     else:
-      border = border + 0.03 * bump(t, 0.3, 0.15)
-    mask = mask + ramp((border - lung.u) * lung.width, 4) * (lung.u >= 0)
-  trachea = ramp(4.5 - np.abs(X - patient.center - 1), 3) * ramp(0.3 - lungs[0].t, 0.05)
+      border = border + 0.03 * gaussian(t, 0.3, 0.15)
+    mask = mask + soft_step((border - lung.u) * lung.width, 4) * (lung.u >= 0)
+  trachea = soft_step(4.5 - np.abs(X - patient.center - 1), 3) * soft_step(0.3 - lungs[0].t, 0.05)
   return mask * (1 - 0.6 * trachea)
 
 
@@ -149,14 +149,14 @@ def _heart(patient: Patient, findings: dict, lungs: list[Lung]) -> tuple[np.ndar
     below = np.clip((Y - middle) / (0.9 * height), 0, 1)
     above = np.clip((middle - Y) / (1.15 * height), 0, 1)
     border = reach[lung.side] * np.sqrt(1 - below ** 2) * (1 - above ** 2.1)
-    mask = mask + ramp((border - lung.u) * lung.width, 3.5) * (lung.u >= 0)
+    mask = mask + soft_step((border - lung.u) * lung.width, 3.5) * (lung.u >= 0)
   return mask, {side: value + 0.04 for side, value in reach.items()}
 
 
 def _spine(patient: Patient) -> np.ndarray:
-  column = ramp(10.5 - np.abs(X - patient.center), 4)
+  column = soft_step(10.5 - np.abs(X - patient.center), 4)
   discs = 0.5 + 0.5 * np.cos(2 * np.pi * (Y / (0.95 * patient.rib_spacing) - patient.rib_phase))
-  process = ramp(2.2 - np.abs(X - patient.center), 2)
+  process = soft_step(2.2 - np.abs(X - patient.center), 2)
   return column * (np.float32(0.06) + np.float32(0.035) * discs) + process * np.float32(0.03) * discs
 
 
@@ -164,20 +164,20 @@ def _ribs(patient: Patient, lungs: list[Lung]) -> np.ndarray:
   """Ribs behind and before the lungs: two periodic functions of the row, shifted along the column."""
   width, spacing = patient.half_width, patient.rib_spacing
   u = np.clip(np.abs(X - patient.center) / np.float32(width), 0, 1.04)
-  cage = ramp((1.03 - np.abs(X - patient.center) / width) * width, 3) * ramp(Y - patient.apex + 6, 8)
-  cage = cage * ramp((lungs[0].outer + 0.05 - u) * width, 4)
+  cage = soft_step((1.03 - np.abs(X - patient.center) / width) * width, 3) * soft_step(Y - patient.apex + 6, 8)
+  cage = cage * soft_step((lungs[0].outer + 0.05 - u) * width, 4)
   behind = patient.rib_tilt * width * (u ** 2.2 - 0.35 * np.sin(np.pi * u))
-  behind = behind + 14 * circle_arc((u - 0.8) / 0.24)                        # they turn down at the side
+  behind = behind + 14 * quarter_circle((u - 0.8) / 0.24)                        # they turn down at the side
   before = -patient.rib_tilt * width * 1.5 * (u - 0.35) + 6 * u
   out = np.float32(0)
   for fall, thickness, density in ((behind, 0.2, 0.12), (before, 0.24, 0.065)):
     phase = (Y - patient.apex - fall) / np.float32(spacing) + np.float32(patient.rib_phase)
     distance = np.abs(phase - np.rint(phase))                              # 0 in a rib's middle, 0.5 between
-    band = ramp(thickness - distance, 0.12)
-    rim = band * ramp(distance - thickness + 0.1, 0.1)                       # cortical bone
+    band = soft_step(thickness - distance, 0.12)
+    rim = band * soft_step(distance - thickness + 0.1, 0.1)                       # cortical bone
     bone = band * np.float32(0.65) + rim * np.float32(0.45)
     if fall is before:
-      bone = bone * ramp(u - 0.38, 0.12)                                     # cartilage shows no shadow
+      bone = bone * soft_step(u - 0.38, 0.12)                                     # cartilage shows no shadow
     out = out + bone * np.float32(density * patient.rib_opacity)
   return out * cage
 
@@ -189,11 +189,11 @@ def _bones(patient: Patient, rng: np.random.Generator) -> np.ndarray:
   rise, edge = rng.uniform(6, 18), rng.uniform(0.9, 1.08)
   for sign in SIGN.values():
     x = lambda u: patient.center + sign * u * width
-    pen.stroke(arc((x(0.13), top + 22), (x(1.12), top + 14 - rise), sign * -5), 6.5, 0.45)
-    pen.stroke(arc((x(0.13), top + 21), (x(1.12), top + 13 - rise), sign * -5), 3, 0.3)
-    pen.stroke(arc((x(edge + 0.02), top + 8), (x(edge - 0.06), top + 78), sign * 6), 2, 0.16)
-    pen.stroke(arc((x(edge - 0.06), top + 78), (x(edge + 0.3), top + 20), sign * 4), 2, 0.12)
-  return pen.sheet() * np.float32(0.3)
+    pen.stroke(arc_points((x(0.13), top + 22), (x(1.12), top + 14 - rise), sign * -5), 6.5, 0.45)
+    pen.stroke(arc_points((x(0.13), top + 21), (x(1.12), top + 13 - rise), sign * -5), 3, 0.3)
+    pen.stroke(arc_points((x(edge + 0.02), top + 8), (x(edge - 0.06), top + 78), sign * 6), 2, 0.16)
+    pen.stroke(arc_points((x(edge - 0.06), top + 78), (x(edge + 0.3), top + 20), sign * 4), 2, 0.12)
+  return pen.render() * np.float32(0.3)
 
 
 def _vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.random.Generator) -> np.ndarray:
@@ -205,10 +205,10 @@ def _vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.rando
     for turn in (np.linspace(-1.3, 1.3, 6) + rng.uniform(-0.2, 0.2, 6)).tolist():
       angle = turn if lung.sign > 0 else math.pi - turn
       start = (x + rng.uniform(-3, 3), y + 8 * turn)
-      branch(pen, rng, *start, angle, reach * rng.uniform(0.7, 1.2), rng.uniform(2.2, 3.6) * swollen,
+      draw_vessel(pen, rng, *start, angle, reach * rng.uniform(0.7, 1.2), rng.uniform(2.2, 3.6) * swollen,
              min(1, 0.62 * swollen))
-    pen.stroke(arc((x - 2 * lung.sign, y - 12), (x, y + 16), 3 * lung.sign), 6, 0.75)
-  sheet = pen.sheet() * np.float32(patient.vessels * (1.25 if congested else 1))
+    pen.stroke(arc_points((x - 2 * lung.sign, y - 12), (x, y + 16), 3 * lung.sign), 6, 0.75)
+  sheet = pen.render() * np.float32(patient.vessels * (1.25 if congested else 1))
   for lung in lungs:
     if lung.collapse:
       sheet = np.where(lung.u >= 0, sheet * lung.aerated(), sheet)
@@ -228,11 +228,11 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
       height = effusion.extent * (lung.dome - lung.top) * effusion_rng.uniform(0.92, 1.08)
       angle = lung.dome + 0.75 * lung.drop
       level = angle - height * (0.35 + 0.65 * np.clip((lung.u - 0.15) / 0.85, 0, 1) ** 1.6)
-      clear = clear * (1 - np.float32(0.93) * ramp(Y - level, 5) * (lung.u >= 0))
+      clear = clear * (1 - np.float32(0.93) * soft_step(Y - level, 5) * (lung.u >= 0))
     if "Edema" in findings:
       x, y = lung.point(0.36, 0.5)
       haze = np.exp(-(((X - x) / (0.34 * lung.width)) ** 2 + ((Y - y) / (0.42 * lung.width)) ** 2))
-      haze = haze * (1 + 0.35 * cloud(edema_rng, 36))
+      haze = haze * (1 + 0.35 * smooth_noise(edema_rng, 36))
       clear = clear * (1 - np.clip(findings["Edema"].extent * haze, 0, 0.9) * (lung.u >= 0))
       for t in np.arange(0.66, 0.98, 0.06) + edema_rng.uniform(-0.02, 0.02):
         _, y = lung.point(0, float(t))       # Kerley's lines, at right angles to the chest wall
@@ -243,14 +243,14 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
     x, y = lung.place(finding, heart[finding.side])
     radius = finding.extent * lung.width
     distance = np.sqrt(((X - x) / radius) ** 2 + ((Y - y) / (0.85 * radius)) ** 2)
-    puffs = ramp(1.15 - distance + 0.35 * cloud(consolidation_rng, 22), 0.8)
+    puffs = soft_step(1.15 - distance + 0.35 * smooth_noise(consolidation_rng, 22), 0.8)
     clear = clear * (1 - np.float32(0.75) * puffs * (lung.u >= 0))
   if "Lung Lesion" in findings:
     finding = findings["Lung Lesion"]
     lung = by_side[finding.side]
     x, y = lung.place(finding, heart[finding.side])
     radius = finding.extent / 2 * MILLIMETRE * lung.width
-    clear = clear * (1 - np.float32(0.9) * blob(x, y, radius, radius, 0.25))
+    clear = clear * (1 - np.float32(0.9) * soft_ellipse(x, y, radius, radius, 0.25))
   if "Atelectasis" in findings:
     for side in findings["Atelectasis"].sides:
       lung, start = by_side[side], max(0.4, heart[side] if side == "left" else 0)
@@ -259,12 +259,12 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
         begin = lung.point(min(start, 0.55) + atelectasis_rng.uniform(0, 0.08), t)
         end = lung.point(0.9 - atelectasis_rng.uniform(0, 0.08), t - tilt)
         pen.stroke([begin, end], atelectasis_rng.uniform(3.8, 5), 0.95)
-  lines = pen.sheet() * np.float32(0.27)
+  lines = pen.render() * np.float32(0.27)
   for lung in lungs:
     if lung.collapse:
       edge = np.abs(lung.pleura - lung.u) * lung.width
-      line = ramp(1.1 - edge, 1) * ramp(Y - lung.pleura_top, 2) * (lung.u > 0.45)
-      cap = ramp(1.1 - np.abs(Y - lung.pleura_top), 1) * ramp(0.08 - np.abs(lung.u - 0.45), 0.03)
+      line = soft_step(1.1 - edge, 1) * soft_step(Y - lung.pleura_top, 2) * (lung.u > 0.45)
+      cap = soft_step(1.1 - np.abs(Y - lung.pleura_top), 1) * soft_step(0.08 - np.abs(lung.u - 0.45), 0.03)
       lines = lines + 0.24 * np.maximum(line, cap) * lung.shape * clear
   return 1 - clear, lines
 
@@ -276,7 +276,7 @@ def _devices(findings: dict, patient: Patient, lungs: list[Lung], rng: np.random
   device = findings.get("Support Devices")
   if device:
     _draw_device(pen, device, patient, {lung.side: lung for lung in lungs}, rng)
-  return pen.sheet()
+  return pen.render()
 
 
 def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: np.random.Generator) -> None:
@@ -284,7 +284,7 @@ def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: 
   if device.kind == "catheter":              # from below the clavicle to the superior vena cava
     start, tip = lungs[device.side].point(1.0, 0.1), right.point(0.14, 0.42)
     bend = right.point(0.14, 0.14) if device.side == "right" else (x - 4, right.point(0, 0.17)[1])
-    pen.stroke(arc(start, bend, -5 * SIGN[device.side]) + [bend, right.point(0.15, 0.28), tip], 2.4, 0.85)
+    pen.stroke(arc_points(start, bend, -5 * SIGN[device.side]) + [bend, right.point(0.15, 0.28), tip], 2.4, 0.85)
   elif device.kind == "tube":
     end = right.point(0, 0.28)[1]
     pen.stroke([(x - 3, 0), (x - 2, end)], 1.6, 0.85)
@@ -297,7 +297,7 @@ def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: 
               for c, s in zip(np.cos(turns).tolist(), np.sin(turns).tolist())], 0.85)
     bend, atrium, ventricle = right.point(0.1, 0.2), right.point(0.16, 0.72), lungs["left"].point(0.3, 0.92)
     for end in (atrium, ventricle):
-      pen.stroke(arc((box_x, box_y - 9), bend, 6 * -lung.sign) + arc(bend, end, 6), 1.8, 0.85)
+      pen.stroke(arc_points((box_x, box_y - 9), bend, 6 * -lung.sign) + arc_points(bend, end, 6), 1.8, 0.85)
   else:                                      # wires around the breastbone
     for t in np.arange(0.18, 0.9, 0.14).tolist():
       pen.ring(x + rng.uniform(-1, 1), right.point(0, t)[1], 5.5, 1.5, 0.9)

@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.datasets.phantom.patient import Finding, PHANTOM_FINDINGS
 from input_pipeline.datasets.records import FINDINGS
 
-COMMONEST_SHARE = 0.6                        # of a statement's first wording; the others share the rest
+FIRST_WORDING_PROBABILITY = 0.6                        # of a statement's first wording; the others share the rest
 WORDINGS = {
     "normal heart": ("The heart is normal in size.", "Heart size is within normal limits.",
                      "The cardiac silhouette is not enlarged."),
@@ -74,8 +74,8 @@ def write_report(findings: tuple[Finding, ...], rng: np.random.Generator) -> tup
 
   def say(statement: str, finding: Finding | None = None) -> str:
     words = WORDINGS[statement]
-    rest = (1 - COMMONEST_SHARE) / (len(words) - 1)
-    chosen = words[rng.choice(len(words), p=[COMMONEST_SHARE] + [rest] * (len(words) - 1))]
+    rest = (1 - FIRST_WORDING_PROBABILITY) / (len(words) - 1)
+    chosen = words[rng.choice(len(words), p=[FIRST_WORDING_PROBABILITY] + [rest] * (len(words) - 1))]
     return _fill(chosen, finding) if finding else chosen
 
   def state(name: str) -> str:
@@ -188,7 +188,7 @@ def _named(sentence: str) -> Iterator[tuple[str, str, re.Match]]:
       yield name, "negative" if NEGATION.search(sentence[:match.end()]) else "positive", match
 
 
-def mentions(report: str) -> list[Mention]:
+def find_mentions(report: str) -> list[Mention]:
   """Returns all mentions of PHANTOM_FINDINGS in a report, in its order."""
   runs = [(run.start(), run[0] if run[0][0].isalnum() or run[0] == "." else " ")
           for run in re.finditer(r"[a-z0-9]+|\.|[^a-z0-9.]+", report.lower())]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from input_pipeline.datasets.mimic_cxr.sections import PARTS, read_report, sections
+from input_pipeline.datasets.mimic_cxr.sections import extract_sections, SECTION_NAMES, split_sections
 
 PARITY = pathlib.Path(__file__).parents[3] / "parity"
 ROWS = json.loads((PARITY / "mimic_sections.json").read_text())
@@ -33,11 +33,11 @@ UNKNOWN = "s10000000"
 
 
 def names(report):
-  return [section.name for section in sections(report)]
+  return [section.name for section in split_sections(report)]
 
 
-def name_of(header):
-  (_, section) = sections(f"x\n {header}: it is so")
+def parse_header_name(header):
+  (_, section) = split_sections(f"x\n {header}: it is so")
   assert section.text == "it is so"
   return section.name
 
@@ -45,10 +45,10 @@ def name_of(header):
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_agrees_with_mit_lcp(row):
   assert names(row["text"]) == row["names"]
-  last = {section.name: section.text.strip() for section in sections(row["text"])}
+  last = {section.name: section.text.strip() for section in split_sections(row["text"])}
   assert {name: last.get(name) for name in row["last"]} == row["last"]
-  parts = read_report(row["text"], UNKNOWN)
-  assert tuple(parts) == PARTS
+  parts = extract_sections(row["text"], UNKNOWN)
+  assert tuple(parts) == SECTION_NAMES
   assert all(parts[name] == (text or "") for name, text in row["last"].items() if name in parts)
 
 
@@ -56,7 +56,7 @@ def test_agrees_with_mit_lcp(row):
 def test_sections_cover_the_report(report):
   """In their order, without overlap, and between them nothing but headers and blanks."""
   end, between = 0, []
-  for section in sections(report):
+  for section in split_sections(report):
     assert section.start >= end and report[section.start:section.start + len(section.text)] == section.text
     between.append(report[end:section.start])
     end = section.start + len(section.text)
@@ -81,7 +81,7 @@ def test_sections_cover_the_report(report):
 ])
 def test_names_of_headers(headers, name):
   for header in headers.split("|"):
-    assert name_of(header) == name
+    assert parse_header_name(header) == name
 
 
 def test_where_a_header_is_not_seen():
@@ -94,13 +94,13 @@ def test_where_a_header_is_not_seen():
 
 def test_empty_findings_do_not_count():
   assert names("x\n FINDINGS:\n \n IMPRESSION: \n \n NOTE: a") == ["preamble", "note"]
-  found = sections("x\n FINDINGS:  \n \n NOTE: a\n \n b\n \n c")
+  found = split_sections("x\n FINDINGS:  \n \n NOTE: a\n \n b\n \n c")
   assert [section[:2] for section in found] == [("preamble", "x\n "), ("note", "a"), ("last_paragraph", " b\n \n c")]
   assert names("x\n TECHNIQUE:  \n \n IMPRESSION: a\n \n b") == ["preamble", "technique", "impression"]
 
 
 def test_unknown_study_is_read_as_it_stands():
-  assert read_report(REPORT, UNKNOWN) == {
+  assert extract_sections(REPORT, UNKNOWN) == {
       "findings": "The lungs are clear.", "impression": "Normal.", "indication": "Cough.", "history": "Asthma.",
       "technique": "Two views.", "comparison": ""}
 
@@ -109,18 +109,18 @@ def test_unknown_study_is_read_as_it_stands():
 def test_rule_that_takes_a_section(study, section):
   text = {"recommendations": "None.", "examination": "Chest.", "technique": "Two views.", "indication": "Cough.",
           "note": "Read with Dr. ___.", "history": "Asthma."}[section]
-  expected = read_report(REPORT, UNKNOWN) | {"findings": text, "impression": ""}
+  expected = extract_sections(REPORT, UNKNOWN) | {"findings": text, "impression": ""}
   if section in expected:
     expected[section] = ""
-  assert read_report(REPORT, study) == expected
+  assert extract_sections(REPORT, study) == expected
 
 
 def test_the_last_section_that_a_rule_names():
   report = REPORT + " \n TECHNIQUE:  Lungs are clear.\n"
-  parts = read_report(report, "s59279892")
+  parts = extract_sections(report, "s59279892")
   assert parts["findings"] == "Lungs are clear." and parts["technique"] == "" == parts["impression"]
   without = report.replace("TECHNIQUE", "METHOD")
-  assert read_report(without, "s59279892") == read_report(without, UNKNOWN)
+  assert extract_sections(without, "s59279892") == extract_sections(without, UNKNOWN)
 
 
 @pytest.mark.parametrize("study,characters", RULES["character_range_by_study"].items())
@@ -128,11 +128,11 @@ def test_rule_that_takes_characters(study, characters):
   low, high = characters
   report = REPORT + " ".join(str(n) for n in range(400))
   expected = {"findings": report[low:high].strip(), "impression": ""}
-  assert read_report(report, study) == read_report(report, UNKNOWN) | expected
+  assert extract_sections(report, study) == extract_sections(report, UNKNOWN) | expected
   assert bool(expected["findings"]) == (high > 0)                     # (0, 0): nothing that can be used
 
 
 def test_all_rules_are_known():
   studies = [*RULES["section_by_study"], *RULES["character_range_by_study"]]
   assert len(studies) == 54
-  assert all(read_report(REPORT * 3, study)["impression"] == "" for study in studies)
+  assert all(extract_sections(REPORT * 3, study)["impression"] == "" for study in studies)

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.phantom.anatomy import draw_study, find_findings
+from input_pipeline.datasets.phantom.anatomy import draw_study, locate_findings
 from input_pipeline.datasets.phantom.patient import Finding, PHANTOM_FINDINGS, sample_findings
 
 # A finding of each kind, where it must change the frontal view (rows, columns), and how.
@@ -93,7 +93,7 @@ def test_findings_never_hide_each_other():
 
 def test_findings_are_found_where_they_were_drawn():
   for seed in range(6):
-    places = find_findings(seed)
+    places = locate_findings(seed)
     study = draw_study(seed)
     assert list(places) == [finding.name for finding in study.findings]
     for finding in study.findings:

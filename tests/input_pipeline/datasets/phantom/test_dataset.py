@@ -27,7 +27,7 @@ def test_build_is_read_back_as_records(tmp_path):
   assert builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
   assert {name: split.num_examples for name, split in builder.info.splits.items()} == {
       "train": 6, "val": 2, "test": 2}
-  assert builder.info.features.keys() == records.features().keys()
+  assert builder.info.features.keys() == records.record_features().keys()
   subjects = {split: set() for split in dataset.SPLITS}
   for split in dataset.SPLITS:
     source = builder.as_data_source(split=split)

@@ -5,7 +5,7 @@ import pytest
 
 from input_pipeline.datasets import records
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS, sample_findings
-from input_pipeline.datasets.phantom.reports import mentions, read_findings, read_labels, write_report
+from input_pipeline.datasets.phantom.reports import find_mentions, read_findings, read_labels, write_report
 
 
 def drawn_reports(count):
@@ -92,12 +92,12 @@ def test_wording_varies_within_a_small_vocabulary():
 
 def test_mentions_say_where_a_report_says_what():
   report = "Heart size is within normal limits. No effusion -- but there is a SMALL left pneumothorax."
-  found = [(mention.finding, mention.label, report[mention.start:mention.end]) for mention in mentions(report)]
+  found = [(mention.finding, mention.label, report[mention.start:mention.end]) for mention in find_mentions(report)]
   assert found == [("Cardiomegaly", "negative", "Heart size is within normal"),
                    ("Pleural Effusion", "negative", "effusion"), ("Pneumothorax", "positive", "pneumothorax")]
   for _, report, _ in drawn_reports(200):
     states = {}
-    for mention in mentions(report):
+    for mention in find_mentions(report):
       states[mention.finding] = "positive" if "positive" in (mention.label, states.get(mention.finding)) else "negative"
     read = read_labels(report)
     assert states == {name: read[name] for name in PHANTOM_FINDINGS if read[name] != "absent"}
