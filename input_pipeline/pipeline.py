@@ -28,7 +28,7 @@ ALL_ROWS = slice(None)
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, batch_slice: slice = ALL_ROWS) -> Iterator[Batch]:
+                  features: np.ndarray | None = None, batch_slice: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
   """Yields the batches of the global steps start_step, ..., start_step + num_steps - 1.
 
   Args:
@@ -46,7 +46,7 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
                  features: np.ndarray | None = None, limit: int = 0,
-                 batch_slice: slice = ALL_ROWS) -> Iterator[Batch]:
+                 batch_slice: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
   """Yields each record of a split once, in order; the last batch is padded with record 0, for which `valid` is False.
 
   Args:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.batch import ArraySpec, batch_spec
 from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_shardings
-from mcsam_jax.inference.generate import ReportGenerator
+from mcsam_jax.inference.search import lower_search
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.precompile.topology import Topology
@@ -42,10 +42,10 @@ def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int,
   """
   mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
-  writer = ReportGenerator([model], config, _SpecialIds, mesh, config.decode.search)
   batch = abstract_batch(config, decode_batch_size(config, mesh.shape), mesh)
+  del batch["tokens"]
   with jax.set_mesh(mesh):
-    return writer.lower([state.variables], {name: array for name, array in batch.items() if name != "tokens"},
+    return lower_search([model], config, _SpecialIds(), mesh, config.decode.search, [state.variables], batch,
                         num_train_reports)
 
 

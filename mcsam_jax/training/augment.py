@@ -1,13 +1,12 @@
 """Augments images inside the jitted step: random crop, small rotation, brightness and contrast.
 
-How a study is augmented depends on
-(seed, record, epoch) alone, never on its place in a batch or the number of devices, so that a resumed run
-sees what an uninterrupted one would have.
+The augmentation of a study is a pure function of (seed, record, epoch). It depends neither on the position in the batch
+nor on the number of devices, so a resumed run sees the same images as an uninterrupted one.
 
-Every view gets a draw of its own: frontal and lateral are two exposures, each positioned by hand. Nothing
-is mirrored, because reports tell left from right.
+Each view is augmented independently: frontal and lateral are two exposures, each positioned by hand. Images are never
+mirrored, because reports distinguish left from right.
 
-Shapes: B studies, V views, S pixels.
+Shapes: B studies, V views, P pixels per side.
 """
 
 import functools
@@ -16,83 +15,96 @@ import math
 import jax
 import jax.numpy as jnp
 
-MIN_CROP = 0.85                    # of the image's side; the crop is scaled back to S
-MAX_ANGLE = 7 * math.pi / 180
-MAX_BRIGHTNESS = 0.1               # shift, as a share of the range from black to white
-MAX_CONTRAST = 0.2                 # stretch about the image's mean: 0.8 to 1.2
+MIN_CROP = 0.85                    # side of the smallest crop, as a fraction of the image's side
+MAX_ANGLE = 7 * math.pi / 180      # radians
+MAX_BRIGHTNESS = 0.1               # largest shift, as a fraction of the range from black to white
+MAX_CONTRAST = 0.2                 # contrast about the image's mean is scaled by 0.8 to 1.2
 
 
 def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -> jax.Array:
-  """Returns images uint8 [B, V, S, S, 1] cropped, turned, and changed in light: float32, 0 to 255.
+  """Returns images [B, V, P, P, 1] randomly cropped, rotated and changed in brightness and contrast.
 
   Args:
-    images: what `input_pipeline` gives; absent views are black and stay so.
-    seed: of the run.
-    record: int [B], number of each record in its split.
-    epoch: int [B], the epoch in which it is shown.
+    images: uint8 [B, V, P, P, 1], 0 to 255; absent views are black and stay black.
+    seed: the run's seed.
+    record: int [B], each record's index in its split.
+    epoch: int [B], the epoch in which each record is shown.
+
+  Returns:
+    float32 [B, V, P, P, 1], 0 to 255.
   """
   views = jnp.arange(images.shape[1])
 
-  def one_view(view: jax.Array, image: jax.Array, record: jax.Array, epoch: jax.Array) -> jax.Array:
+  def augment_view(view: jax.Array, image: jax.Array, record: jax.Array, epoch: jax.Array) -> jax.Array:
     key = functools.reduce(jax.random.fold_in, (record, epoch, view), jax.random.key(seed))
-    place, light = jax.random.split(key)
-    return jitter_brightness_contrast(light, crop_and_turn(place, image[..., 0].astype(jnp.float32)))[..., None]
+    geometry_key, intensity_key = jax.random.split(key)
+    cropped = crop_and_rotate(geometry_key, image[..., 0].astype(jnp.float32))
+    return jitter_brightness_contrast(intensity_key, cropped)[..., None]
 
-  over_views = jax.vmap(one_view, (0, 0, None, None))
-  return jax.vmap(over_views, (None, 0, 0, 0))(views, images, record, epoch)
+  augment_study = jax.vmap(augment_view, (0, 0, None, None))
+  return jax.vmap(augment_study, (None, 0, 0, 0))(views, images, record, epoch)
 
 
-def crop_and_turn(key: jax.Array, image: jax.Array) -> jax.Array:
-  """Returns a random, slightly turned square of an image [S, S], scaled back to S.
+def crop_and_rotate(key: jax.Array, image: jax.Array) -> jax.Array:
+  """Returns a random, slightly rotated square crop of an image [P, P], resized back to [P, P].
 
-  Products with matrices of weights and shifts of whole rows, all bilinear: looking pixels up one by one, as a CPU
-  would, is what TPUs are slowest at.
+  Interpolation is bilinear, and consists of matrix products and shifts of whole rows: gathering individual pixels is
+  slow on TPUs.
   """
   size = image.shape[0]
   scale, angle, *shifts = jax.random.uniform(key, (4,), minval=-1)
   scale = (1 + MIN_CROP) / 2 + scale * (1 - MIN_CROP) / 2
-  # The crop stays inside the image; only what the turn brings in from outside repeats the edge.
-  down, across = (resampling(size, scale, shift * (1 - scale) / 2 * size) for shift in shifts)
-  cropped = jnp.einsum("ir,rc,jc->ij", down, image, across, precision="highest")
-  return turn(cropped, MAX_ANGLE * angle, MAX_ANGLE)
+  # The crop lies inside the image, so only the rotation can reach outside; there the edge pixels are repeated.
+  row_weights, column_weights = (make_resize_weights(size, scale, shift * (1 - scale) / 2 * size) for shift in shifts)
+  cropped = jnp.einsum("ir,rc,jc->ij", row_weights, image, column_weights, precision="highest")
+  return rotate(cropped, MAX_ANGLE * angle, MAX_ANGLE)
 
 
-def resampling(size: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
-  """Returns weights [S, S]: row i has those of the pixels between which i, scaled about the centre and shifted, lies."""
-  centre = (size - 1) / 2
-  source = jnp.clip(scale * (jnp.arange(size) - centre) + centre + shift, 0, size - 1)
+def make_resize_weights(size: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
+  """Returns bilinear weights [P, P]: row i interpolates the source pixels of output pixel i.
+
+  The source coordinate of i is i scaled about the center and shifted by `shift` pixels.
+  """
+  center = (size - 1) / 2
+  source = jnp.clip(scale * (jnp.arange(size) - center) + center + shift, 0, size - 1)
   return jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(size)))
 
 
-def turn(image: jax.Array, angle: jax.Array, largest: float) -> jax.Array:
-  """Returns an image [S, S] turned about its centre by `angle` in radians, at most `largest`: three shears (Paeth, 1986)."""
-  half, whole = (jnp.tan(angle / 2), math.tan(largest / 2)), (jnp.sin(angle), math.sin(largest))
-  image = shear(image, *half)
-  image = shear(image.T, -whole[0], whole[1]).T
-  return shear(image, *half)
+def rotate(image: jax.Array, angle: jax.Array, max_angle: float) -> jax.Array:
+  """Returns an image [P, P] rotated about its center by three shears (Paeth, 1986).
+
+  Args:
+    angle: radians, at most `max_angle` in absolute value.
+    max_angle: radians, known at compile time: it bounds how far a row moves.
+  """
+  slope_x, max_slope_x = jnp.tan(angle / 2), math.tan(max_angle / 2)
+  slope_y, max_slope_y = jnp.sin(angle), math.sin(max_angle)
+  image = shear(image, slope_x, max_slope_x)
+  image = shear(image.T, -slope_y, max_slope_y).T
+  return shear(image, slope_x, max_slope_x)
 
 
-def shear(image: jax.Array, slope: jax.Array, steepest: float) -> jax.Array:
-  """Returns an image [S, S] whose row r shows what stood slope * (r - centre) pixels to the right; edges are repeated.
+def shear(image: jax.Array, slope: jax.Array, max_slope: float) -> jax.Array:
+  """Returns an image [P, P] whose row r is shifted left by slope * (r - center) pixels; edge pixels are repeated.
 
-  A row moves by whole pixels bit by bit of their number, each one shift of all rows and a choice for each, then by
-  what is left between two pixels.
+  Each row has its own shift. The whole pixels of the shifts are applied bit by bit: for each bit all rows are shifted
+  by the same power of two, and each row selects the shifted or the unshifted version. The fraction is interpolated.
   """
   size = image.shape[0]
-  reach = math.ceil(steepest * (size - 1) / 2)
-  num_bits = (2 * reach).bit_length()
-  moved = slope * (jnp.arange(size) - (size - 1) / 2) + reach                        # [S], not below 0
-  pixels = jnp.floor(moved).astype(jnp.int32)
-  image = jnp.pad(image, ((0, 0), (reach, 2**num_bits - reach)), mode="edge")        # [S, S + 2^bits]
+  max_shift = math.ceil(max_slope * (size - 1) / 2)
+  num_bits = (2 * max_shift).bit_length()
+  shifts = slope * (jnp.arange(size) - (size - 1) / 2) + max_shift                        # [P], all >= 0
+  pixels = jnp.floor(shifts).astype(jnp.int32)
+  image = jnp.pad(image, ((0, 0), (max_shift, 2**num_bits - max_shift)), mode="edge")     # [P, P + 2^num_bits]
   for bit in range(num_bits):
     image = jnp.where((pixels >> bit & 1)[:, None] == 1, image[:, 1 << bit:], image[:, :-(1 << bit)])
-  rest = (moved - pixels)[:, None]
-  return (1 - rest) * image[:, :-1] + rest * image[:, 1:]                            # [S, S]
+  fraction = (shifts - pixels)[:, None]
+  return (1 - fraction) * image[:, :-1] + fraction * image[:, 1:]                         # [P, P]
 
 
 def jitter_brightness_contrast(key: jax.Array, image: jax.Array) -> jax.Array:
-  """Returns an image [S, S], 0 to 255, with random brightness and contrast; a black one stays black."""
+  """Returns an image [P, P], 0 to 255, with random brightness and contrast; a black image stays black."""
   brightness, contrast = jax.random.uniform(key, (2,), minval=-1)
   mean = image.mean()
-  changed = (image - mean) * (1 + MAX_CONTRAST * contrast) + mean + 255 * MAX_BRIGHTNESS * brightness
-  return jnp.where(image.max() > 0, jnp.clip(changed, 0, 255), 0)
+  jittered = (image - mean) * (1 + MAX_CONTRAST * contrast) + mean + 255 * MAX_BRIGHTNESS * brightness
+  return jnp.where(image.max() > 0, jnp.clip(jittered, 0, 255), 0)

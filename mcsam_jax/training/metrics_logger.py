@@ -1,13 +1,14 @@
-"""Follows the steps of a run: what they measured is checked and written, without ever waiting for the newest.
+"""Checks and logs the metrics of training steps without waiting for the newest step.
 
-A step's call returns before the step is done, and reading a figure of it waits for it. So figures are read `IN_FLIGHT`
-steps later: the devices always have that many steps to do, and this host is never further ahead. Every step's loss and
-gradient norm are looked at, all else of those that are logged. What has been given to the devices and not been looked
-at is never more than these few steps, and `settle` looks at them: before a state is saved, evaluated or left.
+A jitted step returns before the devices have completed it, and reading one of its metrics blocks until they have. So
+metrics are read `MAX_IN_FLIGHT` steps late: the devices always have the next steps queued, and the host is never
+further ahead than that. The loss and the gradient norm of every step are checked; all metrics are read at logged steps
+only. `flush` reads what is outstanding before a state is saved or evaluated.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
 
 from clu import metric_writers
 from etils import epath
@@ -16,108 +17,166 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.distributed.watchdog import Watchdog
+from mcsam_jax.hardware import detect_chip
 from mcsam_jax.training import nonfinite
+from mcsam_jax.training.flops import train_flops
 from mcsam_jax.training.optimizer import learning_rate
 from mcsam_jax.training.profiler import Profiler
-from mcsam_jax.training.throughput import Progress
+from mcsam_jax.training.throughput import Throughput
+from mcsam_jax.training.validation import EvalResult
 
-IN_FLIGHT = 2                     # steps given to the devices whose results weren't looked at: one runs, one waits
-SPEED = "speed"                   # of the figures that Progress gives
+MAX_IN_FLIGHT = 2                 # dispatched steps whose metrics weren't read: one is running, one is queued
+MIN_WAIT_SHARE_SHOWN = 0.1        # of the time spent waiting for input, from which on the log line mentions it
 
 
-class Watch:
-  """Looks at the results of the steps of one run, in order. Every host does; the first one writes."""
+class MetricsLogger:
+  """Logs the metrics of one run to TensorBoard and, one line per logged step, to the terminal.
+
+  All hosts read and check the metrics; host 0 alone writes them and profiles.
+  """
 
   def __init__(self, config: ConfigDict, workdir: epath.Path, first_step: int, num_records: int,
-               writer: metric_writers.MetricWriter, progress: Progress, watchdog: Watchdog):
-    """Args:
-      first_step: done before this start of the run.
-      num_records: of split train.
+               writer: metric_writers.MetricWriter, throughput: Throughput, watchdog: Watchdog,
+               log: Callable[[str], None]):
+    """Prepares logging for the steps after `first_step`; see `make_metrics_logger`.
+
+    Args:
+      first_step: number of steps completed before this start of the run.
+      num_records: size of the training split.
     """
     self._config, self._workdir, self._num_records = config, workdir, num_records
-    self._writer, self._progress, self._watchdog = writer, progress, watchdog
-    self._first_step, self._pending = first_step, collections.deque()      # of (step, metrics)
-    self._rates = learning_rates(config, first_step)
+    self._writer, self._throughput, self._watchdog, self._log = writer, throughput, watchdog, log
+    self._first_step = first_step
+    self._in_flight: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
+    self._learning_rates = compute_learning_rates(config, first_step)
     self._profiler = None
     if jax.process_index() == 0:
-      self._profiler = Profiler(workdir, config, first_step, progress.log, self._look_at_all)
+      self._profiler = Profiler(workdir, config, first_step, log, self._read_all)
 
-  def steps(self, batches: Iterable) -> Iterator[tuple[int, dict]]:
-    """Yields the number of each step with its batch."""
+  def iterate_steps(self, batches: Iterable[dict]) -> Iterator[tuple[int, dict]]:
+    """Yields (step, batch), measures the time spent waiting for batches, and keeps the watchdog informed."""
     step = self._first_step + 1
     self._watchdog.beat(f"waiting for the batch of step {step}")
-    for batch in self._progress.timed(batches):
+    for batch in self._throughput.time_input(batches):
       self._watchdog.beat(f"step {step}" + (", compiling" if step == self._first_step + 1 else ""))
       yield step, batch
       step += 1
       self._watchdog.beat(f"waiting for the batch of step {step}")
 
-  def follow(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Takes the metrics of a step that has been given to the devices, and looks at those of an earlier one.
+  def log_async(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Queues the metrics of a step that was just dispatched, and logs those of an earlier step.
 
     Raises:
-      NonFinite: an earlier step's loss or gradient was no number.
+      NonFiniteError: an earlier step's loss or gradient norm is not finite.
     """
-    kept = metrics if logged(self._config, step) else {name: metrics[name] for name in nonfinite.CHECKED}
-    for value in kept.values():
+    if not is_logged(self._config, step):
+      metrics = {name: metrics[name] for name in nonfinite.CHECKED_METRICS}
+    for value in metrics.values():
       value.copy_to_host_async()
-    self._pending.append((step, kept))
-    while len(self._pending) > IN_FLIGHT:
-      self._look_at(*self._pending.popleft())
-    if self._profiler and self._profiler(step):
-      self._progress.restart_clock(step)                 # a profile takes its time to be written
+    self._in_flight.append((step, metrics))
+    while len(self._in_flight) > MAX_IN_FLIGHT:
+      self._read(*self._in_flight.popleft())
+    if self._profiler and self._profiler.after_step(step):
+      self.restart_clock(step)                           # writing a profile takes time
 
-  def settle(self) -> None:
-    """Looks at all steps that have been given to the devices; then the state is known to be good, and nothing is lost.
+  def flush(self) -> None:
+    """Logs all steps dispatched so far and ends a running profile; the state is then known to be good.
 
     Raises:
-      NonFinite: it isn't.
+      NonFiniteError: a step's loss or gradient norm is not finite.
     """
-    self._look_at_all()
+    self._read_all()
     if self._profiler:
       self._profiler.stop()
 
+  def log_eval(self, step: int, result: EvalResult) -> None:
+    """Logs the result of an evaluation on the val split after `step`."""
+    result.write(self._writer, step)
+    self._log("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in result.scores.items()))
+
   def restart_clock(self, step: int) -> None:
-    """Leaves the time since the last step out of the speed: it went into something else."""
-    self._progress.restart_clock(step)
+    """Excludes the time since `step` from the throughput, because it was spent on something other than training."""
+    self._throughput.restart(step)
 
   def close(self) -> None:
-    """Ends what is running, also after an exception, and waits for nothing that the devices do."""
+    """Ends a running profile and closes the files, also after an exception; doesn't wait for the devices."""
     if self._profiler:
       self._profiler.stop()
     self._writer.close()
 
-  def _look_at_all(self) -> None:
-    while self._pending:
-      self._look_at(*self._pending.popleft())
+  def _read_all(self) -> None:
+    while self._in_flight:
+      self._read(*self._in_flight.popleft())
 
-  def _look_at(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+  def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Waits for a step's metrics, checks them, and writes them if the step is logged."""
     self._watchdog.beat(f"waiting for the results of step {step}")
-    metrics = {name: float(value) for name, value in metrics.items()}
-    if not nonfinite.is_finite(metrics):
-      self._pending.clear()
-      raise nonfinite.report(self._workdir, self._config, step, metrics, self._num_records)
+    scalars = {name: float(value) for name, value in metrics.items()}
+    if not nonfinite.is_finite(scalars):
+      self._in_flight.clear()
+      raise nonfinite.write_nonfinite_report(self._workdir, self._config, step, scalars, self._num_records)
     if step == self._first_step + 1:
-      self._progress.restart_clock(step)                 # it was compiled first
-    if logged(self._config, step):
-      figures = self._progress.line(step, metrics)
-      self._writer.write_scalars(step, {f"train/{name}": value for name, value in (metrics | self._rates[step]).items()}
-                                 | {f"{SPEED}/{name}": value for name, value in figures.items()})
+      self.restart_clock(step)                           # the first step includes compilation
+    if is_logged(self._config, step):
+      speed = self._throughput.measure(step)
+      self._log(format_progress(step, self._config.train.num_steps, scalars, speed))
+      self.restart_clock(step)
+      self._writer.write_scalars(
+          step, {f"train/{name}": value for name, value in (scalars | self._learning_rates[step]).items()}
+          | {f"speed/{name}": value for name, value in speed.items()})
 
 
-def logged(config: ConfigDict, step: int) -> bool:
+def make_metrics_logger(config: ConfigDict, workdir: epath.Path, first_step: int, num_records: int, vocab_size: int,
+                        watchdog: Watchdog, log: Callable[[str], None],
+                        clock: Callable[[], float] = time.monotonic) -> MetricsLogger:
+  """Returns a logger that writes to the workdir's TensorBoard logs, for the chips that JAX reports.
+
+  Args:
+    first_step: number of steps completed before this start of the run.
+    num_records: size of the training split.
+  """
+  writer = metric_writers.create_default_writer(workdir / "logs", just_logging=jax.process_index() > 0)
+  chip = detect_chip(jax.devices()[0].device_kind)
+  num_chips = jax.device_count() / (chip.devices_per_chip if chip else 1)
+  throughput = Throughput(config.train.batch_size, first_step, num_chips, train_flops(config, vocab_size),
+                          chip.flops if chip else None, clock)
+  return MetricsLogger(config, workdir, first_step, num_records, writer, throughput, watchdog, log)
+
+
+def is_logged(config: ConfigDict, step: int) -> bool:
+  """Returns whether all metrics of a step are logged."""
   return step % config.train.log_every == 0 or step == config.train.num_steps
 
 
-def learning_rates(config: ConfigDict, first_step: int) -> dict[int, dict[str, float]]:
-  """Returns the learning rates of each step that will be logged.
+def compute_learning_rates(config: ConfigDict, first_step: int) -> dict[int, dict[str, float]]:
+  """Returns the learning rates of each step after `first_step` that will be logged.
 
-  All at once and before training: a schedule is computed by JAX, behind whatever the devices were given before.
+  All are computed before training: JAX would queue the computation behind the steps that are in flight.
   """
-  steps = [step for step in range(first_step + 1, config.train.num_steps + 1) if logged(config, step)]
+  steps = [step for step in range(first_step + 1, config.train.num_steps + 1) if is_logged(config, step)]
   peaks = {"learning_rate": config.optimizer.learning_rate}
   if not config.encoder.frozen:
     peaks["learning_rate_encoder"] = config.optimizer.encoder_learning_rate
-  done = np.array(steps, np.int32) - 1                   # the schedule of step k is asked with k - 1 steps done
-  rates = {name: np.broadcast_to(learning_rate(config, peak)(done), done.shape) for name, peak in peaks.items()}
+  counts = np.array(steps, np.int32) - 1                 # optax evaluates step k's schedule at k - 1 completed steps
+  rates = {name: np.broadcast_to(learning_rate(config, peak)(counts), counts.shape) for name, peak in peaks.items()}
   return {step: {name: float(values[row]) for name, values in rates.items()} for row, step in enumerate(steps)}
+
+
+def format_progress(step: int, num_steps: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> str:
+  """Returns the terminal's line for a logged step.
+
+  Args:
+    speed: figures of `Throughput.measure`; {} leaves them out.
+  """
+  parts = [f"step {step}/{num_steps}", f"loss {metrics['loss']:.3f}", f"token {metrics['token_loss']:.3f}"]
+  if "align_loss" in metrics:
+    parts.append(f"align {metrics['align_loss']:.3f}")
+  if speed:
+    seconds = speed["seconds_per_step"]
+    parts += [f"{1000 * seconds:.0f} ms/step", f"{speed['examples_per_second']:.0f} examples/s"]
+    if "mfu" in speed:
+      parts.append(f"mfu {speed['mfu']:.1%}")
+    if speed["input_wait_share"] >= MIN_WAIT_SHARE_SHOWN:
+      parts.append(f"waiting for input {speed['input_wait_share']:.0%}")
+    parts.append(f"{seconds * (num_steps - step) / 60:.1f} min left")
+  return "  ".join(parts)

@@ -1,10 +1,10 @@
-"""What is said and kept when the loss or its gradient is no number any more.
+"""Stops a run whose loss or gradient norm is NaN or infinite, and records which batch caused it.
 
-The records of a step are a pure function of the seed and the step, so nothing has to be remembered to name them.
-Their numbers say nothing by themselves; who may see the records can look them up:
+The records of a step are a pure function of the seed and the step, so they can be named afterwards. Only their indices
+are written; whoever may see the data set can look them up:
 
     split = open_split(read_config(W / "config.json"), "train")       # input_pipeline.splits, mcsam_jax.config
-    split[number]                                                     # images, sections, ids
+    split[index]                                                      # images, sections, ids
 """
 
 from collections.abc import Mapping
@@ -19,28 +19,29 @@ from input_pipeline.shuffle import record_order
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 
-CHECKED = ("loss", "gradient_norm")     # of every step; every term and every parameter's gradient is in them
+CHECKED_METRICS = ("loss", "gradient_norm")     # checked at every step; they include every loss term and parameter
 
 
-class NonFinite(UserError):
-  """A step whose loss or gradient is no finite number; every host meets it at the same step."""
+class NonFiniteError(UserError):
+  """A step's loss or gradient norm is NaN or infinite; all hosts raise this at the same step."""
 
 
 def is_finite(metrics: Mapping[str, float]) -> bool:
-  return bool(np.isfinite([metrics[name] for name in CHECKED]).all())
+  """Returns whether the loss and the gradient norm are finite."""
+  return bool(np.isfinite([metrics[name] for name in CHECKED_METRICS]).all())
 
 
-def report(workdir: epath.Path, config: ConfigDict, step: int, metrics: Mapping[str, float],
-           num_records: int) -> NonFinite:
-  """Writes which records step `step` was made of (process 0 does), and returns the exception to raise.
+def write_nonfinite_report(workdir: epath.Path, config: ConfigDict, step: int, metrics: Mapping[str, float],
+                           num_records: int) -> NonFiniteError:
+  """Writes `nonfinite-STEP.json` on host 0 and returns the exception to raise on all hosts.
 
-  `nonfinite-STEP.json` holds the step's figures and each record's number in split train and its epoch, in the order of
-  the global batch; no id and no text.
+  The file holds the step's metrics and, in the order of the global batch, the index and the epoch of each record. It
+  holds no ids and no text.
 
   Args:
-    step: the first is 1.
-    metrics: of that step.
-    num_records: of split train.
+    step: number of the failed step; the first step is 1.
+    metrics: metrics of that step.
+    num_records: size of the training split.
   """
   path = workdir / f"nonfinite-{step}.json"
   records, epochs = record_order(config.seed, step - 1, config.train.batch_size, num_records)
@@ -50,10 +51,10 @@ def report(workdir: epath.Path, config: ConfigDict, step: int, metrics: Mapping[
         "record": records.tolist(), "epoch": epochs.tolist(),
         "look_up": "input_pipeline.splits.open_split(mcsam_jax.config.read_config(WORKDIR / 'config.json'), 'train')"
                    "[record]"}) + "\n")
-  wrong = ", ".join(f"{name} is {metrics[name]}" for name in CHECKED if not np.isfinite(metrics[name]))
-  return NonFinite(
-      f"step {step}: {wrong}; stopped, no state of this step or after it is saved, and {path} lists the numbers of the "
-      "records in its batch. Start again to go on from the last checkpoint: a passing fault of the hardware is over "
-      "then. If it stops at the same step, look at these records, or train in a new workdir with a lower "
+  problems = ", ".join(f"{name} is {metrics[name]}" for name in CHECKED_METRICS if not np.isfinite(metrics[name]))
+  return NonFiniteError(
+      f"step {step}: {problems}. Training stopped; no state from this step on is saved, and {path} lists the records "
+      "of its batch. Run the same command to resume from the last checkpoint: a transient hardware fault won't recur. "
+      "If it fails at the same step, inspect these records, or train in a new workdir with a lower "
       "optimizer.learning_rate"
       + (" or train.compute_dtype=float32" if config.train.compute_dtype != "float32" else ""))

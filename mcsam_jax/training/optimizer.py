@@ -1,4 +1,4 @@
-"""AdamW with a learning rate of its own for the image encoder, warm-up, decay and clipping."""
+"""AdamW with warm-up, decay, gradient clipping, and a separate learning rate for the image encoder."""
 
 import jax
 import jax.numpy as jnp
@@ -6,46 +6,51 @@ from ml_collections import ConfigDict
 import optax
 
 
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """Returns the optimizer of all parameters; those of `visual_encoder` have their own peak learning rate."""
+  fields = config.optimizer
+
+  def adamw(peak: float) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate(config, peak), fields.b1, fields.b2, weight_decay=fields.weight_decay,
+                       mask=weight_decay_mask)
+
+  optimizer = optax.multi_transform(
+      {"encoder": adamw(fields.encoder_learning_rate), "rest": adamw(fields.learning_rate)}, label_params)
+  return optax.chain(optax.clip_by_global_norm(fields.clip_norm), optimizer) if fields.clip_norm else optimizer
+
+
 def learning_rate(config: ConfigDict, peak: float) -> optax.Schedule:
-  """Returns the schedule step -> rate: linear from 0 to `peak` over the warm-up, then down to its final fraction."""
-  fields, steps = config.optimizer, config.train.num_steps
-  rest, end = steps - fields.warmup_steps, peak * fields.final_fraction
-  after = {
-      "cosine": optax.cosine_decay_schedule(peak, rest, fields.final_fraction),
-      "linear": optax.linear_schedule(peak, end, rest),
+  """Returns a schedule that rises linearly from 0 to `peak` during warm-up and then decays to its final fraction."""
+  fields = config.optimizer
+  decay_steps = config.train.num_steps - fields.warmup_steps
+  decay = {
+      "cosine": optax.cosine_decay_schedule(peak, decay_steps, fields.final_fraction),
+      "linear": optax.linear_schedule(peak, peak * fields.final_fraction, decay_steps),
       "constant": optax.constant_schedule(peak),
   }
   warmup = optax.linear_schedule(0.0, peak, fields.warmup_steps)
-  return optax.join_schedules([warmup, after[fields.schedule]], [fields.warmup_steps])
+  return optax.join_schedules([warmup, decay[fields.schedule]], [fields.warmup_steps])
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """Returns the optimizer of all parameters; those below `visual_encoder` have their own rate."""
-  fields = config.optimizer
-
-  def adamw(peak):
-    return optax.adamw(learning_rate(config, peak), fields.b1, fields.b2, weight_decay=fields.weight_decay,
-                       mask=decayed)
-
-  parts = optax.multi_transform(
-      {"encoder": adamw(fields.encoder_learning_rate), "rest": adamw(fields.learning_rate)}, part_of)
-  return optax.chain(optax.clip_by_global_norm(fields.clip_norm), parts) if fields.clip_norm else parts
+def schedule_depends_on_length(config: ConfigDict) -> bool:
+  """Returns whether the learning rate of a step depends on `train.num_steps`."""
+  return config.optimizer.schedule != "constant"
 
 
 def ema_decay(config: ConfigDict, step: jax.Array) -> jax.Array:
-  """Returns how much of the averaged parameters is kept after step `step` (from 0); little at first.
+  """Returns the decay of the parameters' moving average at a step, counted from 0; it starts low and rises.
 
-  (1 + step) / (10 + step), as TensorFlow's ExponentialMovingAverage has it, up to `optimizer.ema_decay`.
+  min(optimizer.ema_decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage.
   """
   return jnp.minimum(config.optimizer.ema_decay, (1 + step) / (10 + step))
 
 
-def part_of(params: dict) -> dict:
-  """Labels each parameter `encoder` or `rest`."""
+def label_params(params: dict) -> dict:
+  """Returns a tree of labels: `encoder` for the parameters of `visual_encoder`, `rest` for all others."""
   return {name: jax.tree.map(lambda _: "encoder" if name == "visual_encoder" else "rest", tree)
           for name, tree in params.items()}
 
 
-def decayed(params: dict) -> dict:
-  """Says of each parameter whether weight decay applies: kernels of linear and convolutional layers alone."""
+def weight_decay_mask(params: dict) -> dict:
+  """Returns a tree of booleans: True where weight decay applies, which is for the kernels of dense and conv layers."""
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

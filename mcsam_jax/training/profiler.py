@@ -1,10 +1,10 @@
-"""A profile of a few steps, where the config or a file in the workdir asks for one.
+"""Profiles a few training steps when the config or a file in the workdir requests it.
 
-    mcsam train ... --config.train.profile_steps=5         # of every start, once it is warm
-    echo 5 > W/profile                                     # of a run that is under way; W may be a bucket
+    mcsam train ... --config.train.profile_steps=5         # after every start, once the run has warmed up
+    echo 5 > W/profile                                     # while the run is in progress; W may be in a bucket
 
-TensorBoard shows it (tab Profile, `pip install xprof`): `tensorboard --logdir W/logs`. It holds names of functions and
-operations, shapes and times, and no value of any array: nothing of images, reports or ids.
+View the profile in TensorBoard (tab Profile, `pip install xprof`): `tensorboard --logdir W/logs`. A profile holds names
+of functions and operations, shapes and times, but no array values: no images, reports or ids.
 """
 
 from collections.abc import Callable
@@ -15,74 +15,83 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-WARM_UP = 10                      # steps after a start before the profile that the config asks for
-DEFAULT = 5                       # steps, where the file is empty
+WARMUP_STEPS = 10                 # steps after a start before the profile that the config requests
+DEFAULT_STEPS = 5                 # number of steps to profile if the request file is empty
 
 
 class Profiler:
-  """Profiles whole steps of this process, which is to be the first: its own chips stand for those of all hosts."""
+  """Profiles whole steps of this process only; meant for host 0, whose chips are representative of all others."""
 
   def __init__(self, workdir: epath.Path, config: ConfigDict, first_step: int, log: Callable[[str], None],
-               settle: Callable[[], None]):
-    """Args:
-      first_step: done before this start of the run.
-      settle: waits until the devices have done what they were given, so that a profile holds whole steps.
-    """
-    self._request, self._logs = workdir / "profile", workdir / "logs"
-    self._config, self._warm, self._show, self._settle = config, first_step + WARM_UP, log, settle
-    self._first = self._end = None                         # steps that the running profile holds: after, up to
-    self._copied = None                                    # a local folder, where the logs are in a bucket
+               flush: Callable[[], None]):
+    """Creates a profiler that has not started yet.
 
-  def __call__(self, step: int) -> bool:
-    """Starts or ends a profile behind step `step`, which the devices have been given; returns whether it did either."""
-    if self._first is not None:
-      if step < self._end:
+    Args:
+      first_step: number of steps completed before this start of the run.
+      log: receives one line per profile.
+      flush: waits until the devices have completed all dispatched steps, so that a profile holds whole steps.
+    """
+    self._request_file, self._logs = workdir / "profile", workdir / "logs"
+    self._config, self._warm_step, self._log, self._flush = config, first_step + WARMUP_STEPS, log, flush
+    self._started_after: int | None = None                 # step after which the running profile started
+    self._last_step = 0                                    # last step that the running profile shall hold
+    self._local_logs: tempfile.TemporaryDirectory | None = None     # used if the logs are in a bucket
+
+  def after_step(self, step: int) -> bool:
+    """Starts or ends a profile if one is due after `step` was dispatched; returns whether it did either."""
+    if self._started_after is not None:
+      if step < self._last_step:
         return False
-      self._settle()
+      self._flush()
       self.stop(step)
       return True
-    count = self._asked(step)
-    if count:
-      self._settle()
-      self._start(step, count)
-    return bool(count)
+    num_steps = self._read_request(step)
+    if num_steps:
+      self._flush()
+      self._start(step, num_steps)
+    return bool(num_steps)
 
   def stop(self, step: int | None = None) -> None:
-    """Writes the running profile, if there is one; before its time where something else than a step is to follow."""
-    if self._first is None:
+    """Writes the running profile, if there is one.
+
+    Args:
+      step: last step of the profile; None if it is ended early because something other than a step follows.
+    """
+    if self._started_after is None:
       return
-    first, self._first = self._first, None
+    started_after, self._started_after = self._started_after, None
     jax.profiler.stop_trace()
-    if self._copied:
-      copy_files(pathlib.Path(self._copied.name), self._logs)
-      self._copied.cleanup()
-    self._show(f"profile of the steps from {first + 1} to {step or 'here'}: tensorboard --logdir {self._logs}, "
-               "tab Profile")
+    if self._local_logs:
+      copy_files(pathlib.Path(self._local_logs.name), self._logs)
+      self._local_logs.cleanup()
+    last = f" to {step}" if step else ", ended early"
+    self._log(f"profile from step {started_after + 1}{last}: tensorboard --logdir {self._logs}, tab Profile")
 
-  def _asked(self, step: int) -> int:
-    """Returns how many steps from here are to be profiled; the file is looked for at steps that are logged."""
-    if step == self._warm:
+  def _read_request(self, step: int) -> int:
+    """Returns how many steps to profile from here, 0 for none; the request file is read at logged steps only."""
+    if step == self._warm_step:
       return self._config.train.profile_steps
-    if step % self._config.train.log_every or not self._request.exists():
+    if step % self._config.train.log_every or not self._request_file.exists():
       return 0
-    text = self._request.read_text().strip()
-    self._request.unlink()
+    text = self._request_file.read_text().strip()
+    self._request_file.unlink()
     if text and (not text.isdecimal() or not int(text)):
-      self._show(f"{self._request} asked for {text[:20]!r}: it holds a number of steps, or nothing")
+      self._log(f"{self._request_file} contains {text[:20]!r}; expected a positive number of steps, or nothing for "
+                f"{DEFAULT_STEPS}")
       return 0
-    return int(text or DEFAULT)
+    return int(text or DEFAULT_STEPS)
 
-  def _start(self, step: int, count: int) -> None:
-    self._copied = tempfile.TemporaryDirectory() if "://" in str(self._logs) else None
+  def _start(self, step: int, num_steps: int) -> None:
+    self._local_logs = tempfile.TemporaryDirectory() if "://" in str(self._logs) else None
     try:
-      jax.profiler.start_trace(self._copied.name if self._copied else str(self._logs))
-    except RuntimeError as error:                          # somebody else's is running; no reason to stop
-      return self._show(f"no profile: {error}")
-    self._first, self._end = step, step + count
+      jax.profiler.start_trace(self._local_logs.name if self._local_logs else str(self._logs))
+    except RuntimeError as error:                          # another profile is running: no reason to stop the run
+      return self._log(f"no profile: {error}")
+    self._started_after, self._last_step = step, step + num_steps
 
 
 def copy_files(source: pathlib.Path, destination: epath.Path) -> None:
-  """Copies all files below a local folder to the same places below another, which may be in a bucket."""
+  """Copies all files below a local folder to the same relative paths below another, which may be in a bucket."""
   for file in source.rglob("*"):
     if not file.is_dir():
       target = destination / file.relative_to(source)

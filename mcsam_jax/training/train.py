@@ -1,14 +1,16 @@
-"""Trains MCSAM; reads top to bottom in the order in which things happen.
+"""Trains MCSAM. `train` reads top to bottom in the order in which things happen.
 
-Everything that decides a run is in its config: with the same config, the state after step k is the same whether the
-run was interrupted or not. Its keys are a function of config.seed and the step, its records of the seed and the number
-of examples seen; so a checkpoint of the state and that number is all that a run needs to go on.
+The config determines a run completely: the state after step k is the same whether the run was interrupted or not. All
+random keys are functions of config.seed and the step, and the records of a batch are a function of the seed and the
+number of examples seen. So a run resumes from a checkpoint of the state and that number alone.
 """
 
+from collections.abc import Callable
 import contextlib
+import dataclasses
 import functools
+from typing import cast
 
-from clu import metric_writers
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -18,7 +20,7 @@ from input_pipeline.pipeline import read_batch, train_batches
 from input_pipeline.token_table import load_token_table
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.workdir import acquire_lock, create_workdir, Workdir
-from mcsam_jax.config import absolute_path
+from mcsam_jax.config import absolute_path, read_config
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.mesh import (
   check_train_batch_size,
@@ -31,166 +33,179 @@ from mcsam_jax.distributed.mesh import (
 from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
-from mcsam_jax.hardware import detect_chip
 from mcsam_jax.inference.feature_cache import features_for_all
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.flops import train_flops
-from mcsam_jax.training.metrics_logger import logged, Watch
-from mcsam_jax.training.throughput import Progress
-from mcsam_jax.training.train_step import init_train_state, make_term_norms, make_train_step
+from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
+from mcsam_jax.training.optimizer import schedule_depends_on_length
+from mcsam_jax.training.train_state import init_train_state, TrainState
+from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 from mcsam_jax.training.validation import check_best_metric, Validation
 
 
-def train(config: ConfigDict, workdir: str, log=print) -> None:
-  """Trains a model in `workdir`, from its latest checkpoint where there is one. All hosts call it.
+def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) -> None:
+  """Trains a model in `workdir`, resuming from its latest checkpoint if it has one. All hosts call this function.
 
   Raises:
-    UserError: anything the user can put right, before any training.
-    NonFinite: a loss or gradient was no number.
-    Preempted: SIGTERM or Ctrl-C on any host; the last step done is saved.
+    UserError: something that the user can fix, found before training starts.
+    NonFiniteError: a loss or gradient norm is not finite.
+    Preempted: a host received SIGTERM or Ctrl-C; the last completed step is saved.
   """
   with contextlib.ExitStack() as on_exit:
+    # Devices.
     watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
     mesh = make_mesh(config)
     check_train_batch_size(config, mesh.shape)
     check_best_metric(config)
     log(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
-         f"mesh {dict(mesh.shape)}; {config.train.batch_size} studies a step, "
-         f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} on each device")
+        f"mesh {dict(mesh.shape)}; {config.train.batch_size} studies per step, "
+        f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} per device")
     stop = on_exit.enter_context(PreemptionGuard())
+
+    # Workdir: config, tokenizer, initial memory slots, pretrained encoder. Host 0 creates it.
     with watchdog.paused_unless_host0():
-      work = multihost.host0_then_others(lambda: open_or_create(workdir, config, log), within=stop.immediate)
+      work = multihost.host0_then_others(lambda: open_or_create_workdir(workdir, config, log), context=stop.immediate)
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
-    run(work, mesh, stop, watchdog, on_exit, log)
+    config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
+
+    # Data. The first start reads all records once: for their tokens, and for the features of a frozen encoder.
+    train_split, val_split = work.open_split("train"), work.open_split("val")
+    log(f"{len(train_split)} studies in train, {len(val_split)} in val, vocabulary of {tokenizer.vocab_size}")
+    with watchdog.paused_unless_host0():
+      for split in (train_split, val_split):
+        multihost.host0_then_others(lambda: load_token_table(split, tokenizer, log), context=stop.immediate)
+    train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
+    train_features, val_features = (features_for_all(work, split, stop, watchdog, log)
+                                    for split in (train_split, val_split))
+
+    # Model and state, initialized under jit straight into their sharding. From here on all hosts compute together.
+    on_exit.enter_context(jax.set_mesh(mesh))
+    model = make_model(config, tokenizer.vocab_size, work.patch_grid)
+    example = read_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config, train_features)
+    init_state = functools.partial(init_train_state, model, config, example)
+    abstract_state = jax.eval_shape(init_state)
+    shardings = state_shardings(mesh, abstract_state)
+    state = jax.jit(init_state, out_shardings=shardings)()
+    state = load_initial_weights(state, work, shardings)
+    log(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
+
+    # Checkpoint to resume from.
+    checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
+    on_exit.callback(checkpoints.wait)                    # however the run ends, a save in progress is completed
+
+    def data_position(step: int) -> dict[str, int]:
+      return {"examples": step * config.train.batch_size, "seed": config.seed, "records": len(train_split)}
+
+    restored = cast(TrainState | None,
+                    checkpoints.restore_latest(to_shape_dtype_struct(abstract_state, shardings), log))
+    if restored is not None:
+      state = restored
+      checkpoints.check_data_position(int(state.step), data_position(int(state.step)))
+      log(f"resumed at step {int(state.step)}")
+    first_step = int(state.step)
+
+    def is_eval_step(step: int) -> bool:
+      return step == num_steps or step % config.train.eval_every == 0
+
+    was_stopped_in_eval = first_step > 0 and is_eval_step(first_step) and not checkpoints.scores.get(first_step)
+    if first_step >= num_steps and not was_stopped_in_eval:
+      log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
+      return checkpoints.close()
+
+    # Jitted functions, compiled at their first call.
+    train_step = jax.jit(make_train_step(model, config, tokenizer.eos_id), donate_argnums=0,
+                         out_shardings=(shardings, replicated(mesh)))
+    term_gradient_norms = make_term_gradient_norms(model, config, tokenizer.eos_id, replicated(mesh))
+    evaluate_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
+
+    metrics_logger = make_metrics_logger(config, work.path, first_step, len(train_split), tokenizer.vocab_size,
+                                         watchdog, log)
+    on_exit.callback(metrics_logger.close)
+
+    def evaluate_and_save(step: int) -> None:
+      result = evaluate_val(state.variables)
+      metrics_logger.log_eval(step, result)
+      checkpoints.save(step, state, result.scores, data_position(step))
+
+    # Training. A signal is kept until the step in progress is completed and saved.
+    batches = train_batches(train_split, tokenizer, config, first_step, num_steps - first_step, train_features,
+                            local_rows(mesh, config.train.batch_size))
+    completed = first_step
+    with stop.deferred():
+      try:
+        if was_stopped_in_eval:
+          evaluate_and_save(first_step)
+        for step, batch in metrics_logger.iterate_steps(shard_batches(mesh, batches)):
+          stop.check(lag=VOTE_LAG)
+          gradient_norms = {}
+          # At the first step, too, so that both programs are compiled before the clock is started.
+          if config.model.use_alignment and (is_logged(config, step) or step == first_step + 1):
+            gradient_norms = term_gradient_norms(state, batch)
+          state, metrics = train_step(state, batch)
+          completed = step
+          metrics_logger.log_async(step, metrics | gradient_norms)
+          if is_eval_step(step):
+            metrics_logger.flush()                        # raises unless all losses are finite: no bad state is saved
+            evaluate_and_save(step)
+            metrics_logger.restart_clock(step)
+          elif config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
+            metrics_logger.flush()
+            checkpoints.save(step, state, {}, data_position(step))
+      except Preempted:
+        if completed > first_step:
+          metrics_logger.flush()
+          checkpoints.save(completed, state, {}, data_position(completed))
+        checkpoints.close()
+        log(f"stopped at step {completed}/{num_steps} and saved; run the same command to resume")
+        raise
+    watchdog.beat("waiting until the last checkpoint is written")
+    checkpoints.close()
+    log(f"trained {num_steps} steps; next: mcsam evaluate --workdir {work.path} --split test")
 
 
-def open_or_create(workdir: str, config: ConfigDict, log) -> Workdir:
-  """Returns the workdir; host 0 makes it."""
-  if jax.process_index() > 0 and not (absolute_path(workdir) / "config.json").exists():
-    raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 made: it must be on a disk that "
-                    "all hosts share, or in a bucket (gs://)")
-  return create_workdir(workdir, config, log)
+def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
+  """Returns the workdir, which host 0 creates before the other hosts open it.
+
+  Logs a line if the run is extended (`train.num_steps` was raised) and its learning rates change.
+
+  Raises:
+    UserError: see `create_workdir`; or another host than 0 doesn't see the workdir.
+  """
+  config_path, saved_config = absolute_path(workdir) / "config.json", None
+  if config_path.exists():
+    saved_config = read_config(config_path, log=lambda line: None)
+  elif jax.process_index() > 0:
+    raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 created: it must be on a disk "
+                    "that all hosts share, or in a bucket (gs://)")
+  work = create_workdir(workdir, config, log)
+  if (saved_config is not None and config.train.num_steps > saved_config.train.num_steps
+      and schedule_depends_on_length(config)):
+    log(f"optimizer.schedule={config.optimizer.schedule} depends on train.num_steps: from here on the learning rates "
+        f"are those of {config.train.num_steps} steps, so the result differs from a run of that length from the start")
+  return work
 
 
-def run(work: Workdir, mesh: jax.sharding.Mesh, stop: PreemptionGuard, watchdog: Watchdog, on_exit: contextlib.ExitStack,
-        log) -> None:
-  """Trains in an open workdir that no other run has claimed."""
-  # Data, memory, pretrained encoder.
-  config = work.config
-  train_split, val_split = work.open_split("train"), work.open_split("val")
-  tokenizer, eos_id = work.tokenizer, work.tokenizer.eos_id
-  log(f"{len(train_split)} studies to train on, {len(val_split)} in val, {tokenizer.vocab_size} words")
-  with watchdog.paused_unless_host0():
-    for split in (train_split, val_split):                # a pass over all records the first time
-      multihost.host0_then_others(lambda: load_token_table(split, tokenizer, log), within=stop.immediate)
-  train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
-  train_features, val_features = (features_for_all(work, split, stop, watchdog, log)
-                                  for split in (train_split, val_split))
-
-  # Model and state, initialised under jit straight into their sharding. From here on all hosts compute together.
-  on_exit.enter_context(jax.set_mesh(mesh))
-  model = make_model(config, tokenizer.vocab_size, work.patch_grid)
-  sample = read_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config,
-                      train_features)
-  start = functools.partial(init_train_state, model, config, sample)
-  shardings = state_shardings(mesh, jax.eval_shape(start))
-  state = jax.jit(start, out_shardings=shardings)()
-  state = with_pretrained(state, work, shardings)
-  log(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
-
-  # Go on where the last run stopped.
-  checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
-  on_exit.callback(checkpoints.wait)                      # what is being written is written, whatever ends the run
-  place = lambda step: {"examples": step * config.train.batch_size, "seed": config.seed, "records": len(train_split)}
-  saved = checkpoints.restore_latest(to_shape_dtype_struct(jax.eval_shape(start), shardings), log)
-  if saved is not None:
-    state = saved
-    checkpoints.check_data_position(int(state.step), place(int(state.step)))
-    log(f"resumed at step {int(state.step)}")
-  first_step, last = int(state.step), config.train.num_steps
-  due = lambda step: step == last or step % config.train.eval_every == 0
-  whole = not first_step or not due(first_step) or checkpoints.scores.get(first_step)   # else stopped in a look at val
-
-  if first_step >= last and whole:
-    log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
-    return checkpoints.close()
-
-  # Steps, compiled at their first call.
-  train_step = jax.jit(make_train_step(model, config, eos_id), donate_argnums=0,
-                       out_shardings=(shardings, replicated(mesh)))
-  term_norms = make_term_norms(model, config, eos_id, replicated(mesh))
-  evaluate_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
-
-  # What watches them.
-  writer = metric_writers.create_default_writer(work.path / "logs", just_logging=jax.process_index() > 0)
-  chip = detect_chip(jax.devices()[0].device_kind)
-  progress = Progress(config, first_step, log, jax.device_count() / (chip.devices_per_chip if chip else 1),
-                      train_flops(config, tokenizer.vocab_size), chip.flops if chip else None)
-  watch = Watch(config, work.path, first_step, len(train_split), writer, progress, watchdog)
-  on_exit.callback(watch.close)
-
-  def look_and_save(step: int) -> None:
-    look = evaluate_val(state.variables)
-    look.write(writer, step)
-    log("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in look.scores.items()))
-    checkpoints.save(step, state, look.scores, place(step))
-
-  # Training.
-  batches = train_batches(train_split, tokenizer, config, first_step, last - first_step, train_features,
-                          local_rows(mesh, config.train.batch_size))
-  done = first_step
-  with stop.deferred():                                # which lasts until all is saved
-    try:
-      if not whole:
-        look_and_save(first_step)
-      for step, batch in watch.steps(shard_batches(mesh, batches)):
-        stop.check(lag=VOTE_LAG)
-        norms = term_norms(state, batch) if config.model.use_alignment and (
-            logged(config, step) or step == first_step + 1) else {}             # compiled with the step, at the first
-        state, metrics = train_step(state, batch)
-        done = step
-        watch.follow(step, metrics | norms)
-        if due(step):
-          watch.settle()                                  # nothing but a good state is looked at and saved
-          look_and_save(step)
-          watch.restart_clock(step)
-        elif config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
-          watch.settle()
-          checkpoints.save(step, state, {}, place(step))
-    except Preempted:
-      if done > first_step:
-        watch.settle()
-        checkpoints.save(done, state, {}, place(done))
-      checkpoints.close()
-      log(f"stopped at step {done}/{last}, saved; the same command goes on from there")
-      raise
-  watchdog.beat("waiting until the last checkpoint is written")
-  checkpoints.close()
-  log(f"trained {last} steps; next: mcsam evaluate --workdir {work.path} --split test")
-
-
-def with_pretrained(state, work, shardings):
-  """Returns the state with the memory's slots and the encoder's weights that the workdir holds."""
+def load_initial_weights(state: TrainState, work: Workdir, shardings: TrainState) -> TrainState:
+  """Returns the state with the workdir's initial memory slots and pretrained encoder, as far as it has them."""
   params, batch_stats = dict(state.params), state.batch_stats
   if work.bank is not None:
     params["memory_bank"] = params["memory_bank"] | {"slots": work.bank.slots}
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
-  state = jax.tree.map(on_devices, state.replace(params=params, batch_stats=batch_stats), shardings)
-  if state.average is None:
+  state = jax.tree.map(make_global_array, dataclasses.replace(state, params=params, batch_stats=batch_stats), shardings)
+  if state.ema_params is None:
     return state
-  copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.average)
-  return state.replace(average=copy(state.params))
+  copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.ema_params)
+  return dataclasses.replace(state, ema_params=copy(state.params))
 
 
-def on_devices(leaf: jax.Array | np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-  """Returns an array that every host has read from the same file as a global one; a global one as it is.
+def make_global_array(leaf: jax.Array | np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+  """Returns an array that every host has read from the same file as a global array; leaves global arrays unchanged.
 
-  `jax.device_put` would first compare it between all hosts, which takes their number times its memory.
+  `jax.device_put` would first compare the array across hosts, which takes its memory times the number of hosts.
   """
   if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
     return leaf
-  whole = np.asarray(leaf)
-  return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+  array = np.asarray(leaf)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,111 @@
+"""Forward pass and loss terms of one batch or microbatch.
+
+The loss is the token cross-entropy plus `model.align_weight` times the alignment loss. Both terms are means over the
+global batch: the first over its tokens, the second over its studies.
+
+A batch is a dict of arrays with a leading axis B: `images` uint8 [B, V, P, P, 1] or `features` [B, V, N/V, C],
+`view_mask` [B, V], `view_ids` [B, V], `tokens` [B, T + 1], `labels` [B, 14], `record`, `epoch` and `valid` [B].
+
+Shapes: B studies, V views, P pixels per side, N patches of a study, C channels, T tokens, D width.
+"""
+
+from typing import Any, cast, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mcsam_jax.models.inputs import contrastive_targets, model_inputs, token_mask
+from mcsam_jax.models.layers import at_least_float32
+from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.models.semantic_alignment import AlignmentOutput
+from mcsam_jax.training.augment import augment
+
+
+class LossWeights(NamedTuple):
+  """Weights of the loss terms."""
+  token: float | jax.Array
+  align: float | jax.Array
+
+
+@flax.struct.dataclass
+class ForwardOutput:
+  """Forward-pass outputs for one batch or microbatch.
+
+  Attributes:
+    token_loss: sum of the token losses divided by the number of tokens in the *whole* batch, scalar.
+    unsmoothed_token_loss: the same without label smoothing and without a gradient, scalar.
+    embeddings: (image embeddings, report embeddings), both [B, D]; None without alignment.
+    batch_stats: batch-norm statistics, updated by this batch.
+  """
+  token_loss: jax.Array
+  unsmoothed_token_loss: jax.Array
+  embeddings: tuple[jax.Array, jax.Array] | None
+  batch_stats: Any
+
+
+def forward(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, num_tokens: jax.Array,
+            rng: jax.Array | None = None) -> ForwardOutput:
+  """Runs the network on a batch or microbatch and returns its token loss and its embeddings.
+
+  Args:
+    num_tokens: number of target tokens in the whole batch, which may be larger than `batch`.
+    rng: dropout key; None for evaluation, which uses neither dropout nor augmentation nor label smoothing.
+  """
+  train = rng is not None
+  if train and config.data.augment and "images" in batch:
+    batch = batch | {"images": augment(batch["images"], config.seed, batch["record"], batch["epoch"])}
+  inputs = model_inputs(config, batch, eos_id)
+  outputs, updated = model.apply({"params": params, "batch_stats": batch_stats}, *inputs, train,
+                                 rngs={"dropout": rng} if train else None, mutable=["batch_stats"])
+  targets, mask = batch["tokens"][:, 1:], inputs[-1] & batch["valid"][:, None]
+  smoothed = token_losses(outputs.logits, targets, config.optimizer.label_smoothing if train else 0.0)
+  unsmoothed = jax.lax.stop_gradient(token_losses(outputs.logits, targets, 0.0))
+  return ForwardOutput(
+      token_loss=jnp.where(mask, smoothed, 0).sum() / num_tokens,
+      unsmoothed_token_loss=jnp.where(mask, unsmoothed, 0).sum() / num_tokens,
+      embeddings=(outputs.image_embedding, outputs.report_embedding) if config.model.use_alignment else None,
+      batch_stats=updated.get("batch_stats", {}))
+
+
+def token_losses(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
+  """Returns the cross-entropy [B, T] of targets [B, T] under logits [B, T, vocabulary], in float32 or wider.
+
+  Label smoothing distributes `smoothing` evenly over the vocabulary (Szegedy et al., CVPR 2016).
+  """
+  log_probs = jax.nn.log_softmax(at_least_float32(logits))
+  target = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+  return -(1 - smoothing) * target - smoothing * log_probs.mean(-1)
+
+
+def count_tokens(batch: dict, eos_id: int) -> jax.Array:
+  """Returns the number of target tokens of the valid studies, at least 1: the denominator of the token loss."""
+  return jnp.maximum((token_mask(batch["tokens"], eos_id) & batch["valid"][:, None]).sum(), 1)
+
+
+def compute_alignment(model: MCSAM, config: ConfigDict, eos_id: int, params, embeddings,
+                      batch: dict) -> AlignmentOutput | None:
+  """Returns loss, accuracy and temperature of the image-report alignment; None if `model.use_alignment` is off.
+
+  Args:
+    embeddings: (image embeddings, report embeddings), both [B, D], of the whole batch.
+  """
+  if not config.model.use_alignment:
+    return None
+  targets = contrastive_targets(batch, eos_id)
+  return cast(AlignmentOutput, model.apply({"params": params}, *embeddings, targets, method="align"))
+
+
+def compute_metrics(token_loss: jax.Array, num_tokens: jax.Array,
+                    alignment: AlignmentOutput | None) -> dict[str, jax.Array]:
+  """Returns the scalars that a training step logs, by name.
+
+  Args:
+    token_loss: mean over the tokens of the batch, without label smoothing.
+  """
+  metrics = {"token_loss": token_loss, "tokens": num_tokens}
+  if alignment:
+    metrics |= {"align_loss": alignment.loss, "align_accuracy": alignment.accuracy,
+                "temperature": alignment.temperature}
+  return metrics
