@@ -1,11 +1,12 @@
-"""The words that records, labels and scores share: findings, what is said of them, and views.
+"""Vocabulary shared by records, labels and scores: findings, their labels, their mentions in reports, and views.
 
-They stand apart from the record schema so that scoring a file of reports loads
-no TensorFlow.
+It is separate from the record schema so that scoring a file of reports does not load TensorFlow.
 """
 
+from typing import NamedTuple
+
 # The 14 findings of CheXpert (Irvin et al., AAAI 2019), in the order of its csv.
-FINDINGS = (
+FINDINGS: tuple[str, ...] = (
     "No Finding",
     "Enlarged Cardiomediastinum",
     "Cardiomegaly",
@@ -23,3 +24,11 @@ FINDINGS = (
 )
 LABEL_VALUES = ("absent", "negative", "uncertain", "positive")   # absent: not mentioned
 VIEWS = ("frontal", "lateral", "other")
+
+
+class FindingMention(NamedTuple):
+  """A place where a report mentions a finding: the characters report[start:end]."""
+  finding: str
+  label: str                     # negative, uncertain or positive
+  start: int
+  end: int

@@ -13,12 +13,13 @@ Shapes: B studies, M training reports, C feature channels, K neighbors.
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 
 import numpy as np
 
-from mcsam_jax.metrics.clinical_f1 import compute_constant_f1, encode_labels, read_all
+from mcsam_jax.labelers.labeler import Labeler
+from mcsam_jax.metrics.clinical_f1 import compute_constant_f1, encode_labels
 from mcsam_jax.metrics.constant_report import compute_word_f1, score_constant_reports
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor
 from mcsam_jax.metrics.nlg import METRICS
@@ -57,7 +58,7 @@ def find_constants(train_reports: Sequence[str], val_reports: Sequence[str], tok
 
 
 def find_label_constants(train_reports: Sequence[str], val_reports: Sequence[str], tokenizer, cleaning: str,
-                         max_length: int, read_labels: Callable, findings: Sequence[str],
+                         max_length: int, labeler: Labeler,
                          val_labels: Sequence[Mapping[str, str]] | None = None) -> dict[str, dict]:
   """Returns for each of LABEL_METRICS the training report whose findings score best as the only answer on val.
 
@@ -66,17 +67,16 @@ def find_label_constants(train_reports: Sequence[str], val_reports: Sequence[str
   count as positive, and macro is the mean over the findings that occur in val, as in `metrics/clinical_f1.py`.
 
   Args:
-    read_labels: reads {finding: label} from a report, or has a method `read` for many.
-    findings: the findings that count.
+    labeler: its findings are those that count.
     val_labels: one mapping per val report, where labels are known better than from the reports.
   """
   _, reports = apply_protocol("r2gen", [], train_reports, tokenizer, cleaning, max_length)
   candidates = _thin_out(sorted(set(reports)), MAX_LABELED)
   order: list[int] = _thin_out(sorted(range(len(val_reports)), key=lambda i: val_reports[i]), MAX_LABELED)
   reference_labels = ([val_labels[i] for i in order] if val_labels is not None else
-                      read_all(read_labels, [val_reports[i] for i in order]))
-  candidate_labels = read_all(read_labels, candidates)
-  scores = compute_constant_f1(encode_labels(reference_labels, findings), encode_labels(candidate_labels, findings))
+                      labeler.label([val_reports[i] for i in order]))
+  scores = compute_constant_f1(encode_labels(reference_labels, labeler.findings),
+                               encode_labels(labeler.label(candidates), labeler.findings))
   return {f"{average}_F1": {"report": candidates[values.argmax()], "val_score": float(values.max())}
           for average, values in scores.items()}
 

@@ -28,9 +28,9 @@ from mcsam_jax.evaluation.report_files import (
   ReportTable,
   warn_of_copies,
 )
-from mcsam_jax.evaluation.score_files import check_preparation, make_label_reader
+from mcsam_jax.evaluation.score_files import check_preparation, make_labeler
 from mcsam_jax.evaluation.scorer import mean_nlg_score, Scorer
-from mcsam_jax.findings import FINDINGS
+from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import (
   LEVEL,
   map_leaves,
@@ -95,16 +95,15 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   if labeler == "stored":
     if references:
       _check_stored_labels(reference_table, runs, orders, read_table)
-    label_reader, reference_labels = _make_stored_label_reader(runs, orders)
-    findings = tuple(reference_labels[0])
+    report_labeler, reference_labels = _make_stored_labeler(runs, orders)
   else:
-    label_reader, reference_labels, findings = make_label_reader(labeler), None, FINDINGS
+    report_labeler, reference_labels = make_labeler(labeler), None
 
   # The score of each run, as a function of study weights.
   with Meteor() as meteor:
     meteor.start()
     scorer = Scorer(reference_table.texts, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
-                    read_labels=label_reader, reference_labels=reference_labels, findings=findings)
+                    labeler=report_labeler, reference_labels=reference_labels)
     stored_scores = [{}] * len(runs) if references else _read_stored_scores(runs, orders)
     scores = [_score_run(scorer, protocol, [run.texts[row] for row in order], stored)
               for run, order, stored in zip(runs, orders, stored_scores)]
@@ -229,9 +228,9 @@ def _check_stored_labels(references: ReportTable, runs: Sequence[ReportTable], o
                       "--labeler rules")
 
 
-def _make_stored_label_reader(runs: Sequence[ReportTable], orders: Sequence[Sequence[int]]
-                              ) -> tuple[Callable[[str], Mapping[str, str]], list[Mapping[str, str]]]:
-  """Returns a function that looks up the stored labels of a generated report, and the labels of the B references.
+def _make_stored_labeler(runs: Sequence[ReportTable], orders: Sequence[Sequence[int]]
+                         ) -> tuple[Labeler, list[Mapping[str, str]]]:
+  """Returns a labeler that looks up the stored labels of generated reports, and the labels of the B references.
 
   Raises:
     UserError: a row has no labels, or two files have different labels for the same report.
@@ -248,7 +247,8 @@ def _make_stored_label_reader(runs: Sequence[ReportTable], orders: Sequence[Sequ
         if known.setdefault(key, side) != side or side.keys() != by_study.get(0, side).keys():
           raise UserError(f"{location}: its labels differ from those stored elsewhere for the same report, or are "
                           "about other findings, so they come from different labelers; choose --labeler rules")
-  return by_report.__getitem__, [by_study[study] for study in range(len(by_study))]
+  labeler = Labeler.from_function("stored", tuple(by_study[0]), by_report.__getitem__)
+  return labeler, [by_study[study] for study in range(len(by_study))]
 
 
 def _read_stored_scores(runs: Sequence[ReportTable], orders: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:

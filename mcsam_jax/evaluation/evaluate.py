@@ -39,7 +39,8 @@ from mcsam_jax.inference.feature_cache import features_for_all, split_pooled_fea
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_embeddings import make_image_embedder
 from mcsam_jax.inference.load import check_compatible, load_member, LoadedModel
-from mcsam_jax.labelers.registry import get_true_labels, Labeler, make_labeler
+from mcsam_jax.labelers.labeler import Labeler
+from mcsam_jax.labelers.registry import get_true_labels, make_labeler
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
@@ -102,7 +103,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     stop.check()
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(lambda: score(works, members, split, written, own, slots, reasons, labeler, log),
-                                 within=stop.immediate) or {}
+                                 context=stop.immediate) or {}
 
 
 def score(works: Sequence[Workdir], members: Sequence[LoadedModel], split: Split, written: Sequence[GeneratedReport],
@@ -118,8 +119,8 @@ def score(works: Sequence[Workdir], members: Sequence[LoadedModel], split: Split
       train_reports=train.reports,
       initial_features={"train": split_pooled_features(work, train, log), "split": split_pooled_features(work, split, log)}, model_features=own,
       constants=constant_reports(work, labeler, log), tokenizer=tokenizer, cleaning=config.data.cleaning,
-      max_length=config.tokenizer.max_length, read_labels=labeler,
-      reference_labels=get_true_labels(labeler, config, split), findings=labeler.findings if labeler else FINDINGS,
+      max_length=config.tokenizer.max_length, labeler=labeler,
+      reference_labels=get_true_labels(labeler, config, split),
       restricted=config.data.restricted, seed=config.eval.seed,
       subjects=subjects_of(split), train_subjects=subjects_of(train))
   scores = {"split": split.name, "step": step,
@@ -188,7 +189,7 @@ def constant_reports(work: Workdir, labeler: Labeler | None, log=print) -> dict:
     return find_constants(*prepared)
 
   def of_labels() -> dict:
-    return find_label_constants(*prepared, labeler, labeler.findings, get_true_labels(labeler, config, val))
+    return find_label_constants(*prepared, labeler, get_true_labels(labeler, config, val))
 
   found = kept("constant", of_metrics, lambda known: known["METEOR"] or not shutil.which("java"))   # it has come since
   return found | kept(f"constant-{labeler.name}", of_labels) if labeler else found

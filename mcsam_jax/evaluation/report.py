@@ -21,7 +21,7 @@ import jax
 from input_pipeline import user_images
 from input_pipeline.prefetch import ordered_map
 from input_pipeline.splits import Split
-from input_pipeline.user_images import ImageFile, Study
+from input_pipeline.user_images import ImageFile, UserStudy
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.config import absolute_path
@@ -58,21 +58,21 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   started = time.monotonic()
   keep_programs()
   work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH}", *overrides], log)
-  found = user_images.find(given, grouping)
-  if not found.studies and not found.refused:
-    others = f" ({found.skipped} other files)" if found.skipped else ""
+  found = user_images.find_studies(given, grouping)
+  if not found.studies and not found.unreadable:
+    others = f" ({found.num_skipped} other files)" if found.num_skipped else ""
     raise UserError(f"no image in {', '.join(map(str, given))}{others}: give PNG, JPEG or DICOM files, or folders of "
                     "them")
   whole = {"notice": report_text.NOTICE, "workdir": str(workdir), "step": None, "search": None,
            "pretraining_data": work.pretraining_data, "usual_likeness": None, "notes": [], "studies": [], "refused": []}
-  if found.skipped:
-    whole["notes"].append(f"{found.skipped} file(s) in the folders are no images")
+  if found.num_skipped:
+    whole["notes"].append(f"{found.num_skipped} file(s) in the folders are no images")
 
   def refuse(error: UnreadableFile) -> None:
     whole["refused"].append({"file": error.path, "reason": error.reason})
     log(f"refused {error}")
 
-  for error in found.refused:
+  for error in found.unreadable:
     refuse(error)
   results, model, ood_detector = [], None, load_or_learn(work, log) if found.studies else None
   studies = readable(found.studies, work, ood_detector, refuse)
@@ -110,14 +110,14 @@ def report(workdir: str, given: Sequence[str], step: int | None = None, override
   return whole
 
 
-def readable(found: Sequence[Sequence[ImageFile]], work: Workdir, ood_detector: OODDetector | None, refuse) -> Iterator[Study]:
+def readable(found: Sequence[Sequence[ImageFile]], work: Workdir, ood_detector: OODDetector | None, refuse) -> Iterator[UserStudy]:
   """Yields the studies of which a film can be read; `refuse` takes the Unreadable of each that can't."""
   alone = ood_detector.first_view if ood_detector else "frontal"
   read = lambda films: user_images.read_study(films, work.config.data, alone)
   for study in ordered_map(read, found, work.config.train.host_threads):
-    for error in study.refused:
+    for error in study.unreadable:
       refuse(error)
-    if study.films:
+    if study.files:
       yield study
 
 
@@ -125,8 +125,8 @@ def as_dict(result: Result, ood_detector: OODDetector | None) -> dict:
   """Returns what the JSON says of a study; of its files nothing but their names, as the user gave them, and views."""
   study, warnings = result.study, list(result.study.warnings)
   films = []
-  for film, similarity in itertools.zip_longest([*study.films, *study.left_out], result.similarity):
-    films.append({"file": film.name, "view": film.view, "view_told_by": film.told_by, "shown": film in study.films,
+  for film, similarity in itertools.zip_longest([*study.files, *study.unused], result.similarity):
+    films.append({"file": film.name, "view": film.view, "view_told_by": film.view_source, "shown": film in study.files,
                   "likeness": None if similarity is None else round(similarity, 3)})
     if similarity is not None and similarity < ood_detector.usual:
       warnings.append(f"{film.name} doesn't look like a chest X-ray of the kind that the model was trained on "
@@ -155,12 +155,12 @@ def write_page(path: epath.Path, model: Predictor, results: Sequence[Result], re
   work, written = model.work, [result.written for result in results]
   studies = []
   for result in results:
-    studies.append({"id": ", ".join(film.name for film in result.study.films),
+    studies.append({"id": ", ".join(film.name for film in result.study.files),
                     "warnings": as_dict(result, model.ood_detector)["warnings"], "generated": result.written.text,
-                    "images": result.study.jpegs, "views": [film.view for film in result.study.films]})
+                    "images": result.study.jpegs, "views": [film.view for film in result.study.files]})
   labeler, mentions = make_labeler(work.config), mentions_by(work.config.eval.labeler)
   if labeler:
-    for study, labels in zip(studies, labeler.read([report.text for report in written])):
+    for study, labels in zip(studies, labeler.label([report.text for report in written])):
       study["labels"] = labels
   if mentions:
     for study in studies:

@@ -1,6 +1,5 @@
 """`mcsam score`: scores any model's reports, given as files, without a checkpoint, JAX or TensorFlow."""
 
-from collections.abc import Callable, Mapping
 import json
 
 from input_pipeline import text
@@ -18,8 +17,8 @@ from mcsam_jax.evaluation.report_files import (
 )
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
-from mcsam_jax.findings import FINDINGS
-from mcsam_jax.labelers.rules import read_labels
+from mcsam_jax.labelers.labeler import Labeler
+from mcsam_jax.labelers.rules import make_rules_labeler
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.protocols import UNKNOWN
@@ -78,7 +77,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
 
   # Their scores.
   train_reports = val_reports = tokenizer = constants = None
-  label_reader = make_label_reader(labeler)
+  report_labeler = make_labeler(labeler)
   with Meteor() as meteor:
     meteor.start()                                    # Java starts while the constants are searched for
     if train:
@@ -88,13 +87,13 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
           "minute or more)")
       inputs = train_reports, val_reports or train_reports, tokenizer, cleaning, max_length
       constants = find_constants(*inputs, meteor)
-      if label_reader:
-        constants |= find_label_constants(*inputs, label_reader, FINDINGS)
+      if report_labeler:
+        constants |= find_label_constants(*inputs, report_labeler)
     scores, rows, _ = score_reports(
         ids=ids, references=reference_table.texts, hypotheses=hypotheses,
         shuffled_hypotheses=shuffle_hypotheses(hypotheses, NUM_PERMUTATIONS, seed), train_reports=train_reports,
         initial_features=None, constants=constants, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
-        read_labels=label_reader, restricted=not with_texts, seed=seed, subjects=study_subjects, meteor=meteor)
+        labeler=report_labeler, restricted=not with_texts, seed=seed, subjects=study_subjects, meteor=meteor)
   if radeval_names:
     add_radeval(scores, rows, radeval_names, reference_table.texts, hypotheses, resample(study_subjects or ids, seed),
                 log)
@@ -147,11 +146,11 @@ def check_preparation(cleaning: str | None, threshold: int | None, max_length: i
   return cleaning, threshold, max_length
 
 
-def make_label_reader(labeler: str) -> Callable[[str], Mapping[str, str]] | None:
-  """Returns the function that reads {finding: label} from a report; None for the labeler none."""
-  if labeler not in LABELERS:
-    raise UserError(f"--labeler {labeler}: expected one of {', '.join(LABELERS)}")
-  return read_labels if labeler == "rules" else None
+def make_labeler(name: str) -> Labeler | None:
+  """Returns the labeler that `--labeler` names; None for `none`."""
+  if name not in LABELERS:
+    raise UserError(f"--labeler {name}: expected one of {', '.join(LABELERS)}")
+  return make_rules_labeler() if name == "rules" else None
 
 
 def _read_train_and_val(path: str, reference_field: str | None, id_field: str | None

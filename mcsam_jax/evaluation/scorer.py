@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import ScoreFn
-from mcsam_jax.metrics.clinical_f1 import count_labels, encode_labels, LabelCounts, read_all
+from mcsam_jax.metrics.clinical_f1 import count_labels, encode_labels, LabelCounts
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor
 from mcsam_jax.metrics.ngram_stats import ReferenceSet
 from mcsam_jax.metrics.nlg import aggregate_nlg, compute_nlg, METRICS, NlgScores
@@ -30,8 +31,7 @@ class Scorer:
   """
 
   def __init__(self, references: Sequence[str], *, tokenizer, cleaning: str, max_length: int, meteor: Meteor,
-               read_labels=None, reference_labels: Sequence[Mapping[str, str]] | None = None,
-               findings: Sequence[str] = ()):
+               labeler: Labeler | None = None, reference_labels: Sequence[Mapping[str, str]] | None = None):
     """Creates a scorer for the studies that these references belong to.
 
     Args:
@@ -40,21 +40,20 @@ class Scorer:
       cleaning: one of `text.RULES`.
       max_length: tokens of a report under r2gen, end of sequence included.
       meteor: a METEOR process, started by the caller.
-      read_labels: reads {finding: label} from a report, or has a method `read` for many at once; None: no labels.
+      labeler: its findings are those that count; None: no label scores.
       reference_labels: B label mappings that are better than those predicted from the references; None: predict them.
-      findings: the findings that count.
     """
-    self.references, self.findings = list(references), tuple(findings)
+    self.references, self.findings = list(references), labeler.findings if labeler else ()
     self.main_protocol = "r2gen" if tokenizer else "clean"
     self.notes: dict[str, str] = {}
     self._preparation = tokenizer, cleaning, max_length
-    self._meteor, self._read_labels = meteor, read_labels
+    self._meteor, self._labeler = meteor, labeler
     self._prepared = {}                 # protocol -> (ReferenceSet or None, {hypothesis: its prepared text})
     self._labels = {}                   # report -> {finding: label}
     self.reference_labels = reference_labels
-    if read_labels and reference_labels is None:
+    if labeler and reference_labels is None:
       self.reference_labels = self.predict_labels(self.references)
-    if read_labels and self.reference_labels is not None:
+    if labeler and self.reference_labels is not None:
       self._reference_codes = encode_labels(self.reference_labels, self.findings)
 
   def __len__(self) -> int:
@@ -99,10 +98,10 @@ class Scorer:
 
   def predict_labels(self, reports: Sequence[str]) -> list[Mapping[str, str]] | None:
     """Returns {finding: label} for each report; None without a labeler."""
-    if not self._read_labels:
+    if self._labeler is None:
       return None
     new = [report for report in dict.fromkeys(reports) if report not in self._labels]
-    self._labels.update(zip(new, read_all(self._read_labels, new)))
+    self._labels.update(zip(new, self._labeler.label(new)))
     return [self._labels[report] for report in reports]
 
 

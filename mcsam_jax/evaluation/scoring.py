@@ -7,7 +7,7 @@ these on the same resampled subjects.
 Shapes: B studies, M training reports, C feature channels, R resamples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 
 import numpy as np
@@ -27,7 +27,7 @@ from mcsam_jax.evaluation.systems import (
   score_model,
   System,
 )
-from mcsam_jax.findings import FINDINGS
+from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import (
   compute_differences,
   compute_intervals,
@@ -52,8 +52,8 @@ def score_reports(
     *, ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[str],
     shuffled_hypotheses: Sequence[Sequence[str]], train_reports: Sequence[str] | None,
     initial_features: Mapping[str, np.ndarray] | None, constants: Mapping[str, dict | None] | None, tokenizer,
-    cleaning: str, max_length: int, read_labels: Callable[[str], Mapping[str, str]] | None = None,
-    reference_labels: Sequence[Mapping[str, str]] | None = None, findings: Sequence[str] = FINDINGS,
+    cleaning: str, max_length: int, labeler: Labeler | None = None,
+    reference_labels: Sequence[Mapping[str, str]] | None = None,
     restricted: bool = False, seed: int = 0, subjects: Sequence[str] | None = None,
     train_subjects: Sequence[str] | None = None, model_features: Mapping[str, np.ndarray] | None = None,
     meteor: Meteor | None = None,
@@ -74,9 +74,8 @@ def score_reports(
     tokenizer: the model's; None leaves out the protocol r2gen, and `clean` is the main protocol instead.
     cleaning: one of `text.RULES`.
     max_length: tokens of a report, end of sequence included.
-    read_labels: reads {finding: label} from a report, or has a method `read` for many; None: there is no labeler.
+    labeler: its findings are those that count; None: no label scores.
     reference_labels: B label mappings, where they are known better than from the reports.
-    findings: the findings that count.
     restricted: leaves every text of a report out of the scores.
     seed: of the resampling.
     subjects: B subjects; None: each study is a subject of its own.
@@ -88,8 +87,8 @@ def score_reports(
 
   Returns:
     The scores; for each study {metric: score} under the main protocol; and for each study {"reference", "generated"},
-    the labels of both reports (of `findings`), or None without a labeler. In the scores, `intervals` has the same
-    nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
+    the labels of both reports (of the labeler's findings), or None without a labeler. In the scores, `intervals` has the
+    same nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
 
   Raises:
     UserError: there is no study, a study occurs twice, or lists differ in length.
@@ -104,7 +103,7 @@ def score_reports(
   with contextlib.nullcontext(meteor) if meteor else Meteor() as meteor:
     meteor.start()                                    # Java starts while the first texts are prepared
     scorer = Scorer(references, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length, meteor=meteor,
-                    read_labels=read_labels, reference_labels=reference_labels, findings=findings)
+                    labeler=labeler, reference_labels=reference_labels)
     model, per_study = score_model(scorer, hypotheses)
     controls = {"shuffled_images": score_control(scorer, shuffled_hypotheses)} if shuffled_hypotheses else {}
     baselines, constant_systems = {}, {}

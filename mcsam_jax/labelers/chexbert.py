@@ -1,10 +1,10 @@
-"""CheXbert (Smit et al., EMNLP 2020): a BERT that reads the 14 findings of CheXpert from reports, in Flax.
+"""CheXbert (Smit et al., EMNLP 2020) as a labeler: a BERT that classifies the 14 findings of CheXpert in a report.
 
-The state of a report's first token goes to 14 linear heads. Thirteen tell not mentioned, positive, negative or
-uncertain; that of No Finding tells whether it holds. The order of findings and classes is that of the authors' code
-(stanfordmlgroup/CheXbert: constants.py, models/bert_labeler.py), and so is what happens to a text before it is read.
+The report's first token feeds 14 linear heads. Thirteen distinguish absent, positive, negative and uncertain; the head
+of No Finding has two classes. The order of findings and classes and the preprocessing of a report are those of the
+authors' code (stanfordmlgroup/CheXbert: constants.py, models/bert_labeler.py).
 
-Shapes: n reports, R rows, T tokens of a row, P reports of a row, F = 14 findings, C = 4 classes.
+Shapes: B reports, R rows, T tokens per row, P reports per row, F = 14 findings, C = 4 classes.
 """
 
 from collections.abc import Sequence
@@ -18,99 +18,105 @@ import numpy as np
 from input_pipeline.wordpiece import WordPiece
 from mcsam_jax.checkpoints.weights import match_variables, read_weights
 from mcsam_jax.errors import UserError
-from mcsam_jax.labelers.packing import pack, Packed
+from mcsam_jax.labelers.packing import pack, PackedBatch
 from mcsam_jax.models.bert import BertConfig
 from mcsam_jax.models.chexbert import CheXbert, CLASSES, FINDINGS, variable_shapes
 
 HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
               "`mcsam import-weights chexbert chexbert.pth {path} --vocabulary vocab.txt`, "
               "with the vocab.txt of bert-base-uncased")
-ROW_LENGTHS = (128, 256, 512)       # tokens; most reports have less than 128
+ROW_LENGTHS = (128, 256, 512)       # tokens; most reports have fewer than 128
 
 
-class CheXbertReader:
-  """Reads the findings of any number of reports, on all devices of a mesh.
+class CheXbertClassifier:
+  """Classifies the findings of any number of reports on all devices of a mesh.
 
-  Compiled for two numbers of rows of each length, whatever comes (see packing.py).
+  Reports are packed into rows (packing.py), so the network is compiled for at most two shapes per row length.
   """
 
-  def __init__(self, variables: dict, pieces: Sequence[str], sizes: BertConfig = BertConfig(), mesh: Mesh | None = None,
-               dtype: jnp.dtype = jnp.float32, tokens_a_device: int | None = None):
-    """Args:
-      variables: of `CheXbert`, float32.
-      pieces: the vocabulary, in the order of ids.
-      mesh: whose devices share the rows; None: the first device. Where it spans several hosts, all of them call
-        alike, with the same reports.
-      dtype: of the computation; logits and softmax are float32. float32 means that on a TPU too, which by default
-        would multiply in bfloat16.
-      tokens_a_device: that a device takes at once; None: few on a CPU, whose caches are small, many elsewhere.
-    """
-    self.tokenizer, self.sizes = WordPiece(pieces), sizes
-    self.mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("rows",))
-    if tokens_a_device is None:
-      tokens_a_device = 1024 if self.mesh.devices.flat[0].platform == "cpu" else 16384
-    self._lengths = tuple(length for length in ROW_LENGTHS if length < sizes.max_length) + (sizes.max_length,)
-    self._tokens = tokens_a_device * self.mesh.size
-    self._split = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-    self._whole = NamedSharding(self.mesh, PartitionSpec())
-    self._host_variables, self._dtype = variables, dtype
-    network = CheXbert(sizes, dtype)
+  def __init__(self, variables: dict, vocabulary: Sequence[str], config: BertConfig, mesh: Mesh | None = None,
+               dtype: jnp.dtype = jnp.float32, tokens_per_device: int | None = None):
+    """Prepares the network; weights are moved to the devices when the first report is classified.
 
-    @functools.partial(jax.jit, out_shardings=self._whole)
-    def run(variables, *batch):
+    Args:
+      variables: variables of `CheXbert`, float32.
+      vocabulary: word pieces, in the order of their ids.
+      config: sizes of the BERT.
+      mesh: devices that share the rows; None: the first local device. If the mesh spans several hosts, all of them
+        must call with the same reports.
+      dtype: dtype of the computation; logits and softmax are always float32. With float32 a TPU multiplies in float32
+        too, where its default would be bfloat16.
+      tokens_per_device: batch size; None: small on a CPU, whose caches are small, and large elsewhere.
+    """
+    self.tokenizer, self.config = WordPiece(vocabulary), config
+    self.mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("rows",))
+    if tokens_per_device is None:
+      tokens_per_device = 1024 if self.mesh.devices.flat[0].platform == "cpu" else 16384
+    self._row_lengths = tuple(length for length in ROW_LENGTHS if length < config.max_length) + (config.max_length,)
+    self._tokens_per_batch = tokens_per_device * self.mesh.size
+    self._sharded = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+    self._replicated = NamedSharding(self.mesh, PartitionSpec())
+    self._host_variables, self._dtype = variables, dtype
+    network = CheXbert(config, dtype)
+
+    @functools.partial(jax.jit, out_shardings=self._replicated)
+    def apply(variables, *batch):
       with jax.default_matmul_precision("float32" if dtype == jnp.float32 else "default"):
         return network.apply(variables, *batch)
 
-    self._run = run
+    self._apply = apply
 
   @functools.cached_property
   def _variables(self) -> dict:
-    """On the devices, since the first report was read; BERT's kernels are rounded here and not in every call."""
-    def place(path, leaf):
-      kernel = path[-1].key == "kernel" and path[1].key == "bert"
-      return self._place(np.asarray(leaf, self._dtype if kernel else np.float32), self._whole)
-    return jax.tree_util.tree_map_with_path(place, self._host_variables)
+    """The variables on the devices; BERT's kernels are cast to `dtype` once, not in every call."""
+    def put(path, leaf):
+      is_kernel = path[-1].key == "kernel" and path[1].key == "bert"
+      return self._put(np.asarray(leaf, self._dtype if is_kernel else np.float32), self._replicated)
+    return jax.tree_util.tree_map_with_path(put, self._host_variables)
 
-  def read(self, reports: Sequence[str]) -> list[dict[str, str]]:
-    """Returns {finding: absent | positive | negative | uncertain} for each report, in their order."""
-    return [{finding: CLASSES[label] for finding, label in zip(FINDINGS, row)}
-            for row in self.logits(reports).argmax(-1)]
+  def classify(self, reports: Sequence[str]) -> list[dict[str, str]]:
+    """Returns {finding: absent | positive | negative | uncertain} for each report."""
+    return [{finding: CLASSES[index] for finding, index in zip(FINDINGS, row)}
+            for row in self.compute_logits(reports).argmax(-1)]
 
-  def logits(self, reports: Sequence[str]) -> np.ndarray:
-    """Returns float32 [n, F, C], -inf where a head lacks a class."""
-    return self.logits_of([self.tokenizer.encode(" ".join(report.split()), self.sizes.max_length)
-                           for report in reports])
+  def compute_logits(self, reports: Sequence[str]) -> np.ndarray:
+    """Returns float32 [B, F, C], -inf for classes that a head lacks."""
+    return self.compute_logits_from_ids([self.tokenizer.encode(" ".join(report.split()), self.config.max_length)
+                                         for report in reports])
 
-  def logits_of(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """Returns the same for the ids of n reports, [CLS] and [SEP] among them."""
+  def compute_logits_from_ids(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the logits [B, F, C] of tokenized reports, each with [CLS] and [SEP]."""
     logits = np.empty((len(texts), len(FINDINGS), len(CLASSES)), np.float32)
-    # All batches are on their way before the first result is waited for.
-    batches = pack(texts, self._lengths, self._tokens, self.mesh.size)
-    started = [(batch.numbers, self._start(batch)) for batch in batches]
-    for numbers, found in started:
-      logits[numbers[numbers >= 0]] = np.asarray(found)[numbers >= 0]
+    # All batches are dispatched before the first result is awaited.
+    batches = pack(texts, self._row_lengths, self._tokens_per_batch, self.mesh.size)
+    dispatched = [(batch.text_indices, self._dispatch(batch)) for batch in batches]
+    for text_indices, batch_logits in dispatched:
+      logits[text_indices[text_indices >= 0]] = np.asarray(batch_logits)[text_indices >= 0]
     return logits
 
-  def _start(self, batch: Packed) -> jax.Array:
-    arrays = (batch.ids, batch.positions, batch.texts, batch.firsts)
-    with jax.set_mesh(self.mesh):                    # the caller may have set its own
-      return self._run(self._variables, *(self._place(array, self._split) for array in arrays))
+  def _dispatch(self, batch: PackedBatch) -> jax.Array:
+    """Starts the computation of a batch; returns its logits [R, P, F, C]."""
+    arrays = (batch.ids, batch.positions, batch.text_ids, batch.first_tokens)
+    with jax.set_mesh(self.mesh):                    # the caller may have set another mesh
+      return self._apply(self._variables, *(self._put(array, self._sharded) for array in arrays))
 
-  def _place(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  def _put(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def load_chexbert(path: str) -> tuple[dict, list[str], BertConfig]:
-  """Returns (variables, pieces of the vocabulary, sizes) of a file that `import_chexbert` wrote.
+  """Returns (variables, vocabulary, config) from a file written by `import_chexbert`.
 
   Raises:
-    UserError: no such file, or damaged, or another one.
+    UserError: the path is empty, or the file is missing, damaged or of another kind.
   """
   if not path:
-    raise UserError(f"eval.labeler=chexbert needs its weights: {HOW_TO_GET.format(path='chexbert.npz')}, then set "
-                    "eval.chexbert=chexbert.npz")
-  flat, meta = read_weights(path, HOW_TO_GET.format(path=path))
-  if meta.get("architecture") != "chexbert":
-    raise UserError(f"eval.chexbert={path} holds {meta.get('architecture')}: {HOW_TO_GET.format(path='chexbert.npz')}")
-  sizes = BertConfig(**meta["sizes"])
-  return match_variables(flat, variable_shapes(sizes), f"{path} (CheXbert) is of another version"), meta["vocabulary"], sizes
+    raise UserError(f"eval.labeler=chexbert needs CheXbert's weights: {HOW_TO_GET.format(path='chexbert.npz')}, then "
+                    "set eval.chexbert=chexbert.npz")
+  flat, metadata = read_weights(path, HOW_TO_GET.format(path=path))
+  if metadata.get("architecture") != "chexbert":
+    raise UserError(f"eval.chexbert={path} holds weights of {metadata.get('architecture')}, not of CheXbert: "
+                    f"{HOW_TO_GET.format(path='chexbert.npz')}")
+  config = BertConfig(**metadata["sizes"])
+  variables = match_variables(flat, variable_shapes(config), f"{path} (CheXbert) is of another version")
+  return variables, metadata["vocabulary"], config

@@ -1,9 +1,9 @@
-"""Lays texts of different lengths into rows of few lengths, so that a compiled network wastes little on padding.
+"""Packs texts of different lengths into rows of a few fixed lengths, so that little computation is spent on padding.
 
-The longest text is laid first, each into the row whose free space it fills best; where none has room, into a new row of
-the shortest length that holds it.
+Best-fit decreasing: the longest texts are placed first, each in the row whose free space it fills best; a text that
+fits no open row opens a new row of the shortest sufficient length.
 
-Shapes: R rows, T tokens of a row, P texts of a row.
+Shapes: R rows, T tokens per row, P texts per row.
 """
 
 import bisect
@@ -12,83 +12,88 @@ import dataclasses
 
 import numpy as np
 
-TOKENS_A_TEXT = 8       # a row of T tokens holds at most T / 8 texts, however short they are
+MIN_TOKENS_PER_TEXT = 8       # a row of T tokens holds at most T / 8 texts, however short they are
 
 
 @dataclasses.dataclass
-class Row:
-  """One row while it is filled."""
-  length: int
-  free: int
-  texts: list[int]      # numbers of the texts in it
+class PackedRow:
+  """The texts assigned to one row."""
+  length: int           # tokens
+  free: int             # tokens
+  text_indices: list[int]
 
 
 @dataclasses.dataclass
-class Packed:
-  """A batch of rows, as `models.bert.Bert` takes it, and which texts lie where."""
-  ids: np.ndarray         # int32 [R, T]; 0 behind the last text
-  positions: np.ndarray   # int32 [R, T], of a token in its text
-  texts: np.ndarray       # int32 [R, T], the number of a token's text in its row; -1 behind the last
-  firsts: np.ndarray      # int32 [R, P], where the row's texts begin; 0 behind the last
-  numbers: np.ndarray     # int64 [R, P], which of all texts they are; -1 behind the last
+class PackedBatch:
+  """The inputs of `models.bert.Bert` for a batch of rows, and the index of each text."""
+  ids: np.ndarray             # int32 [R, T]; 0 after the last text
+  positions: np.ndarray       # int32 [R, T], of each token in its text
+  text_ids: np.ndarray        # int32 [R, T], which of its row's texts each token belongs to; -1 after the last text
+  first_tokens: np.ndarray    # int32 [R, P], where each text begins in its row; 0 after the last text
+  text_indices: np.ndarray    # int64 [R, P], index of each text in the argument of `pack`; -1 after the last text
 
 
-def pack(texts: Sequence[Sequence[int]], lengths: Sequence[int], tokens_a_batch: int, multiple: int = 1
-         ) -> Iterator[Packed]:
-  """Yields batches with all texts, each once.
+def pack(texts: Sequence[Sequence[int]], row_lengths: Sequence[int], tokens_per_batch: int, row_multiple: int = 1
+         ) -> Iterator[PackedBatch]:
+  """Yields batches that together contain every text once.
 
-  A batch has `tokens_a_batch` tokens, and a quarter of that where there are too few rows left for a whole one: so a
-  network is compiled for two shapes a length at most.
+  A batch has `tokens_per_batch` tokens, or a quarter of that when few rows are left. Hence a network is compiled for at
+  most two shapes per row length.
 
   Args:
-    texts: ids of each text, 1 to `lengths[-1]` of them.
-    lengths: T that rows may have, rising.
-    tokens_a_batch: at least 4 rows of each length are taken.
-    multiple: of which the rows of a batch are.
+    texts: token ids of each text, 1 to `row_lengths[-1]` of them.
+    row_lengths: the allowed T, ascending.
+    tokens_per_batch: target size of a batch; a full batch has at least 4 rows.
+    row_multiple: R is a multiple of this.
   """
-  rows = fill_rows([len(ids) for ids in texts], lengths)
-  for length in lengths:
-    waiting = [row for row in rows if row.length == length]
-    quarter = -(-max(1, tokens_a_batch // length // 4) // multiple) * multiple
-    while waiting:
-      size = 4 * quarter if len(waiting) > 3 * quarter else quarter
-      yield lay_out(waiting[:size], texts, length, size)
-      del waiting[:size]
+  rows = fill_rows([len(ids) for ids in texts], row_lengths)
+  for length in row_lengths:
+    pending = [row for row in rows if row.length == length]
+    quarter = -(-max(1, tokens_per_batch // length // 4) // row_multiple) * row_multiple
+    while pending:
+      num_rows = 4 * quarter if len(pending) > 3 * quarter else quarter
+      yield make_batch(pending[:num_rows], texts, length, num_rows)
+      del pending[:num_rows]
 
 
-def fill_rows(sizes: Sequence[int], lengths: Sequence[int]) -> list[Row]:
-  """Returns rows that hold texts of these sizes."""
-  rows = []
-  open_rows = []                                            # (free tokens, number of the row), rising
-  for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-    place = bisect.bisect_left(open_rows, (sizes[number], -1))
-    if place < len(open_rows):
-      row_number = open_rows.pop(place)[1]
+def fill_rows(text_lengths: Sequence[int], row_lengths: Sequence[int]) -> list[PackedRow]:
+  """Returns rows that together hold texts of these lengths."""
+  rows: list[PackedRow] = []
+  open_rows: list[tuple[int, int]] = []                     # (free tokens, index of the row), ascending
+  for text_index in sorted(range(len(text_lengths)), key=lambda index: -text_lengths[index]):
+    text_length = text_lengths[text_index]
+    best_fit = bisect.bisect_left(open_rows, (text_length, -1))
+    if best_fit < len(open_rows):
+      row_index = open_rows.pop(best_fit)[1]
     else:
-      length = lengths[bisect.bisect_left(lengths, sizes[number])]
-      row_number = len(rows)
-      rows.append(Row(length, length, []))
-    row = rows[row_number]
-    row.texts.append(number)
-    row.free -= sizes[number]
-    if row.free and len(row.texts) < row.length // TOKENS_A_TEXT:
-      bisect.insort(open_rows, (row.free, row_number))
+      row_length = row_lengths[bisect.bisect_left(row_lengths, text_length)]
+      row_index = len(rows)
+      rows.append(PackedRow(row_length, row_length, []))
+    row = rows[row_index]
+    row.text_indices.append(text_index)
+    row.free -= text_length
+    if row.free and len(row.text_indices) < row.length // MIN_TOKENS_PER_TEXT:
+      bisect.insort(open_rows, (row.free, row_index))
   return rows
 
 
-def lay_out(rows: Sequence[Row], texts: Sequence[Sequence[int]], length: int, num_rows: int) -> Packed:
-  """Returns a batch of `num_rows` rows; those behind the given ones are empty."""
-  per_row = length // TOKENS_A_TEXT
-  batch = Packed(*(np.full((num_rows, width), fill, kind) for width, fill, kind in (
-      (length, 0, np.int32), (length, 0, np.int32), (length, -1, np.int32), (per_row, 0, np.int32),
-      (per_row, -1, np.int64))))
-  for index, row in enumerate(rows):
+def make_batch(rows: Sequence[PackedRow], texts: Sequence[Sequence[int]], length: int, num_rows: int) -> PackedBatch:
+  """Returns a batch of `num_rows` rows of `length` tokens: the given rows, then empty ones."""
+  max_texts = length // MIN_TOKENS_PER_TEXT
+  batch = PackedBatch(
+      ids=np.zeros((num_rows, length), np.int32),
+      positions=np.zeros((num_rows, length), np.int32),
+      text_ids=np.full((num_rows, length), -1, np.int32),
+      first_tokens=np.zeros((num_rows, max_texts), np.int32),
+      text_indices=np.full((num_rows, max_texts), -1, np.int64))
+  for row_index, row in enumerate(rows):
     start = 0
-    for order, number in enumerate(row.texts):
-      end = start + len(texts[number])
-      batch.ids[index, start:end] = texts[number]
-      batch.positions[index, start:end] = np.arange(end - start)
-      batch.texts[index, start:end] = order
-      batch.firsts[index, order], batch.numbers[index, order] = start, number
+    for text_id, text_index in enumerate(row.text_indices):
+      end = start + len(texts[text_index])
+      batch.ids[row_index, start:end] = texts[text_index]
+      batch.positions[row_index, start:end] = np.arange(end - start)
+      batch.text_ids[row_index, start:end] = text_id
+      batch.first_tokens[row_index, text_id] = start
+      batch.text_indices[row_index, text_id] = text_index
       start = end
   return batch

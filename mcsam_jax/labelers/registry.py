@@ -1,13 +1,12 @@
-"""Which reader of findings a config asks for: `eval.labeler`.
+"""Makes the labeler that `eval.labeler` names.
 
-  phantom   the grammar of the phantoms' reports, exact
-  rules     terms, negation and uncertainty, sentence by sentence (labeler.py); for any report, without a model
+  phantom   the grammar of the phantom reports; exact
+  rules     terms, negation and uncertainty, sentence by sentence (rules.py); for any report, without a model
   chexbert  CheXbert on the accelerator (chexbert.py), with the authors' weights
-  none      no labels, and no scores of them
+  none      no labels, and no label scores
 """
 
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,64 +16,40 @@ import numpy as np
 
 from input_pipeline.splits import Split
 from mcsam_jax.findings import FINDINGS
+from mcsam_jax.labelers.labeler import Labeler
 
-ReadMany = Callable[[Sequence[str]], Sequence[Mapping[str, str]]]
 
+def make_labeler(config: ConfigDict, mesh: Mesh | None = None) -> Labeler | None:
+  """Returns the labeler that `eval.labeler` names; None for `none`.
 
-@dataclasses.dataclass(frozen=True)
-class Labeler:
-  """Reads findings from reports.
+  Args:
+    mesh: devices that CheXbert runs on; None: this host's devices, without the other hosts.
 
-  Attributes:
-    name: of its kind.
-    findings: those that it reads, and that count in scores.
+  Raises:
+    UserError: `eval.chexbert` is not set, or its file is missing, damaged or of another kind.
   """
-  name: str
-  findings: tuple[str, ...]
-  read_distinct: ReadMany
-
-  def read(self, reports: Sequence[str]) -> list[Mapping[str, str]]:
-    """Returns {finding: one of LABEL_VALUES} for each report; equal ones are read once, all others together."""
-    distinct = list(dict.fromkeys(reports))
-    labels = dict(zip(distinct, self.read_distinct(distinct) if distinct else []))
-    return [labels[report] for report in reports]
-
-  def __call__(self, report: str) -> Mapping[str, str]:
-    """Returns the labels of one report."""
-    return self.read([report])[0]
+  name = config.eval.labeler
+  if name == "none":
+    return None
+  if name == "phantom":
+    from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
+    from input_pipeline.datasets.phantom.reports import read_labels
+    return Labeler.from_function(name, tuple(PHANTOM_FINDINGS), read_labels)
+  if name == "rules":
+    from mcsam_jax.labelers.rules import make_rules_labeler
+    return make_rules_labeler()
+  from mcsam_jax.labelers.chexbert import CheXbertClassifier, load_chexbert
+  mesh = mesh or Mesh(np.array(jax.local_devices()), ("rows",))
+  classifier = CheXbertClassifier(*load_chexbert(config.eval.chexbert), mesh, jnp.dtype(config.eval.chexbert_dtype))
+  return Labeler(name, FINDINGS, classifier.classify)
 
 
 def get_true_labels(labeler: Labeler | None, config: ConfigDict, split: Split) -> list[Mapping[str, str]] | None:
-  """Returns the labels of a split's records where they are known better than from its reports, else None.
+  """Returns the true labels of a split's records if the data set knows them, else None.
 
-  Those of phantoms are what was drawn; an impression tells less of it.
+  Phantoms are drawn from known findings. With `data.target=impression` the reports mention only some of them, so the
+  labels are read from the reports instead.
   """
   if labeler and labeler.name == "phantom" and config.data.target == "findings":
     return [record["labels"] for record in split.metadata]
   return None
-
-
-def make_labeler(config: ConfigDict, mesh: Mesh | None = None) -> Labeler | None:
-  """Returns the labeler that `eval.labeler` names; None for none.
-
-  Args:
-    mesh: over whose devices CheXbert is spread; None: over those of this host, which then reads alone.
-
-  Raises:
-    UserError: eval.chexbert is missing, or damaged.
-  """
-  kind = config.eval.labeler
-  if kind == "none":
-    return None
-  if kind == "phantom":
-    from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
-    from input_pipeline.datasets.phantom.reports import read_labels
-    return Labeler(kind, tuple(PHANTOM_FINDINGS), lambda reports: list(map(read_labels, reports)))
-  if kind == "rules":
-    from mcsam_jax.labelers.rules import read_labels
-    return Labeler(kind, FINDINGS, lambda reports: list(map(read_labels, reports)))
-  from mcsam_jax.labelers.chexbert import CheXbertReader, load_chexbert
-  variables, pieces, sizes = load_chexbert(config.eval.chexbert)
-  mesh = mesh or Mesh(np.array(jax.local_devices()), ("rows",))
-  return Labeler(kind, FINDINGS, CheXbertReader(variables, pieces, sizes, mesh,
-                                                jnp.dtype(config.eval.chexbert_dtype)).read)

@@ -1,22 +1,20 @@
-r"""The words that the labeler of reports knows: findings, organs and their states, and what turns a claim around.
+r"""The vocabulary of the rule-based labeler: findings, organs and their states, and cues that change a label.
 
-Each table is an ordered list of (what it means, how it is written). How it is
-written is a regular expression over lower-case text for whole words, in which a
-blank stands for any run of blanks, line breaks and hyphens, and "~" for the
-same or nothing: "air~space" is airspace, air space and air-space. A text is
-scanned from left to right; where several entries begin at one place, the
-one that stands first in its table is taken, so that the special stands
-above the general ("pericardial effusion" above "effusion").
+Each table is an ordered list of (meaning, patterns). A pattern is a regular expression over lower-case text that
+matches whole words. In it a space matches any run of spaces, line breaks and hyphens, and "~" matches the same or
+nothing: "air~space" matches airspace, air space and air-space. A text is scanned from left to right; where several
+entries match at the same position, the first entry of the table wins. Specific entries therefore precede general
+ones, such as "pericardial effusion" before "effusion".
 
-The terms were written while reading the training reports of IU X-Ray, along the
-definitions of CheXpert (Irvin et al., AAAI 2019). docs/labeler.md tells where
-they count differently from CheXpert's labeler, and why.
+The terms were written while reading the training reports of IU X-Ray, following the definitions of CheXpert (Irvin et
+al., AAAI 2019). docs/labeler.md explains where and why they differ from CheXpert's labeler.
 """
 
 # ---- Findings --------------------------------------------------------------------------------------------------------
-# "Other" is no finding of CheXpert: it says that a report isn't normal. "nothing" hides the words that it covers.
+# "Other" is not a finding of CheXpert: it marks a report as not normal. "ignore" hides the matched words from the other
+# entries.
 TERMS = (
-    ("nothing", (
+    ("ignore", (
         r"(?:pericardial|joint|knee|shoulder|elbow|suprapatellar) effusions?",
         r"(?:laryngeal|soft tissue|subcutaneous|epiglottic|pedal|peripheral|chest wall|body wall) o?edema",
         r"(?:granulomatous|tuberculous|tuberculosis|fungal|histoplasm\w+|tb) infections?", r"post~infectious\w*",
@@ -103,12 +101,13 @@ TERMS = (
 )
 
 # ---- Organs ----------------------------------------------------------------------------------------------------------
-# (the findings that an organ's state tells, its names). "nothing" names an organ as a place, without judging it.
-_PLACED = (r"(?:over|behind|overl(?:ies|ying|ie)|(?:posterior|anterior|adjacent|superior|inferior) to|within|in|"
-           r"projects? over)")
+# (the findings that an organ's state determines, names of the organ). "ignore" matches an organ that is named as a
+# location, without a judgment of it.
+_LOCATED = (r"(?:over|behind|overl(?:ies|ying|ie)|(?:posterior|anterior|adjacent|superior|inferior) to|within|in|"
+            r"projects? over)")
 ORGANS = (
-    ("nothing", (
-        _PLACED + r" (?:the )?(?:\w+ ){0,2}(?:heart|cardiac (?:silhouettes?|shadow)|mediastinum|lungs|lung fields)"
+    ("ignore", (
+        _LOCATED + r" (?:the )?(?:\w+ ){0,2}(?:heart|cardiac (?:silhouettes?|shadow)|mediastinum|lungs|lung fields)"
         r"(?: size)?",
         r"heart (?:failure|valves?|disease|borders?|rate|transplant\w*)", r"(?:left|right) heart(?: \w+)?",
         r"(?:evaluat|assess|visuali[sz]|exclud|obscur)\w+ (?:of |for )?(?:the )?"
@@ -131,7 +130,7 @@ ORGANS = (
     ("Pleural Effusion", (r"pleural spaces?",)),
 )
 _CONTRACTED = r"(?:is|are|was|were|has|have|had|does|do|did|could)n'?t"
-# The states that count for an organ; the rest of an organ's states says nothing of its finding.
+# (label, states of an organ that give its findings this label). "unclear" states determine no label.
 STATES = (
     ("uncertain", (
         r"(?:upper|top)(?: limits?)?(?: of)? normal(?: in)?(?: size)? (?:or|to|versus) (?:\w+ly )?enlarged",
@@ -148,17 +147,18 @@ STATES = (
     ("positive", (
         r"enlarge(?:d|ment)", r"larger?", r"increased", r"dilated", r"widen(?:ed|ing)|wide", r"prominen(?:t|ce)",
     )),
-    ("unsaid", (
+    ("unclear", (
         rf"(?:not|{_CONTRACTED}) (?:\w+ )?(?:clear|normal)",
         r"stable|unchanged|similar|obscured|accentuated|exaggerated|shift(?:ed)?",
         r"rotated|deviated|calcified|difficult|midline", r"hyper\w+|hypo\w+",
     )),
 )
-NEVER_ENLARGED = ("Lung Opacity", "Pleural Effusion")     # organs of which only a normal state tells
+NEVER_ENLARGED = ("Lung Opacity", "Pleural Effusion")     # only their normal state determines a label
 
 # ---- Cues ------------------------------------------------------------------------------------------------------------
-# (what a cue does, how it is written). "negative after" is said of what stands after the cue: "no effusion"; "negative
-# before" of what stands before it: "the effusion has resolved". "void" takes the claim away: "evaluate for effusion".
+# (label and scope, cues). "negative after" negates the findings after the cue, as in "no effusion"; "negative before"
+# negates those before it, as in "the effusion has resolved"; "around" acts in both directions. "ignore" cues withdraw
+# the mention, as in "evaluate for effusion".
 _BE = r"(?:(?:is|are|was|were|has|have|had|been|be|to|felt|thought|now|again|since|also|remains?|seems?|appears?) )*"
 _IS = r"(?:(?:is|are|was|were|be|seems?|appears?|felt|thought|considered|to) )+"
 _HOW = r"(?:(?:\w+ly|well|yet|been|be|longer|on|in|the|this|either|today'?s|exam|view|study|film|image|radiograph) )*"
@@ -169,7 +169,7 @@ _MUCH = r"(?:\w+ly|significant|interval|appreciable|definite|substantial|relevan
 _CANNOT = r"(?:cannot|can not|can'?t|could not|unable to|not|difficult to|hard to|impossible to)"
 _END = r"(?=\W*(?:$|(?:on|in|by|at|given|and|but)\b))"
 CUES = (
-    # Hides words that would be a cue: nothing is negated in "no change in the effusion".
+    # Hides words that would otherwise be a cue: "no change in the effusion" negates nothing.
     ("neutral", (
         rf"(?:no|without|not)(?: {_MUCH})* {_CHANGE}(?: (?:in|of))?",
         r"no enlargement of (?!the (?:heart|card|mediast))",
@@ -179,10 +179,10 @@ CUES = (
         rf"(?:not|yet|nor|incompletely|without|{_CONTRACTED})(?: \w+){{0,3}}? "
         r"(?:resolved|cleared|resolution|clearing)(?: of)?",
     )),
-    ("void before", (
+    ("ignore before", (
         r"(?:may|might|can|could)(?: \w+)? not be (?:\w+ )?" + _SEEN, r"precautions|protocol|workup|prophylaxis",
     )),
-    ("void after", (
+    ("ignore after", (
         r"(?:history|hx|h/o|risk|setting|sequelae?|signs|symptoms)(?: (?:and|or) \w+)? of",
         r"(?:evaluat\w+|assess\w*|look\w*|check\w*|screen\w*|monitor|follow) for",
         r"(?:in order )?to (?:exclude|rule out|ensure)", r"rule~out|r/o", r"evaluation of",
@@ -223,15 +223,15 @@ CUES = (
         r"(?:absence|lack) of", r"rather than|instead of", r"fail(?:s|ed|ure) to", r"exclud(?:es|ing)",
         r"(?:resolution|clearing|clearance|removal|extraction|withdrawal|disappearance|drainage) of",
     )),
-    # A claim of its own begins.
+    # Begins a new claim, which earlier cues do not reach.
     ("stop", (
         r"but|however|although|though|yet|except(?: for)?|aside from|apart from|other than|besides|despite|while|"
         r"whereas|which|with",
         r"there(?= (?:is|are|was|were|has|have|may|might|could|remains?|appears?))", r"additionally",
     )),
 )
-# After a finding that a cue reaches, one of these begins a claim of its own, if no "or" follows: "no pneumothorax,
-# small effusion", not "no pneumothorax, small effusion or consolidation".
+# After a finding within a cue's scope, one of these words begins a new claim unless "or" follows: so in "no
+# pneumothorax, small effusion", but not in "no pneumothorax, small effusion or consolidation".
 ASSERTED = (r"(?:the|an?|small|tiny|trace|mild|minimal|moderate|severe|stable|unchanged|persistent|residual|chronic|"
             r"old|new|bilateral|bibasilar|left|right|increas(?:ed|ing)|decreas(?:ed|ing)|improv(?:ed|ing)|worsening|"
             r"known|patchy|streaky|possible|probable|again)")

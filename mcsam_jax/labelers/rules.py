@@ -1,23 +1,20 @@
-r"""What a report states of the 14 CheXpert findings: a labeler of rules, sentence by sentence.
+r"""A rule-based labeler of the 14 CheXpert findings, which reads a report sentence by sentence.
 
-A report comes in, raw or cleaned; out comes for each finding whether it is said
-to be there (positive), to be possible (uncertain), to be absent (negative), or
-nothing of it (absent). It works in four steps:
+A report, raw or cleaned, gets for each finding one label: positive (present), uncertain (possible), negative (stated
+to be absent) or absent (not mentioned). There are four steps:
 
-1. The report is cut into sentences. None looks at another.
-2. `finding_terms` names the findings ("small effusion") and the organs whose
-   state tells of one ("the heart is normal in size").
-3. Cues before and after a name ("no", "cannot be excluded") turn it around. A
-   cue reaches over the claim that it belongs to: over a list, but not over
-   "but", "with" or "there is".
-4. Over the report positive outweighs uncertain, and uncertain negative. Where
-   nothing is positive or uncertain, devices aside, the report has No Finding.
+1. The report is split into sentences, which are read independently.
+2. `rule_terms` finds the names of findings ("small effusion") and organs whose state determines a finding ("the heart
+   is normal in size").
+3. Cues before and after a name ("no", "cannot be excluded") change its label. A cue's scope is its own claim: it
+   extends over a list, but not past "but", "with" or "there is".
+4. Over the whole report, positive outranks uncertain, and uncertain outranks negative. If nothing but devices is
+   positive or uncertain, the report has No Finding.
 
 Step 4 is that of CheXpert's labeler (Irvin et al., AAAI 2019; aggregate.py of
-https://github.com/stanfordmlgroup/chexpert-labeler), whose steps 2 and 3 look
-for phrases and for patterns in parse trees. Nor does it infer one finding from
-another: a pneumonia makes no Lung Opacity, an enlarged heart no Enlarged
-Cardiomediastinum. docs/labeler.md has its agreement with manual labels.
+https://github.com/stanfordmlgroup/chexpert-labeler), whose steps 2 and 3 search for phrases and for patterns in parse
+trees. As there, no finding is inferred from another: a pneumonia is not a Lung Opacity, an enlarged heart not an
+Enlarged Cardiomediastinum. docs/labeler.md reports the agreement with manual labels.
 """
 
 from collections.abc import Sequence
@@ -25,46 +22,44 @@ import functools
 import re
 from typing import NamedTuple
 
-from mcsam_jax.findings import FINDINGS
+from mcsam_jax.findings import FindingMention, FINDINGS
 from mcsam_jax.labelers import rule_terms
+from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.normalize_text import normalize_text
 
 _RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
-_OTHER = "Other"                                # no finding of CheXpert, but nothing normal either
+_OTHER = "Other"                                # an abnormality that is not a finding of CheXpert
 
 
-class Mention(NamedTuple):
-  """A finding that is named: report[start:end]."""
-  finding: str
-  label: str                     # negative, uncertain or positive
-  start: int
-  end: int
-
-
-class _Hit(NamedTuple):
+class _Match(NamedTuple):
+  """A table entry found in a sentence: sentence[start:end]."""
   meaning: str
   start: int
   end: int
 
 
 class _Scanner:
-  """Finds the entries of a table of `finding_terms` in a text, from left to right."""
+  """Finds the entries of a table of `rule_terms` in a text, from left to right."""
 
   def __init__(self, table: Sequence[tuple[str, Sequence[str]]]):
+    """Compiles the table into one regular expression with a group per entry."""
     self._meanings = [meaning for meaning, _ in table]
-    self._find = _compile(
-        r"(?:(?<!\w)|(?=[:?]))(?:" + "|".join(f"({'|'.join(words)})" for _, words in table) + r")(?!\w)").finditer
+    self._pattern = _compile(
+        r"(?:(?<!\w)|(?=[:?]))(?:" + "|".join(f"({'|'.join(words)})" for _, words in table) + r")(?!\w)")
 
-  def __call__(self, text: str) -> list[_Hit]:
-    return [_Hit(self._meanings[match.lastindex - 1], *match.span()) for match in self._find(text)]
-
-
-def _compile(words: str) -> re.Pattern:
-  return re.compile(words.replace(" ", r"[\s\-]+").replace("~", r"[\s\-]*"))
+  def __call__(self, text: str) -> list[_Match]:
+    """Returns the matches in a text."""
+    return [_Match(self._meanings[(match.lastindex or 0) - 1], *match.span())
+            for match in self._pattern.finditer(text)]
 
 
-_TERMS, _ORGANS = _Scanner(rule_terms.TERMS), _Scanner(rule_terms.ORGANS)
-_STATES, _CUES = _Scanner(rule_terms.STATES), _Scanner(rule_terms.CUES)
+def _compile(pattern: str) -> re.Pattern:
+  """Returns the regular expression of a pattern in the notation of `rule_terms`."""
+  return re.compile(pattern.replace(" ", r"[\s\-]+").replace("~", r"[\s\-]*"))
+
+
+_find_terms, _find_organs = _Scanner(rule_terms.TERMS), _Scanner(rule_terms.ORGANS)
+_find_states, _find_cues = _Scanner(rule_terms.STATES), _Scanner(rule_terms.CUES)
 _ASSERTED = _compile(rf"(?:[\s,]|\b(?:and|also)\b)*(?:{rule_terms.ASSERTED})\b")
 _SENTENCE_END = re.compile(r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;|\n[ \t]*\n")
 _OR, _AND_OR = re.compile(r"\b(?:or|nor|versus|vs|andor)\b"), re.compile(r"\b(?:and|or|andor)\b")
@@ -72,103 +67,112 @@ _OR_BEFORE, _OR_AFTER = re.compile(r"\b(?:or|andor)\s+(?:\w+\s+){0,2}$"), re.com
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|may|could|no|not|without|there)\b")
 _CAUSE = re.compile(r"\b(?:represent|reflect|suggest|consistent|compatible|secondary|due)")
 _JOINS_STATES = re.compile(r"(?:[\s,\-]|\b(?:and|but|in|size|at|is|are|the|appearance|for|of|overall|\w+ly)\b)*")
-_SAYS_SOMETHING = re.compile(r"\b(?:normal|unremarkable|negative|clear|no|without|stable|unchanged)\b")
+_STATES_SOMETHING = re.compile(r"\b(?:normal|unremarkable|negative|clear|no|without|stable|unchanged)\b")
 
 
-def read_labels(report: str) -> dict[str, str]:
-  """Returns a value of `LABEL_VALUES` for each of `FINDINGS`.
+def make_rules_labeler() -> Labeler:
+  """Returns the labeler `rules`."""
+  return Labeler.from_function("rules", FINDINGS, label_report)
 
-  No Finding is positive where no other finding than Support Devices, and none of
-  `finding_terms`' others, is positive or uncertain; elsewhere it is absent. It is
-  absent as well where a text says nothing at all ("", "the the . of").
+
+def label_report(report: str) -> dict[str, str]:
+  """Returns one of `LABEL_VALUES` for each of `FINDINGS`.
+
+  No Finding is positive if no finding other than Support Devices is positive or uncertain, the "Other" abnormalities of
+  `rule_terms` included; otherwise it is absent. It is also absent if a text states nothing at all ("", "the the . of").
   """
-  labels = dict.fromkeys((*FINDINGS, _OTHER), "absent")
-  for mention in _read(report):
+  labels: dict[str, str] = dict.fromkeys((*FINDINGS, _OTHER), "absent")
+  for mention in _find_all_mentions(report):
     if _RANK[mention.label] > _RANK[labels[mention.finding]]:
       labels[mention.finding] = mention.label
-  found = any(_RANK[label] > 1 for finding, label in labels.items() if finding != "Support Devices")
-  if not found and (set(labels.values()) != {"absent"} or _SAYS_SOMETHING.search(normalize_text(report))):
+  abnormal = any(_RANK[label] > _RANK["negative"] for finding, label in labels.items() if finding != "Support Devices")
+  if not abnormal and (set(labels.values()) != {"absent"} or _STATES_SOMETHING.search(normalize_text(report))):
     labels["No Finding"] = "positive"
   del labels[_OTHER]
   return labels
 
 
-def find_mentions(report: str) -> list[Mention]:
-  """Returns the findings that a report names, in the order of its text; No Finding is none of them.
+def find_mentions(report: str) -> list[FindingMention]:
+  """Returns the mentions of findings in the order of the text; No Finding is never mentioned.
 
-  Start and end count characters of the report as it is given. Two mentions may
-  share characters: "nodular opacity" is a Lung Lesion and a Lung Opacity.
+  `start` and `end` are character offsets in the original report. Two mentions may overlap: "nodular opacity" is a Lung
+  Lesion and a Lung Opacity.
   """
-  return [mention for mention in _read(report) if mention.finding != _OTHER]
+  return [mention for mention in _find_all_mentions(report) if mention.finding != _OTHER]
 
 
-def _read(report: str) -> list[Mention]:
-  text, start, found = normalize_text(report), 0, []
-  for end, following in [*(match.span() for match in _SENTENCE_END.finditer(report)), (len(text), len(text))]:
-    found += [Mention(finding, label, start + first, start + last)
-              for finding, label, first, last in _read_sentence(text[start:end])]
-    start = following
-  return found
+def _find_all_mentions(report: str) -> list[FindingMention]:
+  """Returns the mentions of findings and of "Other" abnormalities."""
+  text, start, mentions = normalize_text(report), 0, []
+  for end, next_start in [*(match.span() for match in _SENTENCE_END.finditer(report)), (len(text), len(text))]:
+    mentions += [mention._replace(start=start + mention.start, end=start + mention.end)
+                 for mention in _read_sentence(text[start:end])]
+    start = next_start
+  return mentions
 
 
-@functools.lru_cache(maxsize=1 << 14)          # radiologists repeat themselves
-def _read_sentence(sentence: str) -> tuple[Mention, ...]:
-  """Returns the mentions of a lower-case sentence; characters count in the sentence."""
-  terms, organs = _TERMS(sentence), _ORGANS(sentence)
+@functools.lru_cache(maxsize=1 << 14)          # many sentences recur in many reports
+def _read_sentence(sentence: str) -> tuple[FindingMention, ...]:
+  """Returns the mentions in a lower-case sentence, with offsets in the sentence."""
+  terms, organs = _find_terms(sentence), _find_organs(sentence)
   if not terms and not organs:
     return ()
-  cues = _CUES(sentence)
-  found = []
+  cues = _find_cues(sentence)
+  mentions = []
   for term in terms:
-    if term.meaning != "nothing":
-      found += _mentions(term.meaning, _label(sentence, term.start, term.end, cues, terms), term.start, term.end)
+    if term.meaning != "ignore":
+      label = _apply_cues(sentence, term.start, term.end, cues, terms)
+      mentions += _make_mentions(term.meaning, label, term.start, term.end)
   if organs:
-    found += _read_organs(sentence, organs, cues, terms)
-  return tuple(sorted(found, key=lambda mention: (mention.start, mention.end)))
+    mentions += _read_organs(sentence, organs, cues, terms)
+  return tuple(sorted(mentions, key=lambda mention: (mention.start, mention.end)))
 
 
-def _mentions(meaning: str, label: str | None, start: int, end: int) -> list[Mention]:
-  return [Mention(finding, label, start, end) for finding in meaning.split(", ")] if label else []
+def _make_mentions(findings: str, label: str | None, start: int, end: int) -> list[FindingMention]:
+  """Returns a mention for each of the comma-separated findings; none if the label is None."""
+  return [FindingMention(finding, label, start, end) for finding in findings.split(", ")] if label else []
 
 
-# ---- What a cue makes of a name --------------------------------------------------------------------------------------
+# ---- Cues ------------------------------------------------------------------------------------------------------------
 
 
-def _label(sentence: str, start: int, end: int, cues: list[_Hit], terms: list[_Hit]) -> str | None:
-  """Returns what the cues around sentence[start:end] make of it: None where they take the claim away."""
-  said = _cue_ahead(sentence, start, cues, terms), _cue_behind(sentence, end, cues)
-  for label in ("void", "negative", "uncertain"):
-    if label in said:
-      return label if label != "void" else None
+def _apply_cues(sentence: str, start: int, end: int, cues: list[_Match], terms: list[_Match]) -> str | None:
+  """Returns the label that the surrounding cues give to sentence[start:end]; None if they withdraw the mention."""
+  cue_labels = _find_label_before(sentence, start, cues, terms), _find_label_after(sentence, end, cues)
+  if "ignore" in cue_labels:
+    return None
+  for label in ("negative", "uncertain"):
+    if label in cue_labels:
+      return label
   if _OR_BEFORE.search(sentence, 0, start) or _OR_AFTER.match(sentence, end):
     return "uncertain"                         # "scarring or atelectasis"
   return "positive"
 
 
-def _cue_ahead(sentence: str, start: int, cues: list[_Hit], terms: list[_Hit]) -> str | None:
-  """Returns the label of the nearest cue that stands ahead of `start` and reaches it."""
-  uncertain = None                             # a cue that is uncertain
+def _find_label_before(sentence: str, start: int, cues: list[_Match], terms: list[_Match]) -> str | None:
+  """Returns the label of the nearest cue before `start` that has it in its scope."""
+  uncertain_cue = None
   for cue in reversed(cues):
     if cue.end > start or cue.meaning == "neutral":
       continue
     if cue.meaning == "stop":
       break
-    label, side = cue.meaning.split()
-    if side == "before" or not _reaches(sentence, cue, start, cues, terms):
+    label, direction = cue.meaning.split()
+    if direction == "before" or not _is_in_scope(sentence, cue, start, cues, terms):
       continue
-    if uncertain is None and label != "uncertain":
+    if uncertain_cue is None and label != "uncertain":
       return label
-    if uncertain is None:
-      uncertain = cue
-    elif label == "negative" and "," not in sentence[cue.end:uncertain.start]:
+    if uncertain_cue is None:
+      uncertain_cue = cue
+    elif label == "negative" and "," not in sentence[cue.end:uncertain_cue.start]:
       return label                             # "no opacity concerning for pneumonia"
-  return "uncertain" if uncertain else None
+  return "uncertain" if uncertain_cue else None
 
 
-def _reaches(sentence: str, cue: _Hit, start: int, cues: list[_Hit], terms: list[_Hit]) -> bool:
-  """Says whether a cue reaches over what stands between it and `start`."""
+def _is_in_scope(sentence: str, cue: _Match, start: int, cues: list[_Match], terms: list[_Match]) -> bool:
+  """Returns whether the scope of a cue extends to a term that begins at `start`, after the cue."""
   if sentence.startswith(("differential", "consider"), cue.start):
-    return True                                # over a list of any length
+    return True                                # these extend over a list of any length
   clause_end = next((other.start for other in cues if other.start >= start and other.meaning == "stop"), len(sentence))
   if cue.meaning.startswith("uncertain") and "," in sentence[cue.end:start]:
     return bool(_OR.search(sentence, cue.end, clause_end))
@@ -180,70 +184,72 @@ def _reaches(sentence: str, cue: _Hit, start: int, cues: list[_Hit], terms: list
   return True
 
 
-def _cue_behind(sentence: str, end: int, cues: list[_Hit]) -> str | None:
-  """Returns the label of the nearest cue that stands behind `end` and reaches back to it."""
+def _find_label_after(sentence: str, end: int, cues: list[_Match]) -> str | None:
+  """Returns the label of the nearest cue after `end` that has it in its scope."""
   for cue in cues:
     if cue.start < end or cue.meaning == "neutral":
       continue
     if cue.meaning == "stop":
       return None
-    label, side = cue.meaning.split()
-    if side == "after":
+    label, direction = cue.meaning.split()
+    if direction == "after":
       continue
     between = sentence[end:cue.start]
     if _VERB.search(between) or _CAUSE.search(between) or ("," in between and not _AND_OR.search(between)):
-      return None                              # another claim stands between
+      return None                              # another claim lies in between
     return label
   return None
 
 
-# ---- What an organ's state says --------------------------------------------------------------------------------------
+# ---- Organs ----------------------------------------------------------------------------------------------------------
 
 
-def _read_organs(sentence: str, organs: list[_Hit], cues: list[_Hit], terms: list[_Hit]) -> list[Mention]:
-  """Returns the findings that the states of organs tell: "the heart is mildly enlarged"."""
-  states = _STATES(sentence)
-  found = []
+def _read_organs(sentence: str, organs: list[_Match], cues: list[_Match], terms: list[_Match]
+                 ) -> list[FindingMention]:
+  """Returns the findings that the states of organs determine, as in "the heart is mildly enlarged"."""
+  states = _find_states(sentence)
+  mentions = []
   for organ in organs:
-    if organ.meaning == "nothing" or any(term.start < organ.end and organ.start < term.end for term in terms):
+    if organ.meaning == "ignore" or any(term.start < organ.end and organ.start < term.end for term in terms):
       continue
-    state = _state_of(sentence, organ, states, cues, terms)
+    state = _find_state(sentence, organ, states, cues, terms)
     if state is None or (state.meaning != "negative" and organ.meaning in rule_terms.NEVER_ENLARGED):
       continue
     label, start, end = state.meaning, min(organ.start, state.start), max(organ.end, state.end)
     if label != "negative":
-      said = _label(sentence, state.start, end, cues, terms)
-      label = label if said == "positive" else said
-    found += _mentions(organ.meaning, label, start, end)
-  return found
+      cue_label = _apply_cues(sentence, state.start, end, cues, terms)
+      label = label if cue_label == "positive" else cue_label
+    mentions += _make_mentions(organ.meaning, label, start, end)
+  return mentions
 
 
-def _state_of(sentence: str, organ: _Hit, states: list[_Hit], cues: list[_Hit], terms: list[_Hit]) -> _Hit | None:
-  """Returns the state that is said of an organ: the one right before it, else the first after it, else the last before.
+def _find_state(sentence: str, organ: _Match, states: list[_Match], cues: list[_Match], terms: list[_Match]
+                ) -> _Match | None:
+  """Returns the state of an organ: directly before it, else the first one after it, else the last one before it.
 
-  None where nothing is said that judges it: "stable", "obscured".
+  None if no state judges the organ: "stable", "obscured".
   """
-  def another_claim(start, end):
+  def is_another_claim(start: int, end: int) -> bool:
     return any(cue.meaning == "stop" and start <= cue.start < end for cue in cues) or any(
         term.meaning != _OTHER and start <= term.start < end for term in terms)
 
   before = next((state for state in reversed(states) if state.end <= organ.start), None)
-  if before and before.meaning == "unsaid":
+  if before and before.meaning == "unclear":
     before = None
   if before and not sentence[before.end:organ.start].strip(" -"):
     return before                              # "normal heart size"
-  unsaid = None
+  unclear = None
   for state in states:
     if state.start < organ.end:
       continue
-    if another_claim(organ.end, state.start):
+    if is_another_claim(organ.end, state.start):
       break
-    if unsaid and not _JOINS_STATES.fullmatch(sentence, unsaid.end, state.start):
+    if unclear and not _JOINS_STATES.fullmatch(sentence, unclear.end, state.start):
       return None                              # "the heart is stable, the mediastinum normal"
-    if state.meaning != "unsaid":
+    if state.meaning != "unclear":
       return state
-    unsaid = state
-  if before and not unsaid and not another_claim(before.end, organ.start) and not _VERB.search(
+    unclear = state
+  if before and not unclear and not is_another_claim(before.end, organ.start) and not _VERB.search(
       sentence, before.end, organ.start):
     return before                              # "normal size of the heart"
   return None

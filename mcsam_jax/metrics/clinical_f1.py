@@ -19,7 +19,7 @@ study without any finding scores 0 in `samples` even where nothing is the right 
 mostly saves it from that among all findings and never among the five.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,12 +63,6 @@ def compute_clinical_f1(references: Sequence[Mapping[str, str]], hypotheses: Seq
   if len(references) != len(hypotheses):
     raise ValueError(f"{len(references)} labelled references and {len(hypotheses)} labelled hypotheses")
   return estimate_clinical_f1(count_labels(encode_labels(references, findings), encode_labels(hypotheses, findings), findings))
-
-
-def read_all(read_labels: Callable, reports: Sequence[str]) -> Sequence[Mapping[str, str]]:
-  """Returns the labels of reports by what reads those of one, or has a method `read` for many at once."""
-  read_many = getattr(read_labels, "read", None)
-  return read_many(reports) if read_many else list(map(read_labels, reports))
 
 
 def encode_labels(labels: Sequence[Mapping[str, str]], findings: Sequence[str]) -> np.ndarray:

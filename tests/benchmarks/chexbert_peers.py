@@ -78,10 +78,10 @@ def theirs(path: str, texts, size: int, by_length: bool):
 
 def ours(path: str, texts):
   """Returns a function that reads all texts with JAX and returns logits [n, 14, 4]."""
-  from mcsam_jax.labelers.chexbert import CheXbertReader, load_chexbert
+  from mcsam_jax.labelers.chexbert import CheXbertClassifier, load_chexbert
   variables, pieces, sizes = load_chexbert(path)
-  reader = CheXbertReader(variables, pieces, sizes)
-  return lambda: reader.logits_of(texts)
+  classifier = CheXbertClassifier(variables, pieces, sizes)
+  return lambda: classifier.compute_logits_from_ids(texts)
 
 
 def live(make, arguments, pipe):

@@ -57,7 +57,7 @@ def rates(truth: list[bool], stated: list[bool]) -> dict[str, float]:
 
 def read(rows: list[dict], reading: str = ALL_ROWS, counted=AT_LEAST_UNCERTAIN) -> list[dict[str, bool]]:
   """Returns for each study which findings its report states."""
-  labels = (rules.read_labels(READINGS[reading](row)) for row in rows)
+  labels = (rules.label_report(READINGS[reading](row)) for row in rows)
   return [{finding: label in counted for finding, label in report.items()} for report in labels]
 
 

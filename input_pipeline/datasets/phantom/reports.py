@@ -10,12 +10,11 @@ cleaned (lower case, no punctuation but full stops), or written by a model.
 from collections.abc import Iterator
 import dataclasses
 import re
-from typing import NamedTuple
 
 import numpy as np
 
 from input_pipeline.datasets.phantom.patient import Finding, PHANTOM_FINDINGS
-from input_pipeline.datasets.records import FINDINGS
+from mcsam_jax.findings import FindingMention, FINDINGS
 
 FIRST_WORDING_PROBABILITY = 0.6                        # of a statement's first wording; the others share the rest
 WORDINGS = {
@@ -157,14 +156,6 @@ STATED = {                                   # the attributes that each finding 
 }
 
 
-class Mention(NamedTuple):
-  """Where a report names a finding, and what it says of it."""
-  finding: str
-  label: str                                 # negative | positive
-  start: int                                 # characters of the report
-  end: int
-
-
 def read_findings(report: str) -> dict[str, Statement]:
   """Returns what a report states of each of PHANTOM_FINDINGS; positive statements outweigh negative ones."""
   statements = {name: Statement() for name in PHANTOM_FINDINGS}
@@ -188,7 +179,7 @@ def _named(sentence: str) -> Iterator[tuple[str, str, re.Match]]:
       yield name, "negative" if NEGATION.search(sentence[:match.end()]) else "positive", match
 
 
-def find_mentions(report: str) -> list[Mention]:
+def find_mentions(report: str) -> list[FindingMention]:
   """Returns all mentions of PHANTOM_FINDINGS in a report, in its order."""
   runs = [(run.start(), run[0] if run[0][0].isalnum() or run[0] == "." else " ")
           for run in re.finditer(r"[a-z0-9]+|\.|[^a-z0-9.]+", report.lower())]
@@ -196,7 +187,7 @@ def find_mentions(report: str) -> list[Mention]:
   origin = [start + i for start, words in runs for i in range(len(words))]
   found, begin = [], 0
   for sentence in plain.split("."):
-    found += [Mention(name, state, origin[begin + match.start()], origin[begin + match.end() - 1] + 1)
+    found += [FindingMention(name, state, origin[begin + match.start()], origin[begin + match.end() - 1] + 1)
               for name, state, match in _named(sentence)]
     begin += len(sentence) + 1
   return sorted(found, key=lambda mention: (mention.start, mention.end))
@@ -219,7 +210,7 @@ def _read_attributes(name: str, sentence: str, term: re.Match) -> Statement:
 
 
 def read_labels(report: str) -> dict[str, str]:
-  """Returns a value of `records.LABEL_VALUES` for each of `records.FINDINGS`.
+  """Returns a value of `LABEL_VALUES` for each of `FINDINGS`.
 
   "No Finding" is positive where something is stated and nothing is positive.
   """

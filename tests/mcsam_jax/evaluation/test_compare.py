@@ -10,6 +10,7 @@ from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.compare import compare, resample_runs
 from mcsam_jax.findings import FINDINGS
+from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import map_leaves
 
 WORDS = "the heart lungs are is clear normal no effusion seen enlarged small".split()
@@ -23,7 +24,8 @@ def read_labels(report):
 @pytest.fixture(autouse=True)
 def no_java_and_a_labeler(monkeypatch, tmp_path):
   monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-  monkeypatch.setattr("mcsam_jax.evaluation.score_files.read_labels", read_labels)
+  monkeypatch.setattr("mcsam_jax.evaluation.score_files.make_rules_labeler",
+                      lambda: Labeler.from_function("rules", FINDINGS, read_labels))
 
 
 def drawn(seed, count=80):

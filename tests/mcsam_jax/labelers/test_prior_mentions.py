@@ -1,11 +1,11 @@
-"""Claims about an earlier study: what counts as one, what doesn't, and where it stands."""
+"""Mentions of an earlier study: what counts as one, what doesn't, and their character offsets."""
 
 import pytest
 
 from mcsam_jax.labelers.prior_mentions import find_prior_mentions
 
 
-def claims(report):
+def mentioned_words(report):
   return [report[start:end] for start, end in find_prior_mentions(report)]
 
 
@@ -33,8 +33,8 @@ def claims(report):
     ("Increased from the prior X\u2011ray.", ["Increased from", "prior X\u2011ray"]),
     ("Larger than on patient\u2019s prior film.", ["on patient\u2019s prior film"]),
 ])
-def test_comparisons_are_found(report, words):
-  assert claims(report) == words
+def test_comparisons_are_mentions(report, words):
+  assert mentioned_words(report) == words
 
 
 @pytest.mark.parametrize("report", [
@@ -46,12 +46,12 @@ def test_comparisons_are_found(report, words):
     "Repeat films after a short interval.",
     "no pneumothorax . <unk> xxxx .",
 ])
-def test_the_rest_is_no_comparison(report):
-  assert claims(report) == []
+def test_other_sentences_have_no_mention(report):
+  assert mentioned_words(report) == []
 
 
-def test_spans_count_in_the_report_as_it_is_given():
-  report = "  LUNGS ARE CLEAR.\n\nHEART:\nUNCHANGED, \u0130 again seen"      # a letter that grows when lower-cased
+def test_offsets_refer_to_the_original_report():
+  report = "  LUNGS ARE CLEAR.\n\nHEART:\nUNCHANGED, \u0130 again seen"   # \u0130 grows when lower-cased
   spans = find_prior_mentions(report)
   assert [report[start:end] for start, end in spans] == ["UNCHANGED", "again seen"]
   assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))

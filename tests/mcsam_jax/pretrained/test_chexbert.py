@@ -6,12 +6,12 @@ from safetensors.numpy import save_file
 
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
-from mcsam_jax.labelers.chexbert import CheXbertReader, load_chexbert
-from mcsam_jax.models.bert import BertSizes
+from mcsam_jax.labelers.chexbert import CheXbertClassifier, load_chexbert
+from mcsam_jax.models.bert import BertConfig
 from mcsam_jax.pretrained.chexbert import import_chexbert
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "lung", "##s", "are", "clear", "."]
-SIZES = BertSizes(vocab_size=len(PIECES), width=32, num_layers=2, num_heads=4, feedforward_width=48, max_length=64)
+SIZES = BertConfig(vocab_size=len(PIECES), width=32, num_layers=2, num_heads=4, feedforward_width=48, max_length=64)
 LAYER = {"attention.self.query": (32, 32), "attention.self.key": (32, 32), "attention.self.value": (32, 32),
          "attention.output.dense": (32, 32), "attention.output.LayerNorm": (32,), "intermediate.dense": (48, 32),
          "output.dense": (32, 48), "output.LayerNorm": (32,)}
@@ -111,7 +111,7 @@ def test_the_logits_of_transformers(tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(PIECES))
   import_chexbert(str(tmp_path / "chexbert.pth"), str(tmp_path / "c.npz"), str(tmp_path / "vocab.txt"),
                   lambda line: None, SIZES)
-  found = CheXbertReader(*load_chexbert(str(tmp_path / "c.npz"))).logits(["The lungs are clear.", "clear"])
+  found = CheXbertClassifier(*load_chexbert(str(tmp_path / "c.npz"))).compute_logits(["The lungs are clear.", "clear"])
   with torch.inference_mode():
     wanted = [head(bert(ids)[0][:, 0])[0].numpy() for head in heads]
   for logits, head in zip(found[0], wanted):
