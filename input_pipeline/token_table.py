@@ -63,7 +63,7 @@ def load_token_table(split: Split, tokenizer: Tokenizer, log: Callable[[str], No
 
 def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
   """Returns the path of the table, which changes with everything that the table depends on."""
-  dependencies = json.dumps([tokenizer.kind, tokenizer.cleaning, tokenizer.words(), *split.selection])
+  dependencies = json.dumps([tokenizer.kind, tokenizer.cleaning, tokenizer.get_vocabulary(), *split.selection])
   digest = hashlib.sha256(dependencies.encode()).hexdigest()[:10]
   return epath.Path(split.directory) / f"table-{digest}-{split.name}.npz"
 

@@ -1,14 +1,11 @@
-"""Reports to ids and back: R2Gen's word vocabulary, or SentencePiece trained on the same reports.
+"""Tokenizers of reports: the word vocabulary of R2Gen, or SentencePiece trained on the same reports.
 
-Both stand behind `Tokenizer`. Whatever the kind, a report is cleaned first
-(`text.clean`) and runs of whitespace count as one blank, so that
-decode(encode(report)) == " ".join(clean(report).split()) wherever nothing is
-unknown. A tokenizer is stored as a folder: `tokenizer.json`, and beside it
-`sentencepiece.model` for that kind.
+Both implement `Tokenizer`. A report is always cleaned first (`text.clean`), and runs of whitespace count as one space,
+so decode(encode(report)) == " ".join(clean(report).split()) if the report has no unknown words. A tokenizer is stored
+as a folder with `tokenizer.json` and, for SentencePiece, `sentencepiece.model`.
 
-Lengths. `max_length` counts the tokens that follow bos, eos included: of a
-longer report the last words go, and eos always stands. R2Gen cuts the ids with
-bos and eos at its `max_seq_length`, so a long report has one word less there,
+Lengths: `max_length` counts the tokens after bos, eos included. A longer report loses its last words and always ends in
+eos. R2Gen truncates the ids, including bos and eos, to its `max_seq_length`, so a long report has one word less there,
 and no eos.
 """
 
@@ -30,18 +27,18 @@ from mcsam_jax.errors import UserError
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
 _MODEL_FILE = "sentencepiece.model"
-# All that cleaning leaves of printable ASCII: none of it is ever unknown, whatever the training reports lack.
+# The printable ASCII characters that cleaning keeps: they are in the vocabulary even if no training report has them.
 _REQUIRED_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.-#$`|~"
 
 
 class Tokenizer(abc.ABC):
-  """What a tokenizer of any kind offers.
+  """Interface of all tokenizers.
 
   Attributes:
     kind: "word" or "sentencepiece".
-    cleaning: the rules of `text.clean`.
-    pad_id, bos_id, eos_id, unk_id: ids of the special tokens; the first three may be one.
-    vocab_size: number of ids, special ones included.
+    cleaning: the cleaning rules, one of `text.RULES`.
+    pad_id, bos_id, eos_id, unk_id: ids of the special tokens; the first three may be equal.
+    vocab_size: number of ids, including special tokens.
   """
   kind: str
   cleaning: str
@@ -53,11 +50,11 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def encode(self, report: str) -> list[int]:
-    """Returns the ids of a raw or cleaned report, without bos and eos, not cut."""
+    """Returns the ids of a raw or cleaned report, without bos and eos, not truncated."""
 
   @abc.abstractmethod
-  def words(self) -> list[str]:
-    """Returns the string of each id, in the order of ids."""
+  def get_vocabulary(self) -> list[str]:
+    """Returns the vocabulary: the string of each id, in the order of ids."""
 
   @abc.abstractmethod
   def save(self, directory: epath.Path) -> None:
@@ -65,40 +62,47 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def _join(self, ids: list[int]) -> str:
-    """Returns the text of ids without special ones."""
+    """Returns the text of ids that contain no special tokens."""
 
   def clean(self, report: str) -> str:
+    """Returns a report cleaned by the rules of this tokenizer."""
     return text.clean(report, self.cleaning)
 
   def encode_for_training(self, report: str, max_length: int) -> np.ndarray:
-    """Returns int32 [max_length + 1]: bos, at most max_length - 1 tokens of the report, eos, padding."""
+    """Returns int32 [T + 1] with T = max_length: bos, up to T - 1 tokens of the report, eos, padding."""
     ids = [self.bos_id, *self.encode(report)[:max_length - 1], self.eos_id]
     padded = np.full(max_length + 1, self.pad_id, np.int32)
     padded[:len(ids)] = ids
     return padded
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text before the first eos; a leading bos and all padding are skipped.
+    """Returns the text before the first eos, without a leading bos and padding.
 
-    Where bos, eos and pad share an id, it is bos in first place and eos in any other.
+    If bos, eos and pad share an id, it means bos at the first position and eos at all others.
     """
-    kept = []
+    text_ids = []
     for position, token in enumerate(map(int, ids)):
       if position == 0 and token == self.bos_id:
         continue
       if token == self.eos_id:
         break
       if token not in (self.pad_id, self.bos_id):
-        kept.append(token)
-    return self._join(kept)
+        text_ids.append(token)
+    return self._join(text_ids)
 
 
 class WordTokenizer(Tokenizer):
-  """R2Gen's: the sorted words of the cleaned reports, the rare ones being <unk>."""
+  """The tokenizer of R2Gen: the sorted words of the cleaned reports; rare words are <unk>."""
   kind = "word"
 
   def __init__(self, words: list[str], cleaning: str, shared_special_ids: bool):
-    """`words` are sorted; with `shared_special_ids` they hold <unk> in its place, else they don't."""
+    """Creates a tokenizer from its words.
+
+    Args:
+      words: sorted. With `shared_special_ids` they include <unk> at its sorted position, otherwise they do not.
+      cleaning: one of `text.RULES`.
+      shared_special_ids: whether bos and eos have the id of padding, as in R2Gen.
+    """
     self.cleaning = cleaning
     self.shared_special_ids = shared_special_ids
     if shared_special_ids:
@@ -113,9 +117,9 @@ class WordTokenizer(Tokenizer):
   @classmethod
   def train(cls, reports: Iterable[str], cleaning: str, threshold: int,
             shared_special_ids: bool) -> "WordTokenizer":
-    """Returns the tokenizer of all words that `reports` hold at least `threshold` times.
+    """Returns a tokenizer of the words that occur at least `threshold` times in `reports`.
 
-    No word can be taken for a special token: cleaning leaves no "<".
+    No word can be confused with a special token, because cleaning deletes "<".
     """
     counts = collections.Counter()
     for report in reports:
@@ -126,7 +130,7 @@ class WordTokenizer(Tokenizer):
   def encode(self, report: str) -> list[int]:
     return [self._ids.get(word, self.unk_id) for word in self.clean(report).split()]
 
-  def words(self) -> list[str]:
+  def get_vocabulary(self) -> list[str]:
     return list(self._words)
 
   def save(self, directory: epath.Path) -> None:
@@ -139,14 +143,15 @@ class WordTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-  """Byte-pair encoding (Sennrich et al., ACL 2016) of the training reports.
+  """Byte-pair encoding (Sennrich et al., ACL 2016), trained on the reports with SentencePiece.
 
-  Not SentencePiece's unigram model: at 1,000 pieces it takes 55 tokens for a mean
-  report of IU X-Ray, as it splits even "is", and this takes 41.
+  The unigram model of SentencePiece would need more tokens: with 1,000 pieces, 55 for an average report of IU X-Ray,
+  because it splits even "is", where byte-pair encoding needs 41.
   """
   kind = "sentencepiece"
 
   def __init__(self, model: bytes, cleaning: str):
+    """Creates a tokenizer from a serialized SentencePiece model and the cleaning rules, one of `text.RULES`."""
     self.cleaning = cleaning
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -154,9 +159,12 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def train(cls, reports: Iterable[str], cleaning: str, vocab_size: int) -> "SentencePieceTokenizer":
-    """Returns a tokenizer of at most `vocab_size` pieces: fewer where the reports give no more.
+    """Returns a tokenizer of at most `vocab_size` pieces, fewer if the reports do not contain more.
 
-    The result depends on the reports and their order alone.
+    The result depends only on the reports and their order.
+
+    Raises:
+      UserError: SentencePiece can't be trained with this size.
     """
     model = io.BytesIO()
     try:
@@ -166,11 +174,11 @@ class SentencePieceTokenizer(Tokenizer):
           pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece=PAD, bos_piece=BOS, eos_piece=EOS, unk_piece=UNK,
           unk_surface=UNK, normalization_rule_name="identity", required_chars=_REQUIRED_CHARACTERS,
           character_coverage=1.0,
-          max_sentencepiece_length=32,     # characters; 16, the default, splits "cardiomediastinal"
-          max_sentence_length=1 << 20,     # bytes; longer reports would be left out
+          max_sentencepiece_length=32,     # characters; the default of 16 splits "cardiomediastinal"
+          max_sentence_length=1 << 20,     # bytes; longer reports would be ignored
           minloglevel=2)
     except RuntimeError as error:
-      raise UserError(f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot be trained on these reports "
+      raise UserError(f"tokenizer.vocab_size={vocab_size}: SentencePiece can't be trained on these reports "
                       f"({str(error).strip().splitlines()[-1]}); choose another size, or tokenizer.kind=word"
                       ) from error
     return cls(model.getvalue(), cleaning)
@@ -178,7 +186,7 @@ class SentencePieceTokenizer(Tokenizer):
   def encode(self, report: str) -> list[int]:
     return self._processor.encode(" ".join(self.clean(report).split()))
 
-  def words(self) -> list[str]:
+  def get_vocabulary(self) -> list[str]:
     return [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
 
   def save(self, directory: epath.Path) -> None:
@@ -191,7 +199,11 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def build_tokenizer(config: ConfigDict, reports: Iterable[str]) -> Tokenizer:
-  """Returns a tokenizer as `config.tokenizer` and `config.data.cleaning` ask for, trained on `reports`."""
+  """Returns a tokenizer trained on `reports` with the settings `config.tokenizer` and `config.data.cleaning`.
+
+  Raises:
+    UserError: a setting is unknown or can't be used.
+  """
   kind, cleaning = config.tokenizer.kind, config.data.cleaning
   if cleaning not in text.RULES:
     raise UserError(f"data.cleaning={cleaning}: expected one of {', '.join(text.RULES)}")
@@ -201,15 +213,15 @@ def build_tokenizer(config: ConfigDict, reports: Iterable[str]) -> Tokenizer:
   if kind != "sentencepiece":
     raise UserError(f"tokenizer.kind={kind}: expected word or sentencepiece")
   if config.tokenizer.shared_special_ids:
-    raise UserError("tokenizer.shared_special_ids=True goes with tokenizer.kind=word only")
+    raise UserError("tokenizer.shared_special_ids=True needs tokenizer.kind=word")
   return SentencePieceTokenizer.train(reports, cleaning, config.tokenizer.vocab_size)
 
 
 def load_tokenizer(directory: epath.Path) -> Tokenizer:
-  """Returns the tokenizer that `save` wrote.
+  """Returns a tokenizer from the folder that `Tokenizer.save` wrote.
 
   Raises:
-    UserError: a file is missing or damaged; it is named.
+    UserError: a file is missing or damaged; the message names it.
   """
   path = epath.Path(directory) / _FILE
   try:
@@ -225,7 +237,7 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
     raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it or delete its folder "
                     "and run `mcsam prepare`") from error
   if hashlib.sha256(model).hexdigest() != description.get("model_sha256"):
-    raise UserError(f"{path} is damaged (it is not the model that {_FILE} describes): restore it or delete "
+    raise UserError(f"{path} is damaged (its SHA-256 differs from that in {_FILE}): restore it or delete "
                     "its folder and run `mcsam prepare`")
   return SentencePieceTokenizer(model, description["cleaning"])
 

@@ -1,13 +1,14 @@
-"""Image files and folders of a user's own: which of them are films, which films are one study, what each shows.
+"""Image files and folders of a user: which files are radiographs, which belong to one study, and which view each shows.
 
-No table comes with them, so all of it is told by the files. A study is
-  - the DICOM files that name the same study (StudyInstanceUID), wherever they lie;
-  - of other images, a folder that was given, or lies in one, with no more than MOST_VIEWS of them;
-  - files beside each other whose names differ in the view alone: smith_pa.png, smith_lateral.png;
-  - else each file; or what the user says (GROUPINGS).
-A view is told by the DICOM header, else by the name, else by the order: first the frontal, then the lateral.
+There is no table with this information, so it is taken from the files. A study consists of
+  - the DICOM files with the same StudyInstanceUID, wherever they are;
+  - the other images of a folder that was given, or that is inside one that was given, if there are at most MAX_VIEWS;
+  - files in one folder whose names differ only in the view: smith_pa.png, smith_lateral.png;
+  - otherwise one file. The user can also choose the grouping (GROUPINGS).
+The view of an image comes from its DICOM header, otherwise from its name, otherwise from its position: the first image
+is the frontal, the second the lateral.
 
-Of a header nothing leaves this file but the view and warnings in its own words: no name, number or date.
+Nothing from a DICOM header leaves this module except the view and warnings in fixed words: no name, number or date.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import dataclasses
 import io
 import os
 import re
+from typing import BinaryIO, cast
 import zlib
 
 from etils import epath
@@ -26,172 +28,208 @@ from input_pipeline import dicom, images
 from input_pipeline.datasets.mimic_cxr.tables import classify_view
 from mcsam_jax.errors import UnreadableFile
 
-GROUPINGS = ("auto", "all", "folder", "file")    # who is one study: as above, all files, those of a folder, each file
-MOST_VIEWS = 4                # of one study in a folder; a folder of more images is a collection
+# What makes one study: the rules above, all files together, the files of a folder, or each file.
+GROUPINGS = ("auto", "all", "folder", "file")
+MAX_VIEWS = 4                 # of one study in a folder; a folder with more images is a collection of studies
 SUFFIXES = frozenset(".png .jpg .jpeg .jp2 .tif .tiff .bmp .webp .gif .pgm .dcm .dicom".split())
-_FRONTAL, _LATERAL = {"pa", "ap", "frontal", "front"}, {"lateral", "lat", "ll", "rl"}
-# Modalities (PS3.3 C.7.3.1.1.1) that are no projection of a chest on film; CR, DX and what is unknown pass.
-_NO_FILM = {"CT": "computed tomography", "MR": "magnetic resonance", "US": "ultrasound", "PT": "positron emission",
-            "NM": "nuclear medicine", "MG": "mammography", "XA": "angiography", "IO": "a dental film",
-            "PX": "a dental panorama", "OP": "ophthalmic photography", "OPT": "ophthalmic tomography",
-            "ES": "endoscopy", "SM": "microscopy", "GM": "microscopy", "ECG": "a cardiogram", "BMD": "bone density"}
+_FRONTAL_WORDS, _LATERAL_WORDS = {"pa", "ap", "frontal", "front"}, {"lateral", "lat", "ll", "rl"}
+# Modalities (PS3.3 C.7.3.1.1.1) that can't be a chest radiograph; CR, DX and unknown values are accepted.
+_OTHER_MODALITIES = {
+    "CT": "computed tomography", "MR": "magnetic resonance", "US": "ultrasound", "PT": "positron emission",
+    "NM": "nuclear medicine", "MG": "mammography", "XA": "angiography", "IO": "an intraoral dental image",
+    "PX": "a dental panorama", "OP": "ophthalmic photography", "OPT": "ophthalmic tomography", "ES": "endoscopy",
+    "SM": "microscopy", "GM": "microscopy", "ECG": "an electrocardiogram", "BMD": "bone densitometry"}
 _CHEST = {"", "CHEST", "THORAX", "LUNG", "HEART", "RIB", "RIBS", "CHESTABDOMEN"}
-_COLOUR_RANGE, _COLOUR_SHARE = 32, 0.1       # a pixel whose channels differ so much is coloured; JPEG's noise is below
+# An image is in color if the channels of so many of its pixels differ by more than JPEG noise.
+_MIN_COLOR_RANGE, _MIN_COLOR_FRACTION = 32, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-  """A file that is to be looked at."""
+  """A file that may be a radiograph, before its pixels are read.
+
+  Attributes:
+    path: path of the file.
+    name: name of the file as the user gave it.
+    study_key: equal for the files that header or name assign to one study.
+    view: frontal, lateral or other; "" if unknown.
+    view_source: header, name or order; what determined the view.
+    is_pa: whether it is known to be a postero-anterior frontal image.
+    warnings: what a user should know about the file.
+  """
   path: epath.Path
-  name: str                   # as the user gave it
-  study: tuple[str, ...]      # the films of a study share it
-  view: str = ""              # frontal | lateral | other | "": not told
-  told_by: str = "order"      # header | name | order
-  pa: bool = False            # a frontal film known to be postero-anterior
+  name: str
+  study_key: tuple[str, ...]
+  view: str = ""
+  view_source: str = "order"
+  is_pa: bool = False
   warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
-class Found:
-  """What was found, in the order in which it was given; a folder's files by their names."""
+class FoundStudies:
+  """The studies in the given files and folders.
+
+  Attributes:
+    studies: the files of each study, in the order in which they were given; files of a folder are sorted by name.
+    unreadable: files that can't be used, each with its name as the user gave it.
+    num_skipped: number of files in folders that are not images.
+  """
   studies: list[list[ImageFile]]
-  refused: list[UnreadableFile]   # each names its file as the user did
-  skipped: int            # files in folders that are no images
+  unreadable: list[UnreadableFile]
+  num_skipped: int
 
 
 @dataclasses.dataclass
-class Study:
-  """The films of one study, read."""
-  films: list[ImageFile]           # that a model sees, the frontal first
-  jpegs: list[bytes]          # of each, as `images.load_jpeg` gives it to records
-  left_out: list[ImageFile]        # more views than a model sees
-  refused: list[UnreadableFile]   # can't be read
+class UserStudy:
+  """The images of one study.
+
+  Attributes:
+    files: those that the model sees, the frontal first.
+    jpegs: the image of each of them, as records store it (`images.load_jpeg`).
+    unused: files beyond the number of views that the model sees.
+    unreadable: files that can't be read.
+    warnings: what a user should know about the study.
+  """
+  files: list[ImageFile]
+  jpegs: list[bytes]
+  unused: list[ImageFile]
+  unreadable: list[UnreadableFile]
   warnings: list[str]
 
   @property
-  def number(self) -> int:
-    """An int32 of the images alone: what is drawn by chance for a study doesn't depend on its place among others."""
+  def record_number(self) -> int:
+    """A number for the field `record` of a batch, int32: a hash of the images.
+
+    It seeds sampling, so that the report of a study does not depend on the other studies.
+    """
     return zlib.crc32(b"".join(self.jpegs)) >> 1
 
-  def decoded(self, image_size: int) -> np.ndarray:
-    """Returns uint8 [V, S, S, 1], as `pipeline.make_batch` has it."""
+  def decode(self, image_size: int) -> np.ndarray:
+    """Returns the images as uint8 [V, S, S, 1], like `images` of a batch."""
     return np.stack([images.decode(jpeg, image_size) for jpeg in self.jpegs])
 
 
-def find(given: Sequence[str], grouping: str = "auto") -> Found:
-  """Returns the studies in files and folders; folders are searched to any depth, hidden files and links left out."""
-  found, by_study, seen = Found([], [], 0), {}, set()
-  for name in given:
+def find_studies(paths: Sequence[str], grouping: str = "auto") -> FoundStudies:
+  """Returns the studies in files and folders. Folders are searched recursively, without hidden files and links.
+
+  Args:
+    grouping: one of GROUPINGS.
+  """
+  found, by_study, seen = FoundStudies([], [], 0), {}, set()
+  for name in paths:
     path = epath.Path(name).expanduser()
+    is_folder = path.is_dir()
     try:
-      listed = list(_below(path, str(name))) if path.is_dir() else [(path, str(name))]
+      listed = list(_list_files(path, str(name))) if is_folder else [(path, str(name))]
     except OSError as error:
-      found.refused.append(UnreadableFile(_printable(error.filename or name), error.strerror or str(error)))
+      found.unreadable.append(UnreadableFile(_make_printable(error.filename or name), error.strerror or str(error)))
       continue
-    num_images, films, told, again = {}, [], len(found.refused), False
-    for file, shown in listed:
-      if str(file) in seen:
-        again = True
-        continue
-      seen.add(str(file))
-      shown = _printable(shown)
+    new = [(file, shown_name) for file, shown_name in listed if str(file) not in seen]
+    seen.update(str(file) for file, _ in new)
+    image_files, num_unreadable = [], len(found.unreadable)
+    for file, shown_name in new:
+      shown_name = _make_printable(shown_name)
       try:
-        with file.open("rb") as opened:
-          is_dicom = dicom.is_dicom(opened.read(132))
-          if path is not file and (file.suffix.lower() not in SUFFIXES and not is_dicom or file.name == "DICOMDIR"):
-            found.skipped += 1
-            continue
-          opened.seek(0)
-          films.append(_film(file, shown, dicom.read_header(opened) if is_dicom else None))
-      except dicom.Refused as error:
-        found.refused.append(UnreadableFile(shown, str(error)))
-        continue
+        image_file = _inspect_file(file, shown_name, in_folder=is_folder)
+      except dicom.DicomError as error:
+        found.unreadable.append(UnreadableFile(shown_name, str(error)))
       except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        found.refused.append(UnreadableFile(shown, "no such file or folder" if missing else error.strerror or str(error)))
-        continue
-      folder = str(file.parent)
-      num_images[folder] = num_images.get(folder, 0) + (films[-1].study[0] != "dicom")
-    if len(given) > 1 and path.is_dir() and not (films or again or len(found.refused) > told):
-      found.refused.append(UnreadableFile(_printable(name), "no image in this folder"))
-    for film in films:
-      whole_folder = path.is_dir() and num_images[str(film.path.parent)] <= MOST_VIEWS
-      by_study.setdefault(_study(film, grouping, whole_folder), []).append(film)
+        reason = "no such file or folder" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        found.unreadable.append(UnreadableFile(shown_name, reason))
+      else:
+        if image_file is None:
+          found.num_skipped += 1
+        else:
+          image_files.append(image_file)
+    nothing_found = not image_files and len(new) == len(listed) and len(found.unreadable) == num_unreadable
+    if len(paths) > 1 and is_folder and nothing_found:
+      found.unreadable.append(UnreadableFile(_make_printable(name), "no image in this folder"))
+    num_images = {}           # of each folder, those whose header does not name a study
+    for image_file in image_files:
+      folder = str(image_file.path.parent)
+      num_images[folder] = num_images.get(folder, 0) + (image_file.study_key[0] != "dicom")
+    for image_file in image_files:
+      folder_is_study = is_folder and num_images[str(image_file.path.parent)] <= MAX_VIEWS
+      by_study.setdefault(_choose_study(image_file, grouping, folder_is_study), []).append(image_file)
   found.studies = list(by_study.values())
   return found
 
 
-def in_order(films: Sequence[ImageFile], alone: str = "frontal") -> list[ImageFile]:
-  """Returns the films of a study as records have their views: best frontal, best lateral, then all others.
+def order_views(files: Sequence[ImageFile], single_view: str = "frontal") -> list[ImageFile]:
+  """Returns the files of a study in the order of records: the best frontal, the best lateral, then all others.
 
-  A PA film is better than an AP one. A view that nobody tells is the frontal, then the lateral, where there is none
-  yet, then `other`.
+  PA is better than AP. Unknown views become the frontal, then the lateral, if the study has none yet, then `other`.
 
   Args:
-    alone: what a single film of unknown view is.
+    single_view: view of a single image of unknown view.
   """
-  if len(films) == 1:
-    free = [alone]
+  if len(files) == 1:
+    missing_views = [single_view]
   else:
-    free = [view for view in ("frontal", "lateral") if all(film.view != view for film in films)]
-  told = []
-  for film in films:
-    told.append(film if film.view else dataclasses.replace(film, view=free.pop(0) if free else "other"))
-  ranked = sorted(told, key=lambda film: (film.view == "frontal" and not film.pa, film.told_by == "order"))
-  first = [next((film for film in ranked if film.view == view), None) for view in ("frontal", "lateral")]
-  first = [film for film in first if film is not None]
-  kinds = ("frontal", "lateral", "other")
-  return first + sorted((film for film in ranked if film not in first), key=lambda film: kinds.index(film.view))
+    missing_views = [view for view in ("frontal", "lateral") if all(file.view != view for file in files)]
+  with_views = []
+  for file in files:
+    if not file.view:
+      file = dataclasses.replace(file, view=missing_views.pop(0) if missing_views else "other")
+    with_views.append(file)
+  ranked = sorted(with_views, key=lambda file: (file.view == "frontal" and not file.is_pa, file.view_source == "order"))
+  best = [next((file for file in ranked if file.view == view), None) for view in ("frontal", "lateral")]
+  best = [file for file in best if file is not None]
+  order = ("frontal", "lateral", "other")
+  return best + sorted((file for file in ranked if file not in best), key=lambda file: order.index(file.view))
 
 
-def read_study(films: Sequence[ImageFile], data: ConfigDict, alone: str = "frontal") -> Study:
-  """Returns a study with as many of its films as `data.num_views`, as records of the config `data` have them.
+def read_study(files: Sequence[ImageFile], data: ConfigDict, single_view: str = "frontal") -> UserStudy:
+  """Reads up to `data.num_views` images of a study, converted like the images of records.
 
-  A film that can't be read is refused, and the next one takes its place.
+  An image that can't be read is noted and replaced by the next one.
 
   Args:
-    alone: see `in_order`.
+    data: `config.data`.
+    single_view: see `order_views`.
   """
-  study = Study([], [], [], [], [])
-  for film in in_order(films, alone):
-    if len(study.films) == data.num_views:
-      study.left_out.append(film)
+  study = UserStudy([], [], [], [], [])
+  for file in order_views(files, single_view):
+    if len(study.files) == data.num_views:
+      study.unused.append(file)
       continue
     try:
-      jpeg, coloured = read_jpeg(film, data.short_side, data.dicom_rendering)
+      jpeg, in_color = read_jpeg(file, data.short_side, data.dicom_rendering)
     except UnreadableFile as error:
-      study.refused.append(error)
+      study.unreadable.append(error)
       continue
-    study.films.append(film)
+    study.files.append(file)
     study.jpegs.append(jpeg)
-    study.warnings += [f"{film.name}: {warning}" for warning in film.warnings]
-    if coloured:
-      study.warnings.append(f"{film.name} is in colour, a radiograph is gray")
-  if study.refused:
-    study.warnings.append(f"written without {', '.join(error.path for error in study.refused)}, which can't be read")
-  if study.left_out:
-    study.warnings.append(f"the model sees {data.num_views} view(s) of a study: "
-                          f"{', '.join(film.name for film in study.left_out)} left out")
+    study.warnings += [f"{file.name}: {warning}" for warning in file.warnings]
+    if in_color:
+      study.warnings.append(f"{file.name} is in color, but radiographs are grayscale")
+  if study.unreadable:
+    study.warnings.append(f"the report does not consider {', '.join(error.path for error in study.unreadable)}, which "
+                          "can't be read")
+  if study.unused:
+    study.warnings.append(f"the model sees {data.num_views} view(s) per study: "
+                          f"{', '.join(file.name for file in study.unused)} left out")
   return study
 
 
-def read_jpeg(film: ImageFile, short_side: int, dicom_rendering: str) -> tuple[bytes, bool]:
-  """Returns a film as `images.load_jpeg` gives it to records, and whether the file is in colour.
+def read_jpeg(file: ImageFile, short_side: int, dicom_rendering: str) -> tuple[bytes, bool]:
+  """Returns an image as records store it (`images.load_jpeg`), and whether the file is in color.
 
   Raises:
-    Unreadable: it is no (whole) image of one page; the error names the file as the user did.
+    UnreadableFile: it is not a complete image of one page; the error has the name that the user gave.
   """
   try:
-    jpeg = images.load_jpeg(film.path, short_side, dicom_rendering)
-    return jpeg, is_coloured(film.path.read_bytes())
+    jpeg = images.load_jpeg(file.path, short_side, dicom_rendering)
+    return jpeg, is_color(file.path.read_bytes())
   except UnreadableFile as error:
-    raise UnreadableFile(film.name, error.reason) from error
+    raise UnreadableFile(file.name, error.reason) from error
   except OSError as error:
-    raise UnreadableFile(film.name, error.strerror or str(error)) from error
+    raise UnreadableFile(file.name, error.strerror or str(error)) from error
 
 
-def is_coloured(data: bytes) -> bool:
-  """Tells whether a file that Pillow can read shows more than shades of gray; a DICOM file isn't asked."""
+def is_color(data: bytes) -> bool:
+  """Returns whether an image file contains more than shades of gray; False for DICOM files, which are not checked."""
   if dicom.is_dicom(data):
     return False
   with PIL.Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
@@ -199,11 +237,11 @@ def is_coloured(data: bytes) -> bool:
       return False
     image.draft("RGB", (128, 128))
     channels = np.asarray(image.convert("RGB").resize((64, 64), PIL.Image.Resampling.BOX), int)
-  return bool((np.ptp(channels, axis=-1) > _COLOUR_RANGE).mean() > _COLOUR_SHARE)
+  return bool((np.ptp(channels, axis=-1) > _MIN_COLOR_RANGE).mean() > _MIN_COLOR_FRACTION)
 
 
-def _below(folder: epath.Path, name: str) -> Iterator[tuple[epath.Path, str]]:
-  """Yields the files below a folder, those of a folder before those of its subfolders, each with the name to show."""
+def _list_files(folder: epath.Path, name: str) -> Iterator[tuple[epath.Path, str]]:
+  """Yields the files below a folder with the names to show, those of a folder before those of its subfolders."""
   entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
   entries.sort(key=lambda entry: entry.name)
   folders = [entry for entry in entries if entry.is_dir()]
@@ -211,57 +249,75 @@ def _below(folder: epath.Path, name: str) -> Iterator[tuple[epath.Path, str]]:
     if entry not in folders:
       yield entry, os.path.join(name, entry.name)
   for entry in folders:
-    if not os.path.islink(os.fspath(entry)):                 # it may lead back here
-      yield from _below(entry, os.path.join(name, entry.name))
+    if not os.path.islink(os.fspath(entry)):                 # a link may lead back to a parent folder
+      yield from _list_files(entry, os.path.join(name, entry.name))
 
 
-def _film(path: epath.Path, name: str, header: dicom.Header | None) -> ImageFile:
-  """Returns a film with what its header, or its name, tells.
+def _inspect_file(path: epath.Path, name: str, in_folder: bool) -> ImageFile | None:
+  """Returns what header and name say about a file; None if it was found in a folder and is not an image.
 
   Raises:
-    dicom.Refused: the header says that it is something else.
+    DicomError: the header shows that it is not a chest radiograph.
+    OSError: the file can't be read.
   """
-  if header is None:
-    view, stem = _view_in_name(path.name)
-    return ImageFile(path, name, ("file", str(path.parent), stem), view, "name" if view else "order",
-                "pa" in _words(path.name))
-  if header.modality in _NO_FILM:
-    raise dicom.Refused(f"the header says {_NO_FILM[header.modality]} ({header.modality}), expected a chest radiograph "
-                        "(CR, DX)")
-  warnings = [] if re.sub(r"[^A-Z]", "", header.body_part.upper()) in _CHEST else [
-      "its header says that it shows another part of the body"]
+  with path.open("rb") as file:
+    is_dicom = dicom.is_dicom(file.read(132))
+    if in_folder and (path.suffix.lower() not in SUFFIXES and not is_dicom or path.name == "DICOMDIR"):
+      return None
+    if not is_dicom:
+      view, stem = _split_view_from_name(path.name)
+      return ImageFile(path, name, ("file", str(path.parent), stem), view, "name" if view else "order",
+                       "pa" in _split_words(path.name))
+    file.seek(0)
+    return _inspect_header(path, name, dicom.read_header(cast(BinaryIO, file)))
+
+
+def _inspect_header(path: epath.Path, name: str, header: dicom.DicomHeader) -> ImageFile:
+  """Returns what the header of a DICOM file says about it; raises DicomError for other modalities."""
+  if header.modality in _OTHER_MODALITIES:
+    raise dicom.DicomError(f"the header says {_OTHER_MODALITIES[header.modality]} ({header.modality}), expected a "
+                           "chest radiograph (CR, DX)")
+  shows_chest = re.sub(r"[^A-Z]", "", header.body_part.upper()) in _CHEST
+  warnings = () if shows_chest else ("its header says that it shows another part of the body",)
   view, source_view = classify_view(header.view_position, header.view_meaning)
-  told_by = "header"
-  if not source_view:                                        # an `other` that nobody says
-    view, _ = _view_in_name(path.name)
-    told_by = "name" if view else "order"
-  study = ("dicom", header.study) if header.study else ("file", str(path.parent), _view_in_name(path.name)[1])
-  return ImageFile(path, name, study, view, told_by, source_view.lower().startswith(("pa", "postero")), tuple(warnings))
+  view_source = "header"
+  if not source_view:                                        # the header has no view, and `other` is a default
+    view, _ = _split_view_from_name(path.name)
+    view_source = "name" if view else "order"
+  if header.study:
+    study_key = ("dicom", header.study)
+  else:
+    study_key = ("file", str(path.parent), _split_view_from_name(path.name)[1])
+  is_pa = source_view.lower().startswith(("pa", "postero"))
+  return ImageFile(path, name, study_key, view, view_source, is_pa, warnings)
 
 
-def _view_in_name(name: str) -> tuple[str, str]:
-  """Returns the view that a file name tells, "" if none, and the name without the word and the suffix."""
-  words = _words(name)
-  told = {"frontal" for word in words if word in _FRONTAL} | {"lateral" for word in words if word in _LATERAL}
-  if len(told) != 1:
+def _split_view_from_name(name: str) -> tuple[str, str]:
+  """Returns the view in a file name, "" if it has none, and the rest of the name without suffix."""
+  words = _split_words(name)
+  views = {"frontal" for word in words if word in _FRONTAL_WORDS} | {
+      "lateral" for word in words if word in _LATERAL_WORDS}
+  if len(views) != 1:
     return "", name
-  return told.pop(), " ".join(word for word in words if word not in _FRONTAL | _LATERAL)
+  return views.pop(), " ".join(word for word in words if word not in _FRONTAL_WORDS | _LATERAL_WORDS)
 
 
-def _printable(name: str) -> str:
-  """Returns a file name that can be shown in a terminal and in JSON, whatever bytes it is made of."""
-  return "".join(letter if letter.isprintable() else "?" for letter in str(name))
-
-
-def _words(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
+  """Returns the words and numbers of a file name, lower-case and without suffix."""
   return re.findall(r"[a-z]+|[0-9]+", name.rpartition(".")[0].lower() or name.lower())
 
 
-def _study(film: ImageFile, grouping: str, whole_folder: bool) -> tuple[str, ...]:
+def _make_printable(name: str) -> str:
+  """Returns a file name that terminals and JSON can show, whatever bytes it consists of."""
+  return "".join(letter if letter.isprintable() else "?" for letter in str(name))
+
+
+def _choose_study(file: ImageFile, grouping: str, folder_is_study: bool) -> tuple[str, ...]:
+  """Returns a key that the files of one study share under a grouping."""
   if grouping == "all":
     return ()
   if grouping == "file":
-    return (str(film.path),)
-  if grouping == "folder" or (film.study[0] != "dicom" and whole_folder):
-    return ("folder", str(film.path.parent))
-  return film.study
+    return (str(file.path),)
+  if grouping == "folder" or (file.study_key[0] != "dicom" and folder_is_study):
+    return ("folder", str(file.path.parent))
+  return file.study_key

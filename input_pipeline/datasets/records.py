@@ -7,6 +7,7 @@ strings, so that readers need no special case.
 import abc
 from collections.abc import Iterator, Mapping
 import dataclasses
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
@@ -87,7 +88,7 @@ class Record(Mapping):
   def __init__(self, serialized: bytes):
     self._fields = tf_example_pb2.Example.FromString(serialized).features.feature
 
-  def __getitem__(self, field: str):
+  def __getitem__(self, field: str) -> Any:
     if field == "labels":
       return {finding: LABEL_VALUES[self._fields[key].int64_list.value[0]] for finding, key in _LABEL_KEYS}
     if field == "views":

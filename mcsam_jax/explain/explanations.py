@@ -117,7 +117,7 @@ def describe_slots(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer
   weights = jax.jit(functools.partial(_vocabulary_weights, member.model, config), out_shardings=replicated(mesh))
   table = np.array(weights(member.variables))                                                  # [vocabulary, S]
   table[[tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id]] = 0
-  words = [word.strip("▁") for word in tokenizer.words()]
+  words = [word.strip("▁") for word in tokenizer.get_vocabulary()]
   table[[index for index, word in enumerate(words) if not any(map(str.isalnum, word))]] = 0
   most = np.argsort(-table, axis=0, kind="stable")[:NUM_WORDS].T                               # [S, 6]
   slots = []
@@ -144,7 +144,7 @@ def in_numbers(why: Why, slots: Sequence[Slot], train_ids: Sequence[str]) -> dic
 
 def _by_words(tokenizer: Tokenizer, ids: np.ndarray, log_probs: np.ndarray, maps: np.ndarray) -> Why:
   """Returns log_probs [T] and maps [T, V, P] of a report's tokens by its words: of several pieces sum, and mean."""
-  pieces, groups = tokenizer.words(), []
+  pieces, groups = tokenizer.get_vocabulary(), []
   for place, token in enumerate(map(int, ids)):
     if token == tokenizer.eos_id and not (place == 0 and token == tokenizer.bos_id):
       break

@@ -6,14 +6,14 @@ import contextlib
 import jax
 
 from input_pipeline.splits import Split
-from input_pipeline.user_images import Study
+from input_pipeline.user_images import UserStudy
 from mcsam_jax.errors import UserError
 from mcsam_jax.explain.explanations import describe_slots, explain_reports
 from mcsam_jax.inference.generate import GeneratedReport
 from mcsam_jax.inference.predictor import groups, Predictor
 
 
-def reasons_of(model: Predictor, studies: Sequence[Study],
+def reasons_of(model: Predictor, studies: Sequence[UserStudy],
                written: Sequence[GeneratedReport]) -> tuple[Sequence, Sequence, Split | None]:
   """Returns why each report was written, what the slots stand for, and the training records that `why` means.
 

@@ -79,7 +79,7 @@ def check_compatible(works: Sequence[Workdir]) -> None:
     problems = [line for line in configs.diff_configs(first.config, other.config)
                 if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
                 and line.partition(":")[0] not in RUNTIME_FIELDS]
-    if not problems and first.tokenizer.words() != other.tokenizer.words():
+    if not problems and first.tokenizer.get_vocabulary() != other.tokenizer.get_vocabulary():
       problems = ["their vocabularies differ"]
     if not problems and first.config.encoder.frozen and (
         weights_digest(first.encoder_variables) != weights_digest(other.encoder_variables)):

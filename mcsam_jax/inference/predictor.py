@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from input_pipeline.batch import make_batch
-from input_pipeline.user_images import Study
+from input_pipeline.user_images import UserStudy
 from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.errors import UserError
@@ -29,7 +29,7 @@ from mcsam_jax.inference.ood import initial_encoder, OODDetector
 @dataclasses.dataclass
 class Result:
   """What a model says of a study."""
-  study: Study
+  study: UserStudy
   written: GeneratedReport
   similarity: list[float]             # of each film to the training images; [] where that isn't known
 
@@ -63,9 +63,9 @@ class Predictor:
           lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
     with jax.set_mesh(self.mesh):
       self.member = restore_member(work, self.mesh, self.inputs([])[0], step, log)
-    self._write = ReportGenerator([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
+    self._generate = ReportGenerator([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
 
-  def reports(self, studies: Iterable[Study]) -> Iterator[Result]:
+  def reports(self, studies: Iterable[UserStudy]) -> Iterator[Result]:
     """Yields the report of each study, in order, as soon as its batch is written."""
     waiting = []
 
@@ -76,22 +76,22 @@ class Predictor:
         yield batch
 
     with jax.set_mesh(self.mesh):
-      for written in self._write.stream([self.member.variables], batches()):
+      for written in self._generate.stream([self.member.variables], batches()):
         yield Result(waiting[0][0], written, waiting.pop(0)[1])
 
-  def inputs(self, group: Sequence[Study]) -> tuple[dict, list[list[float]]]:
+  def inputs(self, group: Sequence[UserStudy]) -> tuple[dict, list[list[float]]]:
     """Returns a batch of up to B studies, filled up with studies that don't count, and each film's likeness."""
     config = self.work.config
     size, num_views, side = config.decode.batch_size, config.data.num_views, config.data.image_size
     pixels = np.zeros((size, num_views, side, side, 1), np.uint8)
     views = np.full((size, num_views), -1)
-    record, valid = np.full(size, group[0].number if group else 0, np.int32), np.arange(size) < len(group)
+    record, valid = np.full(size, group[0].record_number if group else 0, np.int32), np.arange(size) < len(group)
     views[len(group):, 0] = VIEWS.index("frontal")           # padding: studies of one black frontal view
     for row, study in enumerate(group):
-      count = len(study.films)
-      pixels[row, :count] = study.decoded(side)
-      views[row, :count] = [VIEWS.index(film.view) for film in study.films]
-      record[row] = study.number
+      count = len(study.files)
+      pixels[row, :count] = study.decode(side)
+      views[row, :count] = [VIEWS.index(film.view) for film in study.files]
+      record[row] = study.record_number
     seen, similarity = {"images": pixels}, [[] for _ in group]
     if config.encoder.frozen or self.ood_detector:
       encoded = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, side, side, 1)))     # [B * V, P, C]
@@ -100,13 +100,13 @@ class Predictor:
         seen = {"features": np.where((views >= 0)[..., None, None] & valid[:, None, None, None], encoded, 0)}
       if self.ood_detector:
         pooled = encoded.astype(np.float32).mean(2)                                                    # [B, V, C]
-        similarity = [self.ood_detector.similarity(pooled[row, :len(study.films)]).tolist() for row, study in enumerate(group)]
+        similarity = [self.ood_detector.similarity(pooled[row, :len(study.files)]).tolist() for row, study in enumerate(group)]
     tokens = np.full((size, config.tokenizer.max_length + 1), self.work.tokenizer.pad_id, np.int32)
     tokens[:, 0] = self.work.tokenizer.bos_id                # no reference
     return make_batch(seen, views, tokens, record=record, valid=valid), similarity
 
 
-def groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
+def groups(studies: Iterable[UserStudy], size: int) -> Iterator[list[UserStudy]]:
   studies = iter(studies)
   while group := list(itertools.islice(studies, size)):
     yield group

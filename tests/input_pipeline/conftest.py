@@ -1,4 +1,4 @@
-"""A source in R2Gen's schema with made-up images and reports, and a config that reads it."""
+"""A data set in the JSON format of R2Gen with random images and reports, and a config that reads it."""
 
 import json
 
@@ -13,7 +13,7 @@ COUNTS = {"train": 11, "val": 3, "test": 5}
 
 
 def write_source(directory, counts=COUNTS):
-  """Writes annotation.json and images; record 0 of a split has one view, the others two."""
+  """Writes annotation.json and images; record 0 of each split has one view, the others two."""
   (directory / "images").mkdir(parents=True)
   rng = np.random.default_rng(0)
   annotation = {}
@@ -31,7 +31,8 @@ def write_source(directory, counts=COUNTS):
   return annotation
 
 
-def source_config(source_dir, data_dir) -> ConfigDict:
+def make_config(source_dir, data_dir) -> ConfigDict:
+  """Returns a config that reads the source in `source_dir` and keeps its records in `data_dir`."""
   config = default.get_config()
   config.data.update({"name": "r2gen_json", "source_dir": str(source_dir), "data_dir": str(data_dir),
                       "image_size": 16})
@@ -42,17 +43,17 @@ def source_config(source_dir, data_dir) -> ConfigDict:
 
 @pytest.fixture
 def source(tmp_path):
-  """The folder of an unprepared source and its config."""
+  """Returns the folder of a source that is not prepared, and its config."""
   write_source(tmp_path / "chest x-rays")
-  return tmp_path / "chest x-rays", source_config(tmp_path / "chest x-rays", tmp_path / "data")
+  return tmp_path / "chest x-rays", make_config(tmp_path / "chest x-rays", tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> ConfigDict:
-  """The config of a prepared source that no test may change."""
+  """Returns the config of a prepared source, which tests must not modify."""
   from input_pipeline.builder.prepare import prepare
   folder = tmp_path_factory.mktemp("prepared")
   write_source(folder / "source")
-  config = source_config(folder / "source", folder / "data")
+  config = make_config(folder / "source", folder / "data")
   prepare(config, log=lambda line: None)
   return config

@@ -1,4 +1,4 @@
-"""Stored images keep their bytes where they can, their shape always, and faults name record and file."""
+"""Stored images: which keep their bytes, how others are converted, and errors that name the file."""
 
 import hashlib
 import io
@@ -12,13 +12,15 @@ from input_pipeline import images
 from mcsam_jax.errors import UnreadableFile
 
 
-def encoded(pixels, kind, **options):
+def encode(pixels, kind, **options):
+  """Returns an image as a file in a format of Pillow."""
   data = io.BytesIO()
   PIL.Image.fromarray(pixels).save(data, kind, **options)
   return data.getvalue()
 
 
-def size_of(jpeg):
+def read_size(jpeg):
+  """Returns (width, height) of a grayscale JPEG."""
   image = PIL.Image.open(io.BytesIO(jpeg))
   assert image.format == "JPEG" and image.mode == "L"
   return image.size
@@ -29,45 +31,50 @@ NOISE = np.random.default_rng(0).integers(0, 256, (80, 120), np.uint8)
 
 
 def test_small_gray_jpeg_is_kept_byte_for_byte():
-  data = encoded(GRADIENT, "JPEG", quality=80)
+  data = encode(GRADIENT, "JPEG", quality=80)
   for short_side in (0, 80, 256):
     assert images.to_jpeg(data, short_side) == data
   assert images.to_jpeg(data, 79) != data
 
 
-def test_shorter_side_and_grayscale():
+def test_shorter_side_is_scaled_and_color_becomes_grayscale():
   for pixels in (GRADIENT, np.stack([GRADIENT] * 3, -1)):
-    data = encoded(pixels, "PNG")
-    assert size_of(images.to_jpeg(data, 40)) == (60, 40)
-    assert size_of(images.to_jpeg(data, 256)) == size_of(images.to_jpeg(data, 0)) == (120, 80)
+    data = encode(pixels, "PNG")
+    assert read_size(images.to_jpeg(data, 40)) == (60, 40)
+    assert read_size(images.to_jpeg(data, 256)) == read_size(images.to_jpeg(data, 0)) == (120, 80)
     assert np.abs(images.decode(images.to_jpeg(data, 0), 80)[40, :, 0] - np.linspace(0, 238, 80)).max() < 4
 
 
-def test_sixteen_bits_are_stretched():
-  deep = encoded(GRADIENT.astype(np.uint16) * 10 + 500, "PNG")
+def test_sixteen_bit_images_are_stretched_to_eight():
+  deep = encode(GRADIENT.astype(np.uint16) * 10 + 500, "PNG")
   image = images.decode(images.to_jpeg(deep, 0), 80)
   assert image.min() < 5 and image.max() > 250 and np.all(np.diff(image[40, :, 0].astype(int)) >= -2)
 
 
-def test_turned_photographs_are_put_upright():
+def test_exif_orientation_is_applied():
   exif = PIL.Image.Exif()
-  exif[0x0112] = 6                                  # turned by 90 degrees
-  assert size_of(images.to_jpeg(encoded(GRADIENT, "JPEG", exif=exif), 0)) == (80, 120)
+  exif[0x0112] = 6                                  # rotated by 90 degrees
+  assert read_size(images.to_jpeg(encode(GRADIENT, "JPEG", exif=exif), 0)) == (80, 120)
 
 
-def test_decode_squeezes_the_whole_image():
-  image = images.decode(encoded(GRADIENT, "JPEG", quality=95), 40)
+def test_decode_resizes_the_whole_image_to_a_square():
+  image = images.decode(encode(GRADIENT, "JPEG", quality=95), 40)
   assert image.shape == (40, 40, 1) and image.dtype == np.uint8
-  assert image[20, 0, 0] < 10 and image[20, -1, 0] > 228          # both ends are still there
+  assert image[20, 0, 0] < 10 and image[20, -1, 0] > 228          # both edges are still there
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no image", encoded(NOISE, "JPEG")[:3000],
-                                     encoded(NOISE, "PNG")[:3000]],
+@pytest.mark.parametrize("content", [None, b"", b"no image", encode(NOISE, "JPEG")[:3000],
+                                     encode(NOISE, "PNG")[:3000]],
                          ids=["missing", "empty", "text", "jpeg", "png"])
-def test_faults_name_the_file(content, tmp_path):
+def test_unreadable_files_are_named(content, tmp_path):
   if content is not None:
     (tmp_path / "x.jpg").write_bytes(content)
   with pytest.raises(UnreadableFile) as error:
     images.load_jpeg(epath.Path(tmp_path / "x.jpg"), 256)
   assert error.value.path.endswith("x.jpg") and error.value.reason and "\n" not in str(error.value)
   assert error.value.sha256 == ("" if content is None else hashlib.sha256(content).hexdigest())
+
+
+def test_decoding_a_stored_image_that_is_no_jpeg_is_an_error():
+  with pytest.raises(ValueError):
+    images.decode(b"not a JPEG", 16)

@@ -118,7 +118,8 @@ def hash_study_ids(split, batches):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("restart", [0, 73])
-def test_hosts_threads_and_restarts_do_not_change_the_studies_of_two_hundred_steps(prepared, train, tokenizer, hosts, threads, restart):
+def test_studies_of_200_steps_do_not_depend_on_hosts_threads_and_restarts(prepared, train, tokenizer, hosts, threads,
+                                                                          restart):
   config = prepared.copy_and_resolve_references()
   config.train.host_threads = threads
   parts = []

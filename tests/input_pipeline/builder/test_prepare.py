@@ -189,14 +189,19 @@ def test_unavailable_disk_is_retried_and_its_records_are_not_corrupt(source, mon
   split, delays = open_split(config, "train"), []
   monkeypatch.setattr(splits.time, "sleep", delays.append)
   readers = list(split._readers)
-  split._readers = [FlakyReader(reader, 4) for reader in readers]            # one read of all records, three of one
+
+  def fail_reads(num_failures, *message):
+    flaky_readers = [FlakyReader(reader, num_failures, *message) for reader in readers]
+    monkeypatch.setattr(split, "_readers", flaky_readers)
+
+  fail_reads(4)                                                         # one read of all records, three of one
   assert [record["id"] for record in split.read([1, 2, 10])] == ["train1", "train2", "train10"]
   assert delays == [1, 5, 20]
-  split._readers = [FlakyReader(reader, 100) for reader in readers]
+  fail_reads(100)
   with pytest.raises(TimeoutError, match="record 1 of split train in .*Stale file handle"):
     split.read([1, 2, 10])                                              # the CLI reports it as retryable
   assert not (dataset_dir(config) / "corrupt_records-train.jsonl").exists()
-  split._readers = [FlakyReader(reader, 5, "pread() failed: Input/output error; reading a") for reader in readers]
+  fail_reads(5, "pread() failed: Input/output error; reading a")
   assert [record["id"] for record in split.read([1])] == ["train2"]     # a bad sector is permanent
   assert (dataset_dir(config) / "corrupt_records-train.jsonl").exists()
 

@@ -158,7 +158,7 @@ def test_a_photograph_gets_a_report_with_a_warning(told):
   study, = told.said["studies"][11:]
   assert study["images"][0]["file"] == f"{told.own}/photo.png" and study["report"]
   colour, unfamiliar = study["warnings"]
-  assert "photo.png is in colour" in colour and "photo.png doesn't look like a chest X-ray" in unfamiliar
+  assert "photo.png is in color" in colour and "photo.png doesn't look like a chest X-ray" in unfamiliar
   assert study["images"][0]["likeness"] < told.said["usual_likeness"]
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_refused_and_the_rest_gets_its_report(told):
 
 
 def test_one_program_for_any_number_of_studies(told):
-  assert told.model._write._write._cache_size() == told.model._encode._cache_size() == 1
+  assert told.model._generate._search_fn._cache_size() == told.model._encode._cache_size() == 1
 
 
 def test_nothing_to_write_about(workdir, told, folders, tmp_path, capsys):

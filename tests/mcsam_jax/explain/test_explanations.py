@@ -69,7 +69,7 @@ def test_words_maps_and_slots_are_those_of_the_explanation(asked):
 def test_the_report_with_the_same_profile_is_the_nearest(asked, query):
   asked = asked if query == "word" else Asked(1, memory__query=query)
   rng = np.random.default_rng(0)
-  words = asked.tokenizer.words()[4:]
+  words = asked.tokenizer.get_vocabulary()[4:]
   train = [" ".join(rng.choice(words, 8)) for _ in range(20)]
   train[7] = train[3]                                        # the same text: counts once, by its first record
   rare = explanations.rarity(asked.tokenizer, train[:7] + train[8:])
@@ -86,7 +86,7 @@ def test_the_report_with_the_same_profile_is_the_nearest(asked, query):
 def test_slots_are_described_by_the_words_that_they_answer(asked):
   slots = explanations.describe_slots(asked.member, asked.config, asked.tokenizer, None, asked.mesh)
   table = np.asarray(explanations._vocabulary_weights(asked.model, asked.config, asked.variables))
-  words = asked.tokenizer.words()
+  words = asked.tokenizer.get_vocabulary()
   for slot, meaning in enumerate(slots):
     assert meaning.topic is None and not meaning.began and "." not in meaning.answers
     weights = [table[words.index(word), slot] for word in meaning.answers]
@@ -116,5 +116,5 @@ def test_pieces_of_a_word_are_put_together():
 
 def test_rare_words_count_more(asked):
   rare = explanations.rarity(asked.tokenizer, REPORTS)
-  of = lambda word: rare[asked.tokenizer.words().index(word)]
+  of = lambda word: rare[asked.tokenizer.get_vocabulary().index(word)]
   assert [of(word) for word in ("small", "normal", ".")] == pytest.approx([np.log(4), np.log(2), 0.01])
