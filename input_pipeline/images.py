@@ -22,7 +22,7 @@ from input_pipeline import dicom
 from mcsam_jax.errors import UnreadableFile
 
 JPEG_QUALITY = 95
-cv2.setNumThreads(1)         # the pipeline has threads of its own
+cv2.setNumThreads(1)         # images are decoded by the threads of the pipeline
 _ORIENTATION = 0x0112        # EXIF tag; 1 is upright
 _PHOTOMETRIC = 262           # TIFF tag; 0: white is zero
 # Formats that Pillow decodes itself. Others are excluded: some start external programs (EPS), and none of them is used

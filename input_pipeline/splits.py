@@ -70,7 +70,7 @@ class Split:
     self._readers = [_open_reader(path, expected, builder.data_dir)
                      for path, expected in zip(info.filepaths, info.shard_lengths, strict=True)]
     self._shard_ends = np.cumsum(info.shard_lengths)
-    self._stored_index = np.arange(self._shard_ends[-1])        # of each record, among all stored records
+    self._stored_index = np.arange(self._shard_ends[-1])        # record of the split -> stored record
     if min_words or (builder.data_path / "words.npz").exists():
       self._stored_index = self._stored_index[load_target_words(builder, name, target) >= max(min_words, 1)]
     if not self._stored_index.size:

@@ -28,9 +28,9 @@ from input_pipeline import dicom, images
 from input_pipeline.datasets.mimic_cxr.tables import classify_view
 from mcsam_jax.errors import UnreadableFile
 
-# What makes one study: the rules above, all files together, the files of a folder, or each file.
+# How files are grouped into studies: by the rules above, all into one, one study per folder, or one per file.
 GROUPINGS = ("auto", "all", "folder", "file")
-MAX_VIEWS = 4                 # of one study in a folder; a folder with more images is a collection of studies
+MAX_VIEWS = 4                 # per study in a folder; a folder with more images is a collection of studies
 SUFFIXES = frozenset(".png .jpg .jpeg .jp2 .tif .tiff .bmp .webp .gif .pgm .dcm .dicom".split())
 _FRONTAL_WORDS, _LATERAL_WORDS = {"pa", "ap", "frontal", "front"}, {"lateral", "lat", "ll", "rl"}
 # Modalities (PS3.3 C.7.3.1.1.1) that can't be a chest radiograph; CR, DX and unknown values are accepted.
@@ -145,7 +145,7 @@ def find_studies(paths: Sequence[str], grouping: str = "auto") -> FoundStudies:
     nothing_found = not image_files and len(new) == len(listed) and len(found.unreadable) == num_unreadable
     if len(paths) > 1 and is_folder and nothing_found:
       found.unreadable.append(UnreadableFile(_make_printable(name), "no image in this folder"))
-    num_images = {}           # of each folder, those whose header does not name a study
+    num_images = {}           # folder -> number of images whose header does not name a study
     for image_file in image_files:
       folder = str(image_file.path.parent)
       num_images[folder] = num_images.get(folder, 0) + (image_file.study_key[0] != "dicom")

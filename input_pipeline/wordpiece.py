@@ -1,9 +1,9 @@
 """The tokenizer of bert-base-uncased: text -> words and punctuation marks -> pieces of a vocabulary -> ids.
 
 First the text is split into words: control characters are deleted, whitespace separates words, every CJK character and
-every punctuation mark is a word of its own, letters are lower-cased and lose their accents. Then each word is split
-from left to right into the longest pieces of the vocabulary; a piece inside a word begins with "##". A word that can't be
-split is replaced by [UNK]. (Devlin et al., NAACL 2019; the rules are those of its published tokenizer.)
+every punctuation mark is a separate word, letters are lower-cased and lose their accents. Then each word is split
+from left to right into the longest pieces of the vocabulary; a piece inside a word begins with "##". A word that can't
+be split is replaced by [UNK]. (Devlin et al., NAACL 2019; the rules are those of its published tokenizer.)
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ class ProgressLog:
     Args:
       log: receives the lines.
       label: name of the task, the start of each line; may be empty.
-      total: number of units that the whole task has.
+      total: number of units of the task.
       unit: plural name of what `done` and `total` count.
       rate_unit: plural name of what the rate counts; empty: `unit`.
       done: number of units that were finished before the clock started. They count in neither rate nor time left.

@@ -100,6 +100,7 @@ def make_trainer(studies: int, overrides: list[str], devices):
   import jax
   import numpy as np
 
+  from input_pipeline.batch import empty_batch
   from mcsam_jax.config import load_config
   from mcsam_jax.distributed.mesh import local_rows, make_mesh, replicated, shard_batch, state_shardings
   from mcsam_jax.models.initialize import make_model
@@ -110,11 +111,9 @@ def make_trainer(studies: int, overrides: list[str], devices):
                                    f"--config.train.batch_size={size}", *overrides])
   side, length, views = config.data.image_size, config.tokenizer.max_length, config.data.num_views
   rng = np.random.default_rng(0)
-  batch = {"images": rng.integers(0, 256, (size, views, side, side, 1)).astype(np.uint8),
-           "view_mask": np.ones((size, views), bool), "view_ids": np.zeros((size, views), np.int32),
-           "tokens": rng.integers(3, VOCABULARY, (size, length + 1)).astype(np.int32),
-           "labels": np.zeros((size, 14), np.int8), "record": np.arange(size, dtype=np.int32),
-           "epoch": np.zeros(size, np.int32), "valid": np.ones(size, bool)}
+  images = rng.integers(0, 256, (size, views, side, side, 1)).astype(np.uint8)
+  tokens = rng.integers(3, VOCABULARY, (size, length + 1)).astype(np.int32)
+  batch = empty_batch(config, size) | {"images": images, "tokens": tokens, "record": np.arange(size, dtype=np.int32)}
   mesh = make_mesh(config, devices)
   with jax.set_mesh(mesh):
     model = make_model(config, VOCABULARY, side // 32)

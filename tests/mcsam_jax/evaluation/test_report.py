@@ -12,6 +12,7 @@ import PIL.Image
 import pydicom
 import pytest
 
+from input_pipeline.batch import empty_batch
 from input_pipeline.builder.prepare import prepare
 from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
@@ -52,9 +53,7 @@ def workdir(tmp_path_factory):
   save_weights(root / "encoder.npz", init_encoder_variables(config), {"pretraining_data": "none"})
   prepare(config, log=lambda line: None)
   work = create_workdir(str(root / "run"), config, log=lambda line: None)
-  sample = {"features": np.zeros((1, 2, 4, 128), np.float32), "view_mask": np.ones((1, 2), bool),
-            "view_ids": np.zeros((1, 2), np.int32), "tokens": np.ones((1, 13), np.int32),
-            "labels": np.zeros((1, 14), np.int8), "valid": np.ones(1, bool)}
+  sample = empty_batch(config, 1, feature_shape=(4, 128))
   state = jax.jit(lambda: init_train_state(make_model(config, work.tokenizer.vocab_size, work.patch_grid), config, sample))()
   state.params["decoder"]["logits"]["kernel"] *= 20
   checkpoints = Checkpoints(work.path, 1)

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline.batch import batch_spec
 from mcsam_jax import config as configs
 from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.training import flops
-from mcsam_jax.training.train_step import init_train_state, make_train_step
+from mcsam_jax.training.train_state import init_train_state
+from mcsam_jax.training.train_step import make_train_step
 
 B, V, GRID, VOCABULARY = 4, 2, 3, 1000
 
@@ -67,12 +69,8 @@ def test_a_training_step_is_what_xla_counts(frozen):
   """XLA also counts norms, softmax and the optimizer, 1 to 3 % here, and the norms that alignment would have logged."""
   config = load(encoder__name="resnet_tiny", encoder__weights="", encoder__frozen=frozen, data__image_size=96,
                 model__width=256, memory__num_slots=512, memory__top_k=512, model__use_alignment=False)
-  model, words = make_model(config, VOCABULARY, 6), config.tokenizer.max_length
-  pixels = {"features": ((V, 36, 128), jnp.float32)} if frozen else {"images": ((V, 96, 96, 1), jnp.uint8)}
-  fields = pixels | {"view_mask": ((V,), bool), "view_ids": ((V,), jnp.int32), "tokens": ((words + 1,), jnp.int32),
-                     "labels": ((14,), jnp.int8), "record": ((), jnp.int32), "epoch": ((), jnp.int32),
-                     "valid": ((), bool)}
-  batch = {name: jax.ShapeDtypeStruct((B, *shape), dtype) for name, (shape, dtype) in fields.items()}
+  model, spec = make_model(config, VOCABULARY, 6), batch_spec(config, B, (36, 128) if frozen else None)
+  batch = {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()}
   state = jax.eval_shape(lambda batch: init_train_state(model, config, batch), batch)
   lowered = jax.jit(make_train_step(model, config, 2)).lower(state, batch)
   assert flops.train_flops(config, VOCABULARY, B) == pytest.approx(lowered.cost_analysis()["flops"], rel=0.035)
