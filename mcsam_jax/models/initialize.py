@@ -1,6 +1,9 @@
 """Builds the network from a config and initializes its variables."""
 
+from typing import cast
+
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mcsam_jax.errors import UserError
@@ -14,7 +17,7 @@ def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
   Raises:
     UserError: the config asks for float64, but JAX runs without 64-bit support.
   """
-  if config.train.compute_dtype == "float64" and not jax.config.jax_enable_x64:
+  if config.train.compute_dtype == "float64" and jnp.result_type(float) != jnp.float64:
     raise UserError("train.compute_dtype=float64 needs the environment variable JAX_ENABLE_X64=1")
   return MCSAM(FrozenConfigDict(config), vocab_size, config.tokenizer.max_length, config.data.num_views, grid)
 
@@ -27,4 +30,4 @@ def init_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
     outputs = module(*model_inputs(config, batch, no_eos), train=False)
     if config.model.use_alignment:
       module.align(outputs.image_embedding, outputs.report_embedding, contrastive_targets(batch, no_eos))
-  return model.init(jax.random.key(config.seed), method=forward_and_align)
+  return cast(dict, model.init(jax.random.key(config.seed), method=forward_and_align))

@@ -203,7 +203,7 @@ class MCSAM(nn.Module):
 
     Alignment compares the responses (`align_on=response`) or the consolidated features; without memory, x itself.
     """
-    if not self.config.model.use_memory:
+    if memory is None:
       return x, x
     responses = self.memory_bank(x, memory, train)
     consolidated = self.memory_bank.consolidate(x, responses)
@@ -231,7 +231,7 @@ class MCSAM(nn.Module):
 
     Queries without positions depend on the token alone, so one table serves all positions of all reports.
     """
-    if not self.config.model.use_memory or self.config.memory.query != "word":
+    if memory is None or self.config.memory.query != "word":
       return None
     return self.memory_bank(self.scaled_embedding(jnp.arange(self.vocab_size)), memory, train)
 
@@ -242,7 +242,7 @@ class MCSAM(nn.Module):
     conditioning = self.conditioning_norm(self.conditioning_projection(image_embedding))
     return self.conditioning_gate.astype(conditioning.dtype) * conditioning
 
-  def embed_tokens(self, tokens: jax.Array, positions: jax.Array, image_conditioning: jax.Array | None,
+  def embed_tokens(self, tokens: jax.Array, positions: jax.Array | np.ndarray, image_conditioning: jax.Array | None,
                    vocabulary_responses: jax.Array | None, memory: layers.KeysValues | None,
                    train: bool) -> jax.Array:
     """Returns decoder inputs [B, L, D]: token + position, consolidated with the memory, plus image conditioning.
@@ -262,7 +262,7 @@ class MCSAM(nn.Module):
       position_embedding = jnp.asarray(layers.sinusoidal_positions(self.max_length + 1, model.width))[positions]
     x = self.scaled_embedding(tokens) + position_embedding.astype(self.token_embedding.dtype)
     x = self.drop(x, deterministic=not train)
-    if model.use_memory:
+    if memory is not None:
       responses = (self.memory_bank(x, memory, train) if vocabulary_responses is None
                    else jnp.take(vocabulary_responses, tokens, axis=0))
       x = self.memory_bank.consolidate(x, responses)

@@ -8,6 +8,7 @@ Shapes: B studies, L positions (patches or tokens), R = B * L queries, S slots, 
 
 import functools
 import math
+from typing import cast
 
 from flax import linen as nn
 import jax
@@ -80,8 +81,8 @@ class MemoryBank(nn.Module):
     transposed = queries.T.reshape(self.num_heads, -1, queries.shape[0])   # [H, D/H, R]
     keep_bits = None if keep_mask is None else memory_attention.pack_keep_mask(keep_mask)
     keep_rate = 1.0 if keep_mask is None else 1 - self.dropout
-    responses = memory_attention.memory_attention(transposed, memory.keys, memory.values, keep_bits, self.top_k,
-                                                  keep_rate, axes)
+    responses = cast(jax.Array, memory_attention.memory_attention(
+        transposed, memory.keys, memory.values, keep_bits, self.top_k, keep_rate, axes))
     return responses.reshape(self.width, -1).T
 
   def dropout_mask(self, queries: jax.Array, train: bool) -> jax.Array | None:
@@ -109,7 +110,7 @@ def kernel_batch_axes(features: jax.Array) -> tuple[str, ...] | None:
   are replicated on every device: ().
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if jax.config.jax_enable_x64 or mesh.empty or set(mesh.auto_axes) != set(mesh.axis_names):
+  if jnp.result_type(float) == jnp.float64 or mesh.empty or set(mesh.auto_axes) != set(mesh.axis_names):
     return None
   axes = tuple(axis for axis in BATCH if axis in mesh.axis_names)
   num_devices = math.prod(mesh.shape[axis] for axis in axes)

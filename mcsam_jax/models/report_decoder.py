@@ -114,7 +114,7 @@ class ReportDecoder(nn.Module):
       normed = layer.norm_self(x.reshape(num_trees, -1, self.width))               # [G, B * K / G, D]
       query, new_kv = layer.self_attention.project_qkv(normed, weights)
       kv = write_slots(kv, new_kv, cache["position"], slots)
-      x += layer.self_attention.attend(query, kv.replace(mask=mask), train=False).reshape(shape)
+      x += layer.self_attention.attend(query, layers.KeysValues(kv.keys, kv.values, mask), train=False).reshape(shape)
       x = layer.cross_attend_and_mlp(x, patch_kv, train=False)
       updated.append(kv)
     cache = {"layers": updated, "position": cache["position"] + 1, "beams": beams}

@@ -6,6 +6,8 @@ pairs pushed apart, over the whole global batch (`contrastive.py`).
 Shapes: B studies, R reports, L positions (patches or tokens), D width.
 """
 
+from typing import cast
+
 from flax import linen as nn
 import flax.struct
 import jax
@@ -62,8 +64,8 @@ class SemanticAlignment(nn.Module):
                targets: ContrastiveTargets) -> AlignmentOutput:
     """Returns the loss of embeddings [B, D]; those of half precision are exchanged and multiplied in it."""
     scale, valid, dtype = self.logit_scale(), targets.valid, jnp.result_type(image_embedding, report_embedding)
-    image_loss, report_loss, hits = contrastive_loss(
-        scale * l2_normalize(image_embedding), l2_normalize(report_embedding), targets, self.targets, dtype)
+    image_loss, report_loss, hits = cast(tuple[jax.Array, jax.Array, jax.Array], contrastive_loss(
+        scale * l2_normalize(image_embedding), l2_normalize(report_embedding), targets, self.targets, dtype))
     count = jnp.maximum(valid.sum(), 1)
     return AlignmentOutput(loss=jnp.where(valid, image_loss + report_loss, 0).sum() / (2 * count),
                            accuracy=(hits & valid).sum() / count, temperature=1 / scale)

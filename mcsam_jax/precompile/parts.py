@@ -52,7 +52,7 @@ def purpose_of(row: Cost, costs: Costs) -> str:
   The compiler joins the reductions of many gradients, and names the whole after one of them. Random numbers are the
   counters of a dropout's rows (a few words a study), which the compiler makes in shares and puts together.
   """
-  if any(function == "gather_parameters" for _, function in row.stack):
+  if any(function == "gather_params" for _, function in row.stack):
     return "parameters"
   joined = len(row.instruction.arrays) > 1
   scopes = _scopes(row.instruction.op_name)

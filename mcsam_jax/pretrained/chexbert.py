@@ -16,8 +16,8 @@ from flax import traverse_util
 from input_pipeline.wordpiece import read_vocabulary
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.bert import BertSizes
-from mcsam_jax.models.chexbert import expected
+from mcsam_jax.models.bert import BertConfig
+from mcsam_jax.models.chexbert import variable_shapes
 from mcsam_jax.pretrained.import_weights import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
 
@@ -59,7 +59,7 @@ def flax_name(name: str, ndim: int) -> str | None:
 
 
 def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], None] = print,
-                    sizes: BertSizes = BertSizes()) -> ImportReport:
+                    sizes: BertConfig = BertConfig()) -> ImportReport:
   """Writes weights and vocabulary of a CheXbert to one .npz, for `eval.chexbert`.
 
   Args:
@@ -79,7 +79,7 @@ def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], No
   tensors = read_state_dict(src, log)
   if not is_chexbert(tensors):
     raise UserError(f"{src}: no CheXbert, it has no linear_heads; an image encoder is imported with `mcsam import-weights encoder`")
-  shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(expected(sizes), sep="/").items()}
+  shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(variable_shapes(sizes), sep="/").items()}
   variables, report = convert(tensors, "chexbert", shapes, sys.modules[__name__])
   for line in report.lines():
     log(line)

@@ -1,9 +1,9 @@
 """EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation, with ReLU6): a light image encoder.
 
-A stack of inverted residuals: widen by a 1x1 convolution, look around channel by channel (depthwise),
-narrow again. Padding is TensorFlow's SAME and batch norm's epsilon 1e-3, as its ImageNet weights expect.
+A stack of inverted residual blocks: expansion by a 1x1 convolution, depthwise convolution, projection. Padding is
+TensorFlow's SAME and the epsilon of batch norm is 1e-3, as its ImageNet weights expect.
 
-Shapes: M images, H x W pixels, h x w patches, C channels.
+Shapes: M images, h x w patches (or pixels at a layer's resolution), C channels.
 """
 
 from typing import Any
@@ -12,17 +12,17 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# (blocks, kernel, stride of the first, expansion, channels out) of each stage of Lite0.
+# Stages of Lite0: (number of blocks, kernel size, stride of the first block, expansion, output channels).
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
           (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 class DepthwiseConv(nn.Module):
-  """One k x k filter a channel: [M, h, w, C] -> [M, h/stride, w/stride, C].
+  """One k x k filter per channel: [M, h, w, C] -> [M, h/stride, w/stride, C].
 
-  On a CPU it is a sum of shifted copies, which XLA fuses into one vectorised loop; its own grouped
-  convolution is two orders of magnitude slower there. Accelerators get the convolution.
+  On a CPU this is a sum of shifted copies, which XLA fuses into one vectorized loop; XLA's grouped convolution is two
+  orders of magnitude slower there. Accelerators use the convolution.
   """
   kernel: int
   stride: int
@@ -41,12 +41,12 @@ class DepthwiseConv(nn.Module):
 
 
 def shifted_sum(x: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
-  """Returns the depthwise convolution of `x` [M, h, w, C] with `weight` [k, k, 1, C], padding SAME."""
+  """Returns the depthwise convolution of x [M, h, w, C] with weight [k, k, 1, C], padding SAME."""
   kernel = weight.shape[0]
   rows, columns = (-(-size // stride) for size in x.shape[1:3])
   pads = jax.lax.padtype_to_pads(x.shape[1:3], (kernel, kernel), (stride, stride), "SAME")
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-  total = 0
+  total = jnp.zeros((), x.dtype)
   for i in range(kernel):
     for j in range(kernel):
       total += weight[i, j, 0] * x[:, i:i + stride * (rows - 1) + 1:stride,
@@ -55,7 +55,7 @@ def shifted_sum(x: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
 
 
 class InvertedResidual(nn.Module):
-  """Expand, depthwise, project: [M, h, w, C] -> [M, h/stride, w/stride, width]."""
+  """Expansion, depthwise convolution and projection: [M, h, w, C] -> [M, h/stride, w/stride, width]."""
   width: int
   kernel: int
   stride: int
@@ -76,12 +76,12 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-  """Normalised images [M, H, W, 3] -> features [M, H/32, W/32, 1280]."""
+  """Normalized images [M, height, width, 3] -> features [M, height/32, width/32, 1280]."""
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv(32, 3, 2, self.dtype, "conv_stem")(images)                             # [M, H/2, W/2, 32]
+    x = conv(32, 3, 2, self.dtype, "conv_stem")(images)                             # [M, height/2, width/2, 32]
     x = nn.relu6(batch_norm(train, self.dtype, "bn0")(x))
     index = 0
     for depth, kernel, stride, expansion, width in STAGES:
@@ -89,7 +89,7 @@ class EfficientNetLite(nn.Module):
         x = InvertedResidual(width, kernel, stride if i == 0 else 1, expansion, self.dtype,
                              name=f"blocks_{index}")(x, train)
         index += 1
-    x = conv(1280, 1, 1, self.dtype, "conv_head")(x)                                # [M, H/32, W/32, 1280]
+    x = conv(1280, 1, 1, self.dtype, "conv_head")(x)                                # [M, height/32, width/32, 1280]
     return nn.relu6(batch_norm(train, self.dtype, "bn1")(x))
 
 

@@ -1,8 +1,8 @@
-"""The image encoders by name: what each expects of an image and what it gives back.
+"""The image encoders by name: what each expects of an image, and the shape of its features.
 
-An encoder is a Flax module from normalised images [M, H, W, 3] to the feature map [M, h, w, C] that
-its classifier would average. Batch-norm statistics live in the collection `batch_stats`: `train=True`
-normalises by the batch and updates them (the caller makes them mutable), `train=False` uses them.
+An encoder is a Flax module from normalized images [M, height, width, 3] to the feature map [M, h, w, C] before the
+average pool of its classifier. Batch-norm statistics are in the collection `batch_stats`: `train=True` normalizes by
+the batch and updates them (the caller makes them mutable), `train=False` uses them.
 """
 
 import dataclasses
@@ -17,32 +17,33 @@ from mcsam_jax.models.visual_encoders.resnet import BasicBlock, Bottleneck, ResN
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-  """What the code around an encoder has to know of it."""
+  """Input normalization and output shape of an encoder."""
   channels: int                             # C
-  mean: tuple[float, float, float]          # of red, green and blue, in [0, 1]: (pixel / 255 - mean) / std
+  mean: tuple[float, float, float]          # red, green, blue, in [0, 1]: normalized = (pixel / 255 - mean) / std
   std: tuple[float, float, float]
-  stride: int                               # pixels of the image a patch, per axis
+  stride: int                               # pixels per patch, per axis
 
   def feature_shape(self, image_size: int) -> tuple[int, int]:
-    """Returns (N, C), the shape of the features of one square image with N patches."""
+    """Returns (P, C), the shape of the features of one square image with P patches."""
     return (image_size // self.stride) ** 2, self.channels
 
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))       # torchvision's normalisation
-LITE = ((127 / 255,) * 3, (128 / 255,) * 3)                     # (pixel - 127) / 128
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                          # torchvision's normalization
+LITE = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)      # (pixel - 127) / 128
+TINY = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 ENCODERS = {
     "resnet50": EncoderSpec(2048, *IMAGENET, stride=32),
     "resnet101": EncoderSpec(2048, *IMAGENET, stride=32),
     "efficientnet_lite0": EncoderSpec(1280, *LITE, stride=32),
-    "resnet_tiny": EncoderSpec(128, (0.5,) * 3, (0.25,) * 3, stride=16),
+    "resnet_tiny": EncoderSpec(128, *TINY, stride=16),
 }
 
 
 def make_encoder(name: str, dtype: Any = jnp.float32, remat: bool = False, **kwargs) -> nn.Module:
   """Returns the encoder `name` of ENCODERS; its `__call__(images, train=False)` computes in `dtype`.
 
-  remat: of ResNets: a block's activations are computed again for its gradient.
+  remat: recompute the activations of a ResNet's blocks in the backward pass; other encoders ignore it.
   """
   if name == "efficientnet_lite0":
     return EfficientNetLite(dtype=dtype, **kwargs)

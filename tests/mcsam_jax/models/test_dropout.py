@@ -32,8 +32,9 @@ def test_bits_of_adjacent_elements_and_of_adjacent_keys_are_uncorrelated():
   limit = 5 / np.sqrt(draws[0].size)
   for one in bits:
     assert np.abs(one.mean((0, 1))).max() < limit
-    for shifted in (one[1:] * one[:-1], one[:, 1:] * one[:, :-1], one[:, 8:] * one[:, :-8], one[1:, 1:] * one[:-1, :-1]):
-      assert np.abs(shifted.mean((0, 1))).max() < limit
+    for product in (one[1:] * one[:-1], one[:, 1:] * one[:, :-1], one[:, 8:] * one[:, :-8],
+                    one[1:, 1:] * one[:-1, :-1]):
+      assert np.abs(product.mean((0, 1))).max() < limit
   for one, other in ((0, 1), (0, 2), (1, 2)):
     assert np.abs((bits[one] * bits[other]).mean((0, 1))).max() < limit
   assert len(np.unique(draws[0])) > draws[0].size - 10          # 2^17 of 2^32 numbers have two collisions on average

@@ -166,8 +166,9 @@ def test_without_memory_responses_alignment_is_at_chance():
   bank = bank | {"output": jax.tree.map(jnp.zeros_like, bank["output"])}
   no_responses = {"params": variables["params"] | {"memory_bank": bank}}
   outputs = run(model, no_responses, inputs)
-  aligned = model.apply(no_responses, outputs.image_embedding, outputs.report_embedding, DISTINCT_REPORTS, method="align")
-  np.testing.assert_allclose(aligned.loss, np.log(B), rtol=1e-6)
+  alignment = model.apply(no_responses, outputs.image_embedding, outputs.report_embedding, DISTINCT_REPORTS,
+                          method="align")
+  np.testing.assert_allclose(alignment.loss, np.log(B), rtol=1e-6)
 
 
 def test_switches_remove_their_parameters():

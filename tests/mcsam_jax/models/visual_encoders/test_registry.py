@@ -1,4 +1,4 @@
-"""Encoders against their PyTorch originals, through the same name maps that users import with."""
+"""Encoders against their PyTorch originals, with weights converted by the same name maps as users' weights."""
 
 import json
 import pathlib
@@ -22,8 +22,8 @@ from mcsam_jax.pretrained.torch_names import expected_shapes
 PARITY = pathlib.Path(__file__).parents[3] / "parity"
 
 
-def drawn_by_name(name, shape):
-  """The tensor that the parity files' rule gives a torchvision name."""
+def draw_by_name(name, shape):
+  """Returns the tensor that the parity files' rule gives a torchvision name."""
   rs = np.random.RandomState(zlib.crc32(name.encode()) & 0xffffffff)
   leaf = name.rpartition(".")[2]
   if leaf == "num_batches_tracked":
@@ -37,11 +37,11 @@ def drawn_by_name(name, shape):
   return value * (0.3 if name.endswith("bn3.weight") else 1)
 
 
-def relative_error(found, reference):
-  return np.abs(found - reference).max() / np.abs(reference).max()
+def relative_error(actual, reference):
+  return np.abs(actual - reference).max() / np.abs(reference).max()
 
 
-def features_of(name, tensors, seed):
+def extract_features(name, tensors, seed):
   variables, report = convert(tensors, name, expected_shapes(name))
   assert report.fits
   images = (np.random.RandomState(seed).random_sample((2, 3, 224, 224)) * 2 - 1).astype(np.float32)
@@ -51,7 +51,7 @@ def features_of(name, tensors, seed):
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
 def test_resnet_agrees_with_torchvision(name):
   shapes = json.loads((PARITY / f"{name}_keys.json").read_text())
-  features = features_of(name, {key: drawn_by_name(key, shape) for key, shape in shapes.items()}, seed=3)
+  features = extract_features(name, {key: draw_by_name(key, shape) for key, shape in shapes.items()}, seed=3)
   reference = np.load(PARITY / f"{name}.npz")
   assert features.shape == (2, 7, 7, ENCODERS[name].channels)
   assert relative_error(features[..., ::16], reference["features"].transpose(0, 2, 3, 1)) < 1e-4
@@ -63,7 +63,7 @@ def test_efficientnet_agrees_with_its_imagenet_weights():
     path = packaged_file("efficientnet-lite0")
   except UserError as error:
     pytest.skip(str(error))
-  features = features_of("efficientnet_lite0", read_state_dict(path), seed=5)
+  features = extract_features("efficientnet_lite0", read_state_dict(path), seed=5)
   reference = np.load(PARITY / "efficientnet_lite0.npz")
   assert features.shape == (2, 7, 7, ENCODERS["efficientnet_lite0"].channels)
   assert relative_error(features[..., ::8], reference["features"].transpose(0, 2, 3, 1)) < 1e-3
@@ -80,7 +80,7 @@ def test_shifted_sum_is_the_depthwise_convolution(size, kernel, stride):
   np.testing.assert_allclose(shifted_sum(x, weight, stride), expected, atol=1e-5)
 
 
-def test_tiny_trains_statistics_only_when_asked():
+def test_tiny_updates_batch_statistics_only_in_training():
   encoder = make_encoder("resnet_tiny")
   images = jax.random.normal(jax.random.key(0), (4, 128, 128, 3)) + 2
   init = jax.jit(encoder.init, compiler_options={"xla_backend_optimization_level": 0})   # compiles 7 x faster
@@ -92,13 +92,13 @@ def test_tiny_trains_statistics_only_when_asked():
   stem = jax.lax.conv_general_dilated(images, variables["params"]["conv1"]["kernel"], (4, 4), [(3, 3)] * 2,
                                       dimension_numbers=("NHWC", "HWIO", "NHWC"))
   np.testing.assert_allclose(after, 0.9 * before + 0.1 * stem.mean((0, 1, 2)), atol=1e-4)
-  # By its statistics, an image's features don't depend on its neighbours in the batch.
+  # With running statistics, an image's features don't depend on the other images of the batch.
   apply = jax.jit(encoder.apply)
   np.testing.assert_allclose(apply(variables, images)[:1], apply(variables, images[:1]), atol=1e-4)
 
 
-class Plain(nn.Module):
-  """The network of `ResNet`, step by step: batch norm behind each convolution, ReLU before the pool."""
+class PlainResNet(nn.Module):
+  """The network of `ResNet` written plainly: batch norm after each convolution, ReLU before the pool."""
   depths: tuple[int, ...]
   widths: tuple[int, ...]
   strides: tuple[int, ...]
@@ -113,12 +113,12 @@ class Plain(nn.Module):
         x = self.bottleneck(x, width, first if i == 0 else 1, f"layer{stage}_{i}/")
     return x
 
-  def bottleneck(self, x, width, stride, at):
-    y = nn.relu(self.conv_norm(x, width, 1, 1, at + "conv1", at + "bn1"))
-    y = nn.relu(self.conv_norm(y, width, 3, stride, at + "conv2", at + "bn2"))
-    y = self.conv_norm(y, 4 * width, 1, 1, at + "conv3", at + "bn3")
+  def bottleneck(self, x, width, stride, prefix):
+    y = nn.relu(self.conv_norm(x, width, 1, 1, prefix + "conv1", prefix + "bn1"))
+    y = nn.relu(self.conv_norm(y, width, 3, stride, prefix + "conv2", prefix + "bn2"))
+    y = self.conv_norm(y, 4 * width, 1, 1, prefix + "conv3", prefix + "bn3")
     if y.shape != x.shape:
-      x = self.conv_norm(x, 4 * width, 1, stride, at + "downsample_0", at + "downsample_1")
+      x = self.conv_norm(x, 4 * width, 1, stride, prefix + "downsample_0", prefix + "downsample_1")
     return nn.relu(y + x)
 
   def conv_norm(self, x, features, kernel, stride, conv, norm):
@@ -127,32 +127,32 @@ class Plain(nn.Module):
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, param_dtype=x.dtype, name=norm)(y)
 
 
-def nested(variables):
+def nest(variables):
   return traverse_util.unflatten_dict({tuple("/".join(path).split("/")): leaf
                                        for path, leaf in traverse_util.flatten_dict(variables).items()})
 
 
-def test_frozen_norm_in_the_kernels_is_the_same_function_with_the_same_gradients():
-  sizes = {"depths": (2, 1), "widths": (4, 6), "strides": (1, 2), "stem_width": 4}   # all kinds of shortcut
-  quick = {"xla_backend_optimization_level": 0}
+def test_folding_frozen_batch_norm_into_the_kernels_keeps_outputs_and_gradients():
+  sizes = {"depths": (2, 1), "widths": (4, 6), "strides": (1, 2), "stem_width": 4}   # with every kind of shortcut
+  fast_compilation = {"xla_backend_optimization_level": 0}
   with jax.enable_x64():
-    draw = np.random.default_rng(0)
-    images, target = draw.standard_normal((2, 36, 36, 3)), draw.standard_normal((2, 5, 5, 24))
-    plain, own = Plain(**sizes), ResNet(Bottleneck, **sizes, dtype=jnp.float64)
+    rng = np.random.default_rng(0)
+    images, target = rng.standard_normal((2, 36, 36, 3)), rng.standard_normal((2, 5, 5, 24))
+    plain, resnet = PlainResNet(**sizes), ResNet(Bottleneck, **sizes, dtype=jnp.float64)
     shapes = jax.eval_shape(plain.init, jax.random.key(0), images)
-    variables = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), shapes)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), shapes)
     variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])       # variances are positive
 
     def value_and_gradients(apply, variables):
       loss = lambda params, images: (apply({**variables, "params": params}, images) * target).sum()
-      return jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=quick)(variables["params"], images)
+      return jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=fast_compilation)(variables["params"], images)
 
-    value, (params, pixels) = value_and_gradients(plain.apply, variables)
-    found, (found_params, found_pixels) = value_and_gradients(own.apply, nested(variables))
-  np.testing.assert_allclose(found, value, rtol=1e-12)
-  np.testing.assert_allclose(found_pixels, pixels, atol=1e-12 * np.abs(pixels).max())
+    expected, (expected_params, expected_images) = value_and_gradients(plain.apply, variables)
+    loss, (params_grad, images_grad) = value_and_gradients(resnet.apply, nest(variables))
+  np.testing.assert_allclose(loss, expected, rtol=1e-12)
+  np.testing.assert_allclose(images_grad, expected_images, atol=1e-12 * np.abs(expected_images).max())
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-12 * np.abs(other).max()),
-               found_params, nested(params))
+               params_grad, nest(expected_params))
 
 
 def test_bfloat16_features_keep_float32_parameters():
