@@ -263,7 +263,7 @@ def _read_stored_scores(runs: Sequence[ReportTable], orders: Sequence[Sequence[i
 def _score_run(scorer: Scorer, protocol: str, hypotheses: Sequence[str], stored: Mapping[str, np.ndarray]) -> ScoreFn:
   """Returns {"nlg", "radeval", "labels"} of one run as a function of study weights [R, B]."""
   nlg_scores = scorer.score_nlg(protocol, hypotheses)
-  if nlg_scores.counts is None:
+  if nlg_scores.stats is None:
     raise UserError(f"--protocol {protocol}: {scorer.notes[protocol]}")
   nlg, radeval, label_counts = mean_nlg_score(nlg_scores), make_mean_score(stored), scorer.count_labels(hypotheses)
   return lambda weights: {"nlg": nlg(weights), "radeval": radeval(weights),

@@ -61,7 +61,7 @@ class Scorer:
     return len(self.references)
 
   def score_nlg(self, protocol: str, hypotheses: Sequence[str], metrics: Sequence[str] = METRICS) -> NlgScores:
-    """Returns the scores of B reports under a protocol, with `counts` None where the protocol can't be applied."""
+    """Returns the scores of B reports under a protocol, with `stats` None where the protocol can't be applied."""
     references = self._prepare(protocol, hypotheses)
     if references is None:
       return NlgScores({}, {}, {protocol: self.notes[protocol]})
@@ -108,7 +108,7 @@ class Scorer:
 def mean_nlg_score(*runs: NlgScores) -> ScoreFn:
   """Returns the score that is the mean over several runs; runs that lack a metric are left out of its mean."""
   def mean_score(weights: np.ndarray) -> dict:
-    by_run = [aggregate_nlg(run.counts, weights) for run in runs if run.counts is not None]
+    by_run = [aggregate_nlg(run.stats, weights) for run in runs if run.stats is not None]
     known = {metric: [array for values in by_run if (array := values[metric]) is not None] for metric in by_run[0]}
     return {metric: np.mean(arrays, 0) if arrays else None for metric, arrays in known.items()}
   return mean_score

@@ -87,8 +87,8 @@ def score_reports(
 
   Returns:
     The scores; for each study {metric: score} under the main protocol; and for each study {"reference", "generated"},
-    the labels of both reports (of the labeler's findings), or None without a labeler. In the scores, `intervals` has the
-    same nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
+    the labels of both reports (of the labeler's findings), or None without a labeler. In the scores, `intervals` has
+    the same nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
 
   Raises:
     UserError: there is no study, a study occurs twice, or lists differ in length.
@@ -211,12 +211,12 @@ def _describe_texts(references: Sequence[str], hypotheses: Sequence[str], train_
   generated, written = (Diversity(reports, [clean_hypothesis(report, cleaning) for report in reports], seen)
                         for reports, seen in ((hypotheses, train_texts), (references, cleaned_train)))
   statistics, reference_statistics = (
-      {"distinct_reports": texts.num_distinct, **compute_point_estimates(texts.values, len(references))}
+      {"distinct_reports": texts.num_distinct, **compute_point_estimates(texts.aggregate, len(references))}
       for texts in (generated, written))
   statistics["reference_statistics"] = reference_statistics
   if not restricted:
-    statistics["most_common_report"] = generated.commonest
-  return statistics, compute_intervals(generated.values, weights)
+    statistics["most_common_report"] = generated.most_common_report
+  return statistics, compute_intervals(generated.aggregate, weights)
 
 
 def _score_unseen_references(model: System, references: Sequence[str], cleaned_train: set[str] | None,

@@ -61,7 +61,7 @@ def score_control(scorer: Scorer, hypothesis_lists: Sequence[Sequence[str]]) -> 
 
 def _make_system(scorer: Scorer, scores: Mapping[str, Sequence], label_counts: LabelCounts | None) -> System:
   """Returns a system from {protocol: [NlgScores]}; a protocol that can't be applied has None for its scores."""
-  by_protocol = {protocol: None if runs[0].counts is None else mean_nlg_score(*runs)
+  by_protocol = {protocol: None if runs[0].stats is None else mean_nlg_score(*runs)
                  for protocol, runs in scores.items()}
   main_nlg = by_protocol[scorer.main_protocol]
   assert main_nlg is not None         # r2gen is the main protocol only if there is a tokenizer; clean always applies
