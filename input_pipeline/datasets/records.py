@@ -18,6 +18,7 @@ SPLITS = ("train", "val", "test")
 TEXT_FIELDS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
          "comparison", "study_datetime", "labels_from")
 LIST_FIELDS = ("images", "dicom_ids", "views", "source_views")
+_Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (generated at import)
 _FIELDS = (*TEXT_FIELDS, *LIST_FIELDS, "labels")
 _LABEL_KEYS = tuple((finding, f"labels/{finding}") for finding in FINDINGS)
 
@@ -66,7 +67,7 @@ def serialize(record: dict) -> bytes:
   Args:
     record: a dictionary with the fields of `make_empty_record`; `images` are JPEG bytes.
   """
-  example = tf_example_pb2.Example()
+  example = _Example()
   fields = example.features.feature
   for field in TEXT_FIELDS:
     fields[field].bytes_list.value.append(record[field].encode())
@@ -86,7 +87,7 @@ class Record(Mapping):
   """
 
   def __init__(self, serialized: bytes):
-    self._fields = tf_example_pb2.Example.FromString(serialized).features.feature
+    self._fields = _Example.FromString(serialized).features.feature
 
   def __getitem__(self, field: str) -> Any:
     if field == "labels":

@@ -8,6 +8,7 @@ because its findings are sampled before images and report are made from them.
 import dataclasses
 import datetime
 import io
+from typing import cast
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -48,13 +49,14 @@ class PhantomBuilder(records.RecordBuilder):
   VERSION = tfds.core.Version("2.0.0")       # 2.0.0: the records of a split are in the order of their index
 
   def plan(self) -> records.BuildPlan:
-    config = self.builder_config
+    config = cast(PhantomConfig, self.builder_config)
     sizes = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test)))
     return records.BuildPlan({split: [[split, index] for index in range(size)] for split, size in sizes.items()})
 
   def build_record(self, entry: tuple[str, int]) -> dict:
     split, index = entry
-    return make_record(self.builder_config.seed, split, index, self.builder_config.short_side)
+    config = cast(PhantomConfig, self.builder_config)
+    return make_record(config.seed, split, index, config.short_side)
 
 
 def make_record(seed: int, split: str, index: int, short_side: int = SIZE) -> dict:

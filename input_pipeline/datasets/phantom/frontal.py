@@ -1,8 +1,8 @@
-"""The frontal view (PA) of a phantom: the patient's right is on the left of the picture.
+"""Draws the frontal (PA) view of a phantom; the patient's right side is on the left of the image.
 
-The chest is a density of soft tissue from which air is taken where lungs are.
-A finding of the lung takes air away, as fluid and pus do; ribs, vessels and
-devices lie over it.
+The chest is a density map of soft tissue from which the air in the lungs is
+subtracted. Findings in the lungs replace air, as fluid and pus do. Ribs, vessels
+and devices are added on top.
 """
 
 import math
@@ -25,48 +25,61 @@ from input_pipeline.datasets.phantom.film import (
 )
 from input_pipeline.datasets.phantom.patient import Finding, Patient, SIDES
 
-SIGN = {"right": -1, "left": 1}              # of a side, along the columns
-MILLIMETRE = 1 / 140                         # in units of a thorax's half width
+SIGN = {"right": -1, "left": 1}              # direction of each side along the columns
+MILLIMETER = 1 / 140                         # in units of the thorax's half width
 
 
 class Lung:
-  """Borders of one lung; `u` is the distance from the midline towards its side, in half widths."""
+  """Geometry of one lung.
+
+  Coordinates are `u`, the distance from the midline towards this side in units of the thorax's half width, and `t`,
+  the height from 0 at the apex to 1 at the dome of the diaphragm.
+  """
 
   def __init__(self, patient: Patient, side: str, raised: float, collapse: float):
+    """Computes the borders of a lung.
+
+    Args:
+      patient: the anatomy.
+      side: right or left.
+      raised: how far the diaphragm is raised, in pixels.
+      collapse: width of the rim of a pneumothorax, in half widths; 0 without one.
+    """
     self.side, self.sign, self.width = side, SIGN[side], patient.half_width
     self.top = patient.apex
     self.dome = patient.dome + (patient.dome_gap if side == "left" else 0) - raised
     self.center, self.drop = patient.center, patient.dome_drop
     self.u = self.sign * (X - self.center) / np.float32(self.width)          # [1, SIZE]
-    self.t = (Y - self.top) / np.float32(self.dome - self.top)               # [SIZE, 1] apex 0, dome 1
+    self.t = (Y - self.top) / np.float32(self.dome - self.top)               # [SIZE, 1]
     self.floor = (self.dome + self.drop * np.clip((self.u - 0.45) / 0.55, 0, 1.2) ** 2.4
-                  + 8 * np.clip((0.45 - self.u) / 0.45, 0, 1) ** 2)          # [1, SIZE] rows of the diaphragm
+                  + 8 * np.clip((0.45 - self.u) / 0.45, 0, 1) ** 2)          # [1, SIZE] row of the diaphragm
     self.inner = 0.47 - 0.3 * quarter_circle(self.t / 0.25)
     self.outer = 0.47 + 0.53 * quarter_circle(self.t / 0.8)
-    self.shape = self._within(self.inner, self.outer, self.top)
-    self.collapse = collapse                 # rim of a pneumothorax, in half widths; 0: none
+    self.shape = self._make_mask(self.inner, self.outer, self.top)
+    self.collapse = collapse
     rim = collapse * (0.45 + 0.55 * np.exp(-((np.clip(self.t, 0, 1) / 0.55) ** 2)))
     self.pleura_top = self.top + 0.9 * collapse * self.width
     shrunk = (Y - self.pleura_top) / np.float32(self.dome - self.pleura_top)
     self.pleura = 0.45 + (0.55 - rim) * quarter_circle(shrunk / 0.8)
 
-  def _within(self, inner, outer, top) -> np.ndarray:
+  def _make_mask(self, inner, outer, top) -> np.ndarray:
+    """Returns the soft mask [SIZE, SIZE] between the borders `inner` and `outer`, below `top`, above the floor."""
     width = np.float32(self.width)
     return (soft_step((self.u - inner) * width, 4) * soft_step((outer - self.u) * width, 5)
             * soft_step(self.floor - Y, 3) * soft_step(Y - top, 3))
 
   def aerated(self) -> np.ndarray:
-    """Returns the part of `shape` that lung tissue fills, [SIZE, SIZE]."""
+    """Returns the mask [SIZE, SIZE] of the part of the lung that isn't collapsed."""
     if not self.collapse:
       return self.shape
     return soft_step((self.pleura - self.u) * self.width, 2) * soft_step(Y - self.pleura_top, 2)
 
   def point(self, u: float, t: float) -> tuple[float, float]:
-    """Returns the (x, y) of a place in the lung."""
+    """Converts lung coordinates to pixel coordinates (x, y)."""
     return self.center + self.sign * u * self.width, self.top + t * (self.dome - self.top)
 
-  def place(self, finding: Finding, heart: float) -> tuple[float, float]:
-    """Returns the (x, y) of a finding; `heart` is the heart's border on this side, in half widths."""
+  def locate(self, finding: Finding, heart: float) -> tuple[float, float]:
+    """Returns the center (x, y) of a finding; `heart` is the border of the heart on this side, in half widths."""
     row = min(SIZE - 1, round(self.top + finding.height * (self.dome - self.top)))
     inner = max(float(self.inner[row, 0]) + 0.08, heart if finding.height > 0.6 else 0)
     outer = float(self.outer[row, 0]) - 0.04
@@ -74,33 +87,33 @@ class Lung:
 
 
 def draw(patient: Patient, findings: dict[str, Finding], rng: np.random.Generator) -> np.ndarray:
-  """Returns the film, uint8 [SIZE, SIZE]; `findings` by name."""
+  """Draws the view, uint8 [SIZE, SIZE]; `findings` are keyed by name."""
   textures = rng.spawn(5)
   atelectasis, pneumothorax = findings.get("Atelectasis"), findings.get("Pneumothorax")
   lungs = [Lung(patient, side,
                 raised=7 if atelectasis and side in atelectasis.sides else 0,
                 collapse=pneumothorax.extent if pneumothorax and side == pneumothorax.side else 0)
            for side in SIDES]
-  heart, borders = _heart(patient, findings, lungs)
+  heart, borders = _draw_heart(patient, findings, lungs)
   air = sum(lung.shape for lung in lungs)
-  opacity, lines = _lung_findings(findings, lungs, borders, patient, textures[0])
-  solid = np.maximum(_mediastinum(patient, lungs), heart)
+  opacity, lines = _draw_lung_findings(findings, lungs, borders, patient, textures[0])
+  solid = np.maximum(_draw_mediastinum(patient, lungs), heart)
   air = air * (1 - np.float32(0.92) * solid) * (1 - opacity)
 
-  vessels = _vessels(patient, lungs, "Edema" in findings, textures[1])
-  density = _tissue(patient, lungs) + 0.1 * solid + _spine(patient)
+  vessels = _draw_vessels(patient, lungs, "Edema" in findings, textures[1])
+  density = _draw_tissue(patient, lungs) + 0.1 * solid + _draw_spine(patient)
   density = density - air * np.float32(0.46) + vessels * air * np.float32(0.26)
-  density = density + _ribs(patient, lungs) * (np.float32(0.35) + np.float32(0.65) * np.minimum(air, 1))
+  density = density + _draw_ribs(patient, lungs) * (np.float32(0.35) + np.float32(0.65) * np.minimum(air, 1))
   for lung in lungs:
-    if lung.collapse:                        # air without lung is darker; what bounds it is a fine line
+    if lung.collapse:                        # air without lung tissue is darker
       outside = lung.shape * (1 - lung.aerated()) * (1 - solid) * (1 - opacity)
       density = density - 0.1 * outside
-  density = density + lines + _bones(patient, textures[2])
-  return expose(density, _devices(findings, patient, lungs, textures[3]), patient, textures[4])
+  density = density + lines + _draw_bones(patient, textures[2])
+  return expose(density, _draw_devices(findings, patient, lungs, textures[3]), patient, textures[4])
 
 
-def _tissue(patient: Patient, lungs: list[Lung]) -> np.ndarray:
-  """Trunk, arms, breasts, abdomen and the stomach's air."""
+def _draw_tissue(patient: Patient, lungs: list[Lung]) -> np.ndarray:
+  """Returns the density of trunk, arms, breasts and abdomen, less the gastric bubble."""
   width, apex = patient.half_width, patient.apex
   side = width + patient.wall
   rows = [0, apex - 12, apex + 8, apex + 45, apex + 85, SIZE]
@@ -121,8 +134,8 @@ def _tissue(patient: Patient, lungs: list[Lung]) -> np.ndarray:
   return tissue
 
 
-def _mediastinum(patient: Patient, lungs: list[Lung]) -> np.ndarray:
-  """Great vessels with the aortic knob on the left; the trachea's air is taken out."""
+def _draw_mediastinum(patient: Patient, lungs: list[Lung]) -> np.ndarray:
+  """Returns the mask of the great vessels with the aortic knob on the left, less the air of the trachea."""
   mask = np.float32(0)
   for lung in lungs:
     t = np.clip(lung.t, -0.5, 1)
@@ -136,15 +149,15 @@ def _mediastinum(patient: Patient, lungs: list[Lung]) -> np.ndarray:
   return mask * (1 - 0.6 * trachea)
 
 
-def _heart(patient: Patient, findings: dict, lungs: list[Lung]) -> tuple[np.ndarray, dict[str, float]]:
-  """Returns the heart's mask and how far it reaches to each side, in half widths."""
+def _draw_heart(patient: Patient, findings: dict, lungs: list[Lung]) -> tuple[np.ndarray, dict[str, float]]:
+  """Returns the mask of the heart and its extent to each side, in half widths."""
   enlarged = findings.get("Cardiomegaly")
   ratio = enlarged.extent if enlarged else patient.heart_ratio
   reach = {"left": 2 * ratio * patient.heart_share, "right": 2 * ratio * (1 - patient.heart_share)}
   height = patient.half_width * patient.heart_height * (1.18 if enlarged else 1)
-  mask = np.float32(0)
+  mask = np.zeros((SIZE, SIZE), np.float32)
   for lung in lungs:
-    # The left border bulges low (the apex), the right one higher.
+    # The left border is widest low down, at the apex of the heart; the right one is widest higher up.
     middle = lung.dome - (0.36 if lung.side == "left" else 0.45) * height
     below = np.clip((Y - middle) / (0.9 * height), 0, 1)
     above = np.clip((middle - Y) / (1.15 * height), 0, 1)
@@ -153,37 +166,38 @@ def _heart(patient: Patient, findings: dict, lungs: list[Lung]) -> tuple[np.ndar
   return mask, {side: value + 0.04 for side, value in reach.items()}
 
 
-def _spine(patient: Patient) -> np.ndarray:
+def _draw_spine(patient: Patient) -> np.ndarray:
+  """Returns the density of the spine with its discs."""
   column = soft_step(10.5 - np.abs(X - patient.center), 4)
   discs = 0.5 + 0.5 * np.cos(2 * np.pi * (Y / (0.95 * patient.rib_spacing) - patient.rib_phase))
   process = soft_step(2.2 - np.abs(X - patient.center), 2)
   return column * (np.float32(0.06) + np.float32(0.035) * discs) + process * np.float32(0.03) * discs
 
 
-def _ribs(patient: Patient, lungs: list[Lung]) -> np.ndarray:
-  """Ribs behind and before the lungs: two periodic functions of the row, shifted along the column."""
+def _draw_ribs(patient: Patient, lungs: list[Lung]) -> np.ndarray:
+  """Returns the density of posterior and anterior ribs, each a periodic function of the row, shifted by column."""
   width, spacing = patient.half_width, patient.rib_spacing
   u = np.clip(np.abs(X - patient.center) / np.float32(width), 0, 1.04)
   cage = soft_step((1.03 - np.abs(X - patient.center) / width) * width, 3) * soft_step(Y - patient.apex + 6, 8)
   cage = cage * soft_step((lungs[0].outer + 0.05 - u) * width, 4)
   behind = patient.rib_tilt * width * (u ** 2.2 - 0.35 * np.sin(np.pi * u))
-  behind = behind + 14 * quarter_circle((u - 0.8) / 0.24)                        # they turn down at the side
+  behind = behind + 14 * quarter_circle((u - 0.8) / 0.24)                        # ribs turn down at the side
   before = -patient.rib_tilt * width * 1.5 * (u - 0.35) + 6 * u
   out = np.float32(0)
   for fall, thickness, density in ((behind, 0.2, 0.12), (before, 0.24, 0.065)):
     phase = (Y - patient.apex - fall) / np.float32(spacing) + np.float32(patient.rib_phase)
-    distance = np.abs(phase - np.rint(phase))                              # 0 in a rib's middle, 0.5 between
+    distance = np.abs(phase - np.rint(phase))                              # 0 in the middle of a rib, 0.5 between ribs
     band = soft_step(thickness - distance, 0.12)
     rim = band * soft_step(distance - thickness + 0.1, 0.1)                       # cortical bone
     bone = band * np.float32(0.65) + rim * np.float32(0.45)
     if fall is before:
-      bone = bone * soft_step(u - 0.38, 0.12)                                     # cartilage shows no shadow
+      bone = bone * soft_step(u - 0.38, 0.12)                                     # costal cartilage casts no shadow
     out = out + bone * np.float32(density * patient.rib_opacity)
   return out * cage
 
 
-def _bones(patient: Patient, rng: np.random.Generator) -> np.ndarray:
-  """Clavicles and the edges of the shoulder blades."""
+def _draw_bones(patient: Patient, rng: np.random.Generator) -> np.ndarray:
+  """Returns the density of the clavicles and the edges of the shoulder blades."""
   pen = Pen()
   width, top = patient.half_width, patient.apex
   rise, edge = rng.uniform(6, 18), rng.uniform(0.9, 1.08)
@@ -196,17 +210,17 @@ def _bones(patient: Patient, rng: np.random.Generator) -> np.ndarray:
   return pen.render() * np.float32(0.3)
 
 
-def _vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.random.Generator) -> np.ndarray:
-  """Hila and the vessels that fan out from them; none reaches beyond the visceral pleura."""
-  pen, swollen = Pen(), 1.35 if congested else 1
+def _draw_vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.random.Generator) -> np.ndarray:
+  """Returns the density of the hila and their vessels, which end at the visceral pleura."""
+  pen, widening = Pen(), 1.35 if congested else 1
   for lung in lungs:
     x, y = lung.point(0.26, 0.45 if lung.side == "right" else 0.41)
     reach = patient.half_width * rng.uniform(0.24, 0.32)
-    for turn in (np.linspace(-1.3, 1.3, 6) + rng.uniform(-0.2, 0.2, 6)).tolist():
-      angle = turn if lung.sign > 0 else math.pi - turn
-      start = (x + rng.uniform(-3, 3), y + 8 * turn)
-      draw_vessel(pen, rng, *start, angle, reach * rng.uniform(0.7, 1.2), rng.uniform(2.2, 3.6) * swollen,
-             min(1, 0.62 * swollen))
+    for slope in (np.linspace(-1.3, 1.3, 6) + rng.uniform(-0.2, 0.2, 6)).tolist():
+      angle = slope if lung.sign > 0 else math.pi - slope
+      start = (x + rng.uniform(-3, 3), y + 8 * slope)
+      draw_vessel(pen, rng, *start, angle, reach * rng.uniform(0.7, 1.2), rng.uniform(2.2, 3.6) * widening,
+             min(1, 0.62 * widening))
     pen.stroke(arc_points((x - 2 * lung.sign, y - 12), (x, y + 16), 3 * lung.sign), 6, 0.75)
   sheet = pen.render() * np.float32(patient.vessels * (1.25 if congested else 1))
   for lung in lungs:
@@ -215,19 +229,19 @@ def _vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.rando
   return sheet
 
 
-def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Patient,
+def _draw_lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Patient,
                    rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the share of air that findings replace and the density of the lines that they draw."""
+  """Returns the fraction of air that findings replace, and the density of their lines, both [SIZE, SIZE]."""
   effusion_rng, consolidation_rng, atelectasis_rng, edema_rng = rng.spawn(4)
   clear, pen = np.ones((SIZE, SIZE), np.float32), Pen()
   by_side = {lung.side: lung for lung in lungs}
   for lung in lungs:
     effusion = findings.get("Pleural Effusion")
     if effusion and lung.side in effusion.sides:
-      # The level climbs the chest wall: a meniscus.
+      # The fluid level rises towards the chest wall and forms a meniscus.
       height = effusion.extent * (lung.dome - lung.top) * effusion_rng.uniform(0.92, 1.08)
-      angle = lung.dome + 0.75 * lung.drop
-      level = angle - height * (0.35 + 0.65 * np.clip((lung.u - 0.15) / 0.85, 0, 1) ** 1.6)
+      base = lung.dome + 0.75 * lung.drop
+      level = base - height * (0.35 + 0.65 * np.clip((lung.u - 0.15) / 0.85, 0, 1) ** 1.6)
       clear = clear * (1 - np.float32(0.93) * soft_step(Y - level, 5) * (lung.u >= 0))
     if "Edema" in findings:
       x, y = lung.point(0.36, 0.5)
@@ -235,12 +249,12 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
       haze = haze * (1 + 0.35 * smooth_noise(edema_rng, 36))
       clear = clear * (1 - np.clip(findings["Edema"].extent * haze, 0, 0.9) * (lung.u >= 0))
       for t in np.arange(0.66, 0.98, 0.06) + edema_rng.uniform(-0.02, 0.02):
-        _, y = lung.point(0, float(t))       # Kerley's lines, at right angles to the chest wall
+        _, y = lung.point(0, float(t))       # Kerley B lines, perpendicular to the chest wall
         pen.stroke([lung.point(0.97, float(t)), (lung.point(0.8, 0)[0], y - 2)], 1.2, 0.4)
   if "Consolidation" in findings:
     finding = findings["Consolidation"]
     lung = by_side[finding.side]
-    x, y = lung.place(finding, heart[finding.side])
+    x, y = lung.locate(finding, heart[finding.side])
     radius = finding.extent * lung.width
     distance = np.sqrt(((X - x) / radius) ** 2 + ((Y - y) / (0.85 * radius)) ** 2)
     puffs = soft_step(1.15 - distance + 0.35 * smooth_noise(consolidation_rng, 22), 0.8)
@@ -248,8 +262,8 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
   if "Lung Lesion" in findings:
     finding = findings["Lung Lesion"]
     lung = by_side[finding.side]
-    x, y = lung.place(finding, heart[finding.side])
-    radius = finding.extent / 2 * MILLIMETRE * lung.width
+    x, y = lung.locate(finding, heart[finding.side])
+    radius = finding.extent / 2 * MILLIMETER * lung.width
     clear = clear * (1 - np.float32(0.9) * soft_ellipse(x, y, radius, radius, 0.25))
   if "Atelectasis" in findings:
     for side in findings["Atelectasis"].sides:
@@ -269,8 +283,8 @@ def _lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Pati
   return 1 - clear, lines
 
 
-def _devices(findings: dict, patient: Patient, lungs: list[Lung], rng: np.random.Generator) -> np.ndarray:
-  """Returns metal and plastic, [SIZE, SIZE] in 0..1, and the side marker."""
+def _draw_devices(findings: dict, patient: Patient, lungs: list[Lung], rng: np.random.Generator) -> np.ndarray:
+  """Returns the opacity of devices and the side marker, [SIZE, SIZE] in 0..1."""
   pen = Pen()
   pen.letter("L", min(SIZE - 26, patient.center + patient.half_width + 14), 6)
   device = findings.get("Support Devices")
@@ -280,6 +294,7 @@ def _devices(findings: dict, patient: Patient, lungs: list[Lung], rng: np.random
 
 
 def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: np.random.Generator) -> None:
+  """Draws a support device; `lungs` are keyed by side."""
   x, right = patient.center, lungs["right"]
   if device.kind == "catheter":              # from below the clavicle to the superior vena cava
     start, tip = lungs[device.side].point(1.0, 0.1), right.point(0.14, 0.42)
@@ -298,6 +313,6 @@ def _draw_device(pen: Pen, device: Finding, patient: Patient, lungs: dict, rng: 
     bend, atrium, ventricle = right.point(0.1, 0.2), right.point(0.16, 0.72), lungs["left"].point(0.3, 0.92)
     for end in (atrium, ventricle):
       pen.stroke(arc_points((box_x, box_y - 9), bend, 6 * -lung.sign) + arc_points(bend, end, 6), 1.8, 0.85)
-  else:                                      # wires around the breastbone
+  else:                                      # sternotomy wires
     for t in np.arange(0.18, 0.9, 0.14).tolist():
       pen.ring(x + rng.uniform(-1, 1), right.point(0, t)[1], 5.5, 1.5, 0.9)

@@ -1,7 +1,7 @@
-"""The lateral view of a phantom: the patient looks to the left of the picture.
+"""Draws the lateral view of a phantom; the patient faces the left of the image.
 
-Both lungs lie over each other here, so a side can't be told; the height of a
-finding is that of the frontal view, its depth is the finding's own.
+The two lungs overlap in this view, so the side of a finding isn't visible. Its
+height agrees with the frontal view, and its depth is `Finding.depth`.
 """
 
 import math
@@ -23,13 +23,14 @@ from input_pipeline.datasets.phantom.film import (
 )
 from input_pipeline.datasets.phantom.patient import Finding, Patient
 
-MILLIMETRE = 1 / 140                         # in units of a thorax's half width
+MILLIMETER = 1 / 140                         # in units of the thorax's half width
 
 
 class Chest:
-  """Borders of the thorax per row: `front` and `back` [SIZE, 1] columns, `floor` [1, SIZE] rows."""
+  """Geometry of the thorax: columns of `front` and `back` for each row [SIZE, 1], row of the `floor` [1, SIZE]."""
 
   def __init__(self, patient: Patient, raised: float):
+    """Computes the borders of the thorax; `raised` is how far the diaphragm is raised, in pixels."""
     depth = patient.half_depth
     self.width = patient.half_width
     self.top, self.dome = patient.apex + 8, patient.dome - raised
@@ -45,7 +46,7 @@ class Chest:
                   * soft_step(Y - self.top, 10))
 
   def point(self, depth: float, t: float) -> tuple[float, float]:
-    """Returns the (x, y) of a place in the chest: depth 0 at the sternum, 1 at the back."""
+    """Converts depth (sternum 0, back 1) and height t (apex 0, dome 1) to pixel coordinates (x, y)."""
     y = self.top + t * (self.dome - self.top)
     row = min(SIZE - 1, max(0, round(y)))
     front, back = float(self.front[row, 0]), float(self.back[row, 0])
@@ -53,49 +54,50 @@ class Chest:
 
 
 def draw(patient: Patient, findings: dict[str, Finding], rng: np.random.Generator) -> np.ndarray:
-  """Returns the film, uint8 [SIZE, SIZE]; `findings` by name."""
+  """Draws the view, uint8 [SIZE, SIZE]; `findings` are keyed by name."""
   textures = rng.spawn(4)
   chest = Chest(patient, raised=7 if "Atelectasis" in findings else 0)
-  opacity, lines = _lung_findings(findings, chest, textures[0])
-  heart = _heart(patient, findings, chest)
-  solid = np.maximum(heart, 0.45 * _mediastinum(chest))
+  opacity, lines = _draw_lung_findings(findings, chest, textures[0])
+  heart = _draw_heart(patient, findings, chest)
+  solid = np.maximum(heart, 0.45 * _draw_mediastinum(chest))
   air = chest.shape * (1 - np.float32(0.8) * solid) * (1 - opacity)
-  vessels = _vessels(patient, chest, "Edema" in findings, textures[1])
-  density = _tissue(patient, chest) - np.float32(0.42) * air + vessels * air * np.float32(0.24)
-  density = density + _bones(patient, chest) * (0.3 + 0.7 * np.minimum(air, 1)) + lines
-  return expose(density, _devices(findings, chest, textures[2]), patient, textures[3])
+  vessels = _draw_vessels(patient, chest, "Edema" in findings, textures[1])
+  density = _draw_tissue(patient, chest) - np.float32(0.42) * air + vessels * air * np.float32(0.24)
+  density = density + _draw_bones(patient, chest) * (0.3 + 0.7 * np.minimum(air, 1)) + lines
+  return expose(density, _draw_devices(findings, chest, textures[2]), patient, textures[3])
 
 
-def _tissue(patient: Patient, chest: Chest) -> np.ndarray:
-  """Trunk, raised arms and shoulders, breasts and abdomen."""
+def _draw_tissue(patient: Patient, chest: Chest) -> np.ndarray:
+  """Returns the density of trunk, raised arms, shoulders, breasts and abdomen."""
   wall = patient.wall
   front = chest.front - 0.7 * wall - 30 * patient.breast * 4 * np.exp(-(((chest.t - 0.75) / 0.2) ** 2))
   trunk = soft_step(X - front, 8) * soft_step(chest.back + wall + 14 - X, 10)
-  slant = chest.center - 0.35 * (chest.top - Y)                              # arms are raised forwards
+  slant = chest.center - 0.35 * (chest.top - Y)                              # arms are raised to the front
   arms = soft_step(0.95 * chest.depth - np.abs(X - slant), 24) * soft_step(chest.top + 14 - Y, 36)
   trunk = trunk * soft_step(Y - chest.top - 4, 30)
   abdomen = soft_step(Y - chest.floor, 4) * trunk
   return 0.05 + 0.58 * np.maximum(trunk, arms) + 0.18 * arms + 0.16 * abdomen
 
 
-def _mediastinum(chest: Chest) -> np.ndarray:
-  """The arch and the great vessels; the trachea runs before them as a dark band."""
+def _draw_mediastinum(chest: Chest) -> np.ndarray:
+  """Returns the mask of the aortic arch and the great vessels, with the trachea in front of them as a dark band."""
   trachea = soft_step(5 - np.abs(X - chest.point(0.5, 0.1)[0] - 8 * chest.t), 3) * soft_step(0.4 - chest.t, 0.1)
   x, y = chest.point(0.52, 0.24)
   return soft_ellipse(x, y, 0.4 * chest.depth, 40, 0.7) * (1 - trachea)
 
 
-def _heart(patient: Patient, findings: dict, chest: Chest) -> np.ndarray:
+def _draw_heart(patient: Patient, findings: dict, chest: Chest) -> np.ndarray:
+  """Returns the mask of the heart."""
   enlarged = findings.get("Cardiomegaly")
   ratio = enlarged.extent if enlarged else patient.heart_ratio
   x, y = chest.point(0.1 + 0.52 * ratio, 0.84)
-  lean = 0.35 * (Y - y)                                                    # the apex points forwards and down
+  lean = 0.35 * (Y - y)                                                    # the apex points forward and down
   radius_x, radius_y = 1.15 * ratio * chest.depth, 0.66 * (ratio + 0.25) * chest.width
   return soft_step(1 - np.sqrt(((X - x + lean) / radius_x) ** 2 + ((Y - y) / radius_y) ** 2), 0.45)
 
 
-def _bones(patient: Patient, chest: Chest) -> np.ndarray:
-  """Spine with its discs, ribs that fall to the front, the breastbone."""
+def _draw_bones(patient: Patient, chest: Chest) -> np.ndarray:
+  """Returns the density of the spine, the ribs, which descend to the front, and the sternum."""
   spine_x = chest.back - 0.16 * chest.depth
   distance = np.abs(X - spine_x)
   inside = soft_step(12 - distance, 4) * soft_step(Y - chest.top + 20, 20)
@@ -104,26 +106,28 @@ def _bones(patient: Patient, chest: Chest) -> np.ndarray:
   spine = inside * (np.float32(0.1) + np.float32(0.1) * vertebra)
   phase = (Y + 0.42 * (X - chest.center)) / np.float32(patient.rib_spacing) + np.float32(patient.rib_phase)
   band = soft_step(0.2 - np.abs(phase - np.rint(phase)), 0.12) * chest.shape * soft_step(X - chest.front - 12, 24)
-  sternum = soft_step(4 - np.abs(X - chest.front + 3), 3) * soft_step(chest.t - 0.1, 0.1) * soft_step(0.85 - chest.t, 0.1)
+  sternum = soft_step(4 - np.abs(X - chest.front + 3), 3)
+  sternum = sternum * soft_step(chest.t - 0.1, 0.1) * soft_step(0.85 - chest.t, 0.1)
   return spine + np.float32(0.06 * patient.rib_opacity) * band + np.float32(0.12) * sternum
 
 
-def _vessels(patient: Patient, chest: Chest, congested: bool, rng: np.random.Generator) -> np.ndarray:
-  pen, swollen = Pen(), 1.35 if congested else 1
+def _draw_vessels(patient: Patient, chest: Chest, congested: bool, rng: np.random.Generator) -> np.ndarray:
+  """Returns the density of the hila and their vessels."""
+  pen, widening = Pen(), 1.35 if congested else 1
   x, y = chest.point(0.52, 0.44)
-  for turn in (np.linspace(0, 2 * math.pi, 9)[:8] + rng.uniform(-0.2, 0.2, 8)).tolist():
-    draw_vessel(pen, rng, x, y, turn, chest.depth * rng.uniform(0.2, 0.32), rng.uniform(2.2, 3.2) * swollen,
-           min(1, 0.65 * swollen))
+  for angle in (np.linspace(0, 2 * math.pi, 9)[:8] + rng.uniform(-0.2, 0.2, 8)).tolist():
+    draw_vessel(pen, rng, x, y, angle, chest.depth * rng.uniform(0.2, 0.32), rng.uniform(2.2, 3.2) * widening,
+           min(1, 0.65 * widening))
   pen.stroke([(x - 4, y), (x + 6, y + 8)], 12, 0.8)
   return pen.render() * np.float32(patient.vessels * (1.25 if congested else 1))
 
 
-def _lung_findings(findings: dict, chest: Chest, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the share of air that findings replace and the density of the lines that they draw."""
+def _draw_lung_findings(findings: dict, chest: Chest, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the fraction of air that findings replace, and the density of their lines, both [SIZE, SIZE]."""
   consolidation_rng, atelectasis_rng, edema_rng = rng.spawn(3)
   clear, pen = np.ones((SIZE, SIZE), np.float32), Pen()
   effusion, edema = findings.get("Pleural Effusion"), findings.get("Edema")
-  if effusion:                               # fills the angle at the back first
+  if effusion:                               # fills the posterior costophrenic angle first
     height = effusion.extent * (chest.dome - chest.top)
     s = (X - chest.center) / np.float32(chest.depth)
     level = chest.dome + 22 - height * (0.3 + 0.7 * np.clip((s + 0.3) / 1.2, 0, 1) ** 2)
@@ -141,20 +145,20 @@ def _lung_findings(findings: dict, chest: Chest, rng: np.random.Generator) -> tu
   if "Lung Lesion" in findings:
     finding = findings["Lung Lesion"]
     x, y = chest.point(finding.depth, finding.height)
-    radius = finding.extent / 2 * MILLIMETRE * chest.width
+    radius = finding.extent / 2 * MILLIMETER * chest.width
     clear = clear * (1 - np.float32(0.75) * soft_ellipse(x, y, radius, radius, 0.3))
   if "Atelectasis" in findings:
     for t in (0.92, 0.84):
       t = t + atelectasis_rng.uniform(-0.02, 0.02)
       pen.stroke([chest.point(0.35, t), chest.point(0.75, t + atelectasis_rng.uniform(-0.03, 0.08))], 4, 0.9)
-  if "Pneumothorax" in findings:             # a line below the apex; little else is seen from the side
+  if "Pneumothorax" in findings:             # a line below the apex; little else is visible from the side
     t = 0.9 * findings["Pneumothorax"].extent * 0.6
     pen.stroke(arc_points(chest.point(0.12, t + 0.14), chest.point(0.85, t + 0.1), -10), 1.6, 1)
   return 1 - clear, pen.render() * np.float32(0.2) * chest.shape
 
 
-def _devices(findings: dict, chest: Chest, rng: np.random.Generator) -> np.ndarray:
-  """Returns metal and plastic, [SIZE, SIZE] in 0..1."""
+def _draw_devices(findings: dict, chest: Chest, rng: np.random.Generator) -> np.ndarray:
+  """Returns the opacity of devices, [SIZE, SIZE] in 0..1."""
   pen, kind = Pen(), findings["Support Devices"].kind if "Support Devices" in findings else ""
   if kind == "catheter":
     pen.stroke(arc_points(chest.point(0.2, 0.05), chest.point(0.46, 0.18), -6) + [chest.point(0.45, 0.42)], 2.6, 0.9)

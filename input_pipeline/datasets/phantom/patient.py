@@ -21,7 +21,8 @@ PHANTOM_FINDINGS = (
     "Pleural Effusion",
     "Support Devices",
 )
-NUM_FINDINGS_PROBABILITIES = (0.33, 0.27, 0.25, 0.15)   # of 0, 1, 2, 3 findings; each finding is in about 15 % of studies
+# Probabilities of 0, 1, 2 and 3 findings; each finding is then in about 15 % of the studies.
+NUM_FINDINGS_PROBABILITIES = (0.33, 0.27, 0.25, 0.15)
 SIDES = ("right", "left")
 ZONES = ("upper", "mid", "lower")
 ZONE_HEIGHTS = {"upper": (0.2, 0.34), "mid": (0.42, 0.58), "lower": (0.66, 0.8)}   # apex 0, dome 1
