@@ -14,17 +14,20 @@ _SCOPES = (
     ("text_encoder", "text encoder"),
     ("image_head", "alignment"), ("report_head", "alignment"), ("alignment", "alignment"), ("logits", "logits"),
     ("decoder", "decoder"), ("patch_encoder", "encoder"), ("embed_tokens", "word embeddings"),
-    ("image_conditioning", "word embeddings"), ("token_embedding", "word embeddings"), ("position_embedding", "word embeddings"),
+    ("image_conditioning", "word embeddings"), ("token_embedding", "word embeddings"),
+    ("position_embedding", "word embeddings"),
     ("encode_images", "patches"), ("embed_patches", "patches"), ("extract_features", "patches"))
 # (end of the file, function or "", part) of the source, where there is no scope.
 _SOURCES = (
     ("training/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"),
     ("training/losses.py", "token_losses", "logits"),
-    ("models/semantic_alignment.py", "", "alignment"), ("models/contrastive.py", "", "alignment"), ("training/optimizer.py", "", "optimizer"),
+    ("models/semantic_alignment.py", "", "alignment"), ("models/contrastive.py", "", "alignment"),
+    ("training/optimizer.py", "", "optimizer"),
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/losses.py", "compute_alignment", "alignment"),
     ("models/mcsam.py", "", "patches"), ("training/losses.py", "forward", "logits"))
 # Who asks the memory.
-_ASKED_BY = (("embed_tokens", "words"), ("encode_report", "report"), ("encode_images", "patches"), ("project_memory", "slots"))
+_ASKED_BY = (("embed_tokens", "words"), ("encode_report", "report"), ("encode_images", "patches"),
+             ("project_memory", "slots"))
 
 
 def part_of(row: Cost, costs: Costs) -> str:
