@@ -1,10 +1,10 @@
 """MCSAM: the whole network on one page.
 
     encode_images   images -> patches -> memory responses R_v -> encoded patches, image embedding s_v
-    encode_report   report tokens -> text encoder -> memory responses R_t -> report embedding s_t   (training only)
+    encode_report   report tokens -> text encoder -> memory responses R_t -> report embedding s_t
     embed_tokens    tokens + positions -> memory responses, gated s_v -> decoder inputs
     decoder         decoder inputs, encoded patches -> logits
-    align           s_v, s_t of the whole batch -> contrastive loss                                 (training only)
+    align           s_v, s_t of the whole batch -> contrastive loss
 
 Training runs `__call__` on whole reports. Generation computes `make_decode_constants` once per checkpoint and
 `prefill` once per study, then calls `decode_step` for each token, with the cache of `decode_cache.py`.
@@ -33,8 +33,7 @@ from mcsam_jax.models.decode_cache import StudyKV
 from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import ReportDecoder
-from mcsam_jax.models.semantic_alignment import AlignmentOutput, ProjectionHead, SemanticAlignment
-from mcsam_jax.models.text_encoder import TextEncoder
+from mcsam_jax.models.semantic_alignment import AlignmentOutput, ProjectionHead, SemanticAlignment, TextEncoder
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
 NUM_VIEW_IDS = 3   # frontal, lateral, other

@@ -1,9 +1,10 @@
 """Semantic alignment: an image and its report should retrieve the same knowledge from the memory.
 
-What each retrieves is reduced to one embedding; the embeddings of a pair are pulled together and those of different
-pairs pushed apart, over the whole global batch (`contrastive.py`).
+The text encoder reads a report so that it can query the memory like the image's patches. What each of the two retrieves
+is reduced to one embedding; the embeddings of a pair are pulled together and those of different pairs pushed apart,
+over the whole global batch (`contrastive.py`).
 
-Shapes: B studies, R reports, L positions (patches or tokens), D width.
+Shapes: B studies, R reports, T tokens, L positions (patches or tokens), D width.
 """
 
 from typing import cast
@@ -26,6 +27,29 @@ class AlignmentOutput:
   loss: jax.Array
   accuracy: jax.Array     # fraction of images whose most similar report has the text of their own report
   temperature: jax.Array
+
+
+class TextEncoder(nn.Module):
+  """Bidirectional transformer over the embedded tokens of whole reports: [B, T, D], mask [B, T] -> [B, T, D].
+
+  Its states only query the memory for the report embedding; they never reach the decoder.
+  """
+  num_layers: int
+  width: int
+  num_heads: int
+  feedforward_width: int
+  max_length: int
+  dropout: float = 0.0
+  norm: str = "layernorm"
+  dtype: jnp.dtype = jnp.float32
+  remat: bool = False             # see `layers.TransformerEncoder`
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    positions = self.param("position_embedding", nn.initializers.normal(0.02), (self.max_length, self.width))
+    x = x + positions[:x.shape[1]].astype(self.dtype)
+    return layers.TransformerEncoder(self.num_layers, self.width, self.num_heads, self.feedforward_width, self.dropout,
+                                     self.norm, self.dtype, self.remat, name="encoder")(x, mask, train)
 
 
 class ProjectionHead(nn.Module):
