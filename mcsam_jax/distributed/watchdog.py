@@ -1,8 +1,8 @@
 """Ends a run that hangs, so that it can be started again.
 
-When one host of many stops, the others wait for it in a collective, in C++, for ever: no exception comes, no line is
-printed, and the chips are paid for. The watchdog is a thread that is told of every sign of life and leaves the process
-when there was none for too long, whatever the main thread is stuck in.
+When one of many hosts stops, the others wait for it in a collective, in C++, forever: no exception is raised, no line
+is printed, and the chips are still paid for. The watchdog is a thread that receives heartbeats and exits the process
+when there was none for too long, whatever the main thread is blocked in.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,44 +15,47 @@ import time
 
 import jax
 
-BUSY_SHARE = 0.1                  # of one processor, used by a process that computes
-STDERR = 2                        # the file descriptor: nothing that stands in for sys.stderr can be in the way
+MIN_CPU_USE = 0.1                 # share of one CPU core that a computing process uses
+STDERR = 2                        # the file descriptor, in case sys.stderr was replaced
 
 
 class Watchdog:
-  """Leaves the process with status 75 (EX_TEMPFAIL, 'run again') when nothing has moved for too long.
+  """Exits the process with status 75 (EX_TEMPFAIL, "run again") when there was no heartbeat for too long.
 
-  The stacks of all threads go to stderr first, with the phase and this host's name: on a pod every host that waits for
-  the lost one says so, and the one whose stack is elsewhere is to be looked at. If some library keeps even this thread
-  from running (it would have to hold Python's lock), `faulthandler` prints the stacks and leaves with status 1, after
-  twice the time.
+  It first prints the stacks of all threads to stderr, with the current phase and the host's name. On a pod every host
+  that waits for a lost one does so; the host with a different stack is the one to look at. If a library keeps even
+  this thread from running (by holding Python's global interpreter lock), `faulthandler` prints the stacks and exits
+  with status 1, after twice the time.
   """
 
-  def __init__(self, minutes: float, leave: Callable[[int], None] = os._exit):
-    """Args:
-      minutes: without any sign of life before the process is left; 0: never.
-      leave: gets the status; os._exit, as a stuck main thread answers to no exception.
+  def __init__(self, timeout_minutes: float, exit_process: Callable[[int], None] = os._exit):
+    """Creates an inactive watchdog; `with` starts its thread.
+
+    Args:
+      timeout_minutes: time without a heartbeat after which the process exits; 0: never.
+      exit_process: called with the exit status. The default is os._exit, because a blocked main thread would not
+        handle an exception.
     """
-    self._limit, self._leave = 60 * minutes, leave
-    self._closed, self._paused, self._busy = threading.Event(), False, False
+    self._timeout, self._exit_process = 60 * timeout_minutes, exit_process
+    self._closed, self._is_paused, self._cpu_use_counts = threading.Event(), False, False
     self.beat("starting")
 
   def __enter__(self) -> "Watchdog":
-    if self._limit:
+    if self._timeout:
       threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
     return self
 
   def __exit__(self, *_) -> None:
     self._closed.set()
-    if self._limit:
+    if self._timeout:
       faulthandler.cancel_dump_traceback_later()
 
   def beat(self, phase: str) -> None:
-    """Notes a sign of life, and what is being done from now on."""
-    self._last = (time.monotonic(), phase)
+    """Records a heartbeat, and the phase that begins now."""
+    self._last_beat = (time.monotonic(), phase)
 
   def beat_each(self, items: Iterable, phase: str) -> Iterator:
-    """Yields the items, each a sign of life."""
+    """Yields the items, with a heartbeat at each."""
     self.beat(phase)
     for item in items:
       self.beat(phase)
@@ -60,51 +63,51 @@ class Watchdog:
 
   @contextlib.contextmanager
   def paused(self, phase: str) -> Iterator[None]:
-    """Inside, silence is as it should be: another host has hours of work, and its own watchdog over it."""
-    self._paused = True
+    """Doesn't expect heartbeats inside the context; for waiting on another host, whose own watchdog is active."""
+    self._is_paused = True
     try:
       yield
     finally:
-      self.beat(f"what followed {phase}")
-      self._paused = False
+      self.beat(f"after {phase}")
+      self._is_paused = False
 
   @contextlib.contextmanager
   def watch_cpu(self, phase: str) -> Iterator[None]:
-    """Inside, a processor that works is a sign of life: long computations of this process that tell nothing."""
+    """Counts CPU use as a heartbeat inside the context; for long computations without other heartbeats."""
     self.beat(phase)
-    self._busy = True
+    self._cpu_use_counts = True
     try:
       yield
     finally:
-      self._busy = False
-      self.beat(f"what followed {phase}")
+      self._cpu_use_counts = False
+      self.beat(f"after {phase}")
 
   def paused_unless_host0(self) -> contextlib.AbstractContextManager:
-    """Inside, host 0 makes files (features, a memory bank) and the others wait for it without being watched."""
+    """Pauses the watchdogs of all hosts but host 0, which creates files (features, a memory bank) in the meantime."""
     return self.paused("waiting for host 0") if jax.process_index() else contextlib.nullcontext()
 
   def beat_on_log(self, log: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns `log` such that each line is a sign of life too."""
-    def show_and_beat(line: str) -> None:
-      self.beat(f"what followed the line {line.strip()[:60]!r}")
+    """Returns a log function that records a heartbeat with each line."""
+    def log_and_beat(line: str) -> None:
+      self.beat(f"after the log line {line.strip()[:60]!r}")
       log(line)
-    return show_and_beat
+    return log_and_beat
 
   def _watch(self) -> None:
-    pause, used = min(self._limit / 4, 10), time.process_time()
+    interval, cpu_time = min(self._timeout / 4, 10), time.process_time()
     while True:
-      faulthandler.dump_traceback_later(2 * self._limit, exit=True, file=STDERR)   # set back at each turn
-      if self._closed.wait(pause):
+      faulthandler.dump_traceback_later(2 * self._timeout, exit=True, file=STDERR)   # restarts its timer
+      if self._closed.wait(interval):
         return faulthandler.cancel_dump_traceback_later()
-      before, used = used, time.process_time()
-      if self._busy and used - before > pause * BUSY_SHARE:
-        self.beat(self._last[1])
-      since, phase = self._last
-      if time.monotonic() - since > self._limit and not self._paused:
+      previous, cpu_time = cpu_time, time.process_time()
+      if self._cpu_use_counts and cpu_time - previous > interval * MIN_CPU_USE:
+        self.beat(self._last_beat[1])
+      since, phase = self._last_beat
+      if time.monotonic() - since > self._timeout and not self._is_paused:
         break
     faulthandler.dump_traceback(file=STDERR)
-    os.write(STDERR, (f"mcsam: {socket.gethostname()}: nothing has moved for {self._limit / 60:g} minutes "
-                      f"(train.watchdog_timeout_minutes), the last was: {phase}. The stacks of all threads stand above. Leaving "
-                      f"with status {os.EX_TEMPFAIL}: start the same command again; training goes on from its last "
-                      "checkpoint\n").encode())
-    self._leave(os.EX_TEMPFAIL)
+    os.write(STDERR, (f"mcsam: {socket.gethostname()}: no progress for {self._timeout / 60:g} minutes "
+                      f"(train.watchdog_timeout_minutes) in phase: {phase}. See above for the stacks of all threads. "
+                      f"Exiting with status {os.EX_TEMPFAIL}: run the same command again; training resumes from its "
+                      "last checkpoint\n").encode())
+    self._exit_process(os.EX_TEMPFAIL)

@@ -1,9 +1,10 @@
-"""Several devices in a process of its own, on a CPU: XLA_FLAGS for it."""
+"""XLA_FLAGS for a process that simulates several devices on a CPU."""
 
-SECONDS = 1200       # that a device waits for the others; XLA's 40 end a process on a busy machine
+TIMEOUT_SECONDS = 1200       # wait of a device for the others; XLA's 40 s would end a process on a busy machine
 
 
-def flags(count: int) -> str:
-  """Returns XLA_FLAGS of a process with `count` devices."""
-  return (f"--xla_force_host_platform_device_count={count} --xla_cpu_collective_timeout_seconds={SECONDS} "
-          f"--xla_cpu_collective_call_terminate_timeout_seconds={SECONDS}")
+def make_xla_flags(num_devices: int) -> str:
+  """Returns the XLA_FLAGS of a process with `num_devices` devices."""
+  return (f"--xla_force_host_platform_device_count={num_devices} "
+          f"--xla_cpu_collective_timeout_seconds={TIMEOUT_SECONDS} "
+          f"--xla_cpu_collective_call_terminate_timeout_seconds={TIMEOUT_SECONDS}")

@@ -30,7 +30,7 @@ def measure(*arguments, processes=1, devices=8, float64=False, optimised=True):
   environment = os.environ | {
       "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(float64)),
       "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimised)),
-      "XLA_FLAGS": simulated_devices.flags(devices // processes),
+      "XLA_FLAGS": simulated_devices.make_xla_flags(devices // processes),
       "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[3]), os.environ.get("PYTHONPATH", "")]),
       "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
   arguments += ("--config.train.compute_dtype=float64",) if float64 else ()

@@ -105,6 +105,6 @@ with jax.set_mesh(jax.make_mesh((4,), ("other",), (jax.sharding.AxisType.Auto,))
   np.save({str(tmp_path / "logits.npy")!r}, classifier.compute_logits(module.random_reports(60, 60)))
 """
   subprocess.run([sys.executable, "-c", script], check=True, env={
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.flags(4),
+      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.make_xla_flags(4),
       "PYTHONPATH": os.pathsep.join(sys.path)})
   np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-4)

@@ -74,7 +74,7 @@ def test_equals_plain_jax_on_a_mesh_that_splits_queries_and_heads():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
       compare(make_example(512, 512, 0), top_k=2, axes=("data", "fsdp"))"""
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.flags(8)}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": simulated_devices.make_xla_flags(8)}
   subprocess.run([sys.executable, "-c", script], env=environment, cwd=pathlib.Path(__file__).parents[4], check=True)
 
 
