@@ -9,6 +9,7 @@ only. `flush` reads what is outstanding before a state is saved or evaluated.
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import time
+from typing import TYPE_CHECKING
 
 from clu import metric_writers
 from etils import epath
@@ -23,7 +24,9 @@ from mcsam_jax.training.flops import train_flops
 from mcsam_jax.training.optimizer import learning_rate
 from mcsam_jax.training.profiler import Profiler
 from mcsam_jax.training.throughput import Throughput
-from mcsam_jax.training.validation import EvalResult
+
+if TYPE_CHECKING:
+  from mcsam_jax.training.validation import EvalResult
 
 MAX_IN_FLIGHT = 2                 # dispatched steps whose metrics weren't read: one is running, one is queued
 MIN_WAIT_SHARE_SHOWN = 0.1        # of the time spent waiting for input, from which on the log line mentions it
@@ -89,7 +92,7 @@ class MetricsLogger:
     if self._profiler:
       self._profiler.stop()
 
-  def log_eval(self, step: int, result: EvalResult) -> None:
+  def log_eval(self, step: int, result: "EvalResult") -> None:
     """Logs the result of an evaluation on the val split after `step`."""
     result.write(self._writer, step)
     self._log("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in result.scores.items()))

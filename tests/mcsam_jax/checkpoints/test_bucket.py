@@ -12,8 +12,8 @@ import sys
 from etils import epath
 import pytest
 
-from tests.mcsam_jax.training.test_kill import assert_equal, finished, ROOT, Run
 from tests.testing.cloud_storage import CloudStorage
+from tests.testing.training_run import assert_same_final_state, ROOT, run_to_end, TrainingRun
 
 BUCKET = epath.Path("gs://bucket")
 
@@ -83,26 +83,26 @@ def test_a_checkpoint_goes_into_a_bucket_and_comes_back_and_a_damaged_one_is_put
 def test_two_hosts_train_in_a_bucket_as_on_a_disk(storage, tmp_path):
   """Interrupted there, by SIGTERM and by a damaged checkpoint, with a bucket that often has no time."""
   fields = {"train__keep_last": 2, "train__log_every": 10, "train__checkpoint_every": 10, "data__restricted": True}
-  finished(tmp_path, "", verb="prepare", hosts=1, **fields)
-  finished(tmp_path, "run", **fields)
-  finished(tmp_path, "run", verb="evaluate", hosts=1)
+  run_to_end(tmp_path, "", verb="prepare", num_hosts=1, **fields)
+  run_to_end(tmp_path, "run", **fields)
+  run_to_end(tmp_path, "run", verb="evaluate", num_hosts=1)
 
-  there = {"environ": storage.environment}
+  there = {"environment": storage.environment}
   storage.busy = lambda method, path: sum(storage.asked.values()) % 50 == 0
-  finished(BUCKET, "", verb="prepare", hosts=1, **there, **fields)
-  run = Run(BUCKET, "run", **there, **fields)
-  assert run.wait_for(lambda: storage.names("bucket", "run/checkpoints/10/manifest.json")), run.text
+  run_to_end(BUCKET, "", verb="prepare", num_hosts=1, **there, **fields)
+  run = TrainingRun(BUCKET, "run", **there, **fields)
+  assert run.wait_until(lambda: storage.names("bucket", "run/checkpoints/10/manifest.json")), run.text
   os.kill(run.process.pid, signal.SIGTERM)
-  assert run.end() == 75, run.text
-  assert "saved; the same command goes on from there" in run.text
-  said = finished(BUCKET, "run", **there, **fields)
+  assert run.wait() == 75, run.text
+  assert "stopped at step" in run.text
+  said = run_to_end(BUCKET, "run", **there, **fields)
   assert "resumed at step" in said and "trained 60 steps" in said
   flip_a_byte(storage, "run/checkpoints/60/default/")
-  said = finished(BUCKET, "run", **there, **fields)
+  said = run_to_end(BUCKET, "run", **there, **fields)
   assert "checkpoint 60 is damaged" in said and "resumed at step 50" in said
-  finished(BUCKET, "run", verb="evaluate", **there)
+  run_to_end(BUCKET, "run", verb="evaluate", **there)
 
-  assert_equal(downloaded(storage, "run", tmp_path / "copy"), tmp_path / "run")
+  assert_same_final_state(downloaded(storage, "run", tmp_path / "copy"), tmp_path / "run")
   reports = "eval/test-60.jsonl"
   assert (tmp_path / "copy" / "run" / reports).read_text() == (tmp_path / "run" / reports).read_text()
   assert storage.asked[503] > 20 and not storage.unknown

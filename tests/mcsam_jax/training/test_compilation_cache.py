@@ -1,4 +1,4 @@
-"""The persistent compilation cache, which may be a bucket, holds programs: no report, no token ids, no study id."""
+"""The persistent compilation cache, which may be in a bucket, holds no reports, token ids or study ids."""
 
 import pathlib
 
@@ -25,31 +25,31 @@ TINY = [f"--config.{field}" for field in (
     "decode.num_samples=2", "decode.retrieval_weight=0.5", "eval.labeler=phantom", "eval.num_permutations=2")]
 
 
-def cached(folder: pathlib.Path) -> bytes:
-  """Returns all programs of a cache, unpacked."""
+def read_cache(folder: pathlib.Path) -> bytes:
+  """Returns all compiled programs of a cache, decompressed and joined."""
   entries = sorted(folder.glob("*-cache"))
   assert entries
   return b"\n".join(zstandard.ZstdDecompressor().decompressobj().decompress(entry.read_bytes()) for entry in entries)
 
 
-def packed(ids: np.ndarray) -> bytes:
-  """Returns how a program holds a constant of small numbers: as protocol buffers do, seven bits a byte."""
+def encode_varints(ids: np.ndarray) -> bytes:
+  """Returns the bytes of small integers in a program, which are protocol-buffer varints: seven bits per byte."""
   assert ids.min() >= 0 and ids.max() < 128
   return ids.astype(np.uint8).tobytes()
 
 
 @pytest.mark.slow
-def test_training_and_decoding_leave_programs_alone_in_the_cache(tmp_path):
+def test_the_cache_of_training_and_decoding_holds_no_data(tmp_path):
   before = (jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
   folder = tmp_path / "xla"
 
-  def use(path, seconds):
+  def set_cache(path, min_compile_seconds):
     from jax.experimental.compilation_cache import compilation_cache
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", min_compile_seconds)
 
-  use(folder, 0.0)
+  set_cache(folder, 0.0)
   try:
     jax.clear_caches()
     overrides = [*TINY, f"--config.data.data_dir={tmp_path / 'data'}"]
@@ -57,22 +57,22 @@ def test_training_and_decoding_leave_programs_alone_in_the_cache(tmp_path):
     prepare(config, log=lambda line: None)
     assert cli.main(["train", "--config", "phantom", "--workdir", str(tmp_path / "run"), *overrides]) == 0
     assert cli.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 0
-    programs = cached(folder)
+    programs = read_cache(folder)
 
     tokenizer = load_or_build_tokenizer(config)
-    told = []
+    secrets = []
     for name in ("train", "val", "test"):
       split = open_split(config, name)
       for index, report in enumerate(split.reports):
         ids = np.asarray(tokenizer.encode_for_training(report, config.tokenizer.max_length))
-        told += [report.encode(), str(split[index]["id"]).encode(), packed(ids[:8]),
+        secrets += [report.encode(), str(split[index]["id"]).encode(), encode_varints(ids[:8]),
                  *(ids[:6].astype(kind).tobytes() for kind in (np.int32, np.int64))]
-    told = [piece for piece in told if len(piece) > 5]
-    assert len(told) > 100 and not [piece for piece in told if piece in programs]
+    secrets = [secret for secret in secrets if len(secret) > 5]
+    assert len(secrets) > 100 and not [secret for secret in secrets if secret in programs]
 
-    # The search would have found what a program does hold: token ids that a function closes over.
-    secret = jnp.asarray(np.tile(ids, 20), jnp.int32)
-    jax.jit(lambda x: secret[x])(jnp.zeros(3, jnp.int32)).block_until_ready()
-    assert packed(ids[:8]) in told and packed(ids[:8]) in cached(folder)
+    # Control: token ids that a function closes over are part of its program, and are found in the cache.
+    constant = jnp.asarray(np.tile(ids, 20), jnp.int32)
+    jax.jit(lambda x: constant[x])(jnp.zeros(3, jnp.int32)).block_until_ready()
+    assert encode_varints(ids[:8]) in secrets and encode_varints(ids[:8]) in read_cache(folder)
   finally:
-    use(*before)
+    set_cache(*before)

@@ -1,4 +1,4 @@
-"""The full model can learn 16 real studies by heart: what it can't reach on more data is not for lack of wiring."""
+"""The full model memorizes 16 real studies, which shows that images, memory and decoder are connected correctly."""
 
 import json
 
@@ -12,7 +12,7 @@ from mcsam_jax.training.train import train
 
 
 @pytest.mark.slow
-def test_sixteen_real_studies_are_reproduced_word_for_word(tmp_path, shared):
+def test_sixteen_real_studies_are_memorized_word_for_word(tmp_path, shared):
   source = shared("iu_xray/annotation.json").parent
   annotation = json.loads((source / "annotation.json").read_text())
   (tmp_path / "source").mkdir()
@@ -21,11 +21,13 @@ def test_sixteen_real_studies_are_reproduced_word_for_word(tmp_path, shared):
   (tmp_path / "source" / "annotation.json").write_text(json.dumps(few))
   import_weights("efficientnet-lite0", str(tmp_path / "lite0.npz"), log=lambda line: None)
   fields = {
-      "data.source_dir": tmp_path / "source", "data.data_dir": tmp_path / "data", "encoder.weights": tmp_path / "lite0.npz",
+      "data.source_dir": tmp_path / "source", "data.data_dir": tmp_path / "data",
+      "encoder.weights": tmp_path / "lite0.npz",
       "tokenizer.threshold": 1, "memory_init.kind": "random", "memory.num_slots": 64, "memory.top_k": 16,
       "model.dropout": 0.0, "optimizer.label_smoothing": 0.0, "optimizer.weight_decay": 0.0,
       "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 20, "train.batch_size": 16, "train.num_steps": 200,
-      "train.eval_every": 200, "train.log_every": 200, "train.eval_studies": 4, "decode.batch_size": 16, "decode.beam_size": 3}
+      "train.eval_every": 200, "train.log_every": 200, "train.eval_studies": 4, "decode.batch_size": 16,
+      "decode.beam_size": 3}
   config = configs.load_config("iu_xray", [f"--config.{field}={value}" for field, value in fields.items()])
   lines = []
   prepare(config, log=lines.append)

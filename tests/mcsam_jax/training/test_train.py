@@ -1,4 +1,4 @@
-"""Whole runs in miniature: training, resuming, evaluating, and what a user can get wrong on the way."""
+"""Complete runs of a tiny model: training, resuming, extending, evaluating, and the errors a user can make."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.workdir import acquire_lock, open_workdir
 from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation import evaluate as evaluation
 from mcsam_jax.evaluation.compare import compare
 from mcsam_jax.inference.image_embeddings import make_image_embedder
@@ -36,7 +37,7 @@ FIRST_HALF = 30
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-def arguments(data_dir, **changes):
+def make_overrides(data_dir, **changes):
   fields = TINY | {"data.data_dir": data_dir} | {name.replace("__", "."): value for name, value in changes.items()}
   return [f"--config.{field}={value}" for field, value in fields.items()]
 
@@ -44,33 +45,38 @@ def arguments(data_dir, **changes):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   directory = tmp_path_factory.mktemp("data")
-  prepare(configs.load_config("phantom", arguments(directory)), log=lambda line: None)
+  prepare(configs.load_config("phantom", make_overrides(directory)), log=lambda line: None)
   return directory
 
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-  """A workdir of 60 steps without interruption."""
-  workdir = tmp_path_factory.mktemp("runs") / "whole"
-  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), log=lambda line: None)
+  """Returns the workdir of an uninterrupted run of 60 steps."""
+  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+  train(configs.load_config("phantom", make_overrides(data_dir)), str(workdir), log=lambda line: None)
   return workdir
 
 
-def run(capsys, *argv):
-  """Returns status and stderr of `mcsam`."""
+def run_mcsam(capsys, *argv):
+  """Returns exit status and stderr of a command."""
   status = cli.main(list(map(str, argv)))
   return status, capsys.readouterr().err.strip()
 
 
-def parameters(workdir):
-  """Returns the last parameters and their moving average."""
+def run_train(capsys, workdir, *overrides):
+  """Returns exit status and stderr of `mcsam train`."""
+  return run_mcsam(capsys, "train", "--config", "phantom", "--workdir", workdir, *overrides)
+
+
+def read_params(workdir):
+  """Returns the parameters of the newest checkpoint and their moving average."""
   manager = Checkpoints(workdir, read_only=True).manager
   state = manager.restore(manager.latest_step())
-  return jax.tree.map(np.asarray, (state["params"], state["average"]))
+  return jax.tree.map(np.asarray, (state["params"], state["ema_params"]))
 
 
-def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, monkeypatch):
-  config = configs.load_config("phantom", arguments(data_dir))
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, trained, tmp_path, monkeypatch):
+  config = configs.load_config("phantom", make_overrides(data_dir))
   workdir = str(tmp_path / "interrupted")
 
   class Interruption(Exception):
@@ -91,11 +97,35 @@ def test_resuming_equals_not_stopping_bit_for_bit(data_dir, trained, tmp_path, m
   lines = []
   train(config, workdir, log=lines.append)
   assert f"resumed at step {FIRST_HALF}" in lines
-  jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(trained))
+  jax.tree.map(np.testing.assert_array_equal, read_params(workdir), read_params(trained))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_an_extended_run_resumes_at_its_last_checkpoint(data_dir, tmp_path, schedule):
+  """With a constant schedule it equals an uninterrupted run bit for bit; else one log line says that it doesn't."""
+  def train_steps(workdir, num_steps):
+    overrides = make_overrides(data_dir, train__num_steps=num_steps, optimizer__schedule=schedule)
+    lines = []
+    train(configs.load_config("phantom", overrides), str(tmp_path / workdir), log=lines.append)
+    return lines
+
+  train_steps("uninterrupted", 12)
+  first, extended = train_steps("extended", 6), train_steps("extended", 12)
+  assert Checkpoints(tmp_path / "extended", read_only=True).latest() == 12
+  assert "resumed at step 6" in extended and not any(line.startswith("step 6/") for line in extended)
+  assert any(line.startswith("step 12/12") for line in extended)
+  notices = [line for line in extended if "optimizer.schedule" in line]
+  assert len(notices) == (schedule != "constant") and not any("optimizer.schedule" in line for line in first)
+  states = [jax.tree.leaves(read_params(tmp_path / workdir)) for workdir in ("extended", "uninterrupted")]
+  assert all(map(np.array_equal, *states)) == (schedule == "constant")
+
+  with pytest.raises(UserError, match="train.num_steps"):           # the run can't be shortened
+    train_steps("extended", 6)
+  assert any("already trained" in line for line in train_steps("extended", 12))
 
 
 def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.html_report=true",
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.html_report=true",
                     "--config.eval.explain=true")
   assert status == 0, err
   scores = json.loads((trained / "eval" / "test-60.json").read_text())
@@ -110,7 +140,8 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
     assert line["why"]["slots"][0]["weight"] >= line["why"]["slots"][1]["weight"] > 0
     assert {near["id"] for near in line["why"]["neighbours"]} <= set(train_ids)
   assert not list(trained.glob("eval/*.unscored.jsonl"))
-  assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_model_features", "medoid_model_features"}
+  assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_model_features",
+                                      "medoid_model_features"}
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
   assert scores["pretraining_data"] == "none"
@@ -143,15 +174,15 @@ def test_reports_are_kept_when_their_scoring_fails(trained, tmp_path, monkeypatc
   assert not (workdir / "eval" / "test-60.json").exists()
 
 
-def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
+def test_pooled_features_do_not_depend_on_batch_or_order(trained):
   work = open_workdir(trained)
   split, config, mesh = work.open_split("test"), work.config, make_mesh(work.config)
   with jax.set_mesh(mesh):
     member = load_member(work, mesh, split)
     batches = list(eval_batches(split, work.tokenizer, config, 4))
-    own_pooled = make_image_embedder(member, config, mesh)
-    pooled = own_pooled(batches, len(split))
-    np.testing.assert_array_equal(own_pooled(batches[::-1], len(split)), pooled)
+    embed_images = make_image_embedder(member, config, mesh)
+    pooled = embed_images(batches, len(split))
+    np.testing.assert_array_equal(embed_images(batches[::-1], len(split)), pooled)
   assert pooled.shape == (6, config.model.width) and np.ptp(pooled, 0).max() > 0
   for number in (0, 5):
     batch = read_batch(split, np.array([number]), np.zeros(1, np.int64), work.tokenizer, config)
@@ -161,35 +192,37 @@ def test_own_features_are_those_of_the_study_alone_in_any_order(trained):
     np.testing.assert_allclose(pooled[number], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_best_step_by_findings_that_nothing_reads_is_refused(data_dir, tmp_path, capsys):
-  fields = arguments(data_dir, train__best_metric="CIDEr_macro_F1", eval__labeler="none")
-  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path / "run", *fields)
-  assert status == 2 and "train.best_metric=CIDEr_macro_F1 counts findings" in err and not (tmp_path / "run").exists()
+def test_a_best_metric_that_needs_a_labeler_is_refused_without_one(data_dir, tmp_path, capsys):
+  fields = make_overrides(data_dir, train__best_metric="CIDEr_macro_F1", eval__labeler="none")
+  status, err = run_train(capsys, tmp_path / "run", *fields)
+  assert status == 2 and "train.best_metric=CIDEr_macro_F1" in err and "eval.labeler=none" in err
+  assert not (tmp_path / "run").exists()
 
 
-def test_the_size_of_the_last_batch_changes_no_report(trained, capsys):
+def test_batch_size_changes_no_report(trained, capsys):
   reports = []
   for size in (4, 6):                                      # 6 studies: a padded last batch, or one full batch
-    status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", f"--config.decode.batch_size={size}")
+    status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test",
+                            f"--config.decode.batch_size={size}")
     assert status == 0, err
     lines = (trained / "eval" / "test-60.jsonl").read_text().splitlines()
     reports.append([json.loads(line)["generated"] for line in lines])
   assert reports[0] == reports[1]
 
 
-def test_another_way_of_writing_has_a_file_of_its_own(trained, capsys):
+def test_evaluation_with_other_decode_fields_has_its_own_file(trained, capsys):
   before = (trained / "eval" / "test-60.json").read_bytes()
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--config.decode.beam_size=1")
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--config.decode.beam_size=1")
   assert status == 0, err
   assert (trained / "eval" / "test-60.json").read_bytes() == before
   assert json.loads((trained / "eval" / "test-60-beam_size=1.json").read_text())["decode"]["beam_size"] == 1
 
 
-def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, capsys):
+def test_an_ensemble_of_two_copies_generates_the_reports_of_one(trained, tmp_path, capsys):
   twin = tmp_path / "twin"
   shutil.copytree(trained, twin)
   for others in ([], ["--ensemble", twin]):
-    status, err = run(capsys, "evaluate", "--workdir", trained, "--split", "test", *others)
+    status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test", *others)
     assert status == 0, err
   alone, joint = ([json.loads(line) for line in (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()]
                      for name in ("", "-with-twin"))
@@ -199,7 +232,7 @@ def test_a_model_and_its_twin_write_what_it_writes_alone(trained, tmp_path, caps
   assert scores["models"] == [{"workdir": str(trained), "step": 60}, {"workdir": str(twin), "step": 60}]
 
 
-def test_models_that_speak_differently_write_no_report_together(trained, tmp_path, capsys):
+def test_incompatible_models_are_refused_as_an_ensemble(trained, tmp_path, capsys):
   first, other = tmp_path / "first", tmp_path / "other"
   shutil.copytree(trained, first)
   shutil.copytree(trained, other)
@@ -212,48 +245,50 @@ def test_models_that_speak_differently_write_no_report_together(trained, tmp_pat
     text = (other / file).read_text()
     assert old in text
     (other / file).write_text(text.replace(old, new))
-    status, err = run(capsys, "evaluate", "--workdir", first, "--ensemble", other)
+    status, err = run_mcsam(capsys, "evaluate", "--workdir", first, "--ensemble", other)
     assert status == 2 and problem in err and str(other) in err and len(err.splitlines()) == 1
     (other / file).write_text(text)
 
 
-def test_a_workdir_of_another_config_is_refused_by_field(data_dir, trained, capsys):
-  status, err = run(capsys, "train", "--config", "phantom", "--workdir", trained, *arguments(data_dir, model__dropout=0.3))
+def test_a_workdir_of_another_config_is_refused_and_the_field_is_named(data_dir, trained, capsys):
+  overrides = make_overrides(data_dir, model__dropout=0.3)
+  status, err = run_train(capsys, trained, *overrides)
   assert status == 2 and "model.dropout: 0.3, 0.1" in err and len(err.splitlines()) == 1
 
 
-def test_two_runs_in_one_workdir_are_kept_apart(data_dir, trained, capsys):
+def test_two_runs_cannot_train_in_one_workdir(data_dir, trained, capsys):
   with acquire_lock(trained):
-    status, err = run(capsys, "train", "--config", "phantom", "--workdir", trained, *arguments(data_dir))
+    status, err = run_train(capsys, trained, *make_overrides(data_dir))
   assert status == 2 and "another run is training" in err
 
 
-def test_evaluate_changes_no_field_of_the_model(trained, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--config.memory.top_k=1")
+def test_evaluate_refuses_overrides_of_the_model(trained, capsys):
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--config.memory.top_k=1")
   assert status == 2 and "--config.memory.top_k" in err
 
 
-def test_a_memory_bank_made_with_other_settings_is_refused(data_dir, tmp_path, capsys):
+def test_a_memory_bank_of_other_settings_is_refused(data_dir, tmp_path, capsys):
   few = {"memory_init__kind": "kmeans", "memory_init__num_topics": 4}
-  status, err = run(capsys, "init-memory", "--config", "phantom", "--workdir", tmp_path, *arguments(data_dir, **few))
+  status, err = run_mcsam(capsys, "init-memory", "--config", "phantom", "--workdir", tmp_path,
+                          *make_overrides(data_dir, **few))
   assert status == 0, err
   few["memory_init__num_topics"] = 3
-  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path, *arguments(data_dir, **few))
+  status, err = run_train(capsys, tmp_path, *make_overrides(data_dir, **few))
   assert status == 2 and "made with other settings" in err and "mcsam init-memory" in err
 
 
 def test_evaluate_before_train(tmp_path, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", tmp_path, "--split", "test")
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", tmp_path, "--split", "test")
   assert status == 2 and "config.json not found" in err and "mcsam train" in err
 
 
-def test_a_checkpoint_that_does_not_exist_is_named(trained, capsys):
-  status, err = run(capsys, "evaluate", "--workdir", trained, "--step", "7")
+def test_a_missing_checkpoint_is_named_with_the_existing_ones(trained, capsys):
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--step", "7")
   assert status == 2 and "no checkpoint of step 7; there are [30, 60]" in err
 
 
-def damaged(trained, workdir):
-  """Returns a copy of a workdir where half of the largest file of the newest checkpoint is missing, and that file."""
+def copy_damaged(trained, workdir):
+  """Returns a copy of a workdir, and the largest file of its newest checkpoint, which is cut to half its size."""
   shutil.copytree(trained, workdir)
   files = [path for path in (workdir / "checkpoints" / "60").rglob("*") if path.is_file()]
   largest = max(files, key=lambda path: path.stat().st_size)
@@ -261,27 +296,28 @@ def damaged(trained, workdir):
   return workdir, largest
 
 
-def test_evaluate_names_the_file_of_a_checkpoint_that_was_cut(trained, tmp_path, capsys):
-  workdir, file = damaged(trained, tmp_path / "cut")
-  status, err = run(capsys, "evaluate", "--workdir", workdir, "--step", "60")
+def test_evaluate_names_the_damaged_file_of_a_checkpoint(trained, tmp_path, capsys):
+  workdir, file = copy_damaged(trained, tmp_path / "cut")
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", workdir, "--step", "60")
   assert status == 2 and len(err.splitlines()) == 1
   assert f"checkpoint 60 is damaged: {file} has " in err and "--step takes another: 30" in err
 
 
-def test_train_goes_on_from_the_checkpoint_before_a_damaged_one(data_dir, trained, tmp_path):
-  workdir, file = damaged(trained, tmp_path / "cut")
+def test_train_resumes_from_the_checkpoint_before_a_damaged_one(data_dir, trained, tmp_path):
+  workdir, file = copy_damaged(trained, tmp_path / "cut")
   lines = []
-  train(configs.load_config("phantom", arguments(data_dir)), str(workdir), log=lines.append)
+  train(configs.load_config("phantom", make_overrides(data_dir)), str(workdir), log=lines.append)
   assert any("checkpoint 60 is damaged, the one before it is used" in line and str(file) in line for line in lines)
   assert f"resumed at step {FIRST_HALF}" in lines
-  jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(trained))
+  jax.tree.map(np.testing.assert_array_equal, read_params(workdir), read_params(trained))
 
 
 def test_training_before_prepare(tmp_path, capsys):
-  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path / "w", *arguments(tmp_path / "nothing"))
+  overrides = make_overrides(tmp_path / "nothing")
+  status, err = run_train(capsys, tmp_path / "w", *overrides)
   assert status == 2 and "mcsam prepare" in err
 
 
 def test_an_unknown_field_stops_before_any_work(tmp_path, capsys):
-  status, err = run(capsys, "train", "--config", "phantom", "--workdir", tmp_path / "w", "--config.train.batchsize=3")
+  status, err = run_train(capsys, tmp_path / "w", "--config.train.batchsize=3")
   assert status == 2 and "did you mean train.batch_size" in err and not (tmp_path / "w").exists()

@@ -1,4 +1,4 @@
-"""What counts in the loss: tokens up to eos of studies that are valid, and nothing else."""
+"""The loss counts tokens up to eos of valid studies only; accumulation, remat and averaging change no gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -9,31 +9,25 @@ from mcsam_jax import config as configs
 from mcsam_jax.distributed.mesh import make_mesh, shard_batch
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.inputs import token_mask
-from mcsam_jax.training.train_step import (
-  align,
-  count_tokens,
-  init_train_state,
-  make_term_norms,
-  make_train_step,
-  read,
-  token_losses,
-)
+from mcsam_jax.training.losses import compute_alignment, count_tokens, forward, token_losses
+from mcsam_jax.training.train_state import init_train_state
+from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 
-B, T, VOCABULARY, EOS = 4, 6, 20, 2
+B, T, VOCAB_SIZE, EOS = 4, 6, 20, 2
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-def small(**more):
+def load_config(**changes):
   fields = {"encoder.frozen": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
             "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
             "tokenizer.max_length": T, "model.encoder_layers": 0, "model.decoder_layers": 1}
-  fields |= {name.replace("__", "."): value for name, value in more.items()}
+  fields |= {name.replace("__", "."): value for name, value in changes.items()}
   return configs.load_config("phantom", [f"--config.{field}={value}" for field, value in fields.items()])
 
 
-def batch():
+def make_batch():
   rng = np.random.default_rng(0)
-  tokens = rng.integers(4, VOCABULARY, (B, T + 1)).astype(np.int32)
+  tokens = rng.integers(4, VOCAB_SIZE, (B, T + 1)).astype(np.int32)
   tokens[:, 0] = 1
   for row, end in enumerate((3, 5, 6, 4)):
     tokens[row, end], tokens[row, end + 1:] = EOS, 0
@@ -44,18 +38,19 @@ def batch():
 
 @pytest.fixture(scope="module")
 def loss():
-  config = small()
-  model = make_model(config, VOCABULARY, 2)
-  state = jax.jit(lambda: init_train_state(model, config, batch()))()
+  config = load_config()
+  model = make_model(config, VOCAB_SIZE, 2)
+  state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
 
   @jax.jit
-  def both(batch):
-    found = read(model, config, EOS, state.params, {}, batch, count_tokens(batch, EOS))
-    return found.token_loss, align(model, config, EOS, state.params, found.codes, batch).loss
-  return lambda batch: np.array(both(batch))
+  def both_terms(batch):
+    output = forward(model, config, EOS, state.params, {}, batch, count_tokens(batch, EOS))
+    alignment = compute_alignment(model, config, EOS, state.params, output.embeddings, batch)
+    return output.token_loss, alignment.loss
+  return lambda batch: np.array(both_terms(batch))
 
 
-def test_mask_ends_with_the_first_eos_also_where_ids_are_shared():
+def test_token_mask_ends_with_the_first_eos_also_with_shared_special_ids():
   np.testing.assert_array_equal(token_mask(jnp.array([[1, 5, 2, 0, 0], [1, 5, 6, 7, 2]]), 2),
                                 [[1, 1, 0, 0], [1, 1, 1, 1]])
   np.testing.assert_array_equal(token_mask(jnp.array([[0, 5, 0, 0, 0], [0, 5, 6, 7, 8]]), 0),
@@ -70,77 +65,77 @@ def test_smoothing_by_hand():
   np.testing.assert_allclose(smoothed, -0.7 * np.log(0.7) - 0.1 * np.log([0.7, 0.2, 0.1]).sum(), rtol=1e-5)
 
 
-def test_what_stands_after_eos_changes_nothing(loss):
-  changed = batch()
+def test_tokens_after_eos_change_nothing(loss):
+  changed = make_batch()
   after = np.cumsum(changed["tokens"] == EOS, axis=1) - (changed["tokens"] == EOS) > 0
   changed["tokens"] = np.where(after, 9, changed["tokens"])
-  np.testing.assert_allclose(loss(changed), loss(batch()), rtol=1e-6)
+  np.testing.assert_allclose(loss(changed), loss(make_batch()), rtol=1e-6)
 
 
-def test_studies_that_fill_up_a_batch_change_nothing(loss):
-  padded = batch()
+def test_padding_studies_change_nothing(loss):
+  padded = make_batch()
   padded["valid"] = np.array([True, True, False, False])
   other = {name: array.copy() for name, array in padded.items()}
   other["tokens"][2:] = 7
   other["features"][2:] = 3
   np.testing.assert_allclose(loss(other), loss(padded), rtol=1e-6)
-  assert not np.allclose(loss(padded), loss(batch()))
+  assert not np.allclose(loss(padded), loss(make_batch()))
 
 
-def test_the_mesh_of_one_device_takes_a_batch(loss):
-  np.testing.assert_allclose(loss(shard_batch(make_mesh(small()), batch())), loss(batch()), rtol=1e-6)
+def test_loss_on_a_mesh_of_one_device(loss):
+  np.testing.assert_allclose(loss(shard_batch(make_mesh(load_config()), make_batch())), loss(make_batch()), rtol=1e-6)
 
 
-def test_the_moving_average_writes_and_does_not_train():
-  """Of the average are kept (1 + step) / (10 + step), 1/10, 2/11, 3/12, ... up to the decay."""
-  kept, runs = (1 / 10, 2 / 11, 0.2), {}
+def test_averaged_parameters_are_used_for_evaluation_and_not_for_training():
+  """The decay is (1 + step) / (10 + step), that is 1/10, 2/11, 3/12, ..., up to `optimizer.ema_decay`."""
+  decays, runs = (1 / 10, 2 / 11, 0.2), {}
   for name, value in (("averaged", 0.2), ("plain", 0.0)):
-    config = small(optimizer__ema_decay=value)
-    model = make_model(config, VOCABULARY, 2)
-    state = jax.jit(lambda: init_train_state(model, config, batch()))()
+    config = load_config(optimizer__ema_decay=value)
+    model = make_model(config, VOCAB_SIZE, 2)
+    state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
     runs[name] = [state]
     step = jax.jit(make_train_step(model, config, EOS))
-    for _ in kept:
-      runs[name].append(step(runs[name][-1], batch())[0])
+    for _ in decays:
+      runs[name].append(step(runs[name][-1], make_batch())[0])
   expected = runs["plain"][0].params
-  for old, plain, share in zip(runs["averaged"][1:], runs["plain"][1:], kept):
-    jax.tree.map(np.testing.assert_array_equal, old.params, plain.params)
-    expected = jax.tree.map(lambda average, new: share * average + (1 - share) * new, expected, plain.params)
-    jax.tree.map(lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6),
-                 old.variables["params"], expected)
-    assert plain.average is None and plain.variables["params"] is plain.params
+  for averaged, plain, decay in zip(runs["averaged"][1:], runs["plain"][1:], decays):
+    jax.tree.map(np.testing.assert_array_equal, averaged.params, plain.params)
+    expected = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, expected, plain.params)
+    jax.tree.map(lambda actual, desired: np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6),
+                 averaged.variables["params"], expected)
+    assert plain.ema_params is None and plain.variables["params"] is plain.params
 
 
 @pytest.mark.parametrize("fields", [{"train__grad_accum_steps": 2}, {"train__remat": "layers"},
                                     {"train__grad_accum_steps": 4, "model__use_alignment": False}])
-def test_saving_memory_changes_no_gradient(fields):
-  """Without dropout, whose draws are a part's own, one step in several turns, or with remat, is the same step."""
+def test_gradient_accumulation_and_remat_change_no_gradient(fields):
+  """Without dropout, whose keys differ between microbatches, a step with microbatches or remat is the same step."""
   fields = {"model__dropout": 0.0, "optimizer__warmup_steps": 0} | fields
   plain = {name: value for name, value in fields.items() if not name.startswith("train")}
-  ends = []
-  for config in (small(**plain), small(**fields)):
-    model = make_model(config, VOCABULARY, 2)
-    state = jax.jit(lambda: init_train_state(model, config, batch()))()
-    valid = batch() | {"valid": np.array([True, True, True, False])}
-    ends.append(jax.jit(make_train_step(model, config, EOS))(state, valid))
-  (one, measured), (other, expected) = ends
-  assert measured.keys() == expected.keys()
-  for name in measured:
-    np.testing.assert_allclose(measured[name], expected[name], rtol=1e-4, err_msg=name)
-  first_moments = [jax.tree.leaves(state.opt_state) for state in (one, other)]
+  results = []
+  for config in (load_config(**plain), load_config(**fields)):
+    model = make_model(config, VOCAB_SIZE, 2)
+    state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
+    valid = make_batch() | {"valid": np.array([True, True, True, False])}
+    results.append(jax.jit(make_train_step(model, config, EOS))(state, valid))
+  (plain_state, expected), (state, metrics) = results
+  assert metrics.keys() == expected.keys()
+  for name in metrics:
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, err_msg=name)
+  first_moments = [jax.tree.leaves(state.opt_state) for state in (state, plain_state)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), *first_moments)
 
 
-def test_the_terms_norms_are_of_the_gradient_that_a_step_takes():
-  """The gradient's norm lies between difference and sum of its terms' norms, and is the token's alone without the other."""
-  config = small()
-  model = make_model(config, VOCABULARY, 2)
-  state = jax.jit(lambda: init_train_state(model, config, batch()))()
-  norms = make_term_norms(model, config, EOS)(state, batch())
-  whole = jax.jit(make_train_step(model, config, EOS))(state, batch())[1]["gradient_norm"]
+def test_gradient_norms_of_the_terms_belong_to_the_gradient_of_a_step():
+  """The gradient's norm lies between difference and sum of the terms' norms, and equals the token term's alone."""
+  config = load_config()
+  model = make_model(config, VOCAB_SIZE, 2)
+  state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
+  norms = make_term_gradient_norms(model, config, EOS)(state, make_batch())
+  total = jax.jit(make_train_step(model, config, EOS))(state, make_batch())[1]["gradient_norm"]
   token, alignment = float(norms["gradient_norm_token"]), float(norms["gradient_norm_align"])
-  assert alignment > 0 and abs(token - alignment) <= whole * 1.0001 and whole <= (token + alignment) * 1.0001
-  config = small(model__align_weight=0.0)
-  model = make_model(config, VOCABULARY, 2)
-  np.testing.assert_allclose(jax.jit(make_train_step(model, config, EOS))(state, batch())[1]["gradient_norm"], token,
-                             rtol=1e-5)
+  assert alignment > 0 and abs(token - alignment) <= total * 1.0001 and total <= (token + alignment) * 1.0001
+  config = load_config(model__align_weight=0.0)
+  model = make_model(config, VOCAB_SIZE, 2)
+  total = jax.jit(make_train_step(model, config, EOS))(state, make_batch())[1]["gradient_norm"]
+  np.testing.assert_allclose(total, token, rtol=1e-5)
