@@ -21,7 +21,7 @@ VOCABULARY, PATCHES_A_VIEW, TOKENS, BEAMS = 761, 49, 100, 3
 
 
 def mcsam(query: str, num_studies: int, num_views: int):
-  """Returns a function that decodes once with our model: 2,048 slots of memory, of which 32 answer, and 8 prompts."""
+  """Returns a function that decodes once with our model: 2,048 slots of memory, of which 32 are attended to, and 8 memory tokens."""
   from mcsam_jax.benchmark.decode import make_run
   from mcsam_jax.cli.main import silence_libraries
   from mcsam_jax.config import load_config
@@ -38,7 +38,7 @@ def mcsam(query: str, num_studies: int, num_views: int):
 
 
 def hugging_face(num_studies: int, num_views: int):
-  """Returns a function that decodes once with `generate`: no memory, no prompts."""
+  """Returns a function that decodes once with `generate`: no memory, no memory tokens."""
   import torch
   from transformers import BartConfig, BartForConditionalGeneration
   from transformers.modeling_outputs import BaseModelOutput

@@ -27,7 +27,7 @@ def test_figures_as_json(capsys):
 
 def test_the_work_of_a_step_by_hand():
   config = configs.load_config("phantom", [*SMALL, "--config.decode.beam_size=3", "--config.model.num_memory_tokens=2"])
-  work = work_of_a_step(config, 20, 4)                          # 12 rows, room for 5 words and 2 prompts
+  work = work_of_a_step(config, 20, 4)                          # 12 rows, cache slots for 5 tokens and 2 memory tokens
   assert work["dense layers"] == {"flops": 2 * 12 * 8 * 16 * 16, "bytes": 4 * 8 * 16 * 16}
   assert work["logits"] == {"flops": 2 * 12 * 16 * 20, "bytes": 4 * 16 * 20}
   assert work["memory"]["flops"] == 2 * 12 * (2 * 16 * 16 + 2 * 12 * 16)
