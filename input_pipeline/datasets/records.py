@@ -155,7 +155,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder):
 
     Raises:
       SkipRecord: the study lacks what the config requires.
-      Unreadable: one of its files is missing or damaged.
+      UnreadableFile: one of its files is missing or damaged.
     """
 
   def describe_entry(self, entry) -> str:

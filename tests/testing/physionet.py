@@ -1,8 +1,8 @@
-"""A made-up tree of what PhysioNet gives of MIMIC-CXR, of any size, and what a builder should find in it.
+"""A synthetic copy of PhysioNet's MIMIC-CXR folders of any size, and the record counts that a builder should find.
 
-Names of files, columns of csv files and the headers of reports are MIMIC-CXR's; subjects, studies, images and words
-are invented. Images are a few drawn phantoms, repeated with a pixel changed so that no two files are the same.
-Study number i decides everything about study i, so that a count is known without reading a file.
+File names, csv columns and report headers are those of MIMIC-CXR; subjects, studies, images and texts are invented.
+Images are a few phantoms, repeated with some pixels changed so that no two files are equal. Everything about a study
+is a function of its number, so that the expected counts are known without reading a file.
 """
 
 import collections
@@ -16,6 +16,8 @@ import zipfile
 import numpy as np
 import PIL.Image
 import pydicom
+import pydicom.dataset
+import pydicom.uid
 
 from input_pipeline.datasets.phantom.dataset import make_record
 from mcsam_jax.findings import FINDINGS
@@ -31,14 +33,15 @@ HEADER = "                                 FINAL REPORT\n"
 
 
 @dataclasses.dataclass
-class Study:
+class SyntheticStudy:
+  """A study of the synthetic data set."""
   number: int
   subject: str
   study: str
-  split: str                    # in MIMIC-CXR's words
-  kind: str                     # of report, see `report_of`
+  split: str                    # train | validate | test
+  kind: str                     # which sections the report has, see `make_report`
   views: list[tuple[str, str]]  # ViewPosition, ViewCodeSequence_CodeMeaning
-  labelled: bool
+  labeled: bool
 
   @property
   def folder(self) -> str:
@@ -53,21 +56,21 @@ VIEWS = ([("PA", ""), ("LATERAL", "")], [("AP", "")], [("", "postero-anterior"),
          [("LATERAL", "")], [("AP", ""), ("PA", "")], [("", "")], [("AP", ""), ("AP", ""), ("LL", "")])
 
 
-def make_studies(count: int) -> list[Study]:
-  """Returns `count` studies; a subject has up to three, all in one split."""
+def make_studies(count: int) -> list[SyntheticStudy]:
+  """Returns `count` studies; each subject has up to three, all in one split."""
   studies = []
   for number in range(count):
     subject = number // 3 if number % 30 < 15 else number
-    place = subject % 20
-    studies.append(Study(
+    fold = subject % 20
+    studies.append(SyntheticStudy(
         number=number, subject=f"{10000000 + 7 * subject + 10**6 * (subject % 10)}", study=f"{50000000 + 13 * number}",
-        split="validate" if place == 3 else "test" if place == 4 else "train", kind=KINDS[number % len(KINDS)],
-        views=VIEWS[number % len(VIEWS)], labelled=number % 50 != 7))
+        split="validate" if fold == 3 else "test" if fold == 4 else "train", kind=KINDS[number % len(KINDS)],
+        views=VIEWS[number % len(VIEWS)], labeled=number % 50 != 7))
   return studies
 
 
-def report_of(study: Study) -> str:
-  """Returns the text of a report; `kind` says what is in it."""
+def make_report(study: SyntheticStudy) -> str:
+  """Returns the text of a report with the sections that `study.kind` names."""
   findings = f"Frontal view of patient ___.  There is finding number {study.number % 97}.\n No pneumothorax."
   impression = f"Stable appearance, number {study.number % 89}."
   if study.kind == "nothing":
@@ -82,18 +85,25 @@ def report_of(study: Study) -> str:
   return HEADER + "".join(f" {header}:  {text}\n \n" for header, text in parts.items())
 
 
-def expected(studies: list[Study], target: str = "findings", required: str = "any") -> dict[str, collections.Counter]:
-  """Returns for each of our splits how many studies are kept, and left out for which reason, three words needed."""
+def expected_counts(studies: list[SyntheticStudy], target: str = "findings",
+                    required: str = "any") -> dict[str, collections.Counter]:
+  """Returns, for each split, the number of studies that are kept and that are skipped for each reason.
+
+  Args:
+    studies: all studies.
+    target: value of `data.target`; reports need at least three words.
+    required: value of `data.mimic_cxr.required_views`.
+  """
   counts = {split: collections.Counter() for split in ("train", "val", "test")}
   for study in studies:
     counter = counts[{"train": "train", "validate": "val", "test": "test"}[study.split]]
     frontal = any(p in ("AP", "PA") or m == "postero-anterior" for p, m in study.views)
     lateral = any(p in ("LL", "LATERAL") for p, _ in study.views)
-    lacking = [name for name, has in (("frontal", frontal), ("lateral", lateral))
+    missing = [name for name, has in (("frontal", frontal), ("lateral", lateral))
                if required in (name, "both") and not has]
     has = {"both": 2, "findings": 1, "impression": 1, "short": 1, "nothing": 0}[study.kind]
-    if lacking:
-      counter[f"no {' and no '.join(lacking)} view"] += 1
+    if missing:
+      counter[f"no {' and no '.join(missing)} view"] += 1
     elif not has:
       counter["neither findings nor impression"] += 1
     elif study.kind not in ("both", "short", target):
@@ -107,23 +117,25 @@ def expected(studies: list[Study], target: str = "findings", required: str = "an
   return counts
 
 
-def write_tree(folder: pathlib.Path, count: int, images: str = "jpg", zipped: bool = True) -> list[Study]:
-  """Writes the tree of `count` studies.
+def write_tree(folder: pathlib.Path, count: int, images: str = "jpg", zipped: bool = True) -> list[SyntheticStudy]:
+  """Writes the folders of MIMIC-CXR-JPG and the reports of MIMIC-CXR, and returns the `count` studies.
 
   Args:
+    folder: the folder to write.
+    count: number of studies.
     images: jpg, or dcm (12 bits, every other file MONOCHROME1).
-    zipped: reports in mimic-cxr-reports.zip; else below mimic-cxr-reports/files.
+    zipped: whether to write reports to mimic-cxr-reports.zip rather than below mimic-cxr-reports/files.
   """
   studies = make_studies(count)
   pictures = [_draw(number) for number in range(NUM_PICTURES)]
   folder.mkdir(parents=True, exist_ok=True)
   for study in studies:
-    place = folder / "files" / study.folder
-    place.mkdir(parents=True, exist_ok=True)
+    image_folder = folder / "files" / study.folder
+    image_folder.mkdir(parents=True, exist_ok=True)
     for view in range(len(study.views)):
       pixels = pictures[(study.number + view) % NUM_PICTURES].copy()
       pixels[0, :8] = [255 * (study.number >> bit & 1) for bit in range(8)]
-      path = place / f"{study.dicom_id(view)}.{images}"
+      path = image_folder / f"{study.dicom_id(view)}.{images}"
       if images == "jpg":
         PIL.Image.fromarray(pixels).save(path, quality=95)
       else:
@@ -138,17 +150,18 @@ def write_tree(folder: pathlib.Path, count: int, images: str = "jpg", zipped: bo
               for study in studies for view, (position, meaning) in enumerate(study.views)])
   for tool in ("chexpert", "negbio"):
     _write_csv(folder / f"mimic-cxr-2.0.0-{tool}.csv.gz", LABEL_HEADER, [
-        (study.subject, study.study, *(label_of(study, finding) for finding in sorted(FINDINGS)))
-        for study in studies if study.labelled])
+        (study.subject, study.study, *(label_value(study, finding) for finding in sorted(FINDINGS)))
+        for study in studies if study.labeled])
   return studies
 
 
-def label_of(study: Study, finding: str) -> str:
+def label_value(study: SyntheticStudy, finding: str) -> str:
+  """Returns the value in the csv file of labels."""
   return ("", "1.0", "0.0", "-1.0")[(study.number + FINDINGS.index(finding)) % 4]
 
 
-def write_manual_labels(folder: pathlib.Path, studies: list[Study]) -> None:
-  """Writes what release 2.1.0 adds: labels of test studies, with Airspace Opacity for Lung Opacity."""
+def write_radiologist_labels(folder: pathlib.Path, studies: list[SyntheticStudy]) -> None:
+  """Writes the file that release 2.1.0 adds: labels of test studies, with Airspace Opacity for Lung Opacity."""
   names = ["Airspace Opacity" if finding == "Lung Opacity" else finding for finding in sorted(FINDINGS)]
   with (folder / "mimic-cxr-2.1.0-test-set-labeled.csv").open("w", newline="") as file:
     rows = csv.writer(file)
@@ -157,8 +170,8 @@ def write_manual_labels(folder: pathlib.Path, studies: list[Study]) -> None:
                    for study in studies if study.split == "test")
 
 
-def annotation_of(studies: list[Study]) -> dict:
-  """Returns R2Gen's annotation: an entry an image, of the studies that have findings."""
+def make_r2gen_annotation(studies: list[SyntheticStudy]) -> dict:
+  """Returns an annotation in R2Gen's format: one entry for each image of the studies that have findings."""
   annotation = {"train": [], "val": [], "test": []}
   for study in studies:
     split = {"train": "train", "validate": "val", "test": "test"}[study.split]
@@ -175,16 +188,16 @@ def _draw(number: int) -> np.ndarray:
   return np.asarray(picture.resize((COLUMNS, ROWS)))
 
 
-def _write_reports(folder: pathlib.Path, studies: list[Study], zipped: bool) -> None:
+def _write_reports(folder: pathlib.Path, studies: list[SyntheticStudy], zipped: bool) -> None:
   if zipped:
     with zipfile.ZipFile(folder / "mimic-cxr-reports.zip", "w") as archive:
       for study in studies:
-        archive.writestr(f"files/{study.folder}.txt", report_of(study))
+        archive.writestr(f"files/{study.folder}.txt", make_report(study))
     return
   for study in studies:
     path = folder / "mimic-cxr-reports" / "files" / f"{study.folder}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report_of(study))
+    path.write_text(make_report(study))
 
 
 def _write_csv(path: pathlib.Path, header: tuple, rows: list[tuple]) -> None:
@@ -200,8 +213,8 @@ def _write_dicom(path: pathlib.Path, pixels: np.ndarray, photometric: str) -> No
   dicom.Rows, dicom.Columns, dicom.SamplesPerPixel, dicom.PixelRepresentation = *pixels.shape, 1, 0
   dicom.BitsAllocated, dicom.BitsStored, dicom.HighBit = 16, 12, 11
   dicom.PhotometricInterpretation = photometric
-  deep = pixels.astype("<u2") * 16
-  dicom.PixelData = (4095 - deep if photometric == "MONOCHROME1" else deep).tobytes()
+  twelve_bit = pixels.astype("<u2") * 16
+  dicom.PixelData = (4095 - twelve_bit if photometric == "MONOCHROME1" else twelve_bit).tobytes()
   dicom.file_meta = pydicom.dataset.FileMetaDataset()
   dicom.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
   dicom.save_as(path, enforce_file_format=True)

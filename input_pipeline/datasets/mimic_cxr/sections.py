@@ -1,23 +1,23 @@
-r"""MIMIC-CXR's reports, taken apart into findings, impression and the rest.
+r"""Splits the reports of MIMIC-CXR into findings, impression and other sections.
 
-A report is free text. Most put a header in capitals and a colon at the start of
-a line before each part; there are hundreds of headers, with all the slips of a
-keyboard, and some reports have none. What published scores call "the findings"
-is what the section parser of MIT-LCP, MIMIC-CXR's authors, finds (Johnson et
-al., 2019), so this module finds the same, slips of its own included:
+A report is free text. Most reports start each section with a header in capitals
+and a colon at the start of a line; there are hundreds of headers, many with
+typos, and some reports have none. What published scores call "the findings" is
+the output of the section parser of MIT-LCP, the authors of MIMIC-CXR (Johnson et
+al., 2019). This module reproduces that parser, including its errors:
 
-- A header on the first line of another section's text is not seen.
-- "NDICATION" counts as impression, "PFI" as history, and "CONCUSION" becomes
-  the conclusion that it was meant to be, but not the impression that
-  "CONCLUSION" becomes.
-- A headline with "CHEST" or "PORTABLE" in it opens the findings. Where no other
-  findings follow, they are what stands before the next header, often a mere date.
+- A header on the first line of another section's text is ignored.
+- "NDICATION" is read as impression and "PFI" as history. "CONCUSION" is
+  corrected to conclusion, but unlike "CONCLUSION" it isn't read as impression.
+- A headline that contains "CHEST" or "PORTABLE" starts the findings. If no other
+  findings follow, the findings are the text up to the next header, often only a
+  date.
 
-Where a report has neither findings nor impression, what follows the first blank
+If a report has neither findings nor impression, the text after the first blank
 line of its last section is named `last_paragraph`.
 
-Some single studies still come out wrong, and for these MIT-LCP wrote down which
-section, or which characters, hold all that the report says. Those rules are in
+The parser fails on some individual studies. For these, MIT-LCP lists the section
+or the character range that contains the report proper. These rules are in
 section_rules.json, next to this file.
 """
 
@@ -26,13 +26,13 @@ import pathlib
 import re
 from typing import NamedTuple
 
-SECTION_NAMES = ("findings", "impression", "indication", "history", "technique", "comparison")      # what read_report gives
+SECTION_NAMES = ("findings", "impression", "indication", "history", "technique", "comparison")
 
-# The blank is there in the files of the dataset, where each line but the first begins with one.
+# In the files of the data set every line but the first begins with a blank.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _BLANK_LINE = "\n \n"
 
-# What a header is called -> headers that are this and nothing else. Asked first.
+# Section name -> headers that match exactly; these are checked first.
 _SYNONYMS = {
     "impression": ("conclusion", "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion",
                    "imperssion", "mpression", "impession", "ndication"),
@@ -46,81 +46,82 @@ _SYNONYMS = {
     "conclusion": ("concusion", "coinclusion"),
 }
 _CANONICAL_NAMES = {header: name for name, headers in _SYNONYMS.items() for header in headers}
-# A longer header is called by the first of these that it contains ("findings and impression" is the impression) ...
+# Other headers get the first of these names that they contain ("findings and impression" is the impression).
 _SUBSTRING_NAMES = ("impression", "findings", "history", "comparison", "addendum")
-# ... and a headline that names the film opens the findings.
-_FILM_HEADERS = ("chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap", "frontal and",
-         "two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window",
-         "frontal upright", "frontal semi-upright", "ribs", "pa and lat")
+# A headline that contains one of these starts the findings.
+_VIEW_TERMS = ("chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap",
+               "frontal and", "two views", "frontal view", "pa view", "ap view", "one view", "lateral view",
+               "bone window", "frontal upright", "frontal semi-upright", "ribs", "pa and lat")
 
 _RULES = json.loads(pathlib.Path(__file__).with_name("section_rules.json").read_text())
 
 
 class Section(NamedTuple):
+  """A section of a report, at the characters report[start:start + len(text)]."""
   name: str
   text: str      # not stripped
-  start: int     # report[start:start + len(text)] == text
+  start: int
 
 
 def split_sections(report: str) -> list[Section]:
-  """Returns the sections of a report in their order, never none; several may have the same name.
+  """Returns the sections of a report in order: at least one, and several may have the same name.
 
   Args:
-    report: the text of a study's file, whole.
+    report: the full text of a study's file.
   """
-  found = _split_at_headers(report)
-  found = [section for section in found if section.name not in ("impression", "findings") or section.text.strip()]
-  if not any(section.name in ("impression", "findings") for section in found):
-    name, text, start = found[-1]
+  sections = _split_at_headers(report)
+  sections = [section for section in sections if section.name not in ("impression", "findings") or section.text.strip()]
+  if not any(section.name in ("impression", "findings") for section in sections):
+    name, text, start = sections[-1]
     head, blank_line, tail = text.partition(_BLANK_LINE)
     if blank_line:
-      found[-1:] = [Section(name, head, start), Section("last_paragraph", tail, start + len(head + blank_line))]
-  return found
+      sections[-1:] = [Section(name, head, start), Section("last_paragraph", tail, start + len(head + blank_line))]
+  return sections
 
 
 def extract_sections(report: str, study: str) -> dict[str, str]:
-  """Returns the text of each of PARTS, "" for what the report lacks.
+  """Returns the text of each of SECTION_NAMES; "" for sections that the report lacks.
 
-  Of several sections of one name the last one counts. For a study that has a rule of its own, what the rule picks is
-  all that the report says: it stands as the findings, and the impression is empty. Eight of these reports say nothing
-  that can be used, so both are empty. The other parts stay as they are, except that a section which became the
-  findings is not repeated under its own name.
+  If several sections have the same name, the last one is used. If section_rules.json has a rule for the study, the
+  text selected by the rule becomes the findings, and the impression is empty. For eight of these studies both are
+  empty, because their reports contain nothing usable. Other sections are unchanged, except that a section used as the
+  findings isn't repeated under its own name.
 
   Args:
-    report: the text of a study's file, whole: the rules count its characters.
+    report: the full text of a study's file; the rules refer to its characters.
     study: id of the study, "s" and eight digits.
   """
-  parts = {section.name: section.text.strip() for section in split_sections(report)}
+  texts = {section.name: section.text.strip() for section in split_sections(report)}
   if study in _RULES["character_range_by_study"]:
     low, high = _RULES["character_range_by_study"][study]
-    parts |= {"findings": report[low:high].strip(), "impression": ""}
-  # A report without the section that its rule names is not the one which the rule was made for: no rule then.
-  elif _RULES["section_by_study"].get(study) in parts:
-    parts |= {"findings": parts.pop(_RULES["section_by_study"][study]), "impression": ""}
-  return {name: parts.get(name, "") for name in SECTION_NAMES}
+    texts |= {"findings": report[low:high].strip(), "impression": ""}
+  # A report without the section of its rule isn't the one that the rule was made for, so the rule is skipped.
+  elif _RULES["section_by_study"].get(study) in texts:
+    texts |= {"findings": texts.pop(_RULES["section_by_study"][study]), "impression": ""}
+  return {name: texts.get(name, "") for name in SECTION_NAMES}
 
 
 def _split_at_headers(report: str) -> list[Section]:
-  """Cuts a report at its headers; what stands before the first is the preamble."""
+  """Splits a report at its headers; the text before the first header is the preamble."""
   header = _HEADER.search(report)
   if header is None:
     return [Section("full report", report, 0)]
-  found = [Section("preamble", report[:header.start(1)], 0)]
+  sections = [Section("preamble", report[:header.start(1)], 0)]
   while header is not None:
     name, start = _normalize_header(header[1]), header.end()
     line_end = report.find("\n", start)
-    header = _HEADER.search(report, start if line_end < 0 else line_end)     # the rest of the line is skipped
+    header = _HEADER.search(report, start if line_end < 0 else line_end)     # headers on the same line are ignored
     end = len(report) if header is None else header.start()
-    found.append(Section(name, report[start:end], start))
-  return found
+    sections.append(Section(name, report[start:end], start))
+  return sections
 
 
 def _normalize_header(header: str) -> str:
-  """Returns what a header is called: one name for all that mean the same, else its own in lower case."""
+  """Returns the section name for a header: a common name for synonyms, else the header in lower case."""
   header = header.lower().strip()
   if header in _CANONICAL_NAMES:
     return _CANONICAL_NAMES[header]
   for name in _SUBSTRING_NAMES:
     if name in header:
       return name
-  return "findings" if any(word in header for word in _FILM_HEADERS) else header
+  return "findings" if any(term in header for term in _VIEW_TERMS) else header

@@ -1,4 +1,4 @@
-"""Sections as MIT-LCP's parser finds them in made-up reports, and the rules for single studies."""
+"""Sections agree with those of MIT-LCP's parser on synthetic reports; rules for individual studies."""
 
 import json
 import pathlib
@@ -12,23 +12,17 @@ PARITY = pathlib.Path(__file__).parents[3] / "parity"
 ROWS = json.loads((PARITY / "mimic_sections.json").read_text())
 RULES = json.loads((PARITY / "mimic_section_rules.json").read_text())
 
-REPORT = """                                 FINAL REPORT
- INDICATION:  Cough.
- 
- TECHNIQUE:  Two views.
- 
- NOTE:  Read with Dr. ___.
- 
- FINDINGS:  The lungs are clear.
- 
- EXAMINATION:  Chest.
- 
- HISTORY:  Asthma.
- 
- IMPRESSION:  Normal.
- 
- RECOMMENDATION(S):  None.
-"""
+# As in the files of the data set, every line but the first begins with a blank.
+REPORT = (
+    "                                 FINAL REPORT\n"
+    " INDICATION:  Cough.\n \n"
+    " TECHNIQUE:  Two views.\n \n"
+    " NOTE:  Read with Dr. ___.\n \n"
+    " FINDINGS:  The lungs are clear.\n \n"
+    " EXAMINATION:  Chest.\n \n"
+    " HISTORY:  Asthma.\n \n"
+    " IMPRESSION:  Normal.\n \n"
+    " RECOMMENDATION(S):  None.\n")
 UNKNOWN = "s10000000"
 
 
@@ -54,7 +48,7 @@ def test_agrees_with_mit_lcp(row):
 
 @pytest.mark.parametrize("report", [row["text"] for row in ROWS] + [REPORT])
 def test_sections_cover_the_report(report):
-  """In their order, without overlap, and between them nothing but headers and blanks."""
+  """Sections are in order and don't overlap, and between them there are only headers and blanks."""
   end, between = 0, []
   for section in split_sections(report):
     assert section.start >= end and report[section.start:section.start + len(section.text)] == section.text

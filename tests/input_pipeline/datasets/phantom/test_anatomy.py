@@ -6,8 +6,8 @@ import pytest
 from input_pipeline.datasets.phantom.anatomy import draw_study, locate_findings
 from input_pipeline.datasets.phantom.patient import Finding, PHANTOM_FINDINGS, sample_findings
 
-# A finding of each kind, where it must change the frontal view (rows, columns), and how.
-# The patient's right is on the left of the picture.
+# One finding of each kind, the region (rows, columns) of the frontal view that it must change, and the direction.
+# The patient's right side is on the left of the image.
 LEFT, RIGHT, ALL = slice(140, 240), slice(16, 116), slice(0, 256)
 CASES = [
     (Finding("Cardiomegaly", severity="marked", extent=0.68), slice(120, 190), LEFT, "brighter"),
@@ -44,7 +44,7 @@ def test_finding_shows_in_the_lateral_view_too(finding):
   assert (np.abs(change) > 12).sum() > 40
 
 
-def test_side_is_mirrored():
+def test_finding_is_drawn_on_its_side():
   right = Finding("Pleural Effusion", "right", severity="large", extent=0.55)
   for seed in range(3):
     normal = draw_study(seed, ()).images[0].astype(float)
@@ -54,7 +54,7 @@ def test_side_is_mirrored():
     assert halves[1][:, 138:].sum() > 20 * np.abs(halves[1][:, :118].sum())
 
 
-def test_studies_are_seeded_and_look_like_films():
+def test_studies_are_deterministic_and_well_exposed():
   assert all(np.array_equal(a, b) for a, b in zip(draw_study((1, 2)).images, draw_study((1, 2)).images))
   assert not np.array_equal(draw_study((1, 2)).images[0], draw_study((1, 3)).images[0])
   for seed in range(12):
@@ -63,10 +63,10 @@ def test_studies_are_seeded_and_look_like_films():
     for image in study.images:
       assert image.shape == (256, 256) and image.dtype == np.uint8
       assert 30 < image.mean() < 190 and image.std() > 25
-      assert (image == 255).mean() < 0.1                   # not burnt out
+      assert (image == 255).mean() < 0.1                   # not overexposed
 
 
-def test_prevalence():
+def test_prevalence_of_findings():
   drawn = [sample_findings(np.random.default_rng((0, i))) for i in range(3000)]
   names = [{finding.name for finding in findings} for findings in drawn]
   for name in PHANTOM_FINDINGS:
@@ -91,14 +91,14 @@ def test_findings_never_hide_each_other():
       assert not set(findings["Atelectasis"].sides) & set(findings["Pleural Effusion"].sides)
 
 
-def test_findings_are_found_where_they_were_drawn():
+def test_masks_of_findings_are_on_their_side():
   for seed in range(6):
-    places = locate_findings(seed)
+    masks = locate_findings(seed)
     study = draw_study(seed)
-    assert list(places) == [finding.name for finding in study.findings]
+    assert list(masks) == [finding.name for finding in study.findings]
     for finding in study.findings:
-      assert len(places[finding.name]) == len(study.images)
-      frontal = places[finding.name][0]
+      assert len(masks[finding.name]) == len(study.images)
+      frontal = masks[finding.name][0]
       assert 30 < frontal.sum() < 0.6 * frontal.size
       if finding.side in ("left", "right") and finding.name != "Support Devices":      # a catheter crosses over
         x = np.nonzero(frontal)[1].mean()

@@ -20,24 +20,26 @@ def tiny_config(tmp_path, **sizes):
   return config
 
 
-def test_build_is_read_back_as_records(tmp_path):
+def test_built_records_are_read_by_tfds(tmp_path):
   config = tiny_config(tmp_path)
   build(config, log=lambda line: None)
   builder = dataset.make_builder(config)
   assert builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
   assert {name: split.num_examples for name, split in builder.info.splits.items()} == {
       "train": 6, "val": 2, "test": 2}
-  assert builder.info.features.keys() == records.record_features().keys()
+  features = builder.info.features
+  assert isinstance(features, tfds.features.FeaturesDict)
+  assert features.keys() == records.record_features().keys()
   subjects = {split: set() for split in dataset.SPLITS}
   for split in dataset.SPLITS:
-    source = builder.as_data_source(split=split)
+    source = builder.as_data_source(split)
     for record in source:
       index = int(record["id"].decode()[-6:])
       expected = dataset.make_record(0, split, index)
       assert record["findings"].decode() == expected["findings"]
       drawn = np.asarray(Image.open(io.BytesIO(expected["images"][0])))
       assert record["images"][0].shape == (256, 256, 1)
-      # Two JPEG decoders may differ by a grey level.
+      # Two JPEG decoders may differ slightly.
       assert np.abs(record["images"][0][..., 0].astype(int) - drawn).max() <= 2
       assert [records.VIEWS[view] for view in record["views"]] == expected["views"]
       assert len(record["images"]) == len(record["dicom_ids"]) == len(record["source_views"])
@@ -55,7 +57,7 @@ def test_record_is_a_function_of_seed_split_and_index():
     assert dataset.make_record(*other)["images"][0] != dataset.make_record(3, "val", 5)["images"][0]
 
 
-def test_labels_of_a_record_are_what_was_drawn():
+def test_labels_of_a_record_agree_with_the_drawn_findings():
   for index in range(40):
     drawn = {finding.name for finding in dataset.draw_study((0, 0, index)).findings}
     labels = dataset.make_record(0, "train", index)["labels"]
@@ -63,20 +65,20 @@ def test_labels_of_a_record_are_what_was_drawn():
     assert (labels["No Finding"] == "positive") == (not drawn)
 
 
-def test_images_are_made_smaller_never_larger():
+def test_images_are_downsampled_but_never_upsampled():
   record = dataset.make_record(0, "train", 0, short_side=96)
   assert Image.open(io.BytesIO(record["images"][0])).size == (96, 96)
   assert Image.open(io.BytesIO(dataset.make_record(0, "train", 0, short_side=512)["images"][0])).size == (256, 256)
 
 
-def test_sets_of_other_sizes_or_seeds_stand_side_by_side(tmp_path):
+def test_sets_of_other_sizes_or_seeds_have_other_folders(tmp_path):
   default = phantom_tree.get_config()
   default.data.data_dir = str(tmp_path)
   configs = [default] + [tiny_config(tmp_path, **changed) for changed in ({}, {"num_train": 7}, {"seed": 1})]
   assert len({str(dataset.make_builder(config).data_path) for config in configs}) == 4
 
 
-def test_impossible_sizes_are_refused(tmp_path):
+def test_invalid_sizes_are_refused(tmp_path):
   with pytest.raises(UserError, match="data.phantom.num_val is 0"):
     dataset.make_builder(tiny_config(tmp_path, num_val=0))
   with pytest.raises(UserError, match="data.phantom.seed is -1"):

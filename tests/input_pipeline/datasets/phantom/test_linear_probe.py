@@ -1,4 +1,4 @@
-"""Phantoms are not trivial: a linear model of a thumbnail's pixels can't tell most findings."""
+"""Phantoms aren't trivial: a linear model on the pixels of thumbnails fails to classify most findings."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PENALTIES = (10.0, 100.0, 1000.0)
 
 
 def thumbnails_and_labels(count):
-  """Returns frontal views as [count, 32 * 32] and what they show as bools [count, findings]."""
+  """Returns standardized frontal views [count, 32 * 32] and their findings, bool [count, num_findings]."""
   pixels, labels = np.zeros((count, 32 * 32)), np.zeros((count, len(PHANTOM_FINDINGS)), bool)
   for i in range(count):
     study = draw_study((0, 0, i))
@@ -24,7 +24,7 @@ def thumbnails_and_labels(count):
 
 
 def fit_logistic(x, y, penalty):
-  """Returns weights [D + 1], the bias last and free of the L2 penalty."""
+  """Returns the weights [D + 1] of a logistic regression; the bias is last and has no L2 penalty."""
   x = np.pad(x, ((0, 0), (0, 1)), constant_values=1)
   sign = np.where(y, 1.0, -1.0)
 
@@ -38,6 +38,7 @@ def fit_logistic(x, y, penalty):
 
 
 def auc(y, scores):
+  """Returns the area under the ROC curve."""
   positives = y.sum()
   ranks = rankdata(scores)[y].sum() - positives * (positives + 1) / 2
   return ranks / (positives * (len(y) - positives))

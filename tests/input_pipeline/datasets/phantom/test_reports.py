@@ -19,7 +19,7 @@ def cleaned(report):
   return re.sub(r"[^a-z0-9. ]", "", report.lower()).replace(".", " . ")
 
 
-def test_reader_gives_back_exactly_what_was_drawn():
+def test_read_findings_recovers_what_was_drawn():
   negatives = 0
   for drawn, findings, _ in drawn_reports(1000):
     for report in (findings, cleaned(findings)):
@@ -37,12 +37,12 @@ def test_reader_gives_back_exactly_what_was_drawn():
 
 
 def test_impression_agrees_with_the_findings():
-  for drawn, findings, impression in drawn_reports(300):
+  for drawn, _, impression in drawn_reports(300):
     stated = {name for name, value in read_labels(impression).items() if value == "positive"}
     assert stated - {"No Finding"} == drawn.keys() - {"Support Devices"}
 
 
-def test_normal_statements_are_negations():
+def test_normal_statements_are_read_as_negative():
   for drawn, findings, _ in drawn_reports(300):
     read = read_findings(findings)
     for name in ("Cardiomegaly", "Pneumothorax", "Pleural Effusion"):
@@ -69,7 +69,7 @@ def test_known_sentences(report, name, state, side):
 
 
 @pytest.mark.parametrize("report", ["", " . . ", "<unk> the the zone of . lobe", "12 mm", "XXXX"])
-def test_nothing_is_read_from_nothing(report):
+def test_reports_without_findings_have_no_labels(report):
   assert set(read_labels(report).values()) == {"absent"}
 
 
@@ -90,7 +90,7 @@ def test_wording_varies_within_a_small_vocabulary():
   assert 80 < len({word for report in reports for word in report.split()}) < 250
 
 
-def test_mentions_say_where_a_report_says_what():
+def test_mentions_give_finding_label_and_characters():
   report = "Heart size is within normal limits. No effusion -- but there is a SMALL left pneumothorax."
   found = [(mention.finding, mention.label, report[mention.start:mention.end]) for mention in find_mentions(report)]
   assert found == [("Cardiomegaly", "negative", "Heart size is within normal"),
