@@ -30,7 +30,12 @@ from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.bank import load_bank, make_memory_bank, MemoryBank, save_bank
+from mcsam_jax.memory_init.initial_memory import (
+  InitialMemory,
+  load_initial_memory,
+  make_initial_memory,
+  save_initial_memory,
+)
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
 RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*` may, too
@@ -49,7 +54,7 @@ class Workdir:
     path: its folder, absolute, or a gs:// URL.
     config: the saved config, with overrides applied.
     tokenizer: the tokenizer that training used.
-    bank: initial memory slots; None without memory, or with a random one.
+    initial_memory: initial memory slots; None without memory, or with a random one.
     encoder_variables: content of encoder.npz; None without such a file.
     pretraining_data: the data that encoder.npz was pretrained on.
     inference_overrides: fields of `decode` and `eval` that overrides changed ("beam_size=1", ...), for file names.
@@ -57,7 +62,7 @@ class Workdir:
   path: epath.Path
   config: ConfigDict
   tokenizer: Tokenizer
-  bank: MemoryBank | None
+  initial_memory: InitialMemory | None
   encoder_variables: dict | None
   pretraining_data: str
   inference_overrides: tuple[str, ...] = ()
@@ -155,7 +160,7 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
   for field in changed:
     if field.partition(".")[0] not in configs.RUNTIME_SECTIONS and field not in RUNTIME_FIELDS:
       raise UserError(f"--config.{field}: the trained model depends on this field; to change it, use a new workdir")
-  bank = load_bank(path / "memory_bank") if has_memory_init(config) else None
+  initial_memory = load_initial_memory(path / "memory_bank") if has_memory_init(config) else None
   variables, meta = None, {}
   if (path / "encoder.npz").exists():
     variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))
@@ -164,7 +169,7 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
     section, _, name = field.partition(".")
     if section in ("decode", "eval") and name not in _NOT_IN_FILE_NAMES:
       inference_overrides.append(f"{name}={config[section][name]}")
-  return Workdir(path, config, load_tokenizer(path / "tokenizer"), bank, variables,
+  return Workdir(path, config, load_tokenizer(path / "tokenizer"), initial_memory, variables,
                  meta.get("pretraining_data", "none"), tuple(inference_overrides))
 
 
@@ -203,7 +208,7 @@ def memory_init_settings(config: ConfigDict) -> dict:
           "target": config.data.target, "records": dataset_dir(config).parent.name}
 
 
-def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], None] = print) -> MemoryBank:
+def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], None] = print) -> InitialMemory:
   """Computes the initial memory slots from the training reports, and writes them to the workdir.
 
   Raises:
@@ -214,10 +219,10 @@ def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], N
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
   log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]
-  bank = make_memory_bank(reports, config, config.seed, log)
-  save_bank(path / "memory_bank", bank)
+  initial_memory = make_initial_memory(reports, config, config.seed, log)
+  save_initial_memory(path / "memory_bank", initial_memory)
   atomic_write(path / "memory_bank" / "made_from.json", json.dumps(memory_init_settings(config), indent=2) + "\n")
-  return bank
+  return initial_memory
 
 
 def has_memory_init(config: ConfigDict) -> bool:

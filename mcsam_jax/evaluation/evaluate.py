@@ -100,7 +100,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
         log("explaining the reports: attention of each word, memory slots, similar training reports")
         reasons = Reasons(explain_reports(model, config, tokenizer, mesh, make_batches("explaining reports"), reports,
                                           train.reports),
-                          describe_slots(model, config, tokenizer, first.bank, mesh))
+                          describe_slots(model, config, tokenizer, first.initial_memory, mesh))
 
     guard.check()
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):

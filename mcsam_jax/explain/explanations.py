@@ -34,7 +34,7 @@ from mcsam_jax.distributed.mesh import local_rows, replicated, shard_batches
 from mcsam_jax.explain.attention import make_explain
 from mcsam_jax.inference.generate import GeneratedReport
 from mcsam_jax.inference.load import LoadedModel
-from mcsam_jax.memory_init.bank import MemoryBank
+from mcsam_jax.memory_init.initial_memory import InitialMemory
 from mcsam_jax.models.inputs import token_mask
 from mcsam_jax.models.mcsam import MCSAM
 
@@ -105,12 +105,12 @@ def explain_reports(member: LoadedModel, config: ConfigDict, tokenizer: Tokenize
   return [whys[report.record] for report in written]
 
 
-def describe_slots(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer, bank: MemoryBank | None,
-                   mesh: jax.sharding.Mesh) -> list[Slot]:
+def describe_slots(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer,
+                   initial_memory: InitialMemory | None, mesh: jax.sharding.Mesh) -> list[Slot]:
   """Returns what each of the S slots stands for; [] without memory.
 
   Args:
-    bank: that the memory started from; None where it started at random.
+    initial_memory: that the memory started from; None where it started at random.
   """
   if not config.model.use_memory:
     return []
@@ -122,8 +122,8 @@ def describe_slots(member: LoadedModel, config: ConfigDict, tokenizer: Tokenizer
   most = np.argsort(-table, axis=0, kind="stable")[:NUM_WORDS].T                               # [S, 6]
   slots = []
   for slot, asking in enumerate(most):
-    topic = None if bank is None or bank.kind == "random" else int(bank.topic_of_slot[slot])
-    slots.append(Slot(topic, [] if topic is None else list(bank.topic_words[topic][:NUM_WORDS]),
+    topic = None if initial_memory is None or initial_memory.kind == "random" else int(initial_memory.slot_topics[slot])
+    slots.append(Slot(topic, [] if topic is None else list(initial_memory.topic_words[topic][:NUM_WORDS]),
                       [words[word] for word in asking if table[word, slot] > 0]))
   return slots
 

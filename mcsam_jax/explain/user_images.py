@@ -28,4 +28,4 @@ def reasons_of(model: Predictor, studies: Sequence[UserStudy],
   with jax.set_mesh(model.mesh):
     whys = explain_reports(model.member, config, tokenizer, model.mesh, batches, written,
                            train.reports if train else ())
-    return whys, describe_slots(model.member, config, tokenizer, work.bank, model.mesh), train
+    return whys, describe_slots(model.member, config, tokenizer, work.initial_memory, model.mesh), train

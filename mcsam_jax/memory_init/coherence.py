@@ -9,10 +9,10 @@ import itertools
 
 import numpy as np
 
-from mcsam_jax.memory_init.word_vectors import occurrences
+from mcsam_jax.memory_init.word_vectors import count_words
 
 
-def npmi(topics: list[list[str]], reports: list[str]) -> np.ndarray:
+def compute_npmi(topics: list[list[str]], reports: list[str]) -> np.ndarray:
   """Returns the coherence of each topic, [K], in [-1, 1].
 
   A pair that never meets counts -1, one that never parts 1, an independent one 0.
@@ -21,7 +21,7 @@ def npmi(topics: list[list[str]], reports: list[str]) -> np.ndarray:
   """
   words = tuple(sorted({word for topic in topics for word in topic}))
   index = {word: i for i, word in enumerate(words)}
-  held = (occurrences(reports, words) > 0).astype(np.float64)       # [R, W]
+  held = (count_words(reports, words) > 0).astype(np.float64)       # [R, W]
   joint = (held.T @ held).toarray() / len(reports)            # [W, W]
   alone = joint.diagonal()
   with np.errstate(divide="ignore", invalid="ignore"):

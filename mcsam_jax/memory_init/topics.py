@@ -28,7 +28,7 @@ from ott.geometry import geometry
 from ott.solvers import linear
 from ott.solvers.linear import sinkhorn
 
-from mcsam_jax.memory_init.kmeans import spread_words
+from mcsam_jax.memory_init.kmeans import sample_initial_centers
 from mcsam_jax.memory_init.word_vectors import WordMasses, WordVectors
 
 HIDDEN_WIDTH = 128          # of the network that reads a report's mixture off its words
@@ -41,7 +41,7 @@ FIRST_NOISE = 0.2           # length of the noise on first topics
 SHOW_EVERY = 100            # steps
 
 
-class Mixtures(nn.Module):
+class TopicMixtureNetwork(nn.Module):
   """The network that reads topic mixtures off reports, so that a report never seen has one too."""
   num_topics: int
 
@@ -53,7 +53,7 @@ class Mixtures(nn.Module):
     return (1 - SMALLEST_SHARE) * shares + SMALLEST_SHARE / self.num_topics   # log(0) has no gradient
 
 
-def transport(cost: jax.Array, masses: jax.Array, mixture: jax.Array,
+def solve_transport(cost: jax.Array, masses: jax.Array, mixture: jax.Array,
               epsilon: float) -> sinkhorn.SinkhornOutput:
   """Returns the entropic transport of `masses` [U] to `mixture` [K] at `cost` [U, K].
 
@@ -64,7 +64,7 @@ def transport(cost: jax.Array, masses: jax.Array, mixture: jax.Array,
                       max_iterations=MAX_ITERATIONS, threshold=MARGINAL_ERROR)
 
 
-def topic_loss(params, network: Mixtures, vectors: jax.Array, indices: jax.Array, masses: jax.Array,
+def topic_loss(params, network: TopicMixtureNetwork, vectors: jax.Array, indices: jax.Array, masses: jax.Array,
                epsilon: float) -> tuple[jax.Array, jax.Array]:
   """Returns transport cost plus word loss, and the transport cost alone, both means over reports.
 
@@ -78,7 +78,7 @@ def topic_loss(params, network: Mixtures, vectors: jax.Array, indices: jax.Array
   rows = jnp.arange(len(indices))[:, None]
   reports = jnp.zeros((len(indices), len(vectors))).at[rows, indices].add(masses)         # [B, W]
   mixtures = network.apply(params["network"], reports)                          # [B, K]
-  solve = functools.partial(transport, epsilon=epsilon)
+  solve = functools.partial(solve_transport, epsilon=epsilon)
   transported = jax.vmap(solve)(1 - cosines[indices], masses, mixtures).reg_ot_cost       # [B]
   words = mixtures @ jax.nn.softmax(cosines.T / TEMPERATURE, axis=1)            # [B, W], as the topics say
   log_words = jnp.log(jnp.take_along_axis(words, indices, axis=1) + 1e-9)       # [B, U]
@@ -99,8 +99,8 @@ def learn_topics(words: WordVectors, reports: WordMasses, num_topics: int, epsil
     show: gets a line of progress now and then.
   """
   vectors = jnp.asarray(words.vectors)
-  network = Mixtures(num_topics)
-  first = spread_words(words.vectors, reports.total(len(vectors)), num_topics, rng)
+  network = TopicMixtureNetwork(num_topics)
+  first = sample_initial_centers(words.vectors, reports.sum_by_word(len(vectors)), num_topics, rng)
   noise = rng.standard_normal(first.shape) / np.sqrt(first.shape[1])
   params = {
       "topics": jnp.asarray(first + FIRST_NOISE * noise, jnp.float32),    # more topics than words must differ

@@ -64,7 +64,7 @@ class WordMasses:
     return np.bincount(self.indices.ravel(), self.masses.ravel(), num_words)
 
 
-def content_words(reports: list[str]) -> tuple[str, ...]:
+def find_content_words(reports: list[str]) -> tuple[str, ...]:
   """Returns the words that topics are made of, the most frequent first, ties in alphabetical order."""
   fewest = min(MIN_REPORTS, max(2, len(reports) // 20))            # less is asked of a handful of reports
   counts = collections.Counter(word for report in reports for word in set(report.split()))
@@ -74,7 +74,7 @@ def content_words(reports: list[str]) -> tuple[str, ...]:
   return tuple(sorted(kept, key=lambda word: (-counts[word], word)))
 
 
-def occurrences(reports: list[str], words: tuple[str, ...]) -> sparse.csr_array:
+def count_words(reports: list[str], words: tuple[str, ...]) -> sparse.csr_array:
   """Returns how often each word stands in each report, [R, W]."""
   index = {word: i for i, word in enumerate(words)}
   ids = [[index[word] for word in report.split() if word in index] for report in reports]
@@ -84,9 +84,9 @@ def occurrences(reports: list[str], words: tuple[str, ...]) -> sparse.csr_array:
   return counts.tocsr()                                 # the entries of one place are summed
 
 
-def word_masses(reports: list[str], words: tuple[str, ...]) -> WordMasses:
+def compute_tf_idf(reports: list[str], words: tuple[str, ...]) -> WordMasses:
   """Returns the tf-idf distribution of each report over its words; reports without any are left out."""
-  counts = occurrences(reports, words)
+  counts = count_words(reports, words)
   rarity = np.log(len(reports) / np.maximum((counts > 0).sum(0), 1))                    # [W], idf
   width = min(MAX_WORDS, int(np.diff(counts.indptr).max()))
   indices, masses = [], []
@@ -101,7 +101,7 @@ def word_masses(reports: list[str], words: tuple[str, ...]) -> WordMasses:
   return WordMasses(np.array(indices, np.int32), np.array(masses, np.float32))
 
 
-def word_vectors(reports: list[str], path: str, width: int) -> WordVectors:
+def make_word_vectors(reports: list[str], path: str, width: int) -> WordVectors:
   """Returns the content words with their unit vectors, of the file at `path`, or made from the reports.
 
   Content words without a vector are left out.
@@ -109,7 +109,7 @@ def word_vectors(reports: list[str], path: str, width: int) -> WordVectors:
   Raises:
     UserError: no such file, one that holds no vectors, or vectors of another width.
   """
-  words = content_words(reports)
+  words = find_content_words(reports)
   vectors = _read_vectors(epath.Path(path), words, width) if path else _ppmi_vectors(reports, words, width)
   lengths = np.linalg.norm(vectors, axis=1)
   known = np.flatnonzero(lengths > 1e-6)

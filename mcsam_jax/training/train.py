@@ -188,8 +188,8 @@ def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str]
 def load_initial_weights(state: TrainState, work: Workdir, shardings: TrainState) -> TrainState:
   """Returns the state with the workdir's initial memory slots and pretrained encoder, as far as it has them."""
   params, batch_stats = dict(state.params), state.batch_stats
-  if work.bank is not None:
-    params["memory_bank"] = params["memory_bank"] | {"slots": work.bank.slots}
+  if work.initial_memory is not None:
+    params["memory_bank"] = params["memory_bank"] | {"slots": work.initial_memory.slots}
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax.memory_init import topics as topics_module
-from mcsam_jax.memory_init.topics import learn_topics, transport
-from mcsam_jax.memory_init.word_vectors import word_masses, WordVectors
+from mcsam_jax.memory_init.topics import learn_topics, solve_transport
+from mcsam_jax.memory_init.word_vectors import compute_tf_idf, WordVectors
 
 EPSILON = 0.05
 
@@ -19,7 +19,7 @@ def _problem():
 
 def test_the_plan_moves_all_mass_and_padding_moves_none():
   cost, masses, mixture = _problem()
-  plan = transport(cost, masses, mixture, EPSILON).matrix
+  plan = solve_transport(cost, masses, mixture, EPSILON).matrix
   np.testing.assert_allclose(plan.sum(1), masses, atol=1e-5)
   assert jnp.abs(plan.sum(0) - mixture).sum() < 0.01
   assert (plan[-1] == 0).all()
@@ -27,7 +27,7 @@ def test_the_plan_moves_all_mass_and_padding_moves_none():
 
 def test_the_gradient_is_that_of_the_cost_and_finite_with_padding():
   cost, masses, mixture = _problem()
-  value = jax.jit(lambda cost: transport(cost, masses, mixture, EPSILON).reg_ot_cost)
+  value = jax.jit(lambda cost: solve_transport(cost, masses, mixture, EPSILON).reg_ot_cost)
   gradient = jax.grad(value)(cost)
   assert jnp.isfinite(gradient).all()
   direction = 1e-2 * jax.random.normal(jax.random.key(1), cost.shape)
@@ -47,7 +47,7 @@ def _planted(num_topics=4, words_each=6):
   directions = np.eye(num_topics, 12)
   vectors = np.repeat(directions, words_each, 0) + 0.15 * rng.standard_normal((len(flat), 12))
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-  return WordVectors(flat, vectors.astype(np.float32)), word_masses(reports, flat)
+  return WordVectors(flat, vectors.astype(np.float32)), compute_tf_idf(reports, flat)
 
 
 def _learn(seed, steps=100):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.word_vectors import content_words, word_masses, word_vectors
+from mcsam_jax.memory_init.word_vectors import find_content_words, compute_tf_idf, make_word_vectors
 
 
 def _reports():
@@ -13,13 +13,13 @@ def _reports():
 
 
 def test_content_words_are_neither_grammar_nor_boilerplate_nor_rare():
-  assert content_words(_reports()) == (
+  assert find_content_words(_reports()) == (
       "atrium", "benign", "calcified", "granuloma", "healed",
       "lead", "nodule", "pacemaker", "tip", "ventricle")
 
 
 def test_words_of_one_kind_of_report_lie_together():
-  words = word_vectors(_reports(), "", 2)
+  words = make_word_vectors(_reports(), "", 2)
   cosine = dict(zip(words.words, words.vectors @ words.vectors[words.words.index("tip")]))
   assert words.vectors.shape == (10, 2)
   assert min(cosine["lead"], cosine["pacemaker"]) > 0.9
@@ -27,29 +27,29 @@ def test_words_of_one_kind_of_report_lie_together():
 
 
 def test_a_small_vocabulary_fills_a_wide_slot_with_zeros():
-  words = word_vectors(_reports(), "", 32)
+  words = make_word_vectors(_reports(), "", 32)
   np.testing.assert_allclose(np.linalg.norm(words.vectors, axis=1), 1, rtol=1e-6)
   assert (words.vectors[:, 10:] == 0).all()
 
 
 def test_masses_are_tf_idf_shares():
   reports = ["a b b", "a", "c", "c"]
-  masses = word_masses(reports, ("a", "b", "c"))
+  masses = compute_tf_idf(reports, ("a", "b", "c"))
   a, b = np.log(4 / 2), 2 * np.log(4 / 1)
   assert masses.indices[0].tolist() == [1, 0]                      # the heaviest word first
   np.testing.assert_allclose(masses.masses[0], [b / (a + b), a / (a + b)], rtol=1e-6)
   np.testing.assert_allclose(masses.masses[1:], [[1, 0]] * 3)
-  np.testing.assert_allclose(masses.total(3), [a / (a + b) + 1, b / (a + b), 2], rtol=1e-6)
+  np.testing.assert_allclose(masses.sum_by_word(3), [a / (a + b) + 1, b / (a + b), 2], rtol=1e-6)
 
 
 def test_reports_without_content_have_no_row():
-  assert len(word_masses(["a", "nothing known", ""], ("a", "b")).masses) == 1
+  assert len(compute_tf_idf(["a", "nothing known", ""], ("a", "b")).masses) == 1
 
 
 def test_given_vectors_are_taken_for_the_words_that_they_know(tmp_path):
   given = {"tip": [3, 4], "lead": [0, 2], "other": [1, 1]}
   np.savez(tmp_path / "v.npz", words=list(given), vectors=list(given.values()))
-  words = word_vectors(_reports(), str(tmp_path / "v.npz"), 2)
+  words = make_word_vectors(_reports(), str(tmp_path / "v.npz"), 2)
   assert words.words == ("lead", "tip")
   np.testing.assert_allclose(words.vectors, [[0, 1], [0.6, 0.8]], rtol=1e-6)
 
@@ -57,16 +57,16 @@ def test_given_vectors_are_taken_for_the_words_that_they_know(tmp_path):
 def test_bad_files_of_vectors_are_named(tmp_path):
   path = tmp_path / "v.npz"
   with pytest.raises(UserError, match="v.npz not found"):
-    word_vectors(_reports(), str(path), 2)
+    make_word_vectors(_reports(), str(path), 2)
   path.write_bytes(b"no archive")
   with pytest.raises(UserError, match="no .npz of `words`"):
-    word_vectors(_reports(), str(path), 2)
+    make_word_vectors(_reports(), str(path), 2)
   np.savez(path, words=np.array(["tip"]))
   with pytest.raises(UserError, match="no .npz of `words`"):
-    word_vectors(_reports(), str(path), 2)
+    make_word_vectors(_reports(), str(path), 2)
   np.savez(path, words=np.array(["tip"]), vectors=np.ones((2, 2)))
   with pytest.raises(UserError, match="1 words but vectors of shape"):
-    word_vectors(_reports(), str(path), 2)
+    make_word_vectors(_reports(), str(path), 2)
   np.savez(path, words=np.array(["tip"]), vectors=np.ones((1, 300)))
   with pytest.raises(UserError, match="300 wide, memory.slot_width is 2;"):
-    word_vectors(_reports(), epath.Path(path), 2)
+    make_word_vectors(_reports(), epath.Path(path), 2)

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from mcsam_jax import cli
 from mcsam_jax.checkpoints.weights import load_weights
-from mcsam_jax.memory_init.word_vectors import word_vectors
+from mcsam_jax.memory_init.word_vectors import make_word_vectors
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
@@ -48,7 +48,7 @@ def test_word_vectors(checkpoint, tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(PIECES) + "\n")
   target = tmp_path / "words.npz"
   assert cli.main(["import-weights", "word-vectors", str(checkpoint), str(target), "--vocabulary", str(tmp_path / "vocab.txt")]) == 0
-  found = word_vectors(["effusion clear lungs"] * 2 + ["clear"] * 2 + ["effusion", "nothing"] * 2 + ["lungs"], str(target), 4)
+  found = make_word_vectors(["effusion clear lungs"] * 2 + ["clear"] * 2 + ["effusion", "nothing"] * 2 + ["lungs"], str(target), 4)
   assert set(found.words) == {"effusion", "lungs", "clear"}
   rows = {word: np.arange(24).reshape(6, 4)[PIECES.index(word)] for word in found.words}
   for word, vector in zip(found.words, found.vectors):

@@ -32,7 +32,7 @@ def test_built_records_are_read_by_tfds(tmp_path):
   assert features.keys() == records.record_features().keys()
   subjects = {split: set() for split in dataset.SPLITS}
   for split in dataset.SPLITS:
-    source = builder.as_data_source(split)
+    source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]  (a decorator hides it)
     for record in source:
       index = int(record["id"].decode()[-6:])
       expected = dataset.make_record(0, split, index)

@@ -6,7 +6,7 @@ import pytest
 
 from configs import default
 from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.bank import load_bank, make_memory_bank, save_bank
+from mcsam_jax.memory_init.initial_memory import load_initial_memory, make_initial_memory, save_initial_memory
 
 THEMES = ("pacemaker lead tip ventricle", "granuloma calcified nodule benign",
           "effusion costophrenic blunting small", "scoliosis spine degenerative curvature",
@@ -28,7 +28,7 @@ def _config(**fields):
 
 @functools.cache
 def _make(seed=0, **fields):
-  return make_memory_bank(_reports(), _config(**fields), seed, log=lambda line: None)
+  return make_initial_memory(_reports(), _config(**fields), seed, log=lambda line: None)
 
 
 @pytest.mark.parametrize("kind", ["topics", "kmeans", "random"])
@@ -36,7 +36,7 @@ def test_slots_have_one_scale_and_share_the_topics_evenly(kind):
   bank = _make(kind=kind)
   assert bank.slots.shape == (24, 5) and bank.slots.dtype == np.float32
   np.testing.assert_allclose(np.sqrt((bank.slots**2).mean(1)), 1, rtol=1e-5)
-  copies = np.bincount(bank.topic_of_slot)
+  copies = np.bincount(bank.slot_topics)
   assert copies.max() - copies.min() <= 1 and len(copies) == len(bank.npmi) == len(bank.topic_words)
 
 
@@ -50,7 +50,7 @@ def test_a_slot_is_described_by_the_words_of_one_theme(kind):
 
 def test_without_jitter_the_copies_of_a_topic_are_equal():
   bank = _make(kind="kmeans", jitter=0.0)
-  assert (bank.slots == bank.slots[bank.topic_of_slot]).all()
+  assert (bank.slots == bank.slots[bank.slot_topics]).all()
   jittered = _make(kind="kmeans", jitter=0.2)
   length = np.linalg.norm(jittered.slots[0] - bank.slots[0]) / np.linalg.norm(bank.slots[0])
   assert 0.1 < length < 0.4
@@ -64,14 +64,14 @@ def test_the_seed_decides(kind):
 
 
 def test_noise_needs_no_words():
-  bank = make_memory_bank(["one", "two"], _config(kind="random"), 0, log=lambda line: None)
+  bank = make_initial_memory(["one", "two"], _config(kind="random"), 0, log=lambda line: None)
   assert bank.slots.shape == (24, 5) and bank.slot_words == [[]] * 24
 
 
 def test_a_saved_bank_comes_back_and_a_person_can_read_it(tmp_path):
   bank = _make(kind="kmeans")
-  save_bank(tmp_path / "memory_bank", bank)
-  loaded = load_bank(tmp_path / "memory_bank")
+  save_initial_memory(tmp_path / "memory_bank", bank)
+  loaded = load_initial_memory(tmp_path / "memory_bank")
   for name in ("kind", "slot_words", "topic_words"):
     assert getattr(loaded, name) == getattr(bank, name)
   for name in ("slots", "slot_cosines", "topic_of_slot", "topic_cosines", "npmi"):
@@ -85,13 +85,13 @@ def test_a_saved_bank_comes_back_and_a_person_can_read_it(tmp_path):
 
 def test_a_missing_or_damaged_bank_is_named(tmp_path):
   with pytest.raises(UserError, match="slots.npz not found: run `mcsam init-memory`"):
-    load_bank(tmp_path)
-  save_bank(tmp_path, _make(kind="random"))
+    load_initial_memory(tmp_path)
+  save_initial_memory(tmp_path, _make(kind="random"))
   whole = (tmp_path / "slots.npz").read_bytes()
   for damaged in (whole[:len(whole) // 2], b"", whole[:200] + bytes(100) + whole[300:]):
     (tmp_path / "slots.npz").write_bytes(damaged)
     with pytest.raises(UserError, match="slots.npz is damaged"):
-      load_bank(tmp_path)
+      load_initial_memory(tmp_path)
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -107,4 +107,4 @@ def test_fields_that_cannot_be_are_named(fields, message):
 
 def test_reports_without_content_are_refused():
   with pytest.raises(UserError, match="20 training reports leave 0 content words"):
-    make_memory_bank(["the lungs are clear ."] * 20, _config(), 0, log=lambda line: None)
+    make_initial_memory(["the lungs are clear ."] * 20, _config(), 0, log=lambda line: None)
