@@ -21,7 +21,7 @@ VOCABULARY, PATCHES_A_VIEW, TOKENS, BEAMS = 761, 49, 100, 3
 
 
 def mcsam(query: str, num_studies: int, num_views: int):
-  """Returns a function that decodes once with our model: 2,048 slots of memory, of which 32 are attended to, and 8 memory tokens."""
+  """Returns a function that decodes once with our model: 2,048 memory slots, `top_k` 32, and 8 memory tokens."""
   from mcsam_jax.benchmark.decode import make_run
   from mcsam_jax.cli.main import silence_libraries
   from mcsam_jax.config import load_config
