@@ -1,9 +1,15 @@
 """Reference numbers and real data that are not part of the checkout."""
 
+import importlib.metadata
 import os
 import pathlib
 
 import pytest
+
+# Most of the time of most tests is compilation, which takes a third less with the older code generator. An unknown flag
+# would end the process, so that it is set only for the versions that have been tried.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 SHARED = pathlib.Path(os.environ.get("MCSAM_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 
@@ -33,9 +39,15 @@ def compilation_cache(tmp_path_factory, worker_id):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-@pytest.fixture(scope="module")
-def compiled_quickly():
-  """For programs that run a few times: most of XLA's optimisations would take longer than they save."""
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly(request):
+  """Turns most of XLA's optimizations off: for programs that run a few times they take longer than they save.
+
+  A module that asserts on compiled programs or on speed keeps them with `KEEP_XLA_OPTIMIZATIONS = True`.
+  """
+  if getattr(request.module, "KEEP_XLA_OPTIMIZATIONS", False):
+    yield
+    return
   import jax
   jax.config.update("jax_disable_most_optimizations", True)
   yield

@@ -59,7 +59,7 @@ def compute_numpy_logits(params, ids, num_heads):
   return [dense(f"head_{number}", states[0], params) for number in range(14)]
 
 
-def test_logits_of_packed_reports_equal_those_of_each_report_alone(compiled_quickly):
+def test_logits_of_packed_reports_equal_those_of_each_report_alone():
   variables, reports = random_variables(CONFIG), ["", *random_reports(20, 60), " ".join("abc" * 100)]
   classifier = CheXbertClassifier(variables, VOCABULARY, CONFIG, tokens_per_device=512)
   logits = classifier.compute_logits(reports)
