@@ -1,127 +1,106 @@
-"""What each report has in common with its reference, as numbers from which the scores of any set of studies follow.
+"""Sufficient statistics of reports and their references, from which the scores of any set of studies follow.
 
-BLEU and METEOR of a set come from sums of rows, ROUGE-L and CIDEr are means of rows. So the score of a resample, of a
-part of the split, or of a study alone is a product of weights and rows, and no text is read twice.
+BLEU and METEOR of a set come from sums over studies, ROUGE-L and CIDEr are means over studies. The scores of a
+resample, of a part of the split or of a single study are therefore products of weights and statistics, and no text is
+read twice.
 
-The numbers are pycocoevalcap's. It compares a pair in milliseconds, of which an evaluation has tens of thousands; here
-n-grams of a text are counted once, and the longest common subsequence takes one step a word.
+The numbers are pycocoevalcap's, which takes milliseconds per pair; an evaluation has tens of thousands of pairs. Here
+the n-grams of a text are counted once, and the longest common subsequence takes one step per word.
+
+Shapes: B studies.
 """
 
-import collections
 from collections.abc import Sequence
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-ORDERS = 4                    # n-grams of 1 to 4 words, in BLEU and in CIDEr
-_SIGMA = 6.0                  # of CIDEr's penalty on a difference in length
-_BETA = 1.2                   # of ROUGE-L's F measure
+from mcsam_jax.metrics.cider import compute_norms, Idf, score_pair
+from mcsam_jax.metrics.ngrams import clip_counts, count_ngrams, MAX_ORDER
+from mcsam_jax.metrics.rouge import compute_rouge_l
 
 
 class NgramStats(NamedTuple):
-  """Of n studies, float64."""
-  words: np.ndarray           # [n, 2], words written, words of the reference
-  said: np.ndarray            # [n, 4], n-grams written
-  shared: np.ndarray          # [n, 4], those of them that the reference has, each at most as often as there
-  rouge_l: np.ndarray         # [n]
-  cider: np.ndarray           # [n], by document frequencies of all references, whichever studies are weighted later
-  meteor: np.ndarray | None   # [n, 23], METEOR's own counts (java.py); None where it could not be asked
+  """Statistics of B studies, float64."""
+  num_words: np.ndarray            # [B, 2], of the hypothesis and of the reference
+  num_ngrams: np.ndarray           # [B, 4], n-grams of the hypothesis, by order
+  num_matches: np.ndarray          # [B, 4], those that the reference has too, with clipped counts
+  rouge_l: np.ndarray              # [B]
+  cider: np.ndarray                # [B], with the document frequencies of all references, whatever the weights
+  meteor: np.ndarray | None        # [B, 23], METEOR's own statistics (meteor.py); None if it could not be run
 
 
-class _Text:
-  """A report in n-grams."""
+class _CountedReport:
+  """A report and its n-gram counts."""
 
   def __init__(self, report: str):
-    self.words = report.split()
-    self.grams = [collections.Counter(zip(*(self.words[i:] for i in range(n)))) for n in range(1, ORDERS + 1)]
-    self.norms = None         # of the tf-idf vector of each order, once they are needed
+    """Counts the n-grams of a report."""
+    words = report.split()
+    self.num_words, self.counts = len(words), count_ngrams(words)
+    self.norms: list[float] | None = None                 # of the tf-idf vectors, computed when first needed
 
 
 class ReferenceSet:
   """The references of a split, counted once for any number of systems."""
 
   def __init__(self, reports: Sequence[str]):
-    """Args:
-      reports: n, of words with spaces between.
+    """Counts the n-grams of the references.
+
+    Args:
+      reports: B reports, words separated by spaces.
     """
     self.reports = list(reports)
-    self._texts = {report: _Text(report) for report in set(reports)}      # hypotheses join them as they are met
-    frequency = collections.Counter()                     # studies whose reference has an n-gram
-    for report, times in collections.Counter(reports).items():
-      for grams in self._texts[report].grams:
-        frequency.update(dict.fromkeys(grams, times))
-    self._rarest = math.log(max(1, len(self.reports)))    # the idf of what no reference has
-    self._idf = {gram: self._rarest - math.log(count) for gram, count in frequency.items()}
+    self._counted = {report: _CountedReport(report) for report in set(reports)}      # hypotheses are added later
+    self._idf = Idf([self._counted[report].counts for report in self.reports])
 
   def __len__(self) -> int:
+    """Returns the number of references."""
     return len(self.reports)
 
-  def count(self, hypotheses: Sequence[str], meteor: np.ndarray | None = None) -> NgramStats:
-    """Returns what n hypotheses share with the references, in the same order.
+  def compute_stats(self, hypotheses: Sequence[str], meteor: np.ndarray | None = None) -> NgramStats:
+    """Returns the statistics of B hypotheses, one per reference.
+
+    Args:
+      hypotheses: B reports, in the order of the references.
+      meteor: [B, 23], stored unchanged in the result.
 
     Raises:
-      ValueError: there are not as many hypotheses as references.
+      ValueError: the numbers of hypotheses and references differ.
     """
     if len(hypotheses) != len(self):
-      raise ValueError(f"{len(self)} references and {len(hypotheses)} hypotheses: give one pair a study")
-    rows = [self._pair(self._text(said), self._text(meant)) for said, meant in zip(hypotheses, self.reports)]
-    table = np.array(rows, np.float64).reshape(len(self), 2 + 2 * ORDERS + 1)
-    rouge_l = np.array([rouge_l_of_pair(*pair) for pair in zip(hypotheses, self.reports)])
-    return NgramStats(table[:, :2], table[:, 2:2 + ORDERS], table[:, 2 + ORDERS:-1], rouge_l, table[:, -1], meteor)
+      raise ValueError(f"{len(self)} references and {len(hypotheses)} hypotheses: expected one of each per study")
+    rows = [self._compare(hypothesis, reference) for hypothesis, reference in zip(hypotheses, self.reports)]
+    table = np.array(rows, np.float64).reshape(len(self), 2 + 2 * MAX_ORDER + 2)
+    num_words, num_ngrams, num_matches, scores = np.split(table, np.cumsum([2, MAX_ORDER, MAX_ORDER]), axis=1)
+    return NgramStats(num_words, num_ngrams, num_matches, scores[:, 0], scores[:, 1], meteor)
 
-  def _text(self, report: str) -> _Text:
-    text = self._texts.get(report)
-    if text is None:
-      text = self._texts[report] = _Text(report)
-    if text.norms is None:
-      idf, rarest = self._idf, self._rarest
-      text.norms = [math.sqrt(sum((count * idf.get(gram, rarest)) ** 2 for gram, count in grams.items()))
-                    for grams in text.grams]
-    return text
+  def _get_counted(self, report: str) -> tuple[_CountedReport, list[float]]:
+    """Returns the counts and tf-idf norms of a report, from the cache if it has been seen before."""
+    counted = self._counted.get(report)
+    if counted is None:
+      counted = self._counted[report] = _CountedReport(report)
+    if counted.norms is None:
+      counted.norms = compute_norms(counted.counts, self._idf)
+    return counted, counted.norms
 
-  def _pair(self, said: _Text, meant: _Text) -> list[float]:
-    shared, cosines, idf = [], 0.0, self._idf
-    for a, b, norm_a, norm_b in zip(said.grams, meant.grams, said.norms, meant.norms):
-      overlap, product = 0, 0.0
-      for gram in a:                                      # in the order of the text: so a sum is the same in each run
-        there = b.get(gram)
-        if there is None:
-          continue
-        both = min(a[gram], there)
-        overlap += both
-        product += both * there * idf[gram] ** 2          # CIDEr: the weights of what was said are clipped
-      shared.append(overlap)
-      if norm_a and norm_b:
-        cosines += product / (norm_a * norm_b)
-    said, meant = len(said.words), len(meant.words)
-    bigrams = max(0, said - 1) - max(0, meant - 1)        # their number is CIDEr's measure of length
-    cider = 10 / ORDERS * cosines * math.exp(-bigrams ** 2 / (2 * _SIGMA ** 2))
-    return [said, meant, *(max(0, said - n) for n in range(ORDERS)), *shared, cider]
+  def _compare(self, hypothesis: str, reference: str) -> list[float]:
+    """Returns the statistics of one study, in the order of the fields of `NgramStats`."""
+    counted, norms = self._get_counted(hypothesis)
+    reference_counted, reference_norms = self._get_counted(reference)
+    clipped = list(map(clip_counts, counted.counts, reference_counted.counts))
+    cider = score_pair(clipped, reference_counted.counts, norms, reference_norms, counted.num_words,
+                       reference_counted.num_words, self._idf)
+    return [counted.num_words, reference_counted.num_words,
+            *(max(0, counted.num_words - n) for n in range(MAX_ORDER)), *(sum(counts.values()) for counts in clipped),
+            compute_rouge_l(hypothesis, reference), cider]
 
 
-def rouge_l_of_pair(hypothesis: str, reference: str) -> float:
-  """Returns ROUGE-L of a pair; an empty text counts as one empty word, as in pycocoevalcap."""
-  said, meant = hypothesis.split(" "), reference.split(" ")
-  common = longest_common_subsequence(said, meant)
-  if not common:
-    return 0.0
-  precision, recall = common / len(said), common / len(meant)
-  return (1 + _BETA ** 2) * precision * recall / (recall + _BETA ** 2 * precision)
+def compute_bleu(num_words: np.ndarray, num_ngrams: np.ndarray, num_matches: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns BLEU-1 to 4 [...] from sums over studies, shaped like the fields of `NgramStats`: [..., 2], [..., 4] twice.
 
-
-def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-  """Returns the length of the longest common subsequence.
-
-  A row of the usual table grows by 0 or 1 from cell to cell, so it is kept as bits of one integer, and a word costs
-  four operations on it (Hyyrö, Bit-parallel LCS-length computation revisited, 2004).
+  The small constants are pycocoevalcap's; they avoid divisions by 0.
   """
-  places = collections.defaultdict(int)                   # of each word in `first`, as bits
-  for i, word in enumerate(first):
-    places[word] |= 1 << i
-  every = (1 << len(first)) - 1
-  row = every                                             # a bit is 0 where the row grows
-  for word in second:
-    met = row & places.get(word, 0)
-    row = ((row + met) | (row - met)) & every
-  return len(first) - row.bit_count()
+  precision_products = np.cumprod((num_matches + 1e-15) / (num_ngrams + 1e-9), axis=-1)             # [..., 4]
+  length_ratio = (num_words[..., 0] + 1e-15) / (num_words[..., 1] + 1e-9)
+  brevity_penalty = np.exp(np.minimum(0, 1 - 1 / length_ratio))
+  return {f"BLEU_{n}": precision_products[..., n - 1] ** (1 / n) * brevity_penalty for n in range(1, MAX_ORDER + 1)}

@@ -1,49 +1,49 @@
-"""Three ways to prepare references and hypotheses before they are compared, by name.
+"""Three protocols for preparing references and hypotheses before they are compared.
 
-Scores of different papers differ by this more than by their models:
+Scores in different papers differ more by protocol than by model:
 
-  r2gen  what the literature reports: references are cleaned, cut to the model's
-         maximum length, and their rare words are `<unk>`, since R2Gen scores
-         against the decoded ids of its own tokenizer. Kind to the model.
-  clean  references are cleaned and nothing else.
-  raw    references as they were written, lower-cased, in Penn Treebank tokens
-         without punctuation. It needs Java.
+  r2gen  what the literature reports: references are cleaned and truncated to the model's maximum length, and their rare
+         words are `<unk>`, because R2Gen scores against ids decoded by its own tokenizer. Favorable to the model.
+  clean  references are only cleaned.
+  raw    references as they were written, in lower case, as Penn Treebank tokens without punctuation. Needs Java.
 
-Hypotheses, whichever tokenizer or model they come from, pass the same cleaning
-and keep the `<unk>` that they were written with; rare words of theirs are not
-replaced, as that would turn a wrong word into a match.
+Hypotheses of any model and tokenizer are cleaned in the same way and keep the `<unk>` that they contain. Their rare
+words are not replaced, as that would turn a wrong word into a match.
 """
 
 from collections.abc import Sequence
 
 from input_pipeline import text
+from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.metrics.meteor import ptb_tokenize
 
 PROTOCOLS = ("r2gen", "clean", "raw")
 UNKNOWN = "<unk>"
 DESCRIPTIONS = {
-    "r2gen": "cleaned, cut to the maximum length, decoded from the tokenizer's ids (rare words are <unk>)",
+    "r2gen": "cleaned, truncated to the maximum length, decoded from the tokenizer's ids (rare words are <unk>)",
     "clean": "cleaned",
-    "raw": "as written, lower-cased, PTB tokens without punctuation",
+    "raw": "as written, in lower case, PTB tokens without punctuation",
 }
 
 
-def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[str], tokenizer, cleaning: str,
-                   max_length: int) -> tuple[list[str], list[str]]:
-  """Returns references and hypotheses as `compute_nlg` takes them.
+def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[str], tokenizer: Tokenizer | None,
+                   cleaning: str, max_length: int) -> tuple[list[str], list[str]]:
+  """Returns references and hypotheses in the form that `compute_nlg` takes.
 
   Args:
     name: one of PROTOCOLS.
     references: reports as they were written.
     hypotheses: reports as they were generated.
-    tokenizer: the model's, an `input_pipeline.tokenizer.Tokenizer`; only r2gen uses it.
+    tokenizer: the model's tokenizer; only r2gen uses it.
     cleaning: one of `text.RULES`.
-    max_length: tokens of a report, eos included; hypotheses are cut to as many words.
+    max_length: tokens per report, eos included; hypotheses are truncated to as many words.
 
   Raises:
-    JavaUnavailable: raw, and there is no Java.
+    JavaUnavailable: the protocol is raw and Java is unavailable.
+    ValueError: the name is unknown.
   """
   if name == "r2gen":
+    assert tokenizer is not None
     return ([prepare_r2gen_reference(report, tokenizer, cleaning, max_length) for report in references],
             [truncate(clean_hypothesis(report, cleaning), max_length) for report in hypotheses])
   if name == "clean":
@@ -55,26 +55,27 @@ def apply_protocol(name: str, references: Sequence[str], hypotheses: Sequence[st
   raise ValueError(f"protocol {name}: expected one of {', '.join(PROTOCOLS)}")
 
 
-def prepare_r2gen_reference(report: str, tokenizer, cleaning: str, max_length: int) -> str:
-  """Returns what is left of a report once the tokenizer has seen it: the best a model could write."""
+def prepare_r2gen_reference(report: str, tokenizer: Tokenizer, cleaning: str, max_length: int) -> str:
+  """Returns a report encoded and decoded by the tokenizer: the best that a model could generate."""
   return tokenizer.decode(tokenizer.encode(text.clean(report, cleaning))[:max_length - 1])
 
 
 def clean_hypothesis(report: str, cleaning: str) -> str:
-  """Returns a generated report cleaned as references are; an empty one stays empty, `<unk>` itself."""
+  """Returns a generated report cleaned like a reference; an empty one stays empty, and `<unk>` is kept."""
   if not report.strip():
     return ""
-  guarded = text.clean(report.replace(UNKNOWN, "\0"), cleaning)       # a character that cleaning doesn't know
-  return collapse_whitespace(guarded.replace("\0", UNKNOWN))
+  protected = text.clean(report.replace(UNKNOWN, "\0"), cleaning)      # cleaning leaves this character alone
+  return collapse_whitespace(protected.replace("\0", UNKNOWN))
 
 
 def truncate(report: str, max_length: int) -> str:
-  """Returns the first `max_length - 1` words: what a model of words could have written before its eos.
+  """Returns the first `max_length - 1` words: as many as a word-level model can generate before eos.
 
-  It also takes back the stop that cleaning adds to a report that ended in the middle of a sentence.
+  This also removes the full stop that cleaning appends to a report that ended within a sentence.
   """
   return " ".join(report.split()[:max_length - 1])
 
 
 def collapse_whitespace(report: str) -> str:
+  """Returns the words of a report separated by single spaces."""
   return " ".join(report.split())

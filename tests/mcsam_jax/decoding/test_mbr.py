@@ -1,55 +1,39 @@
-"""Agreement is CIDEr-D, and the report that most others resemble is chosen."""
+"""Minimum Bayes risk decoding on known utilities."""
 
 import numpy as np
-from pycocoevalcap.cider.cider import Cider
-import pytest
 
-from mcsam_jax.decoding.mbr import Consensus
+from mcsam_jax.decoding.mbr import MAX_RETRIEVED, retrieve_most_probable, select_sample
 
-REPORTS = [report.split() for report in (
-    "the heart is normal in size . the lungs are clear .",
-    "the heart is enlarged . there is a small effusion .",
-    "no effusion is seen . the lungs are clear . the heart is normal .",
-    "a large nodule is seen in the right lung .")]
+# Samples 0 and 1 agree with each other, sample 2 with neither.
+UTILITIES = np.array([[1.0, 1.0, 0.2], [1.0, 1.0, 0.2], [0.2, 0.2, 1.0]])
 
 
-def test_agreement_is_cider_d():
-  hypotheses = [REPORTS[1], REPORTS[2], REPORTS[0], REPORTS[3]]
-  _, expected = Cider().compute_score({i: [" ".join(report)] for i, report in enumerate(REPORTS)},
-                                      {i: [" ".join(report)] for i, report in enumerate(hypotheses)})
-  consensus = Consensus(REPORTS)
-  ours = [10 * consensus.agreement([hypothesis, reference])[0, 1] for hypothesis, reference in zip(hypotheses, REPORTS)]
-  np.testing.assert_allclose(ours, expected, rtol=1e-9)
-  assert ours[3] == pytest.approx(10)                                  # itself
+def test_the_sample_that_agrees_with_most_others_is_selected():
+  assert select_sample(UTILITIES[::-1, ::-1]) == 1
+  assert select_sample(np.array([[1, 0, 0], [0.4, 1, 0.4], [0, 0, 1]])) == 1
 
 
-def test_n_grams_that_stand_several_times_are_counted_as_cider_d_does():
-  rng = np.random.default_rng(0)
-  reports = [list(map(str, rng.integers(0, 4, rng.integers(1, 25)))) for _ in range(40)]
-  hypotheses = [list(map(str, rng.integers(0, 5, rng.integers(1, 25)))) for _ in range(40)]   # word 4 is in no reference
-  _, expected = Cider().compute_score({i: [" ".join(report)] for i, report in enumerate(reports)},
-                                      {i: [" ".join(report)] for i, report in enumerate(hypotheses)})
-  consensus = Consensus(reports)
-  among_train = consensus.agreement_with_train(hypotheses, np.arange(40))
-  np.testing.assert_allclose(10 * np.diag(among_train), expected, rtol=1e-9)
-  among_all = consensus.agreement(hypotheses + reports)[:40, 40:]
-  np.testing.assert_allclose(among_all, among_train, rtol=1e-9, atol=1e-12)
+def test_the_first_of_equally_good_samples_is_selected():
+  assert select_sample(UTILITIES) == 0
+  assert select_sample(np.ones((4, 4))) == 0
 
 
-def test_the_training_reports_vote_with_their_share():
-  consensus = Consensus(REPORTS)
-  draws = [REPORTS[0], REPORTS[0], REPORTS[1]]
-  likelihood = np.array([0.1, 5.0, 0.1, 0.1])                          # the second training report, any scale
-  assert consensus.best(draws) == consensus.best(draws, likelihood, 0.0) == 0
-  assert consensus.best(draws, likelihood, 1.0) == 2
-  assert consensus.best(draws, likelihood, 0.9) == 2 and consensus.best(draws, likelihood, 0.1) == 0
+def test_rows_are_hypotheses_and_columns_references():
+  assert select_sample(np.array([[0.0, 0.0], [0.9, 0.0]])) == 1
+  assert select_sample(np.array([[0.0, 0.9], [0.0, 0.0]])) == 0
 
 
-def test_the_report_that_the_others_resemble_is_chosen():
-  candidates = [REPORTS[3], REPORTS[0], REPORTS[2], "the heart is normal . the lungs are clear .".split()]
-  assert Consensus(REPORTS).best(candidates) in (1, 2, 3)
-  assert Consensus(REPORTS).best([REPORTS[1], REPORTS[0], REPORTS[0]]) == 1
+def test_retrieved_reports_count_with_their_weights():
+  retrieved = np.array([[0.1, 0.0], [0.1, 0.0], [0.0, 1.0]])       # [K, R]: sample 2 agrees with the second report
+  weights = np.array([0.1, 0.9])
+  # Means 2.2 / 3 and 1.4 / 3 over the samples, 0.01 and 0.9 over the retrieved reports: equal at 0.2305.
+  selected = [select_sample(UTILITIES, retrieved, weights, weight) for weight in (0.0, 0.1, 0.23, 0.231, 0.9, 1.0)]
+  assert selected == [0, 0, 0, 2, 2, 2]
+  assert select_sample(UTILITIES, retrieved, weights[::-1], 0.231) == 0
 
 
-def test_an_empty_candidate_is_never_chosen_over_words():
-  assert Consensus(REPORTS).best([[], REPORTS[0], REPORTS[0]]) == 1
+def test_the_most_probable_reports_are_retrieved_with_normalized_weights():
+  indices, weights = retrieve_most_probable(np.array([1.0, 4.0, 1.0, 4.0, 0.5]), max_retrieved=3)
+  assert indices.tolist() == [1, 3, 0]                              # of equally probable ones the first
+  np.testing.assert_allclose(weights, [4 / 9, 4 / 9, 1 / 9])
+  assert len(retrieve_most_probable(np.ones(MAX_RETRIEVED + 1))[0]) == MAX_RETRIEVED

@@ -1,4 +1,4 @@
-"""Each protocol does to references and hypotheses what its name promises."""
+"""What each protocol does to references and hypotheses."""
 
 import shutil
 
@@ -18,10 +18,10 @@ def tokenizer(request):
   return WordTokenizer.train(TRAIN, "iu_xray", threshold=2, shared_special_ids=request.param)
 
 
-def test_r2gen_replaces_rare_words_and_cuts(tokenizer):
+def test_r2gen_replaces_rare_words_and_truncates(tokenizer):
   references, hypotheses = apply_protocol("r2gen", [RAW], [RAW], tokenizer, "iu_xray", 60)
   assert references == ["the heart is <unk> . no <unk> ."]
-  assert hypotheses == [CLEANED]                            # a rare word that was written is not excused
+  assert hypotheses == [CLEANED]                            # a generated rare word is kept
   references, hypotheses = apply_protocol("r2gen", [RAW], [RAW], tokenizer, "iu_xray", 4)
   assert references == ["the heart is"]
   assert hypotheses == ["the heart is"]
@@ -33,30 +33,30 @@ def test_clean_only_cleans(tokenizer):
 
 @pytest.mark.parametrize("protocol", ["r2gen", "clean"])
 def test_hypotheses_keep_unknown_words_and_stay_empty(protocol, tokenizer):
-  written = ["the heart is <unk> .", "", " ", "the unk is <unk> ."]
-  _, hypotheses = apply_protocol(protocol, written, written, tokenizer, "iu_xray", 60)
+  generated = ["the heart is <unk> .", "", " ", "the unk is <unk> ."]
+  _, hypotheses = apply_protocol(protocol, generated, generated, tokenizer, "iu_xray", 60)
   assert hypotheses == ["the heart is <unk> .", "", "", "the unk is <unk> ."]
 
 
-def test_a_cut_report_gets_no_stop_under_r2gen(tokenizer):
-  written = "the heart is"                                  # all that 3 tokens and eos allow
-  _, hypotheses = apply_protocol("r2gen", [RAW], [written], tokenizer, "iu_xray", 4)
-  assert hypotheses == [written]
+def test_a_truncated_report_gets_no_full_stop_under_r2gen(tokenizer):
+  generated = "the heart is"                                # the most that 3 tokens and eos allow
+  _, hypotheses = apply_protocol("r2gen", [RAW], [generated], tokenizer, "iu_xray", 4)
+  assert hypotheses == [generated]
 
 
-def test_what_a_perfect_model_would_write_is_the_reference(tokenizer):
+def test_r2gen_leaves_its_own_references_unchanged(tokenizer):
   references, _ = apply_protocol("r2gen", [*TRAIN, RAW], [""] * 4, tokenizer, "iu_xray", 6)
   _, hypotheses = apply_protocol("r2gen", references, references, tokenizer, "iu_xray", 6)
   assert hypotheses == references
 
 
-def test_sentencepiece_references_are_cut_by_pieces():
+def test_sentencepiece_references_are_truncated_by_pieces():
   tokenizer = SentencePieceTokenizer.train(TRAIN * 20, "iu_xray", vocab_size=60)
-  whole, _ = apply_protocol("r2gen", TRAIN, TRAIN, tokenizer, "iu_xray", 60)
+  full, _ = apply_protocol("r2gen", TRAIN, TRAIN, tokenizer, "iu_xray", 60)
   clean, _ = apply_protocol("clean", TRAIN, TRAIN, tokenizer, "iu_xray", 60)
-  assert whole == clean
-  short, _ = apply_protocol("r2gen", TRAIN, TRAIN, tokenizer, "iu_xray", 5)
-  assert all(long.startswith(cut) and 0 < len(cut) < len(long) for cut, long in zip(short, whole))
+  assert full == clean
+  truncated, _ = apply_protocol("r2gen", TRAIN, TRAIN, tokenizer, "iu_xray", 5)
+  assert all(long.startswith(short) and 0 < len(short) < len(long) for short, long in zip(truncated, full))
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="PTB tokens: Java is not installed")
@@ -69,7 +69,7 @@ def test_raw_is_lower_case_tokens_without_punctuation(tokenizer):
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="PTB tokens: Java is not installed")
-def test_raw_is_what_pycocoevalcap_gives(tokenizer):
+def test_raw_agrees_with_pycocoevalcap(tokenizer):
   from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
   reports = [*TRAIN, RAW, "No acute disease; \"stable\" - T1-T2 [x] & 50%..."]
   expected = PTBTokenizer().tokenize({i: [{"caption": report}] for i, report in enumerate(reports)})
@@ -77,6 +77,6 @@ def test_raw_is_what_pycocoevalcap_gives(tokenizer):
   assert references == [expected[i][0] for i in range(len(reports))]
 
 
-def test_unknown_name(tokenizer):
-  with pytest.raises(ValueError, match="r2gen, clean, raw"):
+def test_an_unknown_protocol_is_an_error(tokenizer):
+  with pytest.raises(ValueError, match="protocol r2:"):
     apply_protocol("r2", TRAIN, TRAIN, tokenizer, "iu_xray", 60)

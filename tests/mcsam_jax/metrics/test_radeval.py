@@ -1,4 +1,4 @@
-"""Scores through the package RadEval, of whose interface (2.2) a small one stands in here."""
+"""Scores of the package RadEval, replaced here by a fake with the interface of version 2.2."""
 
 import importlib.machinery
 import json
@@ -17,7 +17,7 @@ from mcsam_jax.metrics.radeval import add_radeval, compute_radeval, parse_score_
 
 @pytest.fixture
 def radeval(monkeypatch):
-  """Returns the calls that the stand-in gets: its RadGraph counts words in common."""
+  """Installs a fake RadEval, whose RadGraph counts common words; returns the list of its calls."""
   calls = []
 
   class RadEval:
@@ -42,14 +42,14 @@ def radeval(monkeypatch):
   return calls
 
 
-def test_scores_of_each_study(radeval, capsys):
+def test_each_study_gets_a_score(radeval, capsys):
   per_study = compute_radeval(["radgraph"], ["a b", "a b"], ["a b", "b c"])
   assert per_study.keys() == {"radgraph_simple", "radgraph_partial"} and radeval == [["radgraph"]]
   assert per_study["radgraph_simple"].tolist() == [1, 0.5]
-  assert capsys.readouterr().out == ""                             # a package that prints reports prints them to nobody
+  assert capsys.readouterr().out == ""                             # the fake prints reports, as RadEval does
 
 
-def test_scores_are_added_to_studies_and_a_failure_costs_nothing(radeval):
+def test_scores_are_added_and_a_failure_leaves_a_note(radeval):
   scores, rows = {"notes": {}, "intervals": {}}, [{"CIDEr": 1.0}, {"CIDEr": 2.0}]
   weights = resample("ab", seed=0)
   add_radeval(scores, rows, ["radgraph"], ["a b", "a b"], ["a b", "b c"], weights, lambda line: None)
@@ -62,41 +62,41 @@ def test_scores_are_added_to_studies_and_a_failure_costs_nothing(radeval):
     assert "secret" not in scores["notes"]["radeval"]
 
 
-def test_a_study_without_a_score_counts_in_no_mean(radeval):
-  """Of 30 studies the last has no score, and of the second result none has."""
-  def some_without(self, refs, hyps):
+def test_studies_without_a_score_are_left_out_of_the_mean(radeval):
+  """One result lacks a score for the last of 30 studies, another for all of them."""
+  def score_some(self, refs, hyps):
     return {"srr_f1": [1.0, 0.0, 0.5] * 9 + [0.5, 0.5, float("nan")], "srr_recall": [float("nan")] * 30}
-  sys.modules["radeval"].RadEval.__call__ = some_without
+  sys.modules["radeval"].RadEval.__call__ = score_some
   scores, rows = {"notes": {}, "intervals": {}}, [{} for _ in range(30)]
   add_radeval(scores, rows, ["srrbert"], ["a"] * 30, ["a"] * 30, resample(range(30), seed=0), lambda line: None)
   assert scores["radeval"] == {"srr_f1": pytest.approx(0.5), "srr_recall": None}
-  found = scores["intervals"]["radeval"]
-  assert 0.3 < found["srr_f1"]["low"] < 0.5 < found["srr_f1"]["high"] < 0.7 and found["srr_recall"] is None
+  intervals = scores["intervals"]["radeval"]
+  assert 0.3 < intervals["srr_f1"]["low"] < 0.5 < intervals["srr_f1"]["high"] < 0.7 and intervals["srr_recall"] is None
   assert rows[0] == {"srr_f1": 1, "srr_recall": None} and rows[-1] == {"srr_f1": None, "srr_recall": None}
   json.loads(json.dumps([scores, rows], allow_nan=False))
 
 
-def test_files_of_reports_get_them_too(radeval, tmp_path, monkeypatch):
+def test_score_files_adds_radeval(radeval, tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", str(tmp_path))
   for name, reports in (("a", ["a b", "a b"]), ("b", ["a b", "b c"])):
     (tmp_path / f"{name}.txt").write_text("\n".join(reports))
   lines = []
   scores = score_files(str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), radeval="radgraph", log=lines.append)
   assert scores["radeval"]["radgraph_simple"] == 0.75
-  assert "by RadEval: radgraph_simple 0.750 (0.50-1.00), radgraph_partial 0.000 (.000-.000)" in lines[-1]
+  assert "radgraph_simple 0.750 (0.50-1.00), radgraph_partial 0.000 (.000-.000)" in lines[-1]
 
 
-def test_names_are_checked(radeval):
+def test_score_names_are_checked(radeval):
   assert parse_score_names("") == [] == parse_score_names(load_config("mimic_cxr").eval.radeval)
   assert parse_score_names("radgraph, green") == ["radgraph", "green"]
-  for field, message in (("crimson", "network"), ("radgraf", "did you mean radgraph"), ("bleu", "known are")):
+  for field, message in (("crimson", "network"), ("radgraf", "radgraph"), ("bleu", "radeval=bleu")):
     with pytest.raises(UserError, match=message):
       parse_score_names(field)
 
 
-def test_without_the_package(monkeypatch):
+def test_a_missing_package_is_a_user_error(monkeypatch):
   monkeypatch.setitem(sys.modules, "radeval", None)
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   assert parse_score_names("") == []
-  with pytest.raises(UserError, match=r"needs the package RadEval.*pip install"):
+  with pytest.raises(UserError, match="radeval=radgraph.*pip install"):
     parse_score_names("radgraph")

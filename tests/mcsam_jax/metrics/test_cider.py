@@ -1,0 +1,91 @@
+"""CIDEr-D against a corpus agrees with pycocoevalcap, and is the utility of minimum Bayes risk decoding."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from pycocoevalcap.cider.cider import Cider
+import pytest
+
+from mcsam_jax.decoding.mbr import retrieve_most_probable, select_sample
+from mcsam_jax.metrics.cider import CiderCorpus, SCALE
+
+REPORTS = [report.split() for report in (
+    "the heart is normal in size . the lungs are clear .",
+    "the heart is enlarged . there is a small effusion .",
+    "no effusion is seen . the lungs are clear . the heart is normal .",
+    "a large nodule is seen in the right lung .")]
+
+
+def compute_pycoco_cider(references, hypotheses):
+  _, scores = Cider().compute_score({i: [" ".join(report)] for i, report in enumerate(references)},
+                                    {i: [" ".join(report)] for i, report in enumerate(hypotheses)})
+  return scores
+
+
+def random_reports(vocabulary_size, seed):
+  rng = np.random.default_rng(seed)
+  return [list(map(str, rng.integers(0, vocabulary_size, rng.integers(1, 25)))) for _ in range(40)]
+
+
+def test_pairwise_similarity_is_cider_d():
+  hypotheses = [REPORTS[1], REPORTS[2], REPORTS[0], REPORTS[3]]
+  corpus = CiderCorpus(REPORTS)
+  scores = [SCALE * corpus.compare_pairwise([hypothesis, reference])[0, 1]
+            for hypothesis, reference in zip(hypotheses, REPORTS)]
+  np.testing.assert_allclose(scores, compute_pycoco_cider(REPORTS, hypotheses), rtol=1e-9)
+  assert scores[3] == pytest.approx(10)                                            # compared with itself
+
+
+def test_repeated_and_unseen_ngrams_are_counted_as_in_cider_d():
+  reports, hypotheses = random_reports(4, seed=0), random_reports(5, seed=1)       # no reference has the fifth word
+  corpus = CiderCorpus(reports)
+  with_corpus = corpus.compare_with_corpus(hypotheses)
+  np.testing.assert_allclose(SCALE * np.diag(with_corpus), compute_pycoco_cider(reports, hypotheses), rtol=1e-9)
+  pairwise = corpus.compare_pairwise(hypotheses + reports)[:40, 40:]
+  np.testing.assert_allclose(pairwise, with_corpus, rtol=1e-9, atol=1e-12)
+  rows = np.array([7, 0, 7])
+  np.testing.assert_allclose(corpus.compare_with_corpus(hypotheses, rows), with_corpus[:, rows], rtol=1e-12)
+
+
+def test_empty_reports_have_no_similarity():
+  corpus = CiderCorpus([*REPORTS, []])
+  similarities = corpus.compare_pairwise([[], REPORTS[0], []])
+  assert similarities[1, 1] == pytest.approx(1)
+  assert not similarities[[0, 2]].any() and not similarities[:, [0, 2]].any()
+  assert not corpus.compare_with_corpus([[]]).any()
+
+
+def test_min_documents_gives_ngrams_of_a_single_document_a_weight():
+  assert not CiderCorpus(REPORTS[:1]).compare_pairwise(REPORTS).any()              # every idf is log(1 / 1) = 0
+  assert np.diag(CiderCorpus(REPORTS[:1], min_documents=2).compare_pairwise(REPORTS)) == pytest.approx(1)
+
+
+def test_every_process_finds_the_same_bits():
+  code = ("from test_cider import CiderCorpus, random_reports\n"
+          "corpus, hypotheses = CiderCorpus(random_reports(30, 0)), random_reports(40, 1)\n"
+          "for result in corpus.compare_pairwise(hypotheses), corpus.compare_with_corpus(hypotheses):\n"
+          "  print(result.tobytes().hex())")
+  here = pathlib.Path(__file__)
+  path = os.pathsep.join(map(str, (here.parents[3], here.parent)))
+  outputs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path}).stdout for seed in "123"}
+  assert len(outputs) == 1
+
+
+def test_the_sample_that_resembles_the_others_is_selected():
+  corpus = CiderCorpus(REPORTS)
+  samples = [REPORTS[3], REPORTS[0], REPORTS[2], "the heart is normal . the lungs are clear .".split()]
+  assert select_sample(corpus.compare_pairwise(samples)) in (1, 2, 3)
+  assert select_sample(corpus.compare_pairwise([REPORTS[1], REPORTS[0], REPORTS[0]])) == 1
+  assert select_sample(corpus.compare_pairwise([[], REPORTS[0], REPORTS[0]])) == 1          # not the empty one
+
+
+def test_retrieved_training_reports_change_the_selection():
+  corpus, samples = CiderCorpus(REPORTS), [REPORTS[0], REPORTS[0], REPORTS[1]]
+  indices, weights = retrieve_most_probable(np.array([0.1, 5.0, 0.1, 0.1]))                 # the second report
+  utilities, retrieved = corpus.compare_pairwise(samples), corpus.compare_with_corpus(samples, indices)
+  selected = [select_sample(utilities, retrieved, weights, weight) for weight in (0.0, 0.1, 0.9, 1.0)]
+  assert selected == [0, 0, 2, 2]
