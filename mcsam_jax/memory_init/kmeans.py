@@ -1,4 +1,4 @@
-"""The plain alternatives to transported topics: k-means of the word vectors, and noise."""
+"""Baselines for topics by optimal transport: k-means of the word vectors, and random vectors."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ MAX_ITERATIONS = 100
 
 def compute_kmeans_topics(vectors: np.ndarray, weights: np.ndarray, num_topics: int,
                   rng: np.random.Generator) -> np.ndarray:
-  """Returns the unit centres [K, D] of spherical k-means over words, each weighing as much as its mass.
+  """Returns the unit centers [K, D] of weighted spherical k-means over word vectors.
 
   Args:
-    vectors: [W, D], of length one.
-    weights: [W], mass of each word in all reports.
-    num_topics: K; more than there are words leaves centres on the same word.
-    rng: draws the first centres.
+    vectors: unit word vectors [W, D].
+    weights: mass of each word over all reports [W].
+    num_topics: K; if it exceeds the number of words, some centers are equal.
+    rng: samples the initial centers.
   """
   centers = sample_initial_centers(vectors, weights, num_topics, rng)
   nearest = None
@@ -24,25 +24,25 @@ def compute_kmeans_topics(vectors: np.ndarray, weights: np.ndarray, num_topics: 
     sums = np.zeros_like(centers)
     np.add.at(sums, nearest, weights[:, None] * vectors)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    centers = np.where(lengths > 1e-9, sums / np.maximum(lengths, 1e-9), centers)   # an empty cluster stays
+    centers = np.where(lengths > 1e-9, sums / np.maximum(lengths, 1e-9), centers)   # an empty cluster keeps its center
   return centers
 
 
 def sample_random_topics(num_topics: int, width: int, rng: np.random.Generator) -> np.ndarray:
-  """Returns K directions [K, D] that know nothing of words."""
+  """Returns K random unit vectors [K, D]."""
   topics = rng.standard_normal((num_topics, width))
   return topics / np.linalg.norm(topics, axis=1, keepdims=True)
 
 
 def sample_initial_centers(vectors: np.ndarray, weights: np.ndarray, num_topics: int,
                  rng: np.random.Generator) -> np.ndarray:
-  """Returns the vectors [K, D] of words drawn by weight times distance from those drawn already.
+  """Returns the vectors [K, D] of words sampled by weight times distance to the centers sampled so far.
 
-  This is the start of k-means++ (Arthur & Vassilvitskii, SODA 2007).
+  This is the initialization of k-means++ (Arthur & Vassilvitskii, SODA 2007).
   """
   centers = vectors[[rng.choice(len(vectors), p=weights / weights.sum())]]
   while len(centers) < num_topics:
     distances = np.maximum(1 - (vectors @ centers.T).max(1), 0) * weights
-    share = distances if distances.sum() > 1e-9 else weights       # every word is a centre: draw again
-    centers = np.concatenate([centers, vectors[[rng.choice(len(vectors), p=share / share.sum())]]])
+    scores = distances if distances.sum() > 1e-9 else weights       # all words are centers: repeat some
+    centers = np.concatenate([centers, vectors[[rng.choice(len(vectors), p=scores / scores.sum())]]])
   return centers

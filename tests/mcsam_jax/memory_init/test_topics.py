@@ -13,7 +13,7 @@ EPSILON = 0.05
 def _problem():
   keys = jax.random.split(jax.random.key(0), 3)
   cost = jax.random.uniform(keys[0], (7, 4))
-  masses = jnp.append(jax.nn.softmax(jax.random.normal(keys[1], (6,))), 0.0)        # the last word is padding
+  masses = jnp.append(jax.nn.softmax(jax.random.normal(keys[1], (6,))), 0.0)        # padding
   return cost, masses, jax.nn.softmax(jax.random.normal(keys[2], (4,)))
 
 
@@ -25,7 +25,7 @@ def test_the_plan_moves_all_mass_and_padding_moves_none():
   assert (plan[-1] == 0).all()
 
 
-def test_the_gradient_is_that_of_the_cost_and_finite_with_padding():
+def test_gradient_agrees_with_finite_differences_and_is_finite_with_padding():
   cost, masses, mixture = _problem()
   value = jax.jit(lambda cost: solve_transport(cost, masses, mixture, EPSILON).reg_ot_cost)
   gradient = jax.grad(value)(cost)
@@ -36,13 +36,13 @@ def test_the_gradient_is_that_of_the_cost_and_finite_with_padding():
 
 
 def _planted(num_topics=4, words_each=6):
-  """Reports of one to two of four topics; word vectors scatter around four orthogonal directions."""
+  """Returns reports about one or two of four topics, and word vectors around four orthogonal directions."""
   rng = np.random.default_rng(0)
   names = [[f"{letter}{i}" for i in range(words_each)] for letter in "abcd"]
   reports = []
   for _ in range(300):
-    of_report = rng.choice(num_topics, 2)
-    reports.append(" ".join(rng.choice(names[topic]) for topic in np.repeat(of_report, 5)))
+    report_topics = rng.choice(num_topics, 2)
+    reports.append(" ".join(rng.choice(names[topic]) for topic in np.repeat(report_topics, 5)))
   flat = tuple(word for topic in names for word in topic)
   directions = np.eye(num_topics, 12)
   vectors = np.repeat(directions, words_each, 0) + 0.15 * rng.standard_normal((len(flat), 12))
@@ -56,21 +56,21 @@ def _learn(seed, steps=100):
                       rng=np.random.default_rng(seed), log=lambda line: None)
 
 
-def test_planted_topics_are_found():
+def test_planted_topics_are_recovered():
   words, _ = _planted()
   nearest = np.argsort(-_learn(0) @ words.vectors.T, axis=1)[:, :6]
   found = [{words.words[i][0] for i in row} for row in nearest]     # letters of its six nearest words
   assert sorted(map(sorted, found)) == [["a"], ["b"], ["c"], ["d"]]
 
 
-def test_the_same_seed_gives_the_same_topics_and_another_seed_others():
+def test_the_seed_determines_the_topics():
   first, again, other = _learn(3, steps=5), _learn(3, steps=5), _learn(4, steps=5)
   assert (first == again).all()
   assert not np.allclose(first, other)
 
 
-def test_learning_makes_the_transport_cheaper_and_shows_it(monkeypatch):
-  monkeypatch.setattr(topics_module, "SHOW_EVERY", 1)
+def test_training_lowers_the_logged_transport_cost(monkeypatch):
+  monkeypatch.setattr(topics_module, "LOG_EVERY", 1)
   words, masses = _planted()
   lines = []
   learn_topics(words, masses, 4, EPSILON, 60, 64, 0.02, np.random.default_rng(1), lines.append)
