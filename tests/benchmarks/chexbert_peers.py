@@ -39,7 +39,7 @@ def make_torch(seed: int = 0):
   torch.manual_seed(seed)
   torch.set_num_threads(os.cpu_count())
 
-  class Labeler(torch.nn.Module):
+  class TorchCheXbert(torch.nn.Module):
     def __init__(self):
       super().__init__()
       self.bert = BertModel(BertConfig())
@@ -48,7 +48,7 @@ def make_torch(seed: int = 0):
     def forward(self, ids, mask):
       first = self.bert(ids, attention_mask=mask)[0][:, 0]
       return [head(first) for head in self.linear_heads]
-  model = Labeler().eval()
+  model = TorchCheXbert().eval()
   with torch.no_grad():                     # biases and norms start at 0 and 1, which would hide that they are lost
     for parameter in model.parameters():
       if parameter.ndim == 1:

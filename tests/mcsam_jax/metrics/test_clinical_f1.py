@@ -23,8 +23,8 @@ FINDINGS = ("Edema", "Fracture", "Pneumonia")
 ZERO = {"precision": 0, "recall": 0, "f1": 0}
 
 
-def make_labels(*positive, **others):
-  return {**dict.fromkeys(FINDINGS, "absent"), **others, **dict.fromkeys(positive, "positive")}
+def make_labels(*positive, **other_labels):
+  return {**dict.fromkeys(FINDINGS, "absent"), **other_labels, **dict.fromkeys(positive, "positive")}
 
 
 def random_labels(seed, count):
