@@ -1,4 +1,4 @@
-"""Reports of image files: those that evaluation writes of the same images, what is refused and warned of."""
+"""`mcsam report`: the same reports as `mcsam evaluate` for the same images, errors and warnings about files."""
 
 import contextlib
 import io
@@ -9,14 +9,14 @@ import types
 import jax
 import numpy as np
 import PIL.Image
-import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 import pytest
 
 from input_pipeline.batch import empty_batch
 from input_pipeline.builder.prepare import prepare
 from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
-from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.workdir import create_workdir, init_encoder_variables, open_workdir
@@ -24,37 +24,33 @@ from mcsam_jax.demo import write_films
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.inference import ood
-from mcsam_jax.inference.feature_cache import split_features
+from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.inference.generate import ReportGenerator
-from mcsam_jax.inference.load import load_member
+from mcsam_jax.inference.load import load_model
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.training.train_state import init_train_state
+from tests.testing.tiny import make_config, NETWORK
 
-TINY = {
+TINY = NETWORK | {
     "data.phantom.num_train": 20, "data.phantom.num_val": 10, "data.phantom.num_test": 1, "data.image_size": 32,
-    "data.short_side": 64, "encoder.name": "resnet_tiny", "encoder.frozen": True, "model.width": 16,
-    "model.feedforward_width": 16, "model.num_heads": 2, "model.encoder_layers": 0, "model.decoder_layers": 1,
-    "model.num_memory_tokens": 2, "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
-    "memory_init.kind": "random", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.host_threads": 1,
-    "decode.beam_size": 2, "decode.batch_size": 4, "prepare.num_workers": 1,
+    "data.short_side": 64, "encoder.name": "resnet_tiny", "encoder.frozen": True, "memory_init.kind": "random",
+    "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.host_threads": 1, "decode.beam_size": 2,
+    "decode.batch_size": 4, "prepare.num_workers": 1,
 }
 STEP = 7
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  """A workdir whose checkpoint has random weights, of which studies get different reports."""
+  """Returns a workdir whose checkpoint has random weights that give different studies different reports."""
   root = tmp_path_factory.mktemp("report")
-  arguments = [f"--config.{field}={value}" for field, value in (
-      TINY | {"data.data_dir": root / "data", "encoder.weights": root / "encoder.npz"}).items()]
-  config = configs.load_config("phantom", arguments)
+  config = make_config(TINY, {"data.data_dir": root / "data", "encoder.weights": root / "encoder.npz"})
   save_weights(root / "encoder.npz", init_encoder_variables(config), {"pretraining_data": "none"})
   prepare(config, log=lambda line: None)
   work = create_workdir(str(root / "run"), config, log=lambda line: None)
   sample = empty_batch(config, 1, feature_shape=(4, 128))
-  state = jax.jit(lambda: init_train_state(make_model(config, work.tokenizer.vocab_size, work.patch_grid), config, sample))()
+  model = make_model(config, work.tokenizer.vocab_size, work.patch_grid)
+  state = jax.jit(lambda: init_train_state(model, config, sample))()
   state.params["decoder"]["logits"]["kernel"] *= 20
   checkpoints = Checkpoints(work.path, 1)
   checkpoints.save(STEP, state, {})
@@ -64,21 +60,21 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(workdir):
-  """What evaluation writes of the val split, by id, and the images that it sees."""
+  """Returns study id -> (record, report that `mcsam evaluate` generates) of the val split."""
   work = open_workdir(workdir)
   split, mesh = work.open_split("val"), make_mesh(work.config)
   with jax.set_mesh(mesh):
-    member = load_member(work, mesh, split, None, lambda line: None)
-    features = split_features(work, split, lambda line: None)
-    written = ReportGenerator([member.model], work.config, work.tokenizer, mesh, "beam")(
+    member = load_model(work, mesh, split, None, lambda line: None)
+    features = load_split_features(work, split, lambda line: None)
+    reports = ReportGenerator([member.model], work.config, work.tokenizer, mesh, "beam")(
         [member.variables], eval_batches(split, work.tokenizer, work.config, 4, features))
-  assert len({report.text for report in written}) > 3
-  return {split.ids[report.record]: (split[report.record], report) for report in written}
+  assert len({report.text for report in reports}) > 3
+  return {split.ids[report.record]: (split[report.record], report) for report in reports}
 
 
 @pytest.fixture(scope="module")
 def folders(evaluated, tmp_path_factory):
-  """The images of each val study in a folder of its own, which is named like the study."""
+  """Returns a folder that has one folder of images per val study, named like the study."""
   root = tmp_path_factory.mktemp("images")
   for name, (record, _) in evaluated.items():
     write_films(record, root / name)
@@ -92,133 +88,138 @@ def run(capsys, *argv):
   return status, output.out, output.err
 
 
-def as_dicom(jpeg, path, **fields):
-  """Writes the very pixels of a grayscale JPEG as a DICOM file."""
+def write_dicom(jpeg, path, **fields):
+  """Writes the decoded pixels of a grayscale JPEG as a DICOM file."""
   with PIL.Image.open(jpeg) as image:
     pixels = np.asarray(image.convert("L"))
-  file = pydicom.Dataset()
-  file.SOPClassUID, file.SOPInstanceUID = pydicom.uid.DigitalXRayImageStorageForPresentation, pydicom.uid.generate_uid()
+  file = Dataset()
+  file.SOPClassUID, file.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
   file.PatientName, file.PatientID, file.Modality, file.StudyInstanceUID = "Doe^Jane", "MRN0042", "DX", "1.2.3"
   file.Rows, file.Columns, file.SamplesPerPixel, file.PhotometricInterpretation = *pixels.shape, 1, "MONOCHROME2"
   file.BitsAllocated = file.BitsStored = 8
   file.HighBit, file.PixelRepresentation, file.PixelData = 7, 0, pixels.tobytes()
   for name, value in fields.items():
     setattr(file, name, value)
-  file.file_meta = pydicom.dataset.FileMetaDataset()
-  file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  file.file_meta = FileMetaDataset()
+  file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
   file.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
-def told(workdir, folders, tmp_path_factory):
-  """What one call says of all folders, two DICOM films of a study and one of another kind, a photo and a cut file.
+def call(workdir, folders, tmp_path_factory):
+  """Runs `mcsam report --json` once, on all folders and on files of the user.
 
-  Returns the folder of the last four, the object of --json, the status, both outputs, and the model that was loaded.
+  The files are two DICOM images of one study, a DICOM image of another modality, a photograph and a truncated PNG.
+
+  Returns:
+    `files`, the folder of these files; `two_views`, the val study that the DICOM images come from; `json`, `status`,
+    `out` and `err` of the call; `predictor`, the model that it loaded.
   """
-  own = tmp_path_factory.mktemp("own")
+  files = tmp_path_factory.mktemp("files")
   two_views = next(folder for folder in sorted(folders.iterdir()) if len(list(folder.iterdir())) == 2)
   for number, (view, position) in enumerate([("lateral", "LL"), ("frontal", "PA")]):
-    as_dicom(two_views / f"{view}.jpg", own / f"IM{number}", ViewPosition=position)
-  as_dicom(two_views / "frontal.jpg", own / "IM2", Modality="MR", StudyInstanceUID="1.2.4")
+    write_dicom(two_views / f"{view}.jpg", files / f"IM{number}", ViewPosition=position)
+  write_dicom(two_views / "frontal.jpg", files / "IM2", Modality="MR", StudyInstanceUID="1.2.4")
   noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
-  PIL.Image.fromarray(noise).save(own / "photo.png")
-  (own / "cut.png").write_bytes((own / "photo.png").read_bytes()[:9000])
-  models, made = [], report_verb.Predictor.__init__
+  PIL.Image.fromarray(noise).save(files / "photo.png")
+  (files / "cut.png").write_bytes((files / "photo.png").read_bytes()[:9000])
+  predictors, init = [], report_verb.Predictor.__init__
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(report_verb.Predictor, "__init__",
-                  lambda self, *given: (models.append(self), made(self, *given))[0])
+                  lambda self, *arguments: (predictors.append(self), init(self, *arguments))[0])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-      status = cli.main(["report", "--workdir", str(workdir), str(folders), *map(str, sorted(own.iterdir())), "--json",
-                         "--config.eval.explain=true"])
-  return types.SimpleNamespace(own=own, two_views=two_views.name, said=json.loads(out.getvalue()), status=status,
-                               out=out.getvalue(), err=err.getvalue(), model=models[0])
+      status = cli.main(["report", "--workdir", str(workdir), str(folders), *map(str, sorted(files.iterdir())),
+                         "--json", "--config.eval.explain=true"])
+  return types.SimpleNamespace(files=files, two_views=two_views.name, json=json.loads(out.getvalue()), status=status,
+                               out=out.getvalue(), err=err.getvalue(), predictor=predictors[0])
 
 
-def test_files_get_the_reports_that_evaluation_writes(told, evaluated, folders):
-  assert told.said["step"] == STEP and told.said["search"] == "beam" and told.said["notice"] == report_text.NOTICE
-  for study, (name, (record, written)) in zip(told.said["studies"], evaluated.items()):    # 10
+def test_files_get_the_reports_that_evaluate_generates(call, evaluated, folders):
+  assert call.json["step"] == STEP and call.json["search"] == "beam" and call.json["notice"] == report_text.NOTICE
+  for study, (name, (record, report)) in zip(call.json["studies"], evaluated.items()):    # the 10 val studies
     assert [image["file"] for image in study["images"]] == [f"{folders}/{name}/{view}.jpg" for view in record["views"]]
-    assert study["report"] == written.text
-    assert study["log_prob"] == pytest.approx(written.log_prob, abs=2e-3)
-  assert sum(bool(study["warnings"]) for study in told.said["studies"][:10]) <= 1    # themselves of val
+    assert study["report"] == report.text
+    assert study["log_prob"] == pytest.approx(report.log_prob, abs=2e-3)
+  assert sum(bool(study["warnings"]) for study in call.json["studies"][:10]) <= 1    # val images set the threshold
 
 
-def test_dicom_films_get_the_report_of_their_pixels_and_tell_no_name(told, evaluated):
-  study = told.said["studies"][10]
-  assert [(image["file"], image["view"], image["view_told_by"]) for image in study["images"]] == [
-      (f"{told.own}/IM1", "frontal", "header"), (f"{told.own}/IM0", "lateral", "header")]
-  assert study["report"] == evaluated[told.two_views][1].text
+def test_dicom_images_get_the_report_of_their_pixels_and_reveal_no_name(call, evaluated):
+  study = call.json["studies"][10]
+  assert [(image["file"], image["view"], image["view_source"]) for image in study["images"]] == [
+      (f"{call.files}/IM1", "frontal", "header"), (f"{call.files}/IM0", "lateral", "header")]
+  assert study["report"] == evaluated[call.two_views][1].text
   for secret in ("Doe", "MRN", "1.2.3", "1.2.4"):
-    assert secret not in told.out + told.err
+    assert secret not in call.out + call.err
 
 
-def test_a_photograph_gets_a_report_with_a_warning(told):
-  study, = told.said["studies"][11:]
-  assert study["images"][0]["file"] == f"{told.own}/photo.png" and study["report"]
-  colour, unfamiliar = study["warnings"]
-  assert "photo.png is in color" in colour and "photo.png doesn't look like a chest X-ray" in unfamiliar
-  assert study["images"][0]["likeness"] < told.said["usual_likeness"]
+def test_a_photograph_gets_a_report_with_warnings(call):
+  study, = call.json["studies"][11:]
+  assert study["images"][0]["file"] == f"{call.files}/photo.png" and study["report"]
+  color, unlike_training = study["warnings"]
+  assert "photo.png" in color and "color" in color
+  assert "photo.png" in unlike_training and f"{study['images'][0]['similarity']:.2f}" in unlike_training
+  assert study["images"][0]["similarity"] < call.json["ood_threshold"]
 
 
-def test_what_cannot_be_read_is_refused_and_the_rest_gets_its_report(told):
-  assert told.status == 2 and "2 file(s) can't be read, see above; 12 report(s) written" in told.err
-  assert sorted(refused["file"] for refused in told.said["refused"]) == [f"{told.own}/IM2", f"{told.own}/cut.png"]
-  assert f"refused {told.own}/IM2: the header says magnetic resonance" in told.err
-  assert f"refused {told.own}/cut.png: the image can't be decoded: image file is truncated" in told.err
+def test_unreadable_files_are_listed_and_the_others_get_reports(call):
+  assert call.status == 2 and "2 file(s)" in call.err and "12 report(s)" in call.err
+  assert sorted(file["file"] for file in call.json["unreadable"]) == [f"{call.files}/IM2", f"{call.files}/cut.png"]
+  assert f"{call.files}/IM2: the header says magnetic resonance" in call.err
+  assert f"{call.files}/cut.png: the image can't be decoded: image file is truncated" in call.err
 
 
-def test_one_program_for_any_number_of_studies(told):
-  assert told.model._generate._search_fn._cache_size() == told.model._encode._cache_size() == 1
+def test_one_program_serves_any_number_of_studies(call):
+  assert call.predictor._generate._search_fn._cache_size() == call.predictor._encode._cache_size() == 1
 
 
-def test_nothing_to_write_about(workdir, told, folders, tmp_path, capsys):
-  status, out, err = run(capsys, "report", "--workdir", workdir, told.own / "cut.png", "--json")
+def test_calls_without_any_report(workdir, call, folders, tmp_path, capsys):
+  status, out, err = run(capsys, "report", "--workdir", workdir, call.files / "cut.png", "--json")
   assert status == 2 and "0 report(s) written" in err and "loaded" not in err and json.loads(out)["studies"] == []
   (tmp_path / "empty").mkdir()
   (tmp_path / "empty" / "notes.txt").write_text("")
   status, out, err = run(capsys, "report", "--workdir", workdir, tmp_path / "empty")
   assert status == 2 and not out and f"no image in {tmp_path / 'empty'} (1 other files)" in err
-  status, out, err = run(capsys, "report", "--workdir", workdir, tmp_path / "empty", told.own / "cut.png",
+  status, out, err = run(capsys, "report", "--workdir", workdir, tmp_path / "empty", call.files / "cut.png",
                          "--out", tmp_path / "none.txt")
   assert status == 2 and not out and not (tmp_path / "none.txt").exists()
-  assert f"refused {tmp_path / 'empty'}: no image in this folder" in err and "2 file(s) can't be read" in err
-  status, _, err = run(capsys, "report", "--workdir", workdir, told.own / "photo.png", "--page", "x.txt")
-  assert status == 2 and "--page x.txt: it is a page for a browser, name it .html" in err
-  status, _, err = run(capsys, "report", "--workdir", tmp_path, told.own / "photo.png")
-  assert status == 2 and "is this a workdir" in err
+  assert f"unreadable: {tmp_path / 'empty'}: " in err and "2 file(s)" in err
+  status, _, err = run(capsys, "report", "--workdir", workdir, call.files / "photo.png", "--html", "x.txt")
+  assert status == 2 and "--html x.txt" in err
+  status, _, err = run(capsys, "report", "--workdir", tmp_path, call.files / "photo.png")
+  assert status == 2 and str(tmp_path) in err
   status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--config.model.width=8")
   assert status == 2 and "--config.model.width" in err
   status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--step", 99)
   assert status == 2 and "99" in err
 
 
-def test_text_is_for_people(told):
-  study = told.said["studies"][11] | {"report": "the heart is normal . no effusion ."}
-  text = report_text.of_study(study, 3)
-  title, *warnings, written, log_prob = text.splitlines()
-  assert title == f"[3] {told.own}/photo.png (frontal, told by order)" and "log-probability" in log_prob
+def test_text_shows_studies_notes_and_unreadable_files(call):
+  study = call.json["studies"][11] | {"report": "the heart is normal . no effusion ."}
+  title, *warnings, report, log_prob = report_text.format_study(study, 3).splitlines()
+  assert title == f"[3] {call.files}/photo.png (frontal, guessed from the order)" and "log-probability" in log_prob
   assert len(warnings) == 2 and all(line.startswith("    warning: ") for line in warnings)
-  assert written == "    The heart is normal. No effusion."
-  whole = report_text.of_all(told.said, with_studies=True)
-  assert whole.count("log-probability") == 12 and whole.endswith(report_text.NOTICE) and whole.count("refused ") == 2
+  assert report == "    The heart is normal. No effusion."
+  text = report_text.format_output(call.json, with_studies=True)
+  assert text.count("log-probability") == 12 and text.endswith(report_text.NOTICE)
+  assert text.count(str(call.files / "IM2")) == text.count(str(call.files / "cut.png")) == 1
 
 
-def test_json_tells_why_in_numbers(told, workdir):
+def test_json_holds_the_numbers_that_explain_each_report(call, workdir):
   ids = set(open_workdir(workdir).open_split("train").ids)
-  for study in told.said["studies"]:
+  for study in call.json["studies"]:
     why = study["why"]
     assert " ".join(why["words"]) == study["report"] and len(why["log_probs"]) == len(why["words"])
     assert study["log_prob"] - 1e-3 <= sum(why["log_probs"]) + 1e-3 and max(why["log_probs"]) <= 0
-    assert sum(slot["weight"] for slot in why["slots"]) == pytest.approx(1, abs=1e-3)        # of 12, all are told
+    assert sum(slot["weight"] for slot in why["slots"]) == pytest.approx(1, abs=1e-3)        # all 12 slots are listed
     assert len(why["neighbours"]) == 3 and {near["id"] for near in why["neighbours"]} <= ids
 
 
 @pytest.mark.slow
-def test_text_json_and_out_say_the_same(workdir, evaluated, folders, tmp_path, capsys):
+def test_text_json_and_out_hold_the_same_report(workdir, evaluated, folders, tmp_path, capsys):
   first, (_, written) = next(iter(evaluated.items()))
   status, out, err = run(capsys, "report", "--workdir", workdir, folders / first)
-  assert status == 0 and report_text.readable(written.text) in " ".join(out.split())
+  assert status == 0 and report_text.capitalize_report(written.text) in " ".join(out.split())
   assert report_text.NOTICE in out and "loaded step" in err and "loaded step" not in out
   status, out, _ = run(capsys, "report", "--workdir", workdir, folders / first, "--out", tmp_path / "r.json", "--json")
   assert status == 0 and not out
@@ -226,47 +227,36 @@ def test_text_json_and_out_say_the_same(workdir, evaluated, folders, tmp_path, c
 
 
 @pytest.mark.slow
-def test_without_the_records_a_workdir_is_enough(workdir, told, evaluated, folders, tmp_path, capsys):
-  """As on another machine: what the first call has kept tells what is familiar; without that a note says so."""
+def test_a_workdir_is_enough_without_the_records(workdir, call, evaluated, folders, tmp_path, capsys):
+  """As on another machine: similarity comes from the file that the first call has left, or else a note is given."""
   first, (_, written) = next(iter(evaluated.items()))
   shutil.copytree(workdir, tmp_path / "moved")
   elsewhere = f"--config.data.data_dir={tmp_path / 'no_records'}"
   status, out, _ = run(capsys, "report", "--workdir", tmp_path / "moved", folders / first, "--json", elsewhere,
                        "--config.decode.search=mbr")
-  said = json.loads(out)
-  assert status == 0 and said["usual_likeness"] > 0
-  assert said["search"] == "beam" and "by beam search" in said["notes"][0]
-  assert said["studies"][0]["report"] == written.text
-  (tmp_path / "moved" / "familiar.npz").write_bytes(b"damaged")
+  output = json.loads(out)
+  assert status == 0 and output["ood_threshold"] > 0
+  assert output["search"] == "beam" and "beam search" in output["notes"][0]
+  assert output["studies"][0]["report"] == written.text
+  (tmp_path / "moved" / "ood.npz").write_bytes(b"damaged")
   status, out, _ = run(capsys, "report", "--workdir", tmp_path / "moved", folders / first, "--json", elsewhere)
-  said = json.loads(out)
-  assert status == 0 and said["usual_likeness"] is None and "familiar.npz" in said["notes"][0]
-  assert said["studies"][0]["report"] == written.text and said["studies"][0]["images"][0]["likeness"] is None
+  output = json.loads(out)
+  assert status == 0 and output["ood_threshold"] is None and "ood.npz" in output["notes"][0]
+  assert output["studies"][0]["report"] == written.text and output["studies"][0]["images"][0]["similarity"] is None
 
 
 @pytest.mark.slow
-def test_a_page_of_own_images(workdir, told, folders, tmp_path, capsys):
-  status, _, err = run(capsys, "report", "--workdir", workdir, folders, told.own / "photo.png",
-                       "--page", tmp_path / "page.html")
+def test_html_report_of_image_files(workdir, call, folders, tmp_path, capsys):
+  status, _, err = run(capsys, "report", "--workdir", workdir, folders, call.files / "photo.png",
+                       "--html", tmp_path / "page.html")
   page = (tmp_path / "page.html").read_text()
   assert status == 0, err
   assert "no medical device" in page and "phantom-val-000000/frontal.jpg" in page
-  assert page.count("photo.png doesn't look like a chest X-ray") == 1
-
-
-def test_familiar_is_what_nearly_all_val_images_reach():
-  """Train and val lie around one direction, at angles that are known."""
-  rng = np.random.default_rng(0)
-  around = lambda count, spread: np.eye(64)[0] + spread * rng.normal(size=(count, 64)) / 8
-  known = ood.learn(around(400, 0.5), around(2000, 0.5))
-  assert (known.similarity(around(2000, 0.5)) < known.usual).mean() < 0.02
-  assert np.all(known.similarity(np.eye(64)[1:]) < known.usual)                # at right angles to all
-  assert np.all(known.similarity(5 * known.reference[:3].astype(np.float32)) > known.usual)      # lengths don't count
-  np.testing.assert_allclose(ood.learn(np.eye(3), np.eye(3)[:1]).similarity(np.eye(3)[:1]), [1 / 3], atol=1e-6)
+  assert page.count("photo.png doesn't look like") == 1
 
 
 @pytest.mark.parametrize("report,expected", [
     ("the heart is normal . no effusion or pneumothorax .", "The heart is normal. No effusion or pneumothorax."),
     ("", ""), ("lungs clear , heart normal", "Lungs clear, heart normal")])
-def test_readable(report, expected):
-  assert report_text.readable(report) == expected
+def test_a_report_gets_capitals_and_punctuation(report, expected):
+  assert report_text.capitalize_report(report) == expected
