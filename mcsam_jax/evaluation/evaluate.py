@@ -29,10 +29,10 @@ from mcsam_jax.explain.explanations import describe_slots, explain_reports, in_n
 from mcsam_jax.explain.memory_usage import memory_slot_usage
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.split_page import Reasons, write_split_page
-from mcsam_jax.inference.feature_cache import features_for_all, split_pooled_features
+from mcsam_jax.inference.feature_cache import load_features_on_all_hosts, load_pooled_features
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_embeddings import make_image_embedder
-from mcsam_jax.inference.load import check_compatible, load_member, LoadedModel
+from mcsam_jax.inference.load import check_compatible, load_model, LoadedModel
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels, make_labeler
 from mcsam_jax.metrics.bootstrap import resample
@@ -65,7 +65,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   parse_score_names(config.eval.radeval)              # a missing package should fail before any report is generated
   with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
-    features, train_features = (features_for_all(first, each, guard, watchdog, log) for each in (split, train))
+    features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log) for each in (split, train))
     batch_size = decode_batch_size(config, mesh.shape)
 
     def make_batches(phase: str, records: Split = split, record_features: np.ndarray | None = features
@@ -75,7 +75,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       return watchdog.beat_each(guard.check_before_each(batches), phase)
 
     with jax.set_mesh(mesh):
-      models = [load_member(each, mesh, split, step, log) for each in workdirs]
+      models = [load_model(each, mesh, split, step, log) for each in workdirs]
       model = models[0]
 
       # Generate one report per study, on all hosts together, and store them before anything else can fail.
@@ -122,8 +122,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
       ids=split.ids, references=split.reports, hypotheses=hypotheses,
       shuffled_hypotheses=shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed),
       train_reports=train.reports, model_features=model_features,
-      initial_features={"train": split_pooled_features(workdir, train, log),
-                        "split": split_pooled_features(workdir, split, log)},
+      initial_features={"train": load_pooled_features(workdir, train, log),
+                        "split": load_pooled_features(workdir, split, log)},
       constants=load_or_find_constants(workdir, labeler, log), tokenizer=workdir.tokenizer,
       cleaning=config.data.cleaning, max_length=config.tokenizer.max_length, labeler=labeler,
       reference_labels=get_true_labels(labeler, config, split), restricted=config.data.restricted,

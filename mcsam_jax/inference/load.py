@@ -1,6 +1,6 @@
-"""The trained models that write a report: one, or several as an ensemble."""
+"""Loads trained models from their workdirs: one, or several as an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -18,71 +18,99 @@ from mcsam_jax.checkpoints.weights import weights_digest
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
 from mcsam_jax.distributed.mesh import state_shardings
 from mcsam_jax.errors import UserError
-from mcsam_jax.inference.feature_cache import split_features
+from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.models.initialize import init_variables, make_model
 from mcsam_jax.models.mcsam import MCSAM
 
 
 @dataclasses.dataclass
 class LoadedModel:
-  """A model at one of its checkpoints."""
+  """A model with the variables of one of its checkpoints.
+
+  Attributes:
+    workdir: where it was trained.
+    model: the Flax module.
+    variables: `params` and `batch_stats`, on the devices of a mesh.
+    step: training step of the checkpoint.
+  """
   workdir: str
   model: MCSAM
   variables: dict
   step: int
 
 
-def load_member(work: Workdir, mesh: Mesh, split: Split, step: int | None = None, log=print) -> LoadedModel:
-  """Returns the model of a workdir with the variables of a checkpoint, spread over the mesh.
+def load_model(workdir: Workdir, mesh: Mesh, split: Split, step: int | None = None,
+               log: Callable[[str], None] = print) -> LoadedModel:
+  """Returns the model of a workdir, ready to read a split.
 
   Args:
-    split: that it will read; tells the shape of its inputs.
-    step: of the checkpoint; None: the best on val.
+    workdir: an open workdir.
+    mesh: over which the variables are sharded.
+    split: gives the shapes of the model's inputs; features of a frozen encoder are computed if they are not cached.
+    step: training step of the checkpoint; None: the best one on val.
+    log: receives lines of progress.
 
   Raises:
-    UserError: the workdir holds no training, or no such step; a damaged checkpoint.
+    UserError: the workdir has no checkpoint, or none of that step, or the checkpoint is damaged.
   """
   first = np.zeros(1, np.int64)
-  sample = read_batch(split, first, first, work.tokenizer, work.config, split_features(work, split))
-  return restore_member(work, mesh, sample, step, log)
+  sample_batch = read_batch(split, first, first, workdir.tokenizer, workdir.config,
+                            load_split_features(workdir, split, log))
+  return restore_model(workdir, mesh, sample_batch, step, log)
 
 
-def restore_member(work: Workdir, mesh: Mesh, sample: dict, step: int | None = None, log=print) -> LoadedModel:
-  """Returns the same for a model whose inputs have the shapes of the batch `sample`; no records are asked for."""
-  config, tokenizer = work.config, work.tokenizer
-  checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric, read_only=True)
+def restore_model(workdir: Workdir, mesh: Mesh, sample_batch: dict, step: int | None = None,
+                  log: Callable[[str], None] = print) -> LoadedModel:
+  """Returns the model of a workdir without reading any record.
+
+  Args:
+    sample_batch: a batch with the shapes of the model's inputs.
+    workdir, mesh, step, log: as in `load_model`, with the same errors.
+  """
+  config, tokenizer = workdir.config, workdir.tokenizer
+  checkpoints = Checkpoints(workdir.path, best_metric=config.train.best_metric, read_only=True)
   step = checkpoints.best() if step is None else step
   if step is None:
-    raise UserError(f"{work.path} has no checkpoint yet: run `mcsam train --config ... --workdir {work.path}` first")
-  model = make_model(config, tokenizer.vocab_size, work.patch_grid)
-  empty = jax.eval_shape(functools.partial(abstract_variables, model, config, sample))
-  variables = checkpoints.restore_variables(step, to_shape_dtype_struct(empty, state_shardings(mesh, empty)),
+    raise UserError(f"{workdir.path} has no checkpoint yet: run `mcsam train --config ... --workdir {workdir.path}` "
+                    "first")
+  model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
+  abstract = jax.eval_shape(functools.partial(_init_checkpoint_variables, model, config, sample_batch))
+  variables = checkpoints.restore_variables(step, to_shape_dtype_struct(abstract, state_shardings(mesh, abstract)),
                                             config.optimizer.ema_decay > 0, log)
-  return LoadedModel(str(work.path), model, variables, step)
+  return LoadedModel(str(workdir.path), model, variables, step)
 
 
-def abstract_variables(model: MCSAM, config: ConfigDict, sample: dict) -> dict:
-  """Returns `params` and `batch_stats` as a checkpoint holds them: float32, or wider where the model computes so."""
-  variables = init_variables(model, config, sample)
+def check_compatible(workdirs: Sequence[Workdir]) -> None:
+  """Checks that the models of all workdirs can generate reports together.
+
+  Raises:
+    UserError: two models have different inputs or vocabularies, or one has no alignment, which
+      `decode.retrieval_weight` needs. It names the workdir.
+  """
+  first, *others = workdirs
+  for workdir in workdirs:
+    if first.config.decode.retrieval_weight and not workdir.config.model.use_alignment:
+      raise UserError(f"{workdir.path} was trained without alignment, which decode.retrieval_weight needs: "
+                      "set --config.decode.retrieval_weight=0")
+  for other in others:
+    differences = [line for line in configs.diff_configs(first.config, other.config)
+                   if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
+                   and line.partition(":")[0] not in RUNTIME_FIELDS]
+    if not differences and first.tokenizer.get_vocabulary() != other.tokenizer.get_vocabulary():
+      differences = ["their vocabularies differ"]
+    if not differences and first.config.encoder.frozen and _encoder_digest(first) != _encoder_digest(other):
+      differences = ["the weights of their frozen encoders differ"]
+    if differences:
+      raise UserError(f"{other.path} can't generate reports together with {first.path}: {'; '.join(differences)}")
+
+
+def _init_checkpoint_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
+  """Returns initial variables with the types of a checkpoint: float32, or the compute type if that is wider."""
+  variables = init_variables(model, config, batch)
   dtype = jnp.promote_types(config.train.compute_dtype, jnp.float32)
   return jax.tree.map(lambda leaf: leaf.astype(dtype), {"batch_stats": {}, **variables})
 
 
-def check_compatible(works: Sequence[Workdir]) -> None:
-  """Raises UserError unless all workdirs read the same inputs, write the same words, and can vote as decode asks."""
-  first, *others = works
-  for work in works:
-    if first.config.decode.retrieval_weight and not work.config.model.use_alignment:
-      raise UserError(f"{work.path} was trained without alignment, which decode.retrieval_weight asks: "
-                      "set --config.decode.retrieval_weight=0")
-  for other in others:
-    problems = [line for line in configs.diff_configs(first.config, other.config)
-                if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
-                and line.partition(":")[0] not in RUNTIME_FIELDS]
-    if not problems and first.tokenizer.get_vocabulary() != other.tokenizer.get_vocabulary():
-      problems = ["their vocabularies differ"]
-    if not problems and first.config.encoder.frozen and (
-        weights_digest(first.encoder_variables) != weights_digest(other.encoder_variables)):
-      problems = ["the weights of their frozen encoders differ"]
-    if problems:
-      raise UserError(f"{other.path} can't write together with {first.path}: {'; '.join(problems)}")
+def _encoder_digest(workdir: Workdir) -> str | None:
+  """Returns a digest of the weights in encoder.npz; None without that file."""
+  return None if workdir.encoder_variables is None else weights_digest(workdir.encoder_variables)

@@ -1,13 +1,13 @@
-"""A trained model that writes about images which are in no record: loaded once, compiled once, any number of studies.
+"""Generates reports of a user's own images: the model is loaded and compiled once, for any number of studies.
 
-Images pass the very steps that records and evaluation put them through: `images.load_jpeg` (gray, shorter side,
-JPEG), `images.decode` (the square that the model sees), the frozen encoder's features in float16. So the files that
-records were made from get the reports that `mcsam evaluate` writes of them.
+Images go through the same steps as records do in evaluation: `images.load_jpeg` (grayscale, shorter side, JPEG),
+`images.decode` (the square that the model sees), and float16 features of a frozen encoder. So the files that records
+were made from get the same reports as in `mcsam evaluate`.
 
-Shapes: B studies, V views, S pixels, P patches a view, C channels.
+Shapes: B studies, V views, S image size in pixels, P patches per view, C channels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import itertools
 
@@ -20,93 +20,123 @@ from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
-from mcsam_jax.inference.feature_cache import encode_images
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
-from mcsam_jax.inference.load import restore_member
-from mcsam_jax.inference.ood import initial_encoder, OODDetector
+from mcsam_jax.inference.image_encoder import encode_images
+from mcsam_jax.inference.load import restore_model
+from mcsam_jax.inference.ood import load_initial_encoder, OODDetector
 
 
 @dataclasses.dataclass
-class Result:
-  """What a model says of a study."""
+class Prediction:
+  """The report of one study.
+
+  Attributes:
+    study: the study.
+    report: its generated report.
+    similarity: of each of its images to the training images; [] without a detector.
+  """
   study: UserStudy
-  written: GeneratedReport
-  similarity: list[float]             # of each film to the training images; [] where that isn't known
+  report: GeneratedReport
+  similarity: list[float]
 
 
 class Predictor:
-  """The model of a workdir, ready to write about studies that are in no record."""
+  """The model of a workdir, ready to generate reports of studies that are in no record.
 
-  def __init__(self, work: Workdir, step: int | None, ood_detector: OODDetector | None, log=print):
-    """Args:
-      step: of the checkpoint; None: the best on val, or the last.
-      familiar: what images it knows; None: nobody is warned.
+  Attributes:
+    workdir: the open workdir.
+    ood_detector: detects images that are unlike the training images; None: no image is checked.
+    loaded: the model at its checkpoint.
+    mesh: of one device.
+    search: beam | mbr.
+    notes: what a user should know about how reports are generated.
+  """
+
+  def __init__(self, workdir: Workdir, step: int | None, ood_detector: OODDetector | None,
+               log: Callable[[str], None] = print):
+    """Loads the model.
+
+    Args:
+      workdir: the open workdir; its config selects the search.
+      step: training step of the checkpoint; None: the best one on val, or the last.
+      ood_detector: see above.
+      log: receives lines of progress.
 
     Raises:
-      UserError: no (such) checkpoint, or a damaged one.
+      UserError: the workdir has no checkpoint, or none of that step, or the checkpoint is damaged.
     """
-    self.work, self.ood_detector, self.notes = work, ood_detector, []
-    config = work.config
+    self.workdir, self.ood_detector, self.notes = workdir, ood_detector, []
+    config = workdir.config
     self.mesh = make_mesh(config, jax.devices()[:1])
-    self.train_reports, search = (), config.decode.search
-    if search == "mbr":
+    train_reports, self.search = (), config.decode.search
+    if self.search == "mbr":
       try:
-        self.train_reports = work.open_split("train").reports
+        train_reports = workdir.open_split("train").reports
       except UserError:
-        search = "beam"
-        self.notes.append("decode.search=mbr needs the training records, which aren't on this machine: written "
-                          "by beam search instead")
-    self.search = search
+        self.search = "beam"
+        self.notes.append("decode.search=mbr needs the training records, which are not on this machine: the reports "
+                          "come from beam search instead")
     if config.encoder.frozen or ood_detector:
-      encoder, self._encoder_variables = initial_encoder(work)
+      encoder, self._encoder_variables = load_initial_encoder(workdir)
       self._encode = jax.jit(
           lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
     with jax.set_mesh(self.mesh):
-      self.member = restore_member(work, self.mesh, self.inputs([])[0], step, log)
-    self._generate = ReportGenerator([self.member.model], config, work.tokenizer, self.mesh, search, self.train_reports)
+      sample_batch, _ = self.make_batch([])
+      self.loaded = restore_model(workdir, self.mesh, sample_batch, step, log)
+    self._generate = ReportGenerator([self.loaded.model], config, workdir.tokenizer, self.mesh, self.search,
+                                     train_reports)
 
-  def reports(self, studies: Iterable[UserStudy]) -> Iterator[Result]:
-    """Yields the report of each study, in order, as soon as its batch is written."""
-    waiting = []
+  def predict(self, studies: Iterable[UserStudy]) -> Iterator[Prediction]:
+    """Yields the report of each study, in order, as soon as its batch is finished."""
+    pending = []         # studies of the batches that have been read, in order
 
-    def batches() -> Iterator[dict]:
-      for group in groups(studies, self.work.config.decode.batch_size):
-        batch, similarity = self.inputs(group)
-        waiting.extend(zip(group, similarity))
+    def make_batches() -> Iterator[dict]:
+      for group in batched(studies, self.workdir.config.decode.batch_size):
+        batch, similarities = self.make_batch(group)
+        pending.extend(zip(group, similarities))
         yield batch
 
     with jax.set_mesh(self.mesh):
-      for written in self._generate.stream([self.member.variables], batches()):
-        yield Result(waiting[0][0], written, waiting.pop(0)[1])
+      for report in self._generate.stream([self.loaded.variables], make_batches()):
+        study, similarity = pending.pop(0)
+        yield Prediction(study, report, similarity)
 
-  def inputs(self, group: Sequence[UserStudy]) -> tuple[dict, list[list[float]]]:
-    """Returns a batch of up to B studies, filled up with studies that don't count, and each film's likeness."""
-    config = self.work.config
-    size, num_views, side = config.decode.batch_size, config.data.num_views, config.data.image_size
-    pixels = np.zeros((size, num_views, side, side, 1), np.uint8)
-    views = np.full((size, num_views), -1)
-    record, valid = np.full(size, group[0].record_number if group else 0, np.int32), np.arange(size) < len(group)
-    views[len(group):, 0] = VIEWS.index("frontal")           # padding: studies of one black frontal view
-    for row, study in enumerate(group):
+  def make_batch(self, studies: Sequence[UserStudy]) -> tuple[dict, list[list[float]]]:
+    """Returns a batch of up to B studies, padded to B, and the similarities of each study's images.
+
+    Without a detector the similarities are empty.
+    """
+    config, detector = self.workdir.config, self.ood_detector
+    batch_size, num_views, image_size = config.decode.batch_size, config.data.num_views, config.data.image_size
+    pixels = np.zeros((batch_size, num_views, image_size, image_size, 1), np.uint8)
+    views = np.full((batch_size, num_views), -1)
+    views[len(studies):, 0] = VIEWS.index("frontal")         # padding: studies of one black frontal view
+    record = np.full(batch_size, studies[0].record_number if studies else 0, np.int32)
+    valid = np.arange(batch_size) < len(studies)
+    for row, study in enumerate(studies):
       count = len(study.files)
-      pixels[row, :count] = study.decode(side)
-      views[row, :count] = [VIEWS.index(film.view) for film in study.files]
+      pixels[row, :count] = study.decode(image_size)
+      views[row, :count] = [VIEWS.index(file.view) for file in study.files]
       record[row] = study.record_number
-    seen, similarity = {"images": pixels}, [[] for _ in group]
-    if config.encoder.frozen or self.ood_detector:
-      encoded = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, side, side, 1)))     # [B * V, P, C]
-      encoded = encoded.reshape(size, num_views, *encoded.shape[1:])
+
+    inputs, similarities = {"images": pixels}, [[] for _ in studies]
+    if config.encoder.frozen or detector:
+      features = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, image_size, image_size, 1)))
+      features = features.reshape(batch_size, num_views, *features.shape[1:])                       # [B, V, P, C]
       if config.encoder.frozen:
-        seen = {"features": np.where((views >= 0)[..., None, None] & valid[:, None, None, None], encoded, 0)}
-      if self.ood_detector:
-        pooled = encoded.astype(np.float32).mean(2)                                                    # [B, V, C]
-        similarity = [self.ood_detector.similarity(pooled[row, :len(study.files)]).tolist() for row, study in enumerate(group)]
-    tokens = np.full((size, config.tokenizer.max_length + 1), self.work.tokenizer.pad_id, np.int32)
-    tokens[:, 0] = self.work.tokenizer.bos_id                # no reference
-    return make_batch(seen, views, tokens, record=record, valid=valid), similarity
+        present = (views >= 0) & valid[:, None]                                                     # [B, V]
+        inputs = {"features": np.where(present[..., None, None], features, 0)}
+      if detector:
+        pooled = features.astype(np.float32).mean(2)                                                # [B, V, C]
+        similarities = [detector.compute_similarity(pooled[row, :len(study.files)]).tolist()
+                        for row, study in enumerate(studies)]
+    tokens = np.full((batch_size, config.tokenizer.max_length + 1), self.workdir.tokenizer.pad_id, np.int32)
+    tokens[:, 0] = self.workdir.tokenizer.bos_id             # there is no reference report
+    return make_batch(inputs, views, tokens, record=record, valid=valid), similarities
 
 
-def groups(studies: Iterable[UserStudy], size: int) -> Iterator[list[UserStudy]]:
+def batched(studies: Iterable[UserStudy], batch_size: int) -> Iterator[list[UserStudy]]:
+  """Yields lists of `batch_size` studies; the last one may be shorter."""
   studies = iter(studies)
-  while group := list(itertools.islice(studies, size)):
-    yield group
+  while batch := list(itertools.islice(studies, batch_size)):
+    yield batch

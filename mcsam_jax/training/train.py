@@ -33,7 +33,7 @@ from mcsam_jax.distributed.mesh import (
 from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
-from mcsam_jax.inference.feature_cache import features_for_all
+from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
 from mcsam_jax.training.optimizer import schedule_depends_on_length
@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       for split in (train_split, val_split):
         multihost.host0_then_others(lambda: load_token_table(split, tokenizer, log), context=stop.immediate)
     train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
-    train_features, val_features = (features_for_all(work, split, stop, watchdog, log)
+    train_features, val_features = (load_features_on_all_hosts(work, split, stop, watchdog, log)
                                     for split in (train_split, val_split))
 
     # Model and state, initialized under jit straight into their sharding. From here on all hosts compute together.

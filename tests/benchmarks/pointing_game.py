@@ -29,9 +29,9 @@ from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.errors import UserError
 from mcsam_jax.explain.explanations import explain_reports
-from mcsam_jax.inference.feature_cache import split_features
+from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.inference.generate import GeneratedReport
-from mcsam_jax.inference.load import load_member
+from mcsam_jax.inference.load import load_model
 
 SHARE = 1 / 8                   # of a patch's pixels
 
@@ -60,14 +60,14 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
   split, config = work.open_split(split_name), work.config
   mesh = make_mesh(config)
   with jax.set_mesh(mesh):
-    member = load_member(work, mesh, split, log=lambda line: None)
+    member = load_model(work, mesh, split, log=lambda line: None)
     path = work.path / "eval" / f"{split_name}-{member.step}.jsonl"
     if not path.exists():
       raise UserError(f"{path} not found: run `mcsam evaluate --workdir {work.path} --split {split_name}` first")
     reports = [json.loads(line)["generated"] for line in path.read_text().splitlines()]
     ids = [work.tokenizer.encode_for_training(report, config.tokenizer.max_length)[1:] for report in reports]
     written = [GeneratedReport(record, report, own, 0.0) for record, (report, own) in enumerate(zip(reports, ids))]
-    batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, split_features(work, split))
+    batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, load_split_features(work, split))
     whys = explain_reports(member, config, work.tokenizer, mesh, batches, written, work.open_split("train").reports)
   looked, right = {}, {}
   for record, (report, why) in enumerate(zip(reports, whys)):

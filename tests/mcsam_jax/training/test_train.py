@@ -18,7 +18,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation import evaluate as evaluation
 from mcsam_jax.evaluation.compare import compare
 from mcsam_jax.inference.image_embeddings import make_image_embedder
-from mcsam_jax.inference.load import load_member
+from mcsam_jax.inference.load import load_model
 from mcsam_jax.models.inputs import visual_inputs
 from mcsam_jax.training.train import train
 
@@ -34,7 +34,6 @@ TINY = {
     "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.html_report": False,
 }
 FIRST_HALF = 30
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def make_overrides(data_dir, **changes):
@@ -109,19 +108,19 @@ def test_an_extended_run_resumes_at_its_last_checkpoint(data_dir, tmp_path, sche
     train(configs.load_config("phantom", overrides), str(tmp_path / workdir), log=lines.append)
     return lines
 
-  train_steps("uninterrupted", 12)
-  first, extended = train_steps("extended", 6), train_steps("extended", 12)
-  assert Checkpoints(tmp_path / "extended", read_only=True).latest() == 12
-  assert "resumed at step 6" in extended and not any(line.startswith("step 6/") for line in extended)
-  assert any(line.startswith("step 12/12") for line in extended)
+  train_steps("uninterrupted", 16)
+  first, extended = train_steps("extended", 8), train_steps("extended", 16)
+  assert Checkpoints(tmp_path / "extended", read_only=True).latest() == 16
+  assert "resumed at step 8" in extended and not any(line.startswith("step 8/") for line in extended)
+  assert any(line.startswith("step 16/16") for line in extended)
   notices = [line for line in extended if "optimizer.schedule" in line]
   assert len(notices) == (schedule != "constant") and not any("optimizer.schedule" in line for line in first)
   states = [jax.tree.leaves(read_params(tmp_path / workdir)) for workdir in ("extended", "uninterrupted")]
   assert all(map(np.array_equal, *states)) == (schedule == "constant")
 
   with pytest.raises(UserError, match="train.num_steps"):           # the run can't be shortened
-    train_steps("extended", 6)
-  assert any("already trained" in line for line in train_steps("extended", 12))
+    train_steps("extended", 8)
+  assert any("already trained" in line for line in train_steps("extended", 16))
 
 
 def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
@@ -178,7 +177,7 @@ def test_pooled_features_do_not_depend_on_batch_or_order(trained):
   work = open_workdir(trained)
   split, config, mesh = work.open_split("test"), work.config, make_mesh(work.config)
   with jax.set_mesh(mesh):
-    member = load_member(work, mesh, split)
+    member = load_model(work, mesh, split)
     batches = list(eval_batches(split, work.tokenizer, config, 4))
     embed_images = make_image_embedder(member, config, mesh)
     pooled = embed_images(batches, len(split))
