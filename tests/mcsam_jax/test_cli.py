@@ -1,4 +1,4 @@
-"""Which status the command line leaves with."""
+"""The exit status of the command line, and the one line that it prints."""
 
 import argparse
 import errno
@@ -16,7 +16,7 @@ from mcsam_jax.errors import EXIT_RETRY, UserError
 from mcsam_jax.retryable import OtherHostFailed
 
 
-def status_of(error) -> int:
+def run_failing_verb(error) -> int:
   def run(args, overrides):
     raise error
   return exit_status.run_verb(argparse.Namespace(run=run, verb="train"), [])
@@ -38,25 +38,25 @@ def status_of(error) -> int:
     (TransportError("no route to metadata.google.internal"), EXIT_RETRY),
     (requests.ConnectionError("no route"), EXIT_RETRY),
 ])
-def test_what_passes_is_run_again_and_what_does_not_is_told(error, status, capsys):
-  assert status_of(error) == status
+def test_retryable_errors_exit_with_75_and_others_with_2(error, status, capsys):
+  assert run_failing_verb(error) == status
   line, = capsys.readouterr().err.splitlines()
   assert line.startswith("mcsam train: ") and line.endswith("run the same command again") == (status == EXIT_RETRY)
 
 
-def raised_from(error: Exception, cause: Exception) -> Exception:
+def chain_errors(error: Exception, cause: Exception) -> Exception:
   error.__cause__ = cause
   return error
 
 
 @pytest.mark.parametrize("wrap", [AsyncError, ValueError])
-def test_an_error_passes_if_it_was_raised_from_one_that_does(wrap, capsys):
+def test_an_error_is_retryable_if_its_cause_is(wrap, capsys):
   busy = tf.errors.UnavailableError(None, None, "gs://bucket/x: 503")
-  assert status_of(raised_from(wrap("in another thread"), busy)) == EXIT_RETRY
+  assert run_failing_verb(chain_errors(wrap("in another thread"), busy)) == EXIT_RETRY
   assert "in another thread; run the same command again" in capsys.readouterr().err
-  assert status_of(raised_from(UserError("no such bucket"), busy)) == 2       # it has been looked at
+  assert run_failing_verb(chain_errors(UserError("no such bucket"), busy)) == 2       # a UserError has been diagnosed
   with pytest.raises(wrap):
-    status_of(raised_from(wrap("in another thread"), tf.errors.NotFoundError(None, None, "gs://bucket/x")))
+    run_failing_verb(chain_errors(wrap("in another thread"), tf.errors.NotFoundError(None, None, "gs://bucket/x")))
 
 
 @pytest.mark.parametrize("message, lost", [
@@ -65,33 +65,35 @@ def test_an_error_passes_if_it_was_raised_from_one_that_does(wrap, capsys):
     ("INTERNAL: An unexpected peer shows up in the launch group with a different launch id", True),
     ("INTERNAL: ptxas exited with non-zero error code 2", False),
 ])
-def test_a_lost_host_is_run_again_by_those_that_are_left_and_another_error_is_not(message, lost, monkeypatch, capsys):
+def test_a_lost_host_is_retryable_on_the_remaining_hosts(message, lost, monkeypatch, capsys):
   left = []
   error = jax.errors.JaxRuntimeError(message)
-  with pytest.raises(jax.errors.JaxRuntimeError):                # on a machine that stands alone there is no other
-    status_of(error)
+  with pytest.raises(jax.errors.JaxRuntimeError):                # a single host has no other to lose
+    run_failing_verb(error)
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(exit_status, "leave_other_hosts", lambda status, last_words="": left.append(status))
   if lost:
-    assert status_of(error) == EXIT_RETRY and left == [EXIT_RETRY]
+    assert run_failing_verb(error) == EXIT_RETRY and left == [EXIT_RETRY]
   else:
     with pytest.raises(jax.errors.JaxRuntimeError):
-      status_of(error)
+      run_failing_verb(error)
     assert left == [1]
 
 
-def test_a_full_memory_is_told_in_a_line_with_what_needs_less(capsys):
-  assert status_of(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes")) == 2
+def test_out_of_memory_names_the_fields_that_save_memory(capsys):
+  error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes")
+  assert run_failing_verb(error) == 2
   line, = capsys.readouterr().err.splitlines()
   assert "17179869184 bytes" in line and "train.batch_size" in line and "train.remat=layers" in line
 
 
-@pytest.mark.parametrize("words, said", [
-    (["trian"], "mcsam: argument VERB: invalid choice: 'trian'"), ([], "mcsam: the following arguments are required: VERB"),
+@pytest.mark.parametrize("arguments, message", [
+    (["trian"], "mcsam: argument VERB: invalid choice: 'trian'"),
+    ([], "mcsam: the following arguments are required: VERB"),
     (["score", "--predictions", "x"], "mcsam score: the following arguments are required: --references")])
-def test_a_wrong_argument_gets_one_line_and_the_way_to_the_right_ones(words, said, capsys):
-  with pytest.raises(SystemExit) as left:
-    main(words)
+def test_a_wrong_argument_gets_one_line_that_points_to_help(arguments, message, capsys):
+  with pytest.raises(SystemExit) as exited:
+    main(arguments)
   err = capsys.readouterr().err
-  assert left.value.code == 2 and err.startswith(said) and err.count("\n") == 1 and " --help" in err
+  assert exited.value.code == 2 and err.startswith(message) and err.count("\n") == 1 and " --help" in err
