@@ -7,7 +7,7 @@ import pytest
 from input_pipeline.builder.prepare import prepare
 from mcsam_jax import config as configs
 from mcsam_jax.evaluation.evaluate import evaluate
-from mcsam_jax.pretrained.import_weights import import_weights
+from mcsam_jax.pretrained.image_encoder import import_image_encoder
 from mcsam_jax.training.train import train
 
 
@@ -19,7 +19,7 @@ def test_sixteen_real_studies_are_memorized_word_for_word(tmp_path, shared):
   (tmp_path / "source" / "images").symlink_to(source / "images")
   few = {"train": annotation["train"][:16], "val": annotation["val"][:4], "test": annotation["test"][:4]}
   (tmp_path / "source" / "annotation.json").write_text(json.dumps(few))
-  import_weights("efficientnet-lite0", str(tmp_path / "lite0.npz"), log=lambda line: None)
+  import_image_encoder("efficientnet-lite0", str(tmp_path / "lite0.npz"), log=lambda line: None)
   fields = {
       "data.source_dir": tmp_path / "source", "data.data_dir": tmp_path / "data",
       "encoder.weights": tmp_path / "lite0.npz",

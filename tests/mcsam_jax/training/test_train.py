@@ -283,7 +283,7 @@ def test_evaluate_before_train(tmp_path, capsys):
 
 def test_a_missing_checkpoint_is_named_with_the_existing_ones(trained, capsys):
   status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--step", "7")
-  assert status == 2 and "no checkpoint of step 7; there are [30, 60]" in err
+  assert status == 2 and "step 7" in err and "30, 60" in err
 
 
 def copy_damaged(trained, workdir):
@@ -306,7 +306,7 @@ def test_train_resumes_from_the_checkpoint_before_a_damaged_one(data_dir, traine
   workdir, file = copy_damaged(trained, tmp_path / "cut")
   lines = []
   train(configs.load_config("phantom", make_overrides(data_dir)), str(workdir), log=lines.append)
-  assert any("checkpoint 60 is damaged, the one before it is used" in line and str(file) in line for line in lines)
+  assert any("checkpoint 60 is damaged" in line and str(file) in line for line in lines)
   assert f"resumed at step {FIRST_HALF}" in lines
   jax.tree.map(np.testing.assert_array_equal, read_params(workdir), read_params(trained))
 

@@ -14,7 +14,6 @@ from mcsam_jax.training.train_state import init_train_state
 from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 
 B, T, VOCAB_SIZE, EOS = 4, 6, 20, 2
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def load_config(**changes):
