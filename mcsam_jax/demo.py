@@ -15,7 +15,7 @@ from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.evaluation.score_table import format_table
-from mcsam_jax.pretrained.import_weights import import_weights
+from mcsam_jax.pretrained.image_encoder import import_image_encoder
 from mcsam_jax.training.train import train
 
 NUM_SHOWN = 3
@@ -37,7 +37,7 @@ def demo(workdir: str, overrides: list[str] = (), log=print) -> None:
   weights = epath.Path(config.encoder.weights)
   if config.encoder.weights and not weights.exists():
     weights.parent.mkdir(parents=True, exist_ok=True)
-    import_weights("efficientnet-lite0", str(weights), log=lambda line: None)
+    import_image_encoder("efficientnet-lite0", str(weights), log=lambda line: None)
 
   log("== data: mcsam prepare")
   prepare(config, log)

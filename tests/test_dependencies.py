@@ -21,6 +21,7 @@ PROVIDES = {                   # distributions whose modules have another name
     "ott-jax": ["ott"],
     "pillow": ["PIL"],
     "protobuf": ["google.protobuf"],
+    "python-gdcm": ["gdcm"],
     "scikit-learn": ["sklearn"],
     "tensorflow-cpu": ["tensorflow"],
 }

@@ -36,13 +36,13 @@ def add_import_weights_arguments(parser):
 def run_import_weights(args, overrides):
   if args.kind == "model":
     from mcsam_jax.config import load_config
-    from mcsam_jax.pretrained.import_model import import_model
-    import_model(args.source, args.destination, load_config(args.config, overrides))
+    from mcsam_jax.pretrained.import_r2gencmn import import_r2gencmn
+    import_r2gencmn(args.source, args.destination, load_config(args.config, overrides))
     return
   refuse_overrides(overrides)
   if args.kind == "encoder":
-    from mcsam_jax.pretrained.import_weights import import_weights
-    import_weights(args.source, args.destination)
+    from mcsam_jax.pretrained.image_encoder import import_image_encoder
+    import_image_encoder(args.source, args.destination)
   elif args.kind == "word-vectors":
     from mcsam_jax.pretrained.medclip import import_word_vectors
     import_word_vectors(args.source, args.destination, args.vocabulary)

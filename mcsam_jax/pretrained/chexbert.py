@@ -1,14 +1,13 @@
-"""The tensors of the authors' chexbert.pth in terms of ours, and the file that holds weights and vocabulary together.
+"""Imports CheXbert: maps the tensors of the authors' chexbert.pth to Flax variables, stored with the vocabulary.
 
-In theirs `bert.` is the BertModel of `transformers` and `linear_heads.N` are the heads, all behind the `module.` of a
-parallel wrapper and under `model_state_dict`. The pooler, which their network never asks, is left behind.
+In chexbert.pth, `bert.` is the BertModel of `transformers` and `linear_heads.N` are the heads, in `model_state_dict`
+and with the prefix `module.` of a parallel wrapper. The pooler, which CheXbert doesn't use, is ignored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import hashlib
 import re
-import sys
 
 from etils import epath
 from flax import traverse_util
@@ -18,32 +17,33 @@ from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.bert import BertConfig
 from mcsam_jax.models.chexbert import variable_shapes
-from mcsam_jax.pretrained.import_weights import convert, ImportReport
+from mcsam_jax.pretrained.conversion import convert, ImportReport, TensorMapping
 from mcsam_jax.pretrained.torch_file import read_state_dict
 
 EMBEDDINGS = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "token_type"}
 PARTS = {"attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
          "attention.output.dense": "attention_output", "attention.output.LayerNorm": "attention_norm",
          "intermediate.dense": "hidden", "output.dense": "output", "output.LayerNorm": "output_norm"}
-LEFT_BEHIND = ("bert.pooler.", "bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+IGNORED_PREFIXES = ("bert.pooler.", "bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 
 
-def is_chexbert(names) -> bool:
-  """Tells whether these are the tensors of a CheXbert, or of a labeler built like it."""
+def is_chexbert(names: Iterable[str]) -> bool:
+  """Returns whether these are the names of a CheXbert checkpoint, or of a labeler with the same architecture."""
   return any(name.startswith("linear_heads.") for name in names)
 
 
-def is_left_behind(name: str) -> bool:
-  return name.startswith(LEFT_BEHIND)
+def is_ignored(name: str) -> bool:
+  """Returns whether the labeler doesn't need a tensor."""
+  return name.startswith(IGNORED_PREFIXES)
 
 
-def turned(name: str) -> bool:
-  """Tells whether a tensor's axes are to be put in Flax's order; rows of embeddings stay rows."""
+def needs_transpose(name: str) -> bool:
+  """Returns whether the axes of a tensor have to be reordered; embedding tables are [rows, width] in both."""
   return "_embeddings." not in name
 
 
-def flax_name(name: str, ndim: int) -> str | None:
-  """Returns the flat name of the variable that a tensor becomes; None for one of another network."""
+def to_flax_name(name: str, ndim: int) -> str | None:
+  """Returns the flat name of the variable for a tensor of `ndim` dimensions; None for tensors of another network."""
   module, _, leaf = name.rpartition(".")
   leaf = {"weight": "scale" if ndim == 1 else "kernel", "bias": "bias"}.get(leaf)
   if leaf is None:
@@ -58,33 +58,39 @@ def flax_name(name: str, ndim: int) -> str | None:
   return f"params/bert/layer_{layer[1]}/{PARTS[layer[2]]}/{leaf}" if layer and layer[2] in PARTS else None
 
 
+MAPPING = TensorMapping(to_flax_name, is_ignored, needs_transpose)
+
+
 def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], None] = print,
-                    sizes: BertConfig = BertConfig()) -> ImportReport:
-  """Writes weights and vocabulary of a CheXbert to one .npz, for `eval.chexbert`.
+                    sizes: BertConfig | None = None) -> ImportReport:
+  """Writes the weights and the vocabulary of a CheXbert to one .npz file, for `eval.chexbert`.
 
   Args:
     src: chexbert.pth; read without PyTorch.
-    dst: the .npz to write.
-    vocabulary: vocab.txt of the BERT that it was trained from (see `read_vocabulary`).
-    show: receives a line for each name.
-    sizes: of the BERT.
+    dst: the .npz file to write.
+    vocabulary: vocab.txt of the BERT from which CheXbert was trained (see `read_vocabulary`).
+    log: receives each line of the report.
+    sizes: dimensions of the BERT; by default those of bert-base-uncased.
 
   Raises:
-    UserError: a file is missing or damaged, or they are no CheXbert and its vocabulary; nothing is written then.
+    UserError: a file is missing or damaged, or they aren't a CheXbert and its vocabulary; nothing is written.
   """
+  sizes = sizes or BertConfig()
   pieces = read_vocabulary(vocabulary)
   if len(pieces) != sizes.vocab_size:
-    raise UserError(f"{vocabulary} has {len(pieces)} pieces, CheXbert's vocabulary {sizes.vocab_size}: take the "
+    raise UserError(f"{vocabulary} has {len(pieces)} pieces, but CheXbert's vocabulary has {sizes.vocab_size}: use the "
                     "vocab.txt of bert-base-uncased")
   tensors = read_state_dict(src, log)
   if not is_chexbert(tensors):
-    raise UserError(f"{src}: no CheXbert, it has no linear_heads; an image encoder is imported with `mcsam import-weights encoder`")
-  shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(variable_shapes(sizes), sep="/").items()}
-  variables, report = convert(tensors, "chexbert", shapes, sys.modules[__name__])
+    raise UserError(f"{src}: not a CheXbert model, it has no linear_heads; use `mcsam import-weights encoder` for an "
+                    "image encoder")
+  flat: dict = traverse_util.flatten_dict(variable_shapes(sizes), sep="/")
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  variables, report = convert(tensors, "chexbert", shapes, MAPPING)
   for line in report.lines():
     log(line)
-  if not report.fits:
-    raise UserError(f"{src}: doesn't fit CheXbert (see the names above); nothing was written")
+  if not report.is_complete:
+    raise UserError(f"{src}: doesn't match CheXbert (see the names above); nothing was written")
   save_weights(dst, variables, {
       "architecture": "chexbert", "sizes": dataclasses.asdict(sizes), "vocabulary": pieces,
       "source": epath.Path(src).name, "sha256": hashlib.sha256(epath.Path(src).read_bytes()).hexdigest(),

@@ -1,15 +1,18 @@
-"""The tensors of an R2GenCMN checkpoint (Chen et al., ACL 2021) in terms of our variables.
+"""Maps the tensors of an R2GenCMN checkpoint (Chen et al., ACL 2021) to Flax variables.
 
-A published checkpoint keeps its transformer behind `encoder_decoder.` and the children of a torchvision ResNet, in
-their order, behind `visual_extractor.model.`. The memory's projections stand there twice, as `cmn` and `model.cmn`.
+In a published checkpoint the transformer has the prefix `encoder_decoder.`, and the image encoder consists of the
+numbered children of a torchvision ResNet with the prefix `visual_extractor.model.`. The projections of the memory are
+stored twice, as `cmn` and `model.cmn`.
 """
 
+from collections.abc import Iterable
 import re
 
 from mcsam_jax.pretrained import torch_names
+from mcsam_jax.pretrained.conversion import TensorMapping
 
-TRANSFORMER, VISUAL = "encoder_decoder.", "visual_extractor.model."
-CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}   # of a ResNet
+TRANSFORMER_PREFIX, VISUAL_PREFIX = "encoder_decoder.", "visual_extractor.model."
+CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}   # of the ResNet
 PROJECTIONS = ("query", "key", "value", "output")
 NORMS = {"encoder": ("norm_attention", "norm_feedforward"), "decoder": ("norm_self", "norm_cross", "norm_feedforward")}
 PARTS = {"self_attn": "self_attention", "src_attn": "cross_attention", "feed_forward": "feedforward"}
@@ -24,29 +27,29 @@ UNIQUE = {
 }
 
 
-def is_r2gencmn(names) -> bool:
-  """Tells whether these are the tensors of an R2GenCMN."""
-  return any(name.removeprefix(TRANSFORMER) == "memory_matrix" for name in names)
+def is_r2gencmn(names: Iterable[str]) -> bool:
+  """Returns whether these are the names of an R2GenCMN checkpoint."""
+  return any(name.removeprefix(TRANSFORMER_PREFIX) == "memory_matrix" for name in names)
 
 
-def is_left_behind(name: str) -> bool:
-  """Tells whether a tensor is not needed: the second name of the memory's projections, positions, counters."""
-  name = name.removeprefix(TRANSFORMER)
+def is_ignored(name: str) -> bool:
+  """Returns whether a tensor isn't needed: the copy of the projections, sinusoidal positions, batch counters."""
+  name = name.removeprefix(TRANSFORMER_PREFIX)
   return name.startswith("cmn.linears.") or name.endswith((".pe", ".num_batches_tracked"))
 
 
-def flax_name(name: str, ndim: int) -> str | None:
-  """Returns the flat name of the variable that a tensor of `ndim` dimensions becomes, None where it becomes none.
+def to_flax_name(name: str, ndim: int) -> str | None:
+  """Returns the flat name of the variable for a tensor of `ndim` dimensions; None for tensors of another network.
 
-  Those of the image encoder are called as in the encoder itself, behind `visual_encoder/`.
+  Variables of the image encoder are named as in the encoder itself, with the prefix `visual_encoder/`.
   """
-  if name.startswith(VISUAL):
-    child, _, rest = name.removeprefix(VISUAL).partition(".")
+  if name.startswith(VISUAL_PREFIX):
+    child, _, rest = name.removeprefix(VISUAL_PREFIX).partition(".")
     if child not in CHILDREN:
       return None
-    collection, _, variable = torch_names.flax_name(f"{CHILDREN[child]}.{rest}", ndim).partition("/")
+    collection, _, variable = torch_names.to_flax_name(f"{CHILDREN[child]}.{rest}", ndim).partition("/")
     return f"{collection}/visual_encoder/{variable}"
-  name = name.removeprefix(TRANSFORMER)
+  name = name.removeprefix(TRANSFORMER_PREFIX)
   if name in UNIQUE:
     return f"params/{UNIQUE[name]}"
   module, _, leaf = name.rpartition(".")
@@ -61,15 +64,18 @@ def flax_name(name: str, ndim: int) -> str | None:
     return None
   stack, number, part, inner = match.groups()
   layer = f"params/{'patch_encoder' if stack == 'encoder' else stack}/layers_{number}"
-  if part == "sublayer" and (inner := re.fullmatch(r"(\d)\.norm", inner)) and int(inner[1]) < len(NORMS[stack]):
-    return f"{layer}/{NORMS[stack][int(inner[1])]}/{LEAVES[leaf]}"
+  if part == "sublayer" and (norm := re.fullmatch(r"(\d)\.norm", inner)) and int(norm[1]) < len(NORMS[stack]):
+    return f"{layer}/{NORMS[stack][int(norm[1])]}/{LEAVES[leaf]}"
   if part == "feed_forward" and inner in ("w_1", "w_2"):
     return f"{layer}/feedforward/{'hidden' if inner == 'w_1' else 'output'}/{LEAVES[leaf]}"
-  if part in PARTS and (inner := re.fullmatch(r"linears\.([0-3])", inner)):
-    return f"{layer}/{PARTS[part]}/{PROJECTIONS[int(inner[1])]}/{LEAVES[leaf]}"
+  if part in PARTS and (linear := re.fullmatch(r"linears\.([0-3])", inner)):
+    return f"{layer}/{PARTS[part]}/{PROJECTIONS[int(linear[1])]}/{LEAVES[leaf]}"
   return None
 
 
-def turned(name: str) -> bool:
-  """Tells whether a tensor's axes are to be put in Flax's order; slots and word embeddings stay as they are."""
-  return name.removeprefix(TRANSFORMER) not in UNIQUE
+def needs_transpose(name: str) -> bool:
+  """Returns whether the axes of a tensor have to be reordered; memory slots and word embeddings have Flax's order."""
+  return name.removeprefix(TRANSFORMER_PREFIX) not in UNIQUE
+
+
+MAPPING = TensorMapping(to_flax_name, is_ignored, needs_transpose)

@@ -1,15 +1,13 @@
-"""Reads the tensors of a PyTorch checkpoint (.pth, .bin) without PyTorch, and without running what it holds.
+"""Reads the tensors of a PyTorch checkpoint (.pth, .bin) without PyTorch and without executing code in the file.
 
-Such a file is a pickle, which may name any function for the reader to call. Here only tensors, ordered
-dictionaries and plain containers can be built; every other name is refused. NumPy's
-scalars, which training scripts keep beside the tensors, are passed over.
+Such a file is a pickle, which can make its reader call any function. This reader only builds tensors, ordered
+dictionaries and plain containers, and refuses every other name. NumPy scalars, which training scripts store next to
+the tensors, are skipped. Files that end with .safetensors contain only tensors and are read by their own library.
 
-Files that end with .safetensors hold tensors alone and are left to their library.
-
-Of the pickles two formats exist. `torch.save` has written a zip since 1.6: `NAME/data.pkl` and one file of raw bytes a
-storage in `NAME/data/`. Before, it wrote one stream: magic number, protocol, facts about the machine, the
-pickle, the keys of the storages, and behind them for each its length and raw bytes. In both the pickle
-refers to storages by key; a tensor is a strided view of one.
+There are two pickle formats. Since version 1.6 `torch.save` writes a zip file: `NAME/data.pkl`, and one file of raw
+bytes per storage in `NAME/data/`. Earlier versions wrote one stream: magic number, protocol version, properties of
+the machine, the pickle, the keys of the storages, and then the length and the raw bytes of each storage. In both
+formats the pickle refers to storages by key, and a tensor is a strided view of a storage.
 """
 
 import collections
@@ -25,27 +23,31 @@ import numpy as np
 from mcsam_jax.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# By name, so that the unpickler hands out nothing that could be called or altered.
+# The dtypes are strings, so that the unpickler never returns an object that could be called or modified.
 DTYPES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
     "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
 }
-# Of safetensors, whose own reader for NumPy lacks bfloat16.
+# Dtypes of safetensors, whose NumPy reader doesn't support bfloat16.
 SAFE_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
                "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
                "BOOL": "bool"}
-NESTS = ("state_dict", "model_state_dict", "model")     # keys under which training scripts keep the state dict
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")     # where training scripts store the state dict
 
 
 def read_state_dict(path: str, log: Callable[[str], None] = lambda line: None) -> dict[str, np.ndarray]:
   """Returns the tensors of a checkpoint by their names in its state dict.
 
-  A state dict below a key of `NESTS` is found; a leading `module.` of every name, the trace
-  of a parallel wrapper, is dropped. `log` receives a line for what stands beside the tensors and is none.
+  The state dict may be stored under one of STATE_DICT_KEYS. The prefix `module.` of parallel wrappers is removed if
+  all names have it.
+
+  Args:
+    path: the file.
+    log: receives one line for each entry of the state dict that isn't a tensor.
 
   Raises:
-    UserError: no such file, cut short, no PyTorch checkpoint, holds no tensors, or needs other code.
+    UserError: the file is missing, truncated, not a PyTorch checkpoint, without tensors, or would execute code.
   """
   try:
     data = epath.Path(path).read_bytes()
@@ -58,20 +60,20 @@ def read_state_dict(path: str, log: Callable[[str], None] = lambda line: None) -
       content = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
-  except Exception as error:      # a damaged pickle stream raises whatever its garbled opcodes lead to
-    raise UserError(f"{path}: cut short, damaged, or no PyTorch checkpoint "
-                    f"({type(error).__name__}: {error}); fetch it again") from error
-  for key in NESTS:
+  except Exception as error:      # a damaged pickle can raise any exception
+    raise UserError(f"{path}: truncated, damaged, or not a PyTorch checkpoint "
+                    f"({type(error).__name__}: {error}); download it again") from error
+  for key in STATE_DICT_KEYS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
   entries = content.items() if isinstance(content, dict) else ()
   tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, np.ndarray)}
   if not tensors:
-    raise UserError(f"{path}: holds no named tensors; expected a state dict, alone or under "
-                    f"{', '.join(NESTS)}")
+    raise UserError(f"{path}: contains no named tensors; expected a state dict, at the top level or under one of "
+                    f"{', '.join(STATE_DICT_KEYS)}")
   for name, _ in entries:
     if name not in tensors:
-      log(f"left out    {name}: no tensor")
+      log(f"skipped     {name}: not a tensor")
   if all(name.startswith("module.") for name in tensors):
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
   return tensors
@@ -81,22 +83,22 @@ def _read_safetensors(data: bytes):
   try:
     import safetensors
   except ImportError as error:
-    raise UserError("reading .safetensors needs its library: run `pip install safetensors`") from error
+    raise UserError("reading .safetensors files needs a library: run `pip install safetensors`") from error
   tensors = {}
   for name, stored in safetensors.deserialize(data):
     if stored["dtype"] not in SAFE_DTYPES:
-      raise UserError(f"{name} is of type {stored['dtype']}; known are {', '.join(SAFE_DTYPES)}")
+      raise UserError(f"{name} has dtype {stored['dtype']}, expected one of {', '.join(SAFE_DTYPES)}")
     tensors[name] = np.frombuffer(stored["data"], _dtype(SAFE_DTYPES[stored["dtype"]])).reshape(stored["shape"])
   return tensors
 
 
-def not_weights(tensor: np.ndarray) -> str:
-  """Returns why a tensor can't be the weights of a network, "" where it can."""
+def find_weight_error(tensor: np.ndarray) -> str:
+  """Returns why a tensor can't be weights of a network, or "" if it can."""
   if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
-    return f"{tensor.dtype} numbers, no fractions"
+    return f"dtype {tensor.dtype}, expected floating point"
   with np.errstate(over="ignore"):
-    wrong = int((~np.isfinite(tensor.astype(np.float32))).sum())
-  return f"{wrong} of {tensor.size} values are NaN or infinite" if wrong else ""
+    num_nonfinite = int((~np.isfinite(tensor.astype(np.float32))).sum())
+  return f"{num_nonfinite} of {tensor.size} values are NaN or infinite" if num_nonfinite else ""
 
 
 def _dtype(name: str) -> np.dtype:
@@ -108,7 +110,7 @@ def _read_zip(data: bytes):
     names = archive.namelist()
     pickled = next((name for name in names if name.endswith("/data.pkl")), None)
     if pickled is None:
-      raise UserError("a zip file without data.pkl, so no PyTorch checkpoint")
+      raise UserError("not a PyTorch checkpoint: a zip file without data.pkl")
     root = pickled.removesuffix("data.pkl")
     if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
       raise UserError("written on a big-endian machine, which is not supported")
@@ -123,7 +125,7 @@ def _read_legacy(data: bytes):
   stream = io.BytesIO(data)
   storages = _Storages(limit=len(data))
   if _TensorUnpickler(stream, storages).load() != LEGACY_MAGIC:
-    raise UserError("not a PyTorch checkpoint (its magic number is missing)")
+    raise UserError("not a PyTorch checkpoint: the magic number is missing")
   _TensorUnpickler(stream, storages).load()                                       # protocol version
   if not _TensorUnpickler(stream, storages).load().get("little_endian", True):
     raise UserError("written on a big-endian machine, which is not supported")
@@ -132,40 +134,42 @@ def _read_legacy(data: bytes):
   for key in keys:
     length = int.from_bytes(stream.read(8), "little")
     if key not in storages or length != storages[key].size:
-      raise UserError(f"cut short or damaged: storage {key} has length {length}")
+      raise UserError(f"truncated or damaged: storage {key} has length {length}")
     _fill(storages[key], stream.read(storages[key].nbytes), key)
   if set(keys) != set(storages):
-    raise UserError("cut short or damaged: not every storage is there")
+    raise UserError("truncated or damaged: some storages are missing")
   return content
 
 
 def _fill(storage: np.ndarray, raw: bytes, key: str) -> None:
+  """Copies raw bytes into a storage."""
   if len(raw) != storage.nbytes:
-    raise UserError(f"cut short: storage {key} has {len(raw):,} of {storage.nbytes:,} bytes; fetch it again")
+    raise UserError(f"truncated: storage {key} has {len(raw):,} of {storage.nbytes:,} bytes; download it again")
   storage.view(np.uint8)[:] = np.frombuffer(raw, np.uint8)
 
 
 class _Storages(dict):
-  """Flat arrays by key. They are made when the pickle names them and filled when their bytes are reached."""
+  """Flat arrays by key, allocated when the pickle refers to them and filled when their bytes are read."""
 
   def __init__(self, limit: int):
     super().__init__()
-    self.limit = limit          # bytes of the whole file; a damaged length must not take all memory
+    self.limit = limit          # bytes of the file: a damaged length must not exhaust the memory
 
-  def make(self, persistent_id: tuple) -> np.ndarray:
+  def get_or_allocate(self, persistent_id: tuple) -> np.ndarray:
+    """Returns the storage to which a persistent id of the pickle refers."""
     kind, dtype, key, _, length, *view = persistent_id
     if kind != "storage" or any(view):
-      raise UserError(f"refers to {kind!r} of an unknown kind")
+      raise UserError(f"not a PyTorch checkpoint: its pickle refers to an unknown kind of object, {kind!r}")
     dtype = _dtype(dtype)
     if length * dtype.itemsize > self.limit:
-      raise UserError(f"cut short: storage {key} of {length * dtype.itemsize:,} bytes exceeds the file")
+      raise UserError(f"truncated: storage {key} of {length * dtype.itemsize:,} bytes is larger than the file")
     if key not in self:
       self[key] = np.zeros(length, dtype)
     return self[key]
 
 
-class _LeftOut:
-  """Stands for a scalar of NumPy, or a part of one; takes all that a pickle hands it, and does nothing."""
+class _IgnoredScalar:
+  """Placeholder for a NumPy scalar or a part of one; accepts any state of a pickle and does nothing."""
 
   def __init__(self, *_):
     pass
@@ -175,34 +179,35 @@ class _LeftOut:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-  """Builds tensors, ordered dictionaries and plain containers, nothing else."""
+  """Builds only tensors, ordered dictionaries and plain containers."""
 
   def __init__(self, stream: io.BytesIO, storages: _Storages):
     super().__init__(stream, encoding="utf-8")
-    self.persistent_load = storages.make
+    self.persistent_load = storages.get_or_allocate
 
   def find_class(self, module: str, name: str):
     if module == "torch" and name in DTYPES:
       return DTYPES[name]
     allowed = {("collections", "OrderedDict"): collections.OrderedDict,
-               ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-               ("torch._utils", "_rebuild_parameter"): _parameter,
-               ("numpy.core.multiarray", "scalar"): _LeftOut, ("numpy._core.multiarray", "scalar"): _LeftOut,
-               ("numpy", "dtype"): _LeftOut, ("_codecs", "encode"): _LeftOut}
+               ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+               ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+               ("numpy.core.multiarray", "scalar"): _IgnoredScalar,
+               ("numpy._core.multiarray", "scalar"): _IgnoredScalar,
+               ("numpy", "dtype"): _IgnoredScalar, ("_codecs", "encode"): _IgnoredScalar}
     if (module, name) not in allowed:
-      raise UserError(f"wants to run {f'{module}.{name}'!r}; only tensors in plain containers are read, "
-                      "so save its state_dict alone")
+      raise UserError(f"refused to call {f'{module}.{name}'!r}, because a checkpoint may contain only tensors in plain "
+                      "containers; save only the state_dict")
     return allowed[module, name]
 
 
-def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_) -> np.ndarray:
-  """Returns the view that torch._utils._rebuild_tensor_v2 describes; offset and strides count elements."""
+def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_) -> np.ndarray:
+  """Returns the view of torch._utils._rebuild_tensor_v2; offset and strides are in elements."""
   last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
   if min(shape, default=1) > 0 and (min(offset, *strides, 0) < 0 or last >= storage.size):
-    raise UserError(f"damaged: a tensor of shape {shape} reaches outside its storage")
-  bytes_strides = tuple(stride * storage.itemsize for stride in strides)
-  return np.lib.stride_tricks.as_strided(storage[offset:], shape, bytes_strides)
+    raise UserError(f"damaged: a tensor of shape {shape} exceeds its storage")
+  byte_strides = tuple(stride * storage.itemsize for stride in strides)
+  return np.lib.stride_tricks.as_strided(storage[offset:], shape, byte_strides)
 
 
-def _parameter(tensor: np.ndarray, *_) -> np.ndarray:
+def _rebuild_parameter(tensor: np.ndarray, *_) -> np.ndarray:
   return tensor

@@ -21,7 +21,7 @@ from mcsam_jax.decoding.loop import CacheResizer
 from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.pretrained import r2gencmn
-from mcsam_jax.pretrained.import_weights import convert
+from mcsam_jax.pretrained.conversion import convert
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 TOLERANCE = {"small": 1e-4, "full": 1e-3}           # of log-probabilities
@@ -69,7 +69,7 @@ class R2GenCMN:
     expected = jax.eval_shape(lambda: self.model.init(
         jax.random.key(0), self.images[:1], *(view[:1] for view in self.views), tokens, mask, train=False))
     shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(expected, sep="/").items()}
-    self.variables, self.report = convert(tensors, "r2gencmn", shapes, r2gencmn)
+    self.variables, self.report = convert(tensors, "r2gencmn", shapes, r2gencmn.MAPPING)
 
   def log_probs(self, tokens):
     """Returns [B, T, vocabulary] after each of tokens [B, T + 1] but the last."""
@@ -100,8 +100,8 @@ def original(request):
 
 
 def test_every_tensor_is_converted(original):
-  assert original.report.fits and original.report.used
-  assert all(name.startswith("cmn.linears.") for name in original.report.unused)
+  assert original.report.is_complete and original.report.converted
+  assert all(name.startswith("cmn.linears.") for name in original.report.ignored)
 
 
 def test_log_probabilities(original):

@@ -1,4 +1,4 @@
-"""Checkpoints in both of PyTorch's formats, written here by their specification, read without PyTorch."""
+"""Checkpoints in both of PyTorch's formats, written here without PyTorch, are read without PyTorch."""
 
 import collections
 import io
@@ -22,30 +22,30 @@ STORAGES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Stor
 
 @pytest.fixture
 def torch(monkeypatch):
-  """Modules under PyTorch's names, so that a pickler writes the references that PyTorch would."""
-  torch, inner = types.ModuleType("torch"), types.ModuleType("torch._utils")
+  """Registers modules with PyTorch's names, so that pickles refer to the same names as PyTorch's."""
+  torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
   for name in (*STORAGES, "device"):
     setattr(torch, name, type(name, (), {"__module__": "torch"}))
   for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-    exec(f"def {name}(): pass", {"__name__": "torch._utils"}, inner.__dict__)
+    exec(f"def {name}(): pass", {"__name__": "torch._utils"}, utils.__dict__)
   monkeypatch.setitem(sys.modules, "torch", torch)
-  monkeypatch.setitem(sys.modules, "torch._utils", inner)
-  torch._utils = inner
+  monkeypatch.setitem(sys.modules, "torch._utils", utils)
+  setattr(torch, "_utils", utils)  # noqa: B010  (pyright knows no such attribute)
   return torch
 
 
 class Tensor:
-  """A view of a storage: a flat array under a key."""
+  """A view of a storage, which is a flat array with a key."""
 
   def __init__(self, storage, key, offset, shape, strides, parameter=False):
     self.storage, self.key, self.view, self.parameter = storage, key, (offset, shape, strides), parameter
 
   def __reduce__(self):
-    inner = sys.modules["torch._utils"]
+    utils = sys.modules["torch._utils"]
     if self.parameter:
       plain = Tensor(self.storage, self.key, *self.view)
-      return inner._rebuild_parameter, (plain, True, collections.OrderedDict())
-    return inner._rebuild_tensor_v2, (Storage(self), *self.view, False, collections.OrderedDict())
+      return utils._rebuild_parameter, (plain, True, collections.OrderedDict())
+    return utils._rebuild_tensor_v2, (Storage(self), *self.view, False, collections.OrderedDict())
 
 
 class Storage:
@@ -94,7 +94,7 @@ def zip_file(content):
 FORMATS = pytest.mark.parametrize("write", [legacy_file, zip_file])
 
 
-def written(tmp_path, data):
+def write_file(tmp_path, data):
   path = tmp_path / "model.pth"
   path.write_bytes(data)
   return str(path)
@@ -112,8 +112,8 @@ def test_types_strides_and_shared_storages(tmp_path, torch, write):
       count=Tensor(np.array([2**40]), "3", 0, (), ()),
       flags=Tensor(np.array([True, False]), "4", 0, (2,), (1,)),
       empty=Tensor(np.zeros(0, np.float32), "5", 0, (0, 3), (3, 1)))
-  state._metadata = {"": {"version": 1}}           # PyTorch hangs this on its state dicts
-  found = read_state_dict(written(tmp_path, write(state)))
+  vars(state)["_metadata"] = {"": {"version": 1}}  # an attribute of PyTorch's state dicts
+  found = read_state_dict(write_file(tmp_path, write(state)))
   assert list(found) == list(state)
   np.testing.assert_array_equal(found["whole"], base.reshape(4, 6))
   np.testing.assert_array_equal(found["transposed"], base.reshape(4, 6).T)
@@ -126,23 +126,24 @@ def test_types_strides_and_shared_storages(tmp_path, torch, write):
 
 @FORMATS
 @pytest.mark.parametrize("nest", ["state_dict", "model", "model_state_dict"])
-def test_nested_and_wrapped_state_dicts(tmp_path, torch, write, nest):
+def test_nested_state_dicts_of_parallel_wrappers(tmp_path, torch, write, nest):
   tensor = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,))
-  found = read_state_dict(written(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))
+  found = read_state_dict(write_file(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))
   assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
 
 
 @FORMATS
-def test_scalars_beside_the_tensors_are_left_out_with_a_line(tmp_path, torch, write):
+def test_entries_that_are_not_tensors_are_skipped_and_logged(tmp_path, torch, write):
   tensor, lines = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,)), []
   content = {"state_dict": {"fc.bias": tensor, "best": np.float64(0.5), "step": np.int64(3), "note": "x"},
              "accuracy": np.float32(0.25)}
-  found = read_state_dict(written(tmp_path, write(content)), lines.append)
+  found = read_state_dict(write_file(tmp_path, write(content)), lines.append)
   assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
-  assert lines == [f"left out    {name}: no tensor" for name in ("best", "step", "note")]
+  assert len(lines) == 3
+  assert all(name in line for name, line in zip(("best", "step", "note"), lines))
 
 
-def test_safetensors_of_all_kinds(tmp_path):
+def test_safetensors_dtypes(tmp_path):
   pytest.importorskip("safetensors")
   values, path = np.array([[1.5, -2, 0.25]]), tmp_path / "model.safetensors"
 
@@ -155,46 +156,46 @@ def test_safetensors_of_all_kinds(tmp_path):
     assert found.dtype == dtype
     np.testing.assert_array_equal(found.astype(np.float64), values.astype(dtype).astype(np.float64))
   save("F8_E4M3", bytes(3))
-  with pytest.raises(UserError, match="model.safetensors: w is of type F8_E4M3; known are F64"):
+  with pytest.raises(UserError, match="model.safetensors: w .*F8_E4M3.*F64"):
     read_state_dict(str(path))
 
 
 @FORMATS
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.95, 0.999])
-def test_a_cut_file_is_refused(tmp_path, torch, write, kept):
+def test_truncated_file_is_refused(tmp_path, torch, write, kept):
   data = write({"weight": Tensor(np.arange(400, dtype=np.float32), "0", 0, (20, 20), (20, 1))})
   with pytest.raises(UserError, match="model.pth"):
-    read_state_dict(written(tmp_path, data[:int(len(data) * kept)]))
+    read_state_dict(write_file(tmp_path, data[:int(len(data) * kept)]))
 
 
 @FORMATS
-def test_code_is_named_and_never_runs(tmp_path, torch, write):
+def test_code_is_refused_and_never_executed(tmp_path, torch, write):
   marker = tmp_path / "ran"
 
   class Attack:
     def __reduce__(self):
       return exec, (f"open({str(marker)!r}, 'w')",)
 
-  with pytest.raises(UserError, match=r"wants to run '(__builtin__|builtins)\.exec'"):
-    read_state_dict(written(tmp_path, write({"weight": Attack()})))
+  with pytest.raises(UserError, match=r"(__builtin__|builtins)\.exec"):
+    read_state_dict(write_file(tmp_path, write({"weight": Attack()})))
   assert not marker.exists()
 
 
 @FORMATS
-def test_a_tensor_never_reaches_outside_its_storage(tmp_path, torch, write):
+def test_tensor_that_exceeds_its_storage_is_refused(tmp_path, torch, write):
   for view in ((0, (5,), (1,)), (3, (2,), (1,)), (0, (2, 2), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-9,))):
-    with pytest.raises(UserError, match="outside its storage"):
-      read_state_dict(written(tmp_path, write({"weight": Tensor(np.ones(4, np.float32), "0", *view)})))
+    with pytest.raises(UserError, match=r"model.pth.*storage"):
+      read_state_dict(write_file(tmp_path, write({"weight": Tensor(np.ones(4, np.float32), "0", *view)})))
 
 
 @pytest.mark.parametrize("data, message", [
-    (b"<html>404</html>", "no PyTorch checkpoint"), (b"", "no PyTorch checkpoint"),
+    (b"<html>404</html>", "not a PyTorch checkpoint"), (b"", "not a PyTorch checkpoint"),
     (pickle.dumps({"a": 1}), "magic number"), (legacy_file({"epoch": 3}), "no named tensors")])
 def test_other_files_are_refused(tmp_path, data, message):
   with pytest.raises(UserError, match=message):
-    read_state_dict(written(tmp_path, data))
+    read_state_dict(write_file(tmp_path, data))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
   with pytest.raises(UserError, match="nowhere.pth"):
     read_state_dict(str(tmp_path / "nowhere.pth"))

