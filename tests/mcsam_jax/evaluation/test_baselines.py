@@ -89,7 +89,7 @@ def test_the_constant_report_of_the_findings_is_the_best_on_val(monkeypatch):
     return {finding: ("absent", "positive")[word in report.split()] for finding, word in words.items()}
   train, val = draw_reports(2, 40), draw_reports(3, 20)
   tokenizer = WordTokenizer.train(train, "iu_xray", 1, False)
-  arguments = tokenizer, "iu_xray", 60, Labeler.from_function("words", words, read_labels)
+  arguments = tokenizer, "iu_xray", 60, Labeler.from_function("words", tuple(words), read_labels)
   chosen = find_label_constants(train, val, *arguments)
   scores = {report: compute_clinical_f1(list(map(read_labels, val)), [read_labels(report)] * len(val), tuple(words))
             for report in {tokenizer.decode(tokenizer.encode(text)) for text in train}}

@@ -214,6 +214,7 @@ def test_fractions_of_reports_that_say_what_images_cannot_show(arguments):
 
 def test_labels_of_both_reports_are_returned_per_study(arguments):
   labels = score_reports(**arguments)[2]
+  assert labels is not None
   assert labels[4] == {"reference": read_labels(FLUID), "generated": read_labels(WRITTEN[4])}
   assert labels[4]["reference"]["Pleural Effusion"] == "positive" != labels[4]["generated"]["Pleural Effusion"]
   calls = []

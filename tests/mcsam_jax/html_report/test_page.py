@@ -11,7 +11,7 @@ import pytest
 
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from mcsam_jax.html_report import page
-from tests.testing.synthetic_studies import made_up_scores, made_up_studies, SLOTS, TRAIN
+from tests.testing.synthetic_studies import make_scores, make_studies, SLOTS, TRAIN
 
 HOSTILE = '</script><script>window.hacked = 1</script><!-- <img src=x onerror="a=1"> & \u2028 \ud800 ]]> {{ 7 * 7 }}'
 
@@ -40,11 +40,11 @@ class Elements(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def studies():
-  return made_up_studies(8, num_pictures=3)
+  return make_studies(8, num_pictures=3)
 
 
 def write(path, studies, scores=True, **options):
-  scores = made_up_scores(studies, PHANTOM_FINDINGS) if scores else None
+  scores = make_scores(studies, PHANTOM_FINDINGS) if scores else None
   options = {"title": "A title", "findings": PHANTOM_FINDINGS, "slots": SLOTS, "train_reports": TRAIN} | options
   page.write_page(path / "page.html", scores, studies, **options)
   text = (path / "page.html").read_text()
@@ -146,7 +146,7 @@ def test_ones_own_images_have_neither_scores_nor_reference(tmp_path, studies):
 
 
 def test_scores_are_shown_with_what_is_known_of_them(studies):
-  scores = made_up_scores(studies, PHANTOM_FINDINGS)
+  scores = make_scores(studies, PHANTOM_FINDINGS)
   titles, rows = page.page_scores.main_table(scores)
   assert titles == ["BLEU-1", "BLEU-4", "CIDEr", "micro-F1", "macro-F1"]             # METEOR is unknown everywhere
   assert [row.name for row in rows] == ["this model", "images shuffled", "constant report"]

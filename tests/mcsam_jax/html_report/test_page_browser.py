@@ -10,7 +10,7 @@ import pytest
 from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from mcsam_jax.html_report import page
 from tests.testing.chromium import Browser, find_chromium
-from tests.testing.synthetic_studies import GRID, made_up_scores, made_up_studies, SLOTS, TRAIN
+from tests.testing.synthetic_studies import GRID, make_scores, make_studies, SLOTS, TRAIN
 
 pytestmark = pytest.mark.skipif(find_chromium() is None,
                                 reason="no Chromium on this machine (Debian: apt install chromium)")
@@ -19,7 +19,7 @@ HOSTILE = '<img src="x" onerror="window.hacked = 1"></script><script>window.hack
 
 @pytest.fixture(scope="module")
 def studies():
-  return made_up_studies(60)
+  return make_studies(60)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def browser(tmp_path_factory):
 
 def log(browser, folder, studies, **options):
   options = {"title": "A title", "findings": PHANTOM_FINDINGS, "slots": SLOTS, "train_reports": TRAIN} | options
-  page.write_page(folder / "page.html", made_up_scores(studies, PHANTOM_FINDINGS), studies, **options)
+  page.write_page(folder / "page.html", make_scores(studies, PHANTOM_FINDINGS), studies, **options)
   browser.open(folder / "page.html")
 
 
@@ -202,7 +202,7 @@ def test_a_phone_and_the_dark(opened):
 
 @pytest.mark.slow
 def test_4000_studies_are_no_slower(browser, tmp_path, capsys):
-  studies = made_up_studies(4000)
+  studies = make_studies(4000)
   browser.resize(1280, 900)
   log(browser, tmp_path, studies)
   paints, ready = [], []
