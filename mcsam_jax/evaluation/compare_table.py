@@ -20,7 +20,7 @@ def format_comparison(result: Mapping) -> str:
   lines = [*(f"{name.upper()}: {', '.join(result[name]['files'])}" for name in "ab"),
            f"{result['num_studies']} studies{subjects}, protocol {result['protocol']}, labels: {result['labeler']}; "
            f"{result['num_samples']:,} resamples of subjects and runs",
-           f"{'':<58}{'A':>8}{'B':>8}{'A - B':>9}   95% interval"]
+           f"{'':<60}{'A':>8}{'B':>8}{'A - B':>9}   95% interval"]
   lines += [_format_row(metric.replace("_", "-"), a["nlg"][metric], b["nlg"][metric], differences["nlg"][metric])
             for metric in a["nlg"]]
   lines += [_format_row(f"{name} (RadEval, stored)", a["radeval"][name], b["radeval"][name], difference)
@@ -64,8 +64,8 @@ def _get(tree: Mapping, path: tuple[str, ...]) -> Any:
 
 def _format_row(title: str, a: float | None, b: float | None, difference: Mapping | None) -> str:
   if difference is None or a is None or b is None:      # the metric could not be computed
-    return f"{title:<58}" + "".join(f"{'-' if value is None else f'{value:.3f}':>8}" for value in (a, b))
-  row = f"{title:<58}{a:>8.3f}{b:>8.3f}{difference['difference']:>+9.3f}"
+    return f"{title:<60}" + "".join(f"{'-' if value is None else f'{value:.3f}':>8}" for value in (a, b))
+  row = f"{title:<60}{a:>8.3f}{b:>8.3f}{difference['difference']:>+9.3f}"
   if difference["low"] is None:                         # a single subject, or undefined in too many resamples
     return f"{row}   {NO_INTERVAL}"
   star = " *" if difference["low"] > 0 or difference["high"] < 0 else ""
