@@ -1,23 +1,24 @@
-"""Orbax checkpoints of a workdir: the last few, and the best by a val metric, each with a manifest of its files.
+"""Orbax checkpoints of a workdir: the most recent ones and the best by a val metric, each with a manifest.
 
-    checkpoints/STEP/                  as Orbax writes it, in the background, whole or not at all
-    checkpoints/STEP/manifest.json     written when that is done: files with digests, scores, place in the data
-    checkpoints/damaged-STEP/          what STEP was until its files were found to be others, out of Orbax's sight
+    checkpoints/STEP/                  written by Orbax in the background, atomically
+    checkpoints/STEP/manifest.json     written after that: files with digests, scores, position in the data
+    checkpoints/damaged-STEP/          a checkpoint whose files turned out to be damaged, hidden from Orbax
 
-A checkpoint holds parameters, batch statistics, optimizer state, moving average and step. It needs no random keys:
-those of initialisation, dropout and augmentation are functions of (seed, step, record, epoch). The place in the data
-follows from the step too; the manifest says what it was, and going on from another place is refused.
+A checkpoint holds parameters, batch statistics, optimizer state, averaged parameters and step. It needs no random
+keys: those of initialization, dropout and augmentation are functions of (seed, step, record, epoch). The position in
+the data follows from the step, too; the manifest records it, and resuming at another position is refused.
 
-A run that is killed between Orbax's commit and the manifest leaves a checkpoint without one. It counts as unfinished
-where another has one; older ones are deleted after the manifest is there, so another there is. Where none has one,
-the run is older than manifests: the checkpoint is used, with a line that says that it can't be verified.
+A run that is killed between Orbax's commit and the manifest leaves a checkpoint without one. If another checkpoint has
+a manifest, it counts as unfinished: older checkpoints are deleted only once the manifest is written, so there always
+is another one. If none has a manifest, the checkpoint is used, with a log line that it can't be verified.
 """
 
-from collections.abc import Iterable, Mapping
-import json
+from collections.abc import Callable, Iterable, Mapping
 import threading
+from typing import Any
 
 from etils import epath
+from flax import traverse_util
 import jax
 import orbax.checkpoint as ocp
 
@@ -27,17 +28,19 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.retryable import is_retryable
 
 LOWER_IS_BETTER = ("token_loss",)
+ITEM_NAME = "default"                      # folder that Orbax writes a state to, below that of its step
 
 
 class Checkpoints:
   """Saves and restores training states below `workdir`/checkpoints. All hosts make the same calls."""
 
-  def __init__(self, workdir: epath.Path, keep_last: int = 1, best_metric: str = "", read_only: bool = False):
+  def __init__(self, workdir: epath.PathLike, keep_last: int = 1, best_metric: str = "", read_only: bool = False):
     """Opens the checkpoints of a workdir.
 
     Args:
-      keep_last: how many of the newest stay.
-      best_metric: the val metric by which the one best checkpoint, which stays too, is best; "": the last is.
+      workdir: the workdir, local or gs://.
+      keep_last: number of the most recent checkpoints to keep.
+      best_metric: val metric of the best checkpoint, which is kept as well; "": the last checkpoint is the best.
       read_only: for evaluation; nothing is created or deleted.
     """
     self.directory = epath.Path(workdir) / "checkpoints"
@@ -47,30 +50,35 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else self, create=not read_only, read_only=read_only,
             cleanup_tmp_directories=not read_only,
-            lightweight_initialize=True))          # reads no file before it was verified
-    found = {step: read_scores(self.directory / str(step)) for step in self.manager.all_steps()}
-    self.scores = {int(step): scores for step, scores in multihost.broadcast_from_host0(found).items()}
+            lightweight_initialize=True))          # reads no file before it is verified
+    scores = {step: _read_scores(self.directory / str(step)) for step in self.manager.all_steps()}
+    self.scores = {int(step): values for step, values in multihost.broadcast_from_host0(scores).items()}
     self._finishing: threading.Thread | None = None
     self._failure: Exception | None = None
 
   def steps(self) -> list[int]:
-    """Returns the steps that there are, finished ones if any is; what host 0 sees, on all hosts."""
+    """Returns the steps of finished checkpoints, or of all if none is finished; as host 0 sees them, on all hosts."""
     steps = sorted(self.manager.all_steps())
     return multihost.broadcast_from_host0([step for step in steps if self._has_manifest(step)] or steps)
 
   def latest(self) -> int | None:
+    """Returns the step of the newest checkpoint, None if there is none."""
     return max(self.steps(), default=None)
 
   def best(self) -> int | None:
-    """Returns the step with the best val metric, the latest where none was scored or none is to be best."""
-    return best_step({step: self.scores.get(step, {}) for step in self.steps()}, self.best_metric)
+    """Returns the step with the best val metric, or the latest if there is no metric or no score."""
+    return find_best_step({step: self.scores.get(step, {}) for step in self.steps()}, self.best_metric)
 
-  def save(self, step: int, state, scores: Mapping[str, float], place: Mapping[str, int] | None = None) -> None:
-    """Writes the state of `step` in the background; waits for the one before. What is there gets the scores alone.
+  def save(self, step: int, state, scores: Mapping[str, float], data_position: Mapping[str, int] | None = None) -> None:
+    """Writes the state of `step` in the background, after waiting for the previous one.
+
+    If the checkpoint already exists, only its scores are updated.
 
     Args:
-      scores: of val; {} where it wasn't looked at.
-      place: in the data, see `check_data_position`.
+      step: the number of completed training steps.
+      state: the training state, a tree of arrays.
+      scores: val scores; {} without an evaluation.
+      data_position: position in the data, see `check_data_position`.
     """
     self.wait()
     if step in self.manager.all_steps():
@@ -81,23 +89,23 @@ class Checkpoints:
       return
     self.scores[step] = dict(scores)
     self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
-    facts = {"step": step, "scores": dict(scores), "place": dict(place or {})}
-    self._finishing = threading.Thread(target=self._finish, args=(step, facts), name=f"manifest of {step}")
+    metadata = {"step": step, "scores": dict(scores), "data_position": dict(data_position or {})}
+    self._finishing = threading.Thread(target=self._finish, args=(step, metadata), name=f"manifest of {step}")
     self._finishing.start()
 
-  def _finish(self, step: int, facts: dict) -> None:
+  def _finish(self, step: int, metadata: dict) -> None:
     try:
       self.manager.wait_until_finished()
       if jax.process_index() == 0:
-        manifest.write(self.directory / str(step), facts)
-    except Exception as error:            # raised where the run waits for it
+        manifest.write(self.directory / str(step), metadata)
+    except Exception as error:            # raised by `wait`
       self._failure = error
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk, its manifest too.
+    """Waits until the last save is on disk, including its manifest.
 
     Raises:
-      what hindered it: OSError for a full disk.
+      Exception: the error that prevented the save, such as OSError for a full disk.
     """
     if self._finishing is not None:
       self._finishing.join()
@@ -107,33 +115,34 @@ class Checkpoints:
       raise failure
 
   def close(self) -> None:
-    """Waits until what was saved is on disk, and what is too old no longer."""
+    """Waits until the last save is on disk, and deletes checkpoints that aren't to be kept."""
     self.wait()
     if not self.read_only:
       steps = self.manager.all_steps()
-      self._delete(set(steps) - steps_to_keep({step: self.scores.get(step, {}) for step in steps}, self.keep_last,
-                                     self.best_metric))
+      self._delete(set(steps) - select_steps_to_keep({step: self.scores.get(step, {}) for step in steps},
+                                                     self.keep_last, self.best_metric))
     self.manager.close()
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    """Tells Orbax which checkpoints stay when it has written the newest of them.
+    """Tells Orbax which checkpoints to keep after it has written the newest.
 
-    Those that would stay without the newest too: it has no manifest yet.
+    The newest has no manifest yet, so the older ones are those that would be kept without it.
     """
-    *before, newest = sorted(info.step for info in checkpoints)
-    stay = steps_to_keep({step: self.scores.get(step, {}) for step in before}, self.keep_last, self.best_metric) | {newest}
-    return [info.step in stay for info in checkpoints]
+    *older, newest = sorted(info.step for info in checkpoints)
+    keep = select_steps_to_keep({step: self.scores.get(step, {}) for step in older}, self.keep_last,
+                                self.best_metric) | {newest}
+    return [info.step in keep for info in checkpoints]
 
   def _has_manifest(self, step: int) -> bool:
-    return manifest.is_there(self.directory / str(step))
+    return manifest.exists(self.directory / str(step))
 
-  def _put_aside(self, step: int) -> None:
-    """Renames a damaged checkpoint instead of deleting it: a disk that reads wrong now may read right later."""
+  def _set_aside(self, step: int) -> None:
+    """Renames a damaged checkpoint instead of deleting it: a disk with read errors may recover."""
     def rename() -> None:
-      aside = self.directory / f"damaged-{step}"
-      if aside.exists():
-        aside.rmtree()
-      (self.directory / str(step)).rename(aside)
+      target = self.directory / f"damaged-{step}"
+      if target.exists():
+        target.rmtree()
+      (self.directory / str(step)).rename(target)
     multihost.run_on_host0(rename)
     self._delete([step])                 # Orbax finds no folder, and forgets the step on all hosts
 
@@ -142,125 +151,148 @@ class Checkpoints:
       self.manager.delete(step)
       self.scores.pop(step, None)
 
-  def restore_latest(self, abstract_state, log=print):
-    """Returns the state of the newest checkpoint that is whole, None where there is none at all.
+  def restore_latest(self, abstract_state, log: Callable[[str], None] = print):
+    """Returns the state of the newest intact checkpoint, None if there is no checkpoint at all.
 
-    Newer ones that are damaged or were never finished are named in a line. Once the state is restored, the first are
-    put aside and the others deleted.
+    A log line names each newer one that is damaged or unfinished. After the state is restored, damaged ones are
+    renamed and unfinished ones deleted.
+
+    Args:
+      abstract_state: shapes, types and shardings of the state.
+      log: receives the log lines.
 
     Raises:
-      UserError: all are damaged, or hold another model.
-      an error that `is_retryable`: a disk or another host didn't answer. Then all stay.
+      UserError: all checkpoints are damaged, or they hold another model.
+      Exception: an error that `is_retryable`: a disk or another host didn't answer. All checkpoints stay.
     """
     steps, problems = self.steps(), {}
     for step in reversed(steps):
       problem = manifest.verify(self.directory / str(step))
       if problem:
         problems[step] = problem
-        log(f"checkpoint {step} is damaged, the one before it is used: {problem}")
+        log(f"checkpoint {step} is damaged, using the one before it: {problem}")
         continue
-      state = self._restore(step, ocp.args.StandardRestore(abstract_state), log)
-      for other in sorted(other for other in self.manager.all_steps() if other > step):
-        if other in problems:
-          self._put_aside(other)
-          log(f"checkpoint {other} is kept as {self.directory / f'damaged-{other}'}; nothing needs it")
+      args = ocp.args.StandardRestore(abstract_state)
+      state = self._restore(step, lambda: self.manager.restore(step, args=args), log)
+      for newer in sorted(newer for newer in self.manager.all_steps() if newer > step):
+        if newer in problems:
+          self._set_aside(newer)
+          log(f"checkpoint {newer} was renamed to {self.directory / f'damaged-{newer}'}, which may be deleted")
         else:
-          log(f"checkpoint {other} was not finished, the one before it is used")
-          self._delete([other])
+          log(f"checkpoint {newer} was not finished, using the one before it")
+          self._delete([newer])
       return state
     if problems:
-      raise UserError(f"no checkpoint in {self.directory} is whole ({problems[steps[-1]]}): put a copy there, or delete "
-                      "the folder to start again")
+      raise UserError(f"every checkpoint in {self.directory} is damaged ({problems[steps[-1]]}): restore a copy, or "
+                      "delete the folder to start again")
     return None
 
-  def restore_variables(self, step: int, abstract_variables: dict, ema: bool, log=print) -> dict:
-    """Returns the variables of `step` that write reports, without reading the optimizer's state.
+  def restore_variables(self, step: int, abstract_variables: Mapping, ema: bool,
+                        log: Callable[[str], None] = print) -> dict:
+    """Returns the variables of `step` for evaluation, without reading the optimizer state.
 
     Args:
-      abstract_variables: `params` and `batch_stats`: shapes, types, shardings.
-      ema: whether the checkpoint holds averaged parameters, which are then the ones that are read.
+      step: the step of the checkpoint.
+      abstract_variables: shapes, types and shardings of `params` and `batch_stats`.
+      ema: True if the checkpoint holds averaged parameters, which are then read as `params`.
+      log: receives a line if the checkpoint can't be verified.
 
     Raises:
-      UserError: there is no such step, the files are damaged, or hold another model.
-      an error that `is_retryable`: a disk or another host didn't answer.
+      UserError: there is no checkpoint of this step, its files are damaged, or it holds another model.
+      Exception: an error that `is_retryable`: a disk or another host didn't answer.
     """
-    self._check_restorable(step)
-    params = "ema_params" if ema else "params"
-    item = {params: abstract_variables["params"], "batch_stats": abstract_variables["batch_stats"]}
-    arguments = ocp.args.PyTreeRestore(item=item, partial_restore=True,
-                                       restore_args=ocp.checkpoint_utils.construct_restore_args(item))
-    restored = self._restore(step, arguments, log)
-    return {"params": restored[params], "batch_stats": restored["batch_stats"]}
-
-  def _check_restorable(self, step: int) -> None:
-    """Raises UserError where there is no such step, or its files are damaged."""
     steps = multihost.broadcast_from_host0(sorted(self.manager.all_steps()))
     if step not in steps:
-      raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {steps or 'none'}")
+      raise UserError(f"{self.directory} has no checkpoint of step {step}; available: "
+                      f"{', '.join(map(str, steps)) or 'none'}")
     if problem := manifest.verify(self.directory / str(step)):
-      others = [other for other in steps if other != step]
+      alternatives = ", ".join(str(other) for other in steps if other != step)
       raise UserError(f"checkpoint {step} is damaged: {problem}; " +
-                      (f"--step takes another: {', '.join(map(str, others))}" if others else "there is no other"))
+                      (f"choose another one with --step: {alternatives}" if alternatives else "there is no other one"))
+    params_key = "ema_params" if ema else "params"                       # fields of TrainState
+    item = {params_key: abstract_variables["params"], "batch_stats": abstract_variables["batch_stats"]}
+    args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                                  partial_restore=True)
 
-  def _restore(self, step: int, arguments: ocp.args.CheckpointArgs, log):
-    verified = self._has_manifest(step)
-    if not verified:
-      log(f"checkpoint {step} has no {manifest.NAME}: it can't be verified, and is used as it is")
+    def restore():
+      saved = ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / ITEM_NAME).tree
+      _check_same_arrays({name: saved[name] for name in item}, item)
+      return self.manager.restore(step, args=args)
+
+    restored = self._restore(step, restore, log)
+    return {"params": restored[params_key], "batch_stats": restored["batch_stats"]}
+
+  def _restore(self, step: int, restore: Callable[[], Any], log: Callable[[str], None]):
+    """Returns restore(), with its errors classified as retryable or as a UserError."""
+    is_verified = self._has_manifest(step)
+    if not is_verified:
+      log(f"checkpoint {step} has no {manifest.NAME}, so it is used without verification")
     try:
-      return self.manager.restore(step, args=arguments)
-    except Exception as error:   # Orbax and TensorStore raise many kinds for files that are cut off or of other shapes
+      return restore()
+    except Exception as error:   # Orbax and TensorStore raise many types for truncated files and for other shapes
       if is_retryable(error) or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         raise
-      why = ("its files are what was written, so it holds another model; use the config and the version that wrote it, "
-             "or a new workdir" if verified else
-             "it is damaged or holds another model; delete the folder to go on without it")
-      raise UserError(f"{self.directory / str(step)} can't be restored: {why} "
+      reason = ("its files are intact, so it holds another model; use the config and the version that wrote it, or a "
+                "new workdir" if is_verified else
+                "it is damaged or holds another model; delete the folder to continue without it")
+      raise UserError(f"{self.directory / str(step)} can't be restored: {reason} "
                       f"({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
-  def check_data_position(self, step: int, place: Mapping[str, int]) -> None:
-    """Compares the place in the data that a checkpoint was saved at with the one from which the run would go on.
+  def check_data_position(self, step: int, data_position: Mapping[str, int]) -> None:
+    """Compares the position in the data that a checkpoint was saved at with the one at which the run would resume.
 
     Args:
-      place: `examples` seen, `seed` of their order, number of `records`: what the next batch is a function of.
+      step: the step of the checkpoint.
+      data_position: what the next batch is a function of: number of `examples` seen, `seed` of their order, number of
+        `records`.
 
     Raises:
-      UserError: it isn't the same.
+      UserError: the positions differ.
     """
-    saved = (manifest.facts(self.directory / str(step)) or {}).get("place", {})
+    saved = (manifest.read_metadata(self.directory / str(step)) or {}).get("data_position", {})
     for name, value in saved.items():
-      if place.get(name) != value:
-        raise UserError(f"{self.directory / str(step)} was saved with {name} {value}, this run has {place.get(name)}: "
-                        "it would see other records than the run that was interrupted; give it the same data and "
-                        "config, or use a new workdir")
+      if data_position.get(name) != value:
+        raise UserError(f"{self.directory / str(step)} was saved with {name}={value}, this run has "
+                        f"{name}={data_position.get(name)}, so it would see other records than the interrupted run: "
+                        "use the same data and config, or a new workdir")
 
 
-def steps_to_keep(scores: Mapping[int, Mapping], keep_last: int, best_metric: str) -> set[int]:
-  """Returns which of the scored steps stay: the last, and the best."""
-  best = best_step(scores, best_metric)
+def select_steps_to_keep(scores: Mapping[int, Mapping[str, float]], keep_last: int, best_metric: str) -> set[int]:
+  """Returns which steps to keep: the last `keep_last` and the best.
+
+  Args:
+    scores: val scores of each step, {} for steps without.
+    keep_last: number of last steps to keep.
+    best_metric: see `find_best_step`.
+  """
+  best = find_best_step(scores, best_metric)
   return set(sorted(scores)[-keep_last:]) | ({best} if best is not None else set())
 
 
-def best_step(scores: Mapping[int, Mapping], metric: str) -> int | None:
-  """Returns the step that is best by a val metric; the last where there is no metric, or none has been scored."""
-  scored = {step: value[metric] for step, value in scores.items() if metric in value}
-  if not scored:
+def find_best_step(scores: Mapping[int, Mapping[str, float]], metric: str) -> int | None:
+  """Returns the step with the best val metric; the last step if no step has it, None if there are no steps."""
+  values = {step: step_scores[metric] for step, step_scores in scores.items() if metric in step_scores}
+  if not values:
     return max(scores, default=None)
   sign = -1 if metric in LOWER_IS_BETTER else 1
-  return max(scored, key=lambda step: (sign * scored[step], step))
+  return max(values, key=lambda step: (sign * values[step], step))
 
 
-def read_scores(folder: epath.Path) -> dict[str, float]:
-  """Returns the val scores of a checkpoint; {} where there are none, or none that can be read."""
-  facts = manifest.facts(folder)
-  if facts is not None:
-    return facts.get("scores", {})
-  try:
-    return json.loads((folder / "metrics" / "metrics").read_text())      # of runs before there were manifests
-  except (OSError, ValueError):
-    return {}
-
-
-def to_shape_dtype_struct(state, shardings):
-  """Returns shapes, types and shardings of a state that `jax.eval_shape` gave."""
+def to_shape_dtype_struct(tree, shardings):
+  """Returns the shapes, types and shardings of a tree of (abstract) arrays."""
   return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                      state, shardings)
+                      tree, shardings)
+
+
+def _check_same_arrays(saved: Mapping, expected: Mapping) -> None:
+  """Raises ValueError unless both trees have the same names; a partial restore would ignore such a difference."""
+  saved_names, expected_names = (set(traverse_util.flatten_dict(tree, sep="/")) for tree in (saved, expected))
+  differences = [f"missing {name}" for name in sorted(expected_names - saved_names)]
+  differences += [f"unexpected {name}" for name in sorted(saved_names - expected_names)]
+  if differences:
+    raise ValueError(", ".join(differences))
+
+
+def _read_scores(folder: epath.Path) -> dict[str, float]:
+  """Returns the val scores of a checkpoint, {} if there are none."""
+  return (manifest.read_metadata(folder) or {}).get("scores", {})

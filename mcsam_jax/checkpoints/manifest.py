@@ -1,13 +1,14 @@
-"""What a checkpoint is made of: a list of its files with size and SHA-256, so that damage is found before it is used.
+"""Manifests of checkpoints: the size and SHA-256 of every file, so that damage is found before anything is restored.
 
-Orbax notices a checkpoint that was never finished, but restores one whose bytes have changed on the disk without a
-word. So `manifest.json` is written into a checkpoint's folder when it has been committed, and compared with the files
-before anything is restored. It also holds what else is known of the checkpoint: scores, and the place in the data.
+Orbax notices a checkpoint that was never finished, but silently restores one whose bytes have changed on the disk. So
+`manifest.json` is written into the folder of a checkpoint once Orbax has committed it, and compared with the files
+before they are restored. It also holds the checkpoint's metadata: step, scores and position in the data.
 """
 
 import concurrent.futures
 import hashlib
 import json
+from typing import Any
 
 from etils import epath
 import jax
@@ -17,26 +18,29 @@ from mcsam_jax.distributed import multihost
 from mcsam_jax.retryable import is_retryable
 
 NAME = "manifest.json"
-READ_AT_ONCE = 2 ** 22       # bytes
+CHUNK_BYTES = 2 ** 22
 THREADS = 4
 
 
-def write(folder: epath.Path, facts: dict) -> None:
-  """Writes the manifest of a finished checkpoint, with `facts` (JSON values) about it."""
-  names = _files(folder)
+def write(folder: epath.Path, metadata: dict) -> None:
+  """Writes the manifest of a finished checkpoint, with `metadata` (JSON values)."""
+  names = _list_files(folder)
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    digests = dict(zip(names, pool.map(lambda name: _digest(folder / name), names)))
-  _save(folder, {"facts": facts, "files": digests})
+    digests = dict(zip(names, pool.map(lambda name: _compute_digest(folder / name), names)))
+  _save(folder, {"metadata": metadata, "files": digests})
 
 
-def update_metadata(folder: epath.Path, facts: dict) -> None:
-  """Adds facts to a manifest that is there."""
+def update_metadata(folder: epath.Path, metadata: dict) -> None:
+  """Adds metadata to an existing manifest."""
   content = json.loads((folder / NAME).read_text())
-  _save(folder, content | {"facts": content["facts"] | facts})
+  _save(folder, content | {"metadata": content["metadata"] | metadata})
 
 
-def is_there(folder: epath.Path) -> bool:
-  """Tells whether a checkpoint has a manifest; raises where a disk doesn't answer, which `exists` takes for a no."""
+def exists(folder: epath.Path) -> bool:
+  """Returns whether a checkpoint has a manifest; raises OSError if the file system doesn't answer.
+
+  `Path.exists` would return False for a file system that doesn't answer.
+  """
   try:
     (folder / NAME).read_bytes()
   except FileNotFoundError:
@@ -44,91 +48,94 @@ def is_there(folder: epath.Path) -> bool:
   return True
 
 
-def facts(folder: epath.Path) -> dict | None:
-  """Returns the facts of a checkpoint; None where it has no manifest, or a damaged one."""
+def read_metadata(folder: epath.Path) -> dict | None:
+  """Returns the metadata of a checkpoint; None if its manifest is missing or damaged."""
   try:
-    return _load(folder)["facts"]
+    return _load(folder)["metadata"]
   except (FileNotFoundError, ValueError, AttributeError):
     return None
 
 
 def verify(folder: epath.Path) -> str:
-  """Returns what is wrong with a checkpoint's files, naming the first; "" where they are as they were written.
+  """Compares the files of a checkpoint with its manifest.
 
-  Many hosts share the reading, and return the same. Without a manifest nothing is known to be wrong.
+  All hosts share the reading, and return the same.
+
+  Returns:
+    A description of the first damaged file; "" if all files are as they were written, or there is no manifest.
 
   Raises:
-    an error that `is_retryable`: the disk didn't answer, which says nothing about the files.
+    Exception: an error that `is_retryable`: the file system didn't answer, which says nothing about the files.
   """
-  recorded, broken = {}, False
+  recorded, is_damaged = {}, False
   try:
     recorded = _load(folder)["files"]
   except FileNotFoundError:
     pass
-  except (ValueError, AttributeError):               # no JSON, or none of ours
-    broken = True
-  recorded, broken = multihost.broadcast_from_host0([recorded, broken])
+  except (ValueError, AttributeError):               # not JSON, or not as it was written
+    is_damaged = True
+  recorded, is_damaged = multihost.broadcast_from_host0([recorded, is_damaged])
   names = sorted(recorded)
-  mine = names[jax.process_index()::jax.process_count()]
+  names_of_host = names[jax.process_index()::jax.process_count()]
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    problems = pool.map(lambda name: _problem(folder / name, recorded[name]), mine)
-    wrong = [names.index(name) for name, problem in zip(mine, problems) if problem]
-  first = multihost.all_reduce_min(-1 if broken else min(wrong, default=len(names)))
+    problems = pool.map(lambda name: _find_problem(folder / name, recorded[name]), names_of_host)
+    damaged = [names.index(name) for name, problem in zip(names_of_host, problems) if problem]
+  first = multihost.all_reduce_min(-1 if is_damaged else min(damaged, default=len(names)))
   if first == -1:
-    return f"{folder / NAME} is not what was written"
-  return _problem(folder / names[first], recorded[names[first]]) if first < len(names) else ""
+    return f"{folder / NAME} differs from what was written"
+  return _find_problem(folder / names[first], recorded[names[first]]) if first < len(names) else ""
 
 
-def _problem(path: epath.Path, recorded: dict) -> str:
+def _find_problem(path: epath.Path, recorded: dict[str, Any]) -> str:
   try:
-    found = _digest(path)
+    digest = _compute_digest(path)
   except FileNotFoundError:
     return f"{path} is missing"
-  except OSError as error:                             # a bad sector, say; a bucket's faults are of other types
+  except OSError as error:                             # such as a bad sector; errors of buckets have other types
     if is_retryable(error):
       raise
     return f"{path} can't be read ({error.strerror or error})"
-  if found["bytes"] != recorded["bytes"]:
-    return f"{path} has {found['bytes']} bytes instead of {recorded['bytes']}"
-  return "" if found == recorded else f"{path} has other bytes than were written"
+  if digest["bytes"] != recorded["bytes"]:
+    return f"{path} has {digest['bytes']} bytes instead of {recorded['bytes']}"
+  return "" if digest == recorded else f"the bytes of {path} differ from what was written"
 
 
-def _digest(path: epath.Path) -> dict:
-  digest, size = hashlib.sha256(), 0
+def _compute_digest(path: epath.Path) -> dict[str, Any]:
+  sha256, size = hashlib.sha256(), 0
   with path.open("rb") as file:
-    while chunk := file.read(READ_AT_ONCE):
-      digest.update(chunk)
+    while chunk := file.read(CHUNK_BYTES):
+      sha256.update(chunk)
       size += len(chunk)
-  return {"bytes": size, "sha256": digest.hexdigest()}
+  return {"bytes": size, "sha256": sha256.hexdigest()}
 
 
-def _files(folder: epath.Path) -> list[str]:
-  """Returns the names of all files below a folder, those of other hosts too, relative to it; without the manifest."""
-  found, folders = [], [folder]
+def _list_files(folder: epath.Path) -> list[str]:
+  """Returns the paths of all files below a folder, relative to it, without the manifest (and unfinished ones of it)."""
+  names, folders = [], [folder]
   while folders:
     for path in folders.pop().iterdir():
       if path.is_dir():
         folders.append(path)
       elif path.parent != folder or NAME not in path.name:
-        found.append(str(path.relative_to(folder)))
-  return sorted(found)
+        names.append(str(path.relative_to(folder)))
+  return sorted(names)
 
 
 def _save(folder: epath.Path, content: dict) -> None:
-  atomic_write(folder / NAME, _text(content))
+  atomic_write(folder / NAME, _serialize(content))
 
 
 def _load(folder: epath.Path) -> dict:
-  """Raises ValueError unless the manifest is what was written, to the byte."""
-  found = (folder / NAME).read_bytes()
-  content = json.loads(found)
-  if _text(content) != found.decode():
+  """Returns the content of a manifest; raises ValueError if a byte differs from what was written."""
+  data = (folder / NAME).read_bytes()
+  content = json.loads(data)
+  if _serialize(content) != data.decode():
     raise ValueError(f"{folder / NAME} is damaged")
   return content
 
 
-def _text(content: dict) -> str:
-  """Returns the text of a manifest, with its own digest."""
+def _serialize(content: dict) -> str:
+  """Returns the text of a manifest, including the digest of its content."""
   content = {name: value for name, value in content.items() if name != "sha256"}
   digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
   return json.dumps(content | {"sha256": digest}, indent=1, sort_keys=True) + "\n"

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.splits import dataset_dir, Split
-from mcsam_jax.checkpoints.weights import weights_digest
+from mcsam_jax.checkpoints.weights import hash_weights
 from mcsam_jax.checkpoints.workdir import init_encoder_variables, Workdir
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.preemption import PreemptionGuard
@@ -154,7 +154,7 @@ def _make_folder_name(config: ConfigDict, studies: Studies, variables: dict) -> 
   """Returns a folder whose name changes with everything that the features depend on."""
   data = config.data
   digest = hashlib.sha256(json.dumps([
-      VERSION, config.encoder.name, weights_digest(variables), data.image_size, data.num_views,
+      VERSION, config.encoder.name, hash_weights(variables), data.image_size, data.num_views,
       *([data.target, data.min_words] if data.min_words else []),      # they select the studies
       str(dataset_dir(config)).removeprefix(str(data.data_dir))]).encode())    # its name covers all settings
   # A few records reveal data that was prepared again under the same name.

@@ -14,7 +14,7 @@ from input_pipeline.pipeline import read_batch
 from input_pipeline.splits import Split
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
-from mcsam_jax.checkpoints.weights import weights_digest
+from mcsam_jax.checkpoints.weights import hash_weights
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
 from mcsam_jax.distributed.mesh import state_shardings
 from mcsam_jax.errors import UserError
@@ -113,4 +113,4 @@ def _init_checkpoint_variables(model: MCSAM, config: ConfigDict, batch: dict) ->
 
 def _encoder_digest(workdir: Workdir) -> str | None:
   """Returns a digest of the weights in encoder.npz; None without that file."""
-  return None if workdir.encoder_variables is None else weights_digest(workdir.encoder_variables)
+  return None if workdir.encoder_variables is None else hash_weights(workdir.encoder_variables)

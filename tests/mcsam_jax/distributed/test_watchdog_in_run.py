@@ -1,4 +1,4 @@
-"""Real runs in miniature, watched: what reaches TensorBoard, a loss that is lost, hosts that hang."""
+"""Small training runs under a watchdog: TensorBoard's content, a loss that is not finite, hosts that hang."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TINY = {
     "train.log_every": 5, "train.eval_studies": 4, "train.host_threads": 1, "train.profile_steps": 3,
     "train.best_metric": "", "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2,
 }
-BAD = 25                          # the step whose loss is lost: the one before moved the parameters out of all bounds
+NONFINITE_STEP = 25               # its loss is not finite, because a huge learning rate spoiled the step before
 
 
 @pytest.fixture(scope="module")
@@ -40,40 +40,40 @@ def arguments(tmp_path_factory):
   return arguments
 
 
-def subprocess_of(program, *arguments, **environment):
+def start_process(program, *arguments, **environment):
   return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), *arguments], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, env=os.environ | environment | {
                               "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"})
 
 
 @pytest.mark.slow
-def test_a_lost_loss_leaves_the_last_good_checkpoint_and_the_records(arguments, tmp_path, capsys, monkeypatch):
+def test_a_nonfinite_loss_leaves_the_last_good_checkpoint_and_the_records(arguments, tmp_path, capsys, monkeypatch):
   run = lambda: cli.main(["train", "--config", "phantom", "--workdir", str(tmp_path), *arguments])
   schedule = optimizer.learning_rate
   monkeypatch.setattr(optimizer, "learning_rate", lambda config, peak: (
-      lambda done: jnp.where(done == BAD - 2, 1e30, schedule(config, peak)(done))))
+      lambda done: jnp.where(done == NONFINITE_STEP - 2, 1e30, schedule(config, peak)(done))))
   assert run() == 2
   err = capsys.readouterr().err.strip()
-  assert f"step {BAD}:" in err and len(err.splitlines()) == 1
+  assert f"step {NONFINITE_STEP}:" in err and len(err.splitlines()) == 1
   config = configs.read_config(tmp_path / "config.json")
-  kept = json.loads((tmp_path / f"nonfinite-{BAD}.json").read_text())
-  shown = [open_split(config, "train")[record] for record in kept["record"]]         # as the file says
-  assert len(shown) == 4 and len(set(kept["record"])) == 4 and kept["epoch"] == [4] * 4
+  saved = json.loads((tmp_path / f"nonfinite-{NONFINITE_STEP}.json").read_text())
+  records = [open_split(config, "train")[record] for record in saved["record"]]      # as the file explains
+  assert len(records) == 4 and len(set(saved["record"])) == 4 and saved["epoch"] == [4] * 4
   assert Checkpoints(tmp_path, read_only=True).latest() == 20
   monkeypatch.undo()
 
-  assert run() == 0                                      # the fault has passed
+  assert run() == 0                                      # with the normal learning rate
   out = capsys.readouterr().out
   assert "resumed at step 20" in out and "trained 30 steps" in out
   scalars = EventAccumulator(str(tmp_path / "logs"), size_guidance={"tensors": 0}).Reload().Tags()["tensors"]
   assert {"train/loss", "train/gradient_norm", "train/gradient_norm_align", "train/gradient_norm_token",
           "train/learning_rate", "train/learning_rate_encoder", "train/align_accuracy", "train/temperature",
           "speed/examples_per_second", "speed/examples_per_second_per_chip", "speed/input_wait_share",
-          "val/token_loss"} <= set(scalars) and "speed/mfu" not in scalars             # no peak of a CPU
+          "val/token_loss"} <= set(scalars) and "speed/mfu" not in scalars             # a CPU has no published peak
 
   logs = [path for path in (tmp_path / "logs").rglob("*") if path.is_file()]
   assert any(path.name.endswith(".xplane.pb") for path in logs)
-  contents = b"".join(path.read_bytes() for path in logs) + (tmp_path / f"nonfinite-{BAD}.json").read_bytes()
+  contents = b"".join(path.read_bytes() for path in logs) + (tmp_path / f"nonfinite-{NONFINITE_STEP}.json").read_bytes()
   for split in ("train", "val"):
     for record in open_split(config, split).metadata:
       for secret in (record["id"], record["findings"], record["findings"].lower()[:40]):
@@ -81,8 +81,8 @@ def test_a_lost_loss_leaves_the_last_good_checkpoint_and_the_records(arguments, 
 
 
 @pytest.mark.slow
-def test_input_that_never_comes_ends_the_run_with_status_75(arguments, tmp_path):
-  run = subprocess_of("""
+def test_input_that_never_arrives_ends_the_run_with_status_75(arguments, tmp_path):
+  run = start_process("""
       import sys, threading
       from mcsam_jax import cli
       from mcsam_jax.training import train
@@ -98,11 +98,11 @@ def test_input_that_never_comes_ends_the_run_with_status_75(arguments, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_host_that_stops_ends_the_others_while_they_wait_in_a_collective():
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  hosts = [subprocess_of("""
+def test_hosts_that_wait_for_a_stopped_host_in_a_collective_exit():
+  with socket.socket() as unused:
+    unused.bind(("localhost", 0))
+    port = unused.getsockname()[1]
+  hosts = [start_process("""
       import os, signal, sys
       import jax, jax.numpy as jnp
       from mcsam_jax.distributed.watchdog import Watchdog

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mcsam_jax.checkpoints.weights import load_weights, save_weights, hash_weights
+from mcsam_jax.checkpoints.weights import hash_weights, load_weights, save_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 from mcsam_jax.pretrained import image_encoder

@@ -134,10 +134,10 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   assert all(line["labels"]["reference"].keys() == line["labels"]["generated"].keys() for line in lines)
   train_ids = open_workdir(trained).open_split("train").ids
   for line in lines:
-    assert " ".join(line["why"]["words"]) == line["generated"]
-    assert len(line["why"]["log_probs"]) == len(line["why"]["words"]) and max(line["why"]["log_probs"]) <= 0
-    assert line["why"]["slots"][0]["weight"] >= line["why"]["slots"][1]["weight"] > 0
-    assert {near["id"] for near in line["why"]["neighbours"]} <= set(train_ids)
+    assert " ".join(line["explanation"]["words"]) == line["generated"]
+    assert len(line["explanation"]["log_probs"]) == len(line["explanation"]["words"]) and max(line["explanation"]["log_probs"]) <= 0
+    assert line["explanation"]["slots"][0]["weight"] >= line["explanation"]["slots"][1]["weight"] > 0
+    assert {near["id"] for near in line["explanation"]["neighbors"]} <= set(train_ids)
   assert not list(trained.glob("eval/*.unscored.jsonl"))
   assert set(scores["baselines"]) == {"constant", "nearest", "medoid", "nearest_model_features",
                                       "medoid_model_features"}
