@@ -27,7 +27,7 @@ from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.config import absolute_path
 from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.explain.user_images import reasons_of
+from mcsam_jax.explain.user_images import explain_user_images
 from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_fit_detector, OOD_FILE, OODDetector
 from mcsam_jax.inference.predictor import Prediction, Predictor
 
@@ -102,12 +102,13 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
     log(f"{len(results)} report(s) in {time.monotonic() - start:.1f} s")
 
   # Explanations, and the output as a whole.
-  reasons = None
+  explanations = None
   explain_in_json = as_json and work.config.eval.explain
   if predictor is not None and (html or explain_in_json):
-    reasons = reasons_of(predictor, [result.study for result in results], [result.report for result in results])
+    explanations = explain_user_images(predictor, [result.study for result in results],
+                                       [result.report for result in results])
     if explain_in_json:
-      _add_explanations(output["studies"], *reasons)
+      _add_explanations(output["studies"], *explanations)
   if results or as_json:                            # without any report, the unreadable files were all there is to say
     text = json.dumps(output, indent=2) if as_json else report_text.format_output(output, with_studies=bool(out))
     if out:
@@ -115,8 +116,8 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
       log(f"reports: {absolute_path(out)}")
     else:
       write(text)
-  if html and predictor is not None and reasons is not None:
-    _write_html(absolute_path(html), predictor, results, *reasons)
+  if html and predictor is not None and explanations is not None:
+    _write_html(absolute_path(html), predictor, results, *explanations)
     log(f"HTML report: {absolute_path(html)}")
   if output["unreadable"]:
     raise UserError(f"{len(output['unreadable'])} file(s) can't be read, see above; {len(results)} report(s) written")
@@ -150,30 +151,30 @@ def describe_study(result: Prediction, ood_detector: OODDetector | None) -> dict
           "warnings": warnings}
 
 
-def _add_explanations(studies: Sequence[dict], whys: Sequence, slots: Sequence, train: Split | None) -> None:
+def _add_explanations(studies: Sequence[dict], explanations: Sequence, slots: Sequence, train: Split | None) -> None:
   """Adds to the JSON object of each study the numbers that explain its report."""
-  from mcsam_jax.explain.explanations import in_numbers
+  from mcsam_jax.explain.explanations import explanation_to_json
   train_ids = train.ids if train else ()
-  for study, why in zip(studies, whys):
-    study["why"] = in_numbers(why, slots, train_ids)
+  for study, explanation in zip(studies, explanations):
+    study["explanation"] = explanation_to_json(explanation, slots, train_ids)
 
 
-def _write_html(path: epath.Path, predictor: Predictor, results: Sequence[Prediction], whys: Sequence, slots: Sequence,
-                train: Split | None) -> None:
+def _write_html(path: epath.Path, predictor: Predictor, results: Sequence[Prediction], explanations: Sequence,
+                slots: Sequence, train: Split | None) -> None:
   """Writes the HTML page: images, reports, findings, attention of each word and memory slots, but no scores.
 
   Similar training reports are shown if the training records are on this machine and not restricted.
   """
   from mcsam_jax.html_report.page import write_page
-  from mcsam_jax.html_report.split_page import mentions_by
+  from mcsam_jax.html_report.split_page import get_mention_finder
   from mcsam_jax.labelers.registry import make_labeler
   work = predictor.workdir
   studies = [{"id": ", ".join(file.name for file in result.study.files),
               "warnings": describe_study(result, predictor.ood_detector)["warnings"],
               "generated": result.report.text, "images": result.study.jpegs,
-              "views": [file.view for file in result.study.files], "why": why}
-             for result, why in zip(results, whys)]
-  labeler, find_mentions = make_labeler(work.config), mentions_by(work.config.eval.labeler)
+              "views": [file.view for file in result.study.files], "explanation": explanation}
+             for result, explanation in zip(results, explanations)]
+  labeler, find_mentions = make_labeler(work.config), get_mention_finder(work.config.eval.labeler)
   if labeler:
     for study, labels in zip(studies, labeler.label([result.report.text for result in results])):
       study["labels"] = labels

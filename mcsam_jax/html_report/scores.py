@@ -1,6 +1,6 @@
-"""Scores as the page shows them: tables of numbers with their intervals, and a row of a chart for each finding.
+"""The scores of `scoring.score_reports` as the tables and the chart of the HTML report.
 
-Reads the dictionary of `scoring.score_reports`. What isn't in it (intervals, labels, baselines) isn't shown.
+Scores that are missing (intervals, labels, baselines) are left out. Names match those of `evaluation/score_table.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,39 +8,44 @@ import dataclasses
 
 from mcsam_jax.metrics.nlg import METRICS
 
-PROTOCOL = "r2gen"              # of the table, what the literature reports; the others stand in the JSON file
-BASELINES = (("constant", "constant report"), ("nearest", "nearest image's report"), ("medoid", "medoid of 30 nearest"),
-             ("nearest_model_features", "nearest, own features"), ("medoid_model_features", "medoid, own features"))
+PROTOCOL = "r2gen"              # the protocol of published results; the JSON file has the others
+BASELINE_NAMES = {"constant": "constant report", "nearest": "nearest image", "medoid": "medoid of nearest images",
+                  "nearest_model_features": "nearest (model features)",
+                  "medoid_model_features": "medoid (model features)"}
 RATES = ("precision", "recall", "f1")
-NAMES = {"macro": "macro (present)", "samples": "example-based", "example": "example-based"}
+AVERAGE_NAMES = {"macro": "macro (present)", "samples": "example-based", "example": "example-based"}
 
 
 @dataclasses.dataclass
-class Cell:
-  """A score and its 95 % interval, in so far as they are known."""
+class ScoreCell:
+  """A score and its 95 % interval; what is unknown is None."""
   value: float | None
   low: float | None = None
   high: float | None = None
-  best: bool = False              # of its column
+  best: bool = False              # the highest of its column
 
   @property
   def known(self) -> bool:
     return self.value is not None
 
   @property
-  def interval(self) -> bool:
+  def has_interval(self) -> bool:
     return self.low is not None and self.high is not None
 
 
 @dataclasses.dataclass
-class Row:
+class ScoreRow:
+  """The scores of one system."""
   name: str
-  cells: list[Cell]
-  kind: str = "baseline"          # model | part of its reports | control | baseline
+  cells: list[ScoreCell]
+  kind: str = "baseline"          # model | subset (the model on some of the studies) | control | baseline
 
 
-def main_table(scores: Mapping) -> tuple[list[str], list[Row]]:
-  """Returns the columns and rows of the table: the model, the model that sees another study, and the baselines."""
+def make_main_table(scores: Mapping) -> tuple[list[str], list[ScoreRow]]:
+  """Returns column titles and rows: the model, the model with shuffled images, and the baselines.
+
+  Rows and columns without any score are left out.
+  """
   columns = [("nlg", PROTOCOL, metric) for metric in METRICS]
   titles = [metric.replace("_", "-") for metric in METRICS]
   if scores.get("labels"):
@@ -48,89 +53,96 @@ def main_table(scores: Mapping) -> tuple[list[str], list[Row]]:
     titles += ["micro-F1", "macro-F1"]
   columns += [("radeval", name) for name in scores.get("radeval") or ()]
   titles += [name.replace("_", " ") for name in scores.get("radeval") or ()]
-  rows = [Row("this model", [_cell(scores, *path) for path in columns], "model"),
-          Row("images shuffled", [_cell(scores, "controls", "shuffled_images", *path) for path in columns], "control")]
-  for key, name in BASELINES:
-    paths = [(kind, *(path[1:] if kind == "nlg" else path)) for kind, *path in columns]      # one protocol alone
-    rows.append(Row(name, [_cell(scores, "baselines", key, *path) for path in paths]))
-  rows.insert(1, Row("this model, reference not in train", [
-      _cell(scores, "unseen_references", *((path[0], path[-1]) if path[0] == "nlg" else path)) for path in columns],
-                     "part"))
+  without_protocol = [(path[0], path[-1]) if path[0] == "nlg" else path for path in columns]
+
+  rows = [ScoreRow("this model", [_make_cell(scores, *path) for path in columns], "model"),
+          ScoreRow("this model, references not in the training set",
+                   [_make_cell(scores, "unseen_references", *path) for path in without_protocol], "subset"),
+          ScoreRow("shuffled images", [_make_cell(scores, "controls", "shuffled_images", *path) for path in columns],
+                   "control")]
+  rows += [ScoreRow(name, [_make_cell(scores, "baselines", key, *path) for path in without_protocol])
+           for key, name in BASELINE_NAMES.items()]
+
   rows = [row for row in rows if any(cell.known for cell in row.cells)]
-  kept = [i for i in range(len(titles)) if any(row.cells[i].known for row in rows)]
-  for i in kept:
-    comparable = [row.cells[i] for row in rows if row.kind != "part" and row.cells[i].known]
+  known_columns = [i for i in range(len(titles)) if any(row.cells[i].known for row in rows)]
+  for i in known_columns:
+    # The subset consists of other studies, so it is not compared.
+    comparable = [row.cells[i] for row in rows if row.kind != "subset" and row.cells[i].known]
+    best = max((cell.value for cell in comparable if cell.value is not None), default=None)
     for cell in comparable if len(comparable) > 1 else ():
-      cell.best = cell.value == max(other.value for other in comparable)
-  return [titles[i] for i in kept], [Row(row.name, [row.cells[i] for i in kept], row.kind) for row in rows]
+      cell.best = cell.value == best
+  return ([titles[i] for i in known_columns],
+          [ScoreRow(row.name, [row.cells[i] for i in known_columns], row.kind) for row in rows])
 
 
-def averages(scores: Mapping) -> list[Row]:
-  """Returns precision, recall and F1 of every way in which the labels are averaged, whatever their number."""
-  return [Row(", ".join(NAMES.get(part, part.replace("_", " ")) for part in path),
-              [_cell(scores, "labels", *path, rate) for rate in RATES])
-          for path in _with_rates(scores.get("labels") or {})]
+def make_label_averages(scores: Mapping) -> list[ScoreRow]:
+  """Returns precision, recall and F1 of every average of the label scores."""
+  return [ScoreRow(", ".join(AVERAGE_NAMES.get(key, key.replace("_", " ")) for key in path),
+                   [_make_cell(scores, "labels", *path, rate) for rate in RATES])
+          for path in _find_averages(scores.get("labels") or {})]
 
 
-def per_finding(scores: Mapping) -> list[dict]:
-  """Returns name, support, and the cells precision, recall and f1 of each finding, the most frequent first."""
-  found = (scores.get("labels") or {}).get("per_finding", {})
-  rows = [{"name": name, "support": of.get("support", 0),
-           **{rate: _cell(scores, "labels", "per_finding", name, rate) for rate in RATES}}
-          for name, of in found.items()]
+def make_finding_rows(scores: Mapping) -> list[dict]:
+  """Returns one row per finding, the most frequent first: name, support, and a cell for each of RATES.
+
+  `share` is the support divided by the largest support.
+  """
+  rates_by_finding = (scores.get("labels") or {}).get("per_finding", {})
+  rows = [{"name": name, "support": rates.get("support", 0),
+           **{rate: _make_cell(scores, "labels", "per_finding", name, rate) for rate in RATES}}
+          for name, rates in rates_by_finding.items()]
   largest = max([row["support"] for row in rows], default=0) or 1
   return [row | {"share": row["support"] / largest} for row in sorted(rows, key=lambda row: -row["support"])]
 
 
-def facts(scores: Mapping) -> list[tuple[str, str]]:
-  """Returns what else is known of the reports, as name and text."""
-  def share(value):
+def list_statistics(scores: Mapping) -> list[tuple[str, str]]:
+  """Returns (name, text) of each statistic that is known beside the scores, such as the diversity of the reports."""
+  def percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.1%}"
 
-  unknown = scores.get("unk_fraction") or {}
-  difference = _at(scores, "controls", "shuffled_images", "CIDEr_difference") or {}
-  slots = scores.get("memory_slot_usage") or {}
-  known = {
-      "CIDEr that the images add": difference and f"{difference['mean']:.3f} a study" + (
-          "" if difference["low"] is None else f" ({difference['low']:.3f} to {difference['high']:.3f})"),
-      "different reports": scores.get("distinct_reports") and (
+  gain = _get_nested(scores, "controls", "shuffled_images", "CIDEr_difference") or {}
+  statistics = {
+      "mean CIDEr gain over shuffled images": gain and f"{gain['mean']:.3f} per study" + (
+          "" if gain["low"] is None else f" ({gain['low']:.3f} to {gain['high']:.3f})"),
+      "distinct reports": scores.get("distinct_reports") and (
           f"{scores['distinct_reports']} of {scores['num_studies']}"),
-      "commonest report": share(scores.get("most_common_report_fraction")),
-      "word for word in train": share(scores.get("copied_from_train_fraction")),
-      "words a report": scores.get("mean_num_words") and f"{scores['mean_num_words']:.1f}",
-      "blank reports": scores.get("empty_fraction") and share(scores["empty_fraction"]),
-      "unknown words": share(unknown.get("words")),
-      "unknown words of the references": share((scores.get("preparation") or {}).get("reference_unk_fraction")),
-      "reports with xxxx": share(scores.get("redacted_fraction")),
-      "reports with claims about earlier studies": share(scores.get("prior_mention_fraction")),
-      "slots of the memory that answer": share(slots.get("either")),
-      "findings read by": scores.get("labeler"),
-      "weights pretrained on": scores.get("pretraining_data"),
+      "most common report": percent(scores.get("most_common_report_fraction")),
+      "copied from the training set": percent(scores.get("copied_from_train_fraction")),
+      "words per report": scores.get("mean_num_words") and f"{scores['mean_num_words']:.1f}",
+      "empty reports": scores.get("empty_fraction") and percent(scores["empty_fraction"]),
+      "unknown words": percent(_get_nested(scores, "unk_fraction", "words")),
+      "unknown words in the references": percent(_get_nested(scores, "preparation", "reference_unk_fraction")),
+      "reports that contain xxxx": percent(scores.get("redacted_fraction")),
+      "reports that mention an earlier study": percent(scores.get("prior_mention_fraction")),
+      "memory slots used": percent(_get_nested(scores, "memory_slot_usage", "either")),
+      "labeler": scores.get("labeler"),
+      "pretraining data": scores.get("pretraining_data"),
   }
-  return [(name, text) for name, text in known.items() if text]
+  return [(name, text) for name, text in statistics.items() if text]
 
 
-def _cell(scores: Mapping, *path: str) -> Cell:
-  value, interval = _at(scores, *path), _at(scores.get("intervals"), *path)
-  number = isinstance(value, (int, float)) and value == value
+def _make_cell(scores: Mapping, *path: str) -> ScoreCell:
+  """Returns the score at a path, with its interval, which has the same path below "intervals"."""
+  value, interval = _get_nested(scores, *path), _get_nested(scores.get("intervals"), *path)
+  is_number = isinstance(value, (int, float)) and value == value                     # not NaN
   if not isinstance(interval, Mapping):
     interval = {}
-  return Cell(float(value) if number else None, interval.get("low"), interval.get("high"))
+  return ScoreCell(float(value) if is_number else None, interval.get("low"), interval.get("high"))
 
 
-def _at(tree, *path: str):
-  """Returns what stands at a path of nested mappings, None where it ends before."""
+def _get_nested(tree, *path: str):
+  """Returns the value at a path of nested mappings; None if the path does not exist."""
   for key in path:
     tree = tree.get(key) if isinstance(tree, Mapping) else None
   return tree
 
 
-def _with_rates(tree: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-  """Yields the path of every mapping below `tree` that holds rates, but of single findings."""
+def _find_averages(tree: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+  """Yields the path of every mapping that holds RATES, except those of single findings."""
   for key, value in tree.items():
     if key == "per_finding" or not isinstance(value, Mapping):
       continue
     if "f1" in value:
       yield *path, key
     else:
-      yield from _with_rates(value, (*path, key))
+      yield from _find_averages(value, (*path, key))

@@ -1,4 +1,4 @@
-"""The page of an evaluated split: what `page.write_page` wants, from a workdir, a split and what was written for it."""
+"""Writes the HTML report of an evaluated split."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -7,71 +7,82 @@ from etils import epath
 
 from input_pipeline.splits import Split
 from mcsam_jax.checkpoints.workdir import Workdir
-from mcsam_jax.explain.explanations import Slot, Why
+from mcsam_jax.explain.explanations import Explanation
+from mcsam_jax.explain.slots import SlotDescription
 from mcsam_jax.html_report.page import write_page
 from mcsam_jax.inference.generate import GeneratedReport
 
 
 @dataclasses.dataclass
-class Reasons:
-  """Why the reports of a split were written."""
-  whys: Sequence[Why]             # of each
-  slots: Sequence[Slot]           # what each slot of the memory stands for; [] without memory
+class ReportExplanations:
+  """The explanations of the reports of a split."""
+  per_report: Sequence[Explanation]          # one per report, in their order
+  slots: Sequence[SlotDescription]           # one per memory slot; [] without memory
 
 
 @dataclasses.dataclass
 class SplitStudies:
-  """The studies of a split as the page wants them; records are read while it is written, one by one."""
+  """The studies of a split, as `page.write_page` takes them; each record is read when it is iterated over."""
   work: Workdir
   split: Split
-  written: Sequence[GeneratedReport]
-  rows: Sequence[Mapping]                             # the scores of each study
-  whys: Sequence[Why] | None
-  labels: Sequence[Mapping] | None                    # of each study's "reference" and "generated" report
-  mentions: Callable | None                           # finds findings in a report
+  reports: Sequence[GeneratedReport]
+  study_scores: Sequence[Mapping]                     # {metric: score} of each study
+  explanations: Sequence[Explanation] | None
+  labels: Sequence[Mapping] | None                    # {"reference", "generated"} of each study
+  find_mentions: Callable | None                      # report -> its mentions of findings
 
   def __len__(self) -> int:
-    return len(self.written)
+    return len(self.reports)
 
   def __iter__(self) -> Iterator[dict]:
     num_views = self.work.config.data.num_views
-    for number, report in enumerate(self.written):
+    for index, report in enumerate(self.reports):
       record, reference = self.split[report.record], self.split.reports[report.record]
-      study = {"id": record["id"], "generated": report.text, "reference": reference, "scores": self.rows[number],
-               "images": record["images"][:num_views], "views": record["views"][:num_views]}
-      if self.whys:
-        study["why"] = self.whys[number]
+      study = {"id": record["id"], "generated": report.text, "reference": reference,
+               "scores": self.study_scores[index], "images": record["images"][:num_views],
+               "views": record["views"][:num_views]}
+      if self.explanations:
+        study["explanation"] = self.explanations[index]
       if self.labels:
-        study |= {"labels": self.labels[number]["generated"], "reference_labels": self.labels[number]["reference"]}
-      if self.labels and self.mentions:
-        study |= {"mentions": self.mentions(report.text), "reference_mentions": self.mentions(reference)}
+        study |= {"labels": self.labels[index]["generated"], "reference_labels": self.labels[index]["reference"]}
+      if self.labels and self.find_mentions:
+        study |= {"mentions": self.find_mentions(report.text), "reference_mentions": self.find_mentions(reference)}
       yield study
 
 
-def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, written: Sequence[GeneratedReport],
-                     scores: Mapping, rows: Sequence[Mapping], reasons: Reasons | None, *,
+def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, reports: Sequence[GeneratedReport],
+                     scores: Mapping, study_scores: Sequence[Mapping], explanations: ReportExplanations | None, *,
                      labels: Sequence[Mapping] | None, findings: Sequence[str]) -> None:
-  """Writes the page of `written`, one report a study of a split, in its order.
+  """Writes the page of the generated reports of a split.
 
   Args:
-    scores, rows, labels: as `scoring.score_reports` returns them.
-    findings: those that the labels hold.
+    step: of the checkpoint of the first model.
+    reports: one per study.
+    scores, study_scores, labels: as `scoring.score_reports` returns them.
+    explanations: None leaves out attention maps, memory slots and similar training reports.
+    findings: the findings in `labels`.
   """
   config = work.config
-  studies = SplitStudies(work, split, written, rows, reasons and reasons.whys, labels,
-                         mentions_by(config.eval.labeler))
-  number = len(scores.get("models", [1]))
-  write_page(path, scores, studies, title=f"Chest X-ray reports, {split.name} split",
-             subtitle=f"{len(written):,} studies of {config.data.name}, " + (
-                 f"{number} models together, the first" if number > 1 else "the checkpoint"
-                 ) + f" of step {step}, {config.decode.search} search" + (
-                     "; words and memory are explained by the first model" if number > 1 and reasons else ""),
-             findings=findings, slots=reasons.slots if reasons else (), train_reports=work.open_split("train").reports,
+  studies = SplitStudies(work, split, reports, study_scores, explanations and explanations.per_report, labels,
+                         get_mention_finder(config.eval.labeler))
+  num_models = len(scores.get("models", [1]))
+  subtitle = (f"{len(reports):,} studies of {config.data.name}, "
+              + (f"ensemble of {num_models} models, the first" if num_models > 1 else "checkpoint")
+              + f" at step {step}, {config.decode.search} search")
+  if num_models > 1 and explanations:
+    subtitle += "; explanations are those of the first model"
+  write_page(path, scores, studies, title=f"Chest X-ray reports, {split.name} split", subtitle=subtitle,
+             findings=findings, slots=explanations.slots if explanations else (),
+             train_reports=work.open_split("train").reports,
              restricted=config.data.restricted, show_restricted=config.eval.html_report_restricted)
 
 
-def mentions_by(labeler: str) -> Callable | None:
-  """Returns what finds the mentions of findings in a report, for a value of eval.labeler; None where nothing can."""
+def get_mention_finder(labeler: str) -> Callable | None:
+  """Returns the function that finds mentions of findings in a report; None without a labeler.
+
+  Args:
+    labeler: a value of eval.labeler. CheXbert doesn't locate findings, so the rules find their mentions.
+  """
   if labeler == "phantom":
     from input_pipeline.datasets.phantom.reports import find_mentions
     return find_mentions

@@ -1,21 +1,21 @@
-// Controls, keys and colours.
+// The controls of the page, keyboard shortcuts and color themes.
 
 (function () {
   const byId = (id) => document.getElementById(id);
-  const typing = (node) => node.matches?.("input, select, textarea");
+  const isInput = (node) => node.matches?.("input, select, textarea");
 
-  // Colours: as the system has them, or as the reader wants them.
+  // Color theme: the system's, or the reader's choice.
   const themes = ["auto", "light", "dark"], names = {auto: "Auto", light: "Light", dark: "Dark"};
-  const remembered = () => { try { return localStorage.getItem("mcsam-theme"); } catch { return null; } };
+  const loadTheme = () => { try { return localStorage.getItem("mcsam-theme"); } catch { return null; } };
   function setTheme(theme) {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
     byId("theme").textContent = names[theme];
-    byId("theme").setAttribute("aria-label", `Colours: ${theme === "auto" ? "as the system has them" : theme}`);
+    byId("theme").setAttribute("aria-label", `Color theme: ${theme === "auto" ? "system" : theme}`);
     byId("theme").value = theme;
-    try { localStorage.setItem("mcsam-theme", theme); } catch { /* a file may not store anything */ }
+    try { localStorage.setItem("mcsam-theme", theme); } catch { /* some browsers deny storage to local files */ }
   }
-  setTheme(themes.includes(remembered()) ? remembered() : "auto");
+  setTheme(themes.includes(loadTheme()) ? loadTheme() : "auto");
   byId("theme").addEventListener("click", () => setTheme(themes[(themes.indexOf(byId("theme").value) + 1) % 3]));
 
   const studies = new Studies(JSON.parse(byId("data").textContent));
@@ -35,42 +35,42 @@
   }
   fill(byId("finding"), [[-1, "any finding"], ...studies.data.findings.map((name, number) => [number, name])]);
   fill(byId("relation"), studies.hasReference
-    ? [["any", "all studies"], ["reference", "reference states"], ["agree", "agrees"], ["missed", "is missed"],
-       ["invented", "is invented"], ["wrong", "is missed or invented"], ["right", "has no error"]]
+    ? [["any", "all studies"], ["reference", "positive in the reference"], ["agree", "agrees"], ["missed", "missed"],
+       ["invented", "invented"], ["wrong", "missed or invented"], ["right", "no error"]]
     : [["any", "all studies"]]);
-  fill(byId("sort"), [...studies.keys].map(([value, key]) => [value, key.name]));
+  fill(byId("sort"), [...studies.sortKeys].map(([value, key]) => [value, key.name]));
 
-  const number = (input) => input.value === "" ? null : Number(input.value);
-  let down = false;
+  const readNumber = (input) => input.value === "" ? null : Number(input.value);
+  let descending = false;
   function apply() {
-    const begun = performance.now();
-    const key = byId("sort").value, range = studies.keys.get(key).score;
-    document.querySelectorAll("[data-range]").forEach((node) => { node.hidden = !range; });
+    const start = performance.now();
+    const sortKey = byId("sort").value, hasRange = studies.sortKeys.get(sortKey).isScore;
+    document.querySelectorAll("[data-range]").forEach((node) => { node.hidden = !hasRange; });
     const order = studies.select({
-      text: byId("search").value, finding: Number(byId("finding").value), relation: byId("relation").value, key, down,
-      low: range ? number(byId("low")) : null, high: range ? number(byId("high")) : null});
+      text: byId("search").value, finding: Number(byId("finding").value), relation: byId("relation").value, sortKey,
+      descending, low: hasRange ? readNumber(byId("low")) : null, high: hasRange ? readNumber(byId("high")) : null});
     list.setOrder(order);
     byId("count").textContent = order.length === studies.count
       ? `${order.length} ${order.length === 1 ? "study" : "studies"}` : `${order.length} of ${studies.count} studies`;
     byId("nothing").hidden = order.length > 0;
-    if (list.top() < 0) byId("bar").scrollIntoView({block: "start"});
-    document.body.offsetHeight;                                         // layout belongs to the time that it takes
-    document.body.dataset.milliseconds = (performance.now() - begun).toFixed(1);
+    if (list.getTop() < 0) byId("bar").scrollIntoView({block: "start"});
+    document.body.offsetHeight;                       // forces layout, so that it is part of the measured time
+    document.body.dataset.milliseconds = (performance.now() - start).toFixed(1);
   }
-  function turn(value) {
-    down = value;
-    byId("direction").textContent = down ? "↓" : "↑";
-    byId("direction").setAttribute("aria-label", down ? "Highest first" : "Lowest first");
+  function setDescending(value) {
+    descending = value;
+    byId("direction").textContent = descending ? "↓" : "↑";
+    byId("direction").setAttribute("aria-label", descending ? "Highest first" : "Lowest first");
   }
   function reset() {
     byId("bar").reset();
-    turn(false);
+    setDescending(false);
     apply();
   }
   byId("bar").addEventListener("submit", (event) => event.preventDefault());
-  byId("bar").addEventListener("reset", () => setTimeout(() => { turn(false); apply(); }));
+  byId("bar").addEventListener("reset", () => setTimeout(() => { setDescending(false); apply(); }));
   byId("bar").addEventListener("input", apply);
-  byId("direction").addEventListener("click", () => { turn(!down); apply(); });
+  byId("direction").addEventListener("click", () => { setDescending(!descending); apply(); });
   byId("nothing-reset").addEventListener("click", reset);
   document.querySelectorAll("[data-finding]").forEach((button) => button.addEventListener("click", () => {
     byId("finding").value = studies.data.findings.indexOf(button.dataset.finding);
@@ -78,43 +78,43 @@
     byId("studies").scrollIntoView();
   }));
 
-  // Keys. Focus stays on the study while its words are walked through; a status line speaks them.
-  const cardOf = (node) => {
+  // Keyboard shortcuts. Focus stays on the study while the reader moves through its words; they are announced.
+  const findCard = (node) => {
     const article = node.closest?.("article.card");
     return article ? list.cards.get(Number(article.dataset.study)) : null;
   };
-  const speak = (text) => { byId("spoken").textContent = text; };
-  const help = () => byId("help").open || byId("help").showModal();
-  byId("help-button").addEventListener("click", help);
+  const announce = (text) => { byId("announcement").textContent = text; };
+  const showHelp = () => byId("help").open || byId("help").showModal();
+  byId("help-button").addEventListener("click", showHelp);
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
-    const target = event.target, card = cardOf(target);
-    if (typing(target)) {
+    const target = event.target, card = findCard(target);
+    if (isInput(target)) {
       if (event.key === "Escape") target.blur();
       return;
     }
-    const place = card ? list.places.get(card.study) : list.at(Math.max(0, -list.top())) - 1;
-    const moves = {j: () => list.go(place + 1), k: () => list.go(place - 1), "?": help,
+    const position = card ? list.positions.get(card.study) : list.findPosition(Math.max(0, -list.getTop())) - 1;
+    const actions = {j: () => list.goTo(position + 1), k: () => list.goTo(position - 1), "?": showHelp,
                    "/": () => { byId("search").focus(); byId("search").select(); }};
-    if (card) Object.assign(moves, {
-      ArrowDown: moves.j, ArrowUp: moves.k,
-      ArrowRight: () => speak(card.step(1)), ArrowLeft: () => speak(card.step(-1)),
-      Home: () => card.pinned >= 0 ? speak(card.pin(0)) : list.go(0),
-      End: () => card.pinned >= 0 ? speak(card.pin(card.words.length - 1)) : list.go(list.order.length - 1),
-      Escape: () => speak(card.pin(-1)),
+    if (card) Object.assign(actions, {
+      ArrowDown: actions.j, ArrowUp: actions.k,
+      ArrowRight: () => announce(card.movePin(1)), ArrowLeft: () => announce(card.movePin(-1)),
+      Home: () => card.pinned >= 0 ? announce(card.pin(0)) : list.goTo(0),
+      End: () => card.pinned >= 0 ? announce(card.pin(card.words.length - 1)) : list.goTo(list.order.length - 1),
+      Escape: () => announce(card.pin(-1)),
       m: () => { if (card.details) card.details.open = !card.details.open; },
     });
-    if (!moves[event.key]) return;
+    if (!actions[event.key]) return;
     event.preventDefault();
-    moves[event.key]();
+    actions[event.key]();
   });
 
-  addEventListener("resize", fit);
-  function fit() {                                        // what is scrolled to stands below the bar, which sticks
-    const sticks = getComputedStyle(byId("bar")).position === "sticky";
-    byId("list").style.scrollMarginTop = `${12 + (sticks ? byId("bar").offsetHeight : 0)}px`;
+  addEventListener("resize", updateScrollMargin);
+  function updateScrollMargin() {                         // cards are scrolled to below the bar if it is sticky
+    const isSticky = getComputedStyle(byId("bar")).position === "sticky";
+    byId("list").style.scrollMarginTop = `${12 + (isSticky ? byId("bar").offsetHeight : 0)}px`;
   }
-  fit();
+  updateScrollMargin();
   apply();
   document.body.dataset.ready = performance.now().toFixed(0);
 })();

@@ -1,132 +1,136 @@
-// What the page knows of its studies, and which of them a filter keeps. No element is touched here.
+// The data of all studies, and filtering and sorting by it. This file does not touch the DOM.
 "use strict";
 
 const ABSENT = 0, NEGATIVE = 1, UNCERTAIN = 2, POSITIVE = 3;
 const NONE = 0, AGREE = 1, MISSED = 2, INVENTED = 3;
 const RELATION_NAMES = ["", "agree", "missed", "invented"];
 const LABEL_NAMES = ["not mentioned", "negative", "uncertain", "positive"];
-const PROBABILITY_STEPS = 4000;
+const LOG_PROB_SCALE = 4000;                              // as in html_report/data.py
 
 class Studies {
   constructor(data) {
     this.data = data;
     this.count = data.id.length;
-    const width = this.width = data.findings.length;
-    this.hasReference = data.ref.some((report) => report !== null);
+    const numFindings = this.numFindings = data.findings.length;
+    this.hasReference = data.reference.some((report) => report !== null);
     this.hasLabels = data.labels.some((digits) => digits !== "");
-    this.reference = new Uint8Array(this.count * width);
-    this.generated = new Uint8Array(this.count * width);
-    this.relations = new Uint8Array(this.count * width);
+    // Of each study and finding: both labels, and how they compare.
+    this.reference = new Uint8Array(this.count * numFindings);
+    this.generated = new Uint8Array(this.count * numFindings);
+    this.relations = new Uint8Array(this.count * numFindings);
     this.errors = new Uint16Array(this.count);
     data.labels.forEach((digits, study) => {
       for (let finding = 0; finding < digits.length; finding++) {
-        const both = parseInt(digits[finding], 16), at = study * width + finding;
-        this.reference[at] = both >> 2;
-        this.generated[at] = both & 3;
-        this.relations[at] = this.relate(data.ref[study] !== null, both >> 2, both & 3);
-        // "No Finding" repeats what the other findings say.
-        if (this.relations[at] > AGREE && data.findings[finding] !== "No Finding") this.errors[study]++;
+        const digit = parseInt(digits[finding], 16), index = study * numFindings + finding;
+        this.reference[index] = digit >> 2;
+        this.generated[index] = digit & 3;
+        this.relations[index] = this.compareLabels(data.reference[study] !== null, digit >> 2, digit & 3);
+        // "No Finding" follows from the other findings, so it is not an error of its own.
+        if (this.relations[index] > AGREE && data.findings[finding] !== "No Finding") this.errors[study]++;
       }
     });
-    this.texts = data.gen.map((report, study) =>
-      [data.id[study], report, data.ref[study] ?? "", ...data.warnings[study]].join("\n").toLowerCase());
-    this.keys = new Map([["order", {name: "as in the split", value: (study) => study}]]);
+    this.texts = data.generated.map((report, study) =>
+      [data.id[study], report, data.reference[study] ?? "", ...data.warnings[study]].join("\n").toLowerCase());
+    this.sortKeys = new Map([["order", {name: "as in the split", value: (study) => study}]]);
     for (const [metric, values] of Object.entries(data.scores)) {
-      this.keys.set(metric, {name: metric.replace(/_/g, "-"), value: (study) => values[study], score: true});
+      this.sortKeys.set(metric, {name: metric.replace(/_/g, "-"), value: (study) => values[study], isScore: true});
     }
-    if (data.logp.some((value) => value !== null)) {
-      this.keys.set("sure", {name: "how sure, log-probability a word", value: (study) => data.logp[study],
-                             score: true});
+    if (data.meanLogProb.some((value) => value !== null)) {
+      this.sortKeys.set("confidence", {name: "mean log-probability per word", value: (study) => data.meanLogProb[study],
+                                       isScore: true});
     }
     if (this.hasLabels && this.hasReference) {
-      this.keys.set("errors", {name: "missed and invented", value: (study) => this.errors[study], score: true});
+      this.sortKeys.set("errors", {name: "missed or invented findings", value: (study) => this.errors[study],
+                                   isScore: true});
     }
   }
 
-  // Uncertain is not positive, as in the scores.
-  relate(known, reference, generated) {
-    if (!known) return NONE;
+  // Compares the labels of one finding. Uncertain counts as not positive, as in the scores.
+  compareLabels(hasReference, reference, generated) {
+    if (!hasReference) return NONE;
     if (reference === POSITIVE) return generated === POSITIVE ? AGREE : MISSED;
     return generated === POSITIVE ? INVENTED : NONE;
   }
 
-  relation(study, finding) {
-    return this.relations[study * this.width + finding];
+  getRelation(study, finding) {
+    return this.relations[study * this.numFindings + finding];
   }
 
-  // Which studies stay, in which order. `asked`: text, finding (-1: any), relation, key, down, low, high.
-  select(asked) {
-    const words = asked.text.toLowerCase().split(/\s+/).filter(Boolean);
-    const value = this.keys.get(asked.key).value;
-    const kept = [];
+  // Returns the studies that match a query, sorted. The query has text, finding (-1: any), relation, sortKey,
+  // descending, low and high (null: no limit).
+  select(query) {
+    const words = query.text.toLowerCase().split(/\s+/).filter(Boolean);
+    const getValue = this.sortKeys.get(query.sortKey).value;
+    const selected = [];
     for (let study = 0; study < this.count; study++) {
       if (!words.every((word) => this.texts[study].includes(word))) continue;
-      if (!this.matches(study, asked.finding, asked.relation)) continue;
-      const number = value(study);
-      if ((asked.low !== null || asked.high !== null) && number === null) continue;
-      if (asked.low !== null && number < asked.low) continue;
-      if (asked.high !== null && number > asked.high) continue;
-      kept.push(study);
+      if (!this.matches(study, query.finding, query.relation)) continue;
+      const value = getValue(study);
+      if ((query.low !== null || query.high !== null) && value === null) continue;
+      if (query.low !== null && value < query.low) continue;
+      if (query.high !== null && value > query.high) continue;
+      selected.push(study);
     }
-    const sign = asked.down ? -1 : 1;
-    const last = (number) => number === null || number === undefined;          // what has no score comes last
-    kept.sort((a, b) => {
-      const left = value(a), right = value(b);
-      if (last(left) || last(right)) return last(left) - last(right) || a - b;
+    const sign = query.descending ? -1 : 1;
+    const isMissing = (value) => value === null || value === undefined;
+    selected.sort((a, b) => {
+      const left = getValue(a), right = getValue(b);
+      if (isMissing(left) || isMissing(right)) return isMissing(left) - isMissing(right) || a - b;     // missing last
       return sign * (left - right) || a - b;
     });
-    return kept;
+    return selected;
   }
 
+  // Returns whether a finding (-1: any finding) of a study has a relation.
   matches(study, finding, relation) {
     if (relation === "right" && finding < 0) return this.errors[study] === 0;
-    if (relation === "right") return this.relation(study, finding) <= AGREE;
+    if (relation === "right") return this.getRelation(study, finding) <= AGREE;
     if (relation === "wrong" && finding < 0) return this.errors[study] > 0;
     if (relation === "any" && finding < 0) return true;
-    const begin = study * this.width;
-    for (let at = finding < 0 ? 0 : finding; at < (finding < 0 ? this.width : finding + 1); at++) {
-      if (finding < 0 && this.data.findings[at] === "No Finding") continue;
-      const found = this.relations[begin + at];
-      if (relation === "any" && (found !== NONE || this.generated[begin + at] === POSITIVE)) return true;
-      if (relation === "wrong" && found > AGREE) return true;
-      if (relation === "reference" && this.reference[begin + at] === POSITIVE) return true;
-      if (RELATION_NAMES[found] === relation && found !== NONE) return true;
+    const start = study * this.numFindings;
+    for (let i = finding < 0 ? 0 : finding; i < (finding < 0 ? this.numFindings : finding + 1); i++) {
+      if (finding < 0 && this.data.findings[i] === "No Finding") continue;
+      const actual = this.relations[start + i];
+      if (relation === "any" && (actual !== NONE || this.generated[start + i] === POSITIVE)) return true;
+      if (relation === "wrong" && actual > AGREE) return true;
+      if (relation === "reference" && this.reference[start + i] === POSITIVE) return true;
+      if (RELATION_NAMES[actual] === relation && actual !== NONE) return true;
     }
     return false;
   }
 
-  // The generated report's words: text, start (character), probability (null where it isn't known).
-  words(study) {
-    const report = this.data.gen[study], coded = this.data.prob[study];
-    const logs = coded ? new Uint16Array(decodeBytes(coded).buffer) : null;
+  // Returns the words of the generated report: text, start (character), probability (null if unknown).
+  getWords(study) {
+    const report = this.data.generated[study], encoded = this.data.logProbs[study];
+    const logProbs = encoded ? new Uint16Array(decodeBytes(encoded).buffer) : null;
     const words = [];
-    if (this.data.words[study]) {                        // they don't make up the report with single blanks between
+    if (this.data.words[study]) {                        // joined by single spaces, they are not the report
       let start = 0;
       for (const text of this.data.words[study]) {
-        const found = report.indexOf(text, start);
-        if (found >= 0) start = found;
+        const match = report.indexOf(text, start);
+        if (match >= 0) start = match;
         words.push({text, start});
-        start += found >= 0 ? text.length : 0;
+        start += match >= 0 ? text.length : 0;
       }
     } else {
       for (const match of report.matchAll(/[^ ]+/g)) words.push({text: match[0], start: match.index});
     }
-    words.forEach((word, at) => {
-      word.probability = logs && at < logs.length ? Math.exp(-logs[at] / PROBABILITY_STEPS) : null;
+    words.forEach((word, index) => {
+      word.probability = logProbs && index < logProbs.length ? Math.exp(-logProbs[index] / LOG_PROB_SCALE) : null;
     });
     return words;
   }
 
-  // The marked parts of a report: start, end, relation, finding, note; in order, none over another.
-  marks(study, ofReference) {
-    const flat = (ofReference ? this.data.refMarks : this.data.genMarks)[study];
+  // Returns the mentions to mark in a report: start, end, relation, finding, label; in order, without overlaps.
+  getMarks(study, inReference) {
+    const flat = (inReference ? this.data.referenceMentions : this.data.generatedMentions)[study];
     const marks = [];
     let end = 0;
-    for (let at = 0; at < flat.length; at += 4) {
-      const [start, stop, finding, label] = flat.slice(at, at + 4);
-      const relation = this.relation(study, finding);
-      const shown = relation === MISSED ? ofReference ? label === POSITIVE : true
-        : relation === INVENTED ? ofReference ? true : label === POSITIVE
+    for (let i = 0; i < flat.length; i += 4) {
+      const [start, stop, finding, label] = flat.slice(i, i + 4);
+      const relation = this.getRelation(study, finding);
+      const shown = relation === MISSED ? inReference ? label === POSITIVE : true
+        : relation === INVENTED ? inReference ? true : label === POSITIVE
         : relation === AGREE ? label === POSITIVE : !this.hasReference && label === POSITIVE;
       if (!shown || start < end) continue;
       marks.push({start, end: stop, relation, finding, label});
@@ -138,6 +142,6 @@ class Studies {
 
 function decodeBytes(base64) {
   const text = atob(base64), bytes = new Uint8Array(text.length);
-  for (let at = 0; at < text.length; at++) bytes[at] = text.charCodeAt(at);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return bytes;
 }

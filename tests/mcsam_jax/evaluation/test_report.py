@@ -208,11 +208,11 @@ def test_text_shows_studies_notes_and_unreadable_files(call):
 def test_json_holds_the_numbers_that_explain_each_report(call, workdir):
   ids = set(open_workdir(workdir).open_split("train").ids)
   for study in call.json["studies"]:
-    why = study["why"]
-    assert " ".join(why["words"]) == study["report"] and len(why["log_probs"]) == len(why["words"])
-    assert study["log_prob"] - 1e-3 <= sum(why["log_probs"]) + 1e-3 and max(why["log_probs"]) <= 0
-    assert sum(slot["weight"] for slot in why["slots"]) == pytest.approx(1, abs=1e-3)        # all 12 slots are listed
-    assert len(why["neighbours"]) == 3 and {near["id"] for near in why["neighbours"]} <= ids
+    explanation = study["explanation"]
+    assert " ".join(explanation["words"]) == study["report"] and len(explanation["log_probs"]) == len(explanation["words"])
+    assert study["log_prob"] - 1e-3 <= sum(explanation["log_probs"]) + 1e-3 and max(explanation["log_probs"]) <= 0
+    assert sum(slot["weight"] for slot in explanation["slots"]) == pytest.approx(1, abs=1e-3)        # all 12 slots are listed
+    assert len(explanation["neighbors"]) == 3 and {near["id"] for near in explanation["neighbors"]} <= ids
 
 
 @pytest.mark.slow
@@ -251,7 +251,7 @@ def test_html_report_of_image_files(workdir, call, folders, tmp_path, capsys):
                        "--html", tmp_path / "page.html")
   page = (tmp_path / "page.html").read_text()
   assert status == 0, err
-  assert "no medical device" in page and "phantom-val-000000/frontal.jpg" in page
+  assert "not a medical device" in page and "phantom-val-000000/frontal.jpg" in page
   assert page.count("photo.png doesn't look like") == 1
 
 

@@ -13,7 +13,7 @@ from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import derangements, score_reports, shuffle_hypotheses
 from mcsam_jax.findings import FINDINGS
-from mcsam_jax.html_report.scores import facts, main_table
+from mcsam_jax.html_report.scores import list_statistics, make_main_table
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.nlg import compute_nlg, METRICS
 
@@ -151,7 +151,7 @@ def test_a_single_subject_gives_no_intervals(arguments):
   assert json.loads(json.dumps(scores, allow_nan=False)) == scores
   table = format_table(scores)
   assert "compared with" not in table and "(95% interval" not in table
-  assert facts(scores) and main_table(scores)        # the HTML report shows it too
+  assert list_statistics(scores) and make_main_table(scores)        # the HTML report shows it too
 
 
 def test_the_model_is_compared_with_each_baseline(arguments):
