@@ -1,6 +1,6 @@
-"""Runs whose data, workdir and compiled programs are in a bucket, by the libraries that would ask Cloud Storage.
+"""Runs whose data, workdir and compiled programs are in a bucket, with a fake of Cloud Storage.
 
-Orbax, TensorStore, TensorFlow, ArrayRecord and JAX's compilation cache each have a way of their own to get there.
+Orbax, TensorStore, TensorFlow, ArrayRecord and JAX's compilation cache each use a client of their own.
 """
 
 import os
@@ -24,17 +24,19 @@ def storage(tmp_path):
     yield storage
 
 
-def flip_a_byte(storage: CloudStorage, prefix: str) -> None:
-  """Changes the largest object below a prefix, as a disk that rots would: under the same generation."""
-  found = max((storage.objects["bucket", name] for name in storage.names("bucket", prefix)),
-              key=lambda found: len(found.content))
-  middle = len(found.content) // 2
-  found.content = found.content[:middle] + bytes([found.content[middle] ^ 1]) + found.content[middle + 1:]
+def flip_bit(storage: CloudStorage, prefix: str) -> None:
+  """Flips a bit of the largest object below a prefix, without a new generation, as bit rot on a disk would."""
+  largest = max((storage.objects["bucket", name] for name in storage.list_names("bucket", prefix)),
+                key=lambda item: len(item.content))
+  content = bytearray(largest.content)
+  content[len(content) // 2] ^= 1
+  largest.content = bytes(content)
 
 
-def downloaded(storage: CloudStorage, prefix: str, folder: pathlib.Path) -> pathlib.Path:
-  for name in storage.names("bucket", prefix):
-    if not name.endswith("/"):                                         # that stands for a folder
+def download(storage: CloudStorage, prefix: str, folder: pathlib.Path) -> pathlib.Path:
+  """Writes the objects below a prefix to a folder, and returns their local path."""
+  for name in storage.list_names("bucket", prefix):
+    if not name.endswith("/"):                                         # marks a folder
       (folder / name).parent.mkdir(parents=True, exist_ok=True)
       (folder / name).write_bytes(storage.objects["bucket", name].content)
   return folder / prefix
@@ -62,47 +64,48 @@ RESTORE = """if True:
 """
 
 
-def test_a_checkpoint_goes_into_a_bucket_and_comes_back_and_a_damaged_one_is_put_aside(storage):
+def test_checkpoints_are_restored_from_a_bucket_and_a_damaged_one_is_renamed(storage):
   def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False,
-                          cwd=ROOT, env=os.environ | storage.environment | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False,
+                             cwd=ROOT, env=os.environ | storage.environment | {"JAX_PLATFORMS": "cpu"})
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
   run(SAVE)
-  assert {"run/checkpoints/7/manifest.json", "run/checkpoints/8/manifest.json"} <= set(storage.names("bucket"))
-  flip_a_byte(storage, "run/checkpoints/8/default/")
-  said = run(RESTORE)
-  assert "scores [(7, {'CIDEr': 0.7" in said and "weights from 7.0 steps [7]" in said
-  assert "checkpoint 8 is damaged, the one before it is used: gs://bucket/run/checkpoints/8/default/" in said
-  assert storage.names("bucket", "run/checkpoints/damaged-8/default/") and not storage.names("bucket",
-                                                                                            "run/checkpoints/8/")
-  assert not storage.unknown
+  assert {"run/checkpoints/7/manifest.json", "run/checkpoints/8/manifest.json"} <= set(storage.list_names("bucket"))
+  flip_bit(storage, "run/checkpoints/8/default/")
+  output = run(RESTORE)
+  assert "scores [(7, {'CIDEr': 0.7" in output and "weights from 7.0 steps [7]" in output
+  assert "checkpoint 8 is damaged" in output and "gs://bucket/run/checkpoints/8/default/" in output
+  assert storage.list_names("bucket", "run/checkpoints/damaged-8/default/")
+  assert not storage.list_names("bucket", "run/checkpoints/8/")
+  assert not storage.unknown_requests
 
 
 @pytest.mark.slow
 def test_two_hosts_train_in_a_bucket_as_on_a_disk(storage, tmp_path):
-  """Interrupted there, by SIGTERM and by a damaged checkpoint, with a bucket that often has no time."""
+  """In the bucket, SIGTERM and a damaged checkpoint interrupt the run, and many requests get status 503."""
   fields = {"train__keep_last": 2, "train__log_every": 10, "train__checkpoint_every": 10, "data__restricted": True}
   run_to_end(tmp_path, "", verb="prepare", num_hosts=1, **fields)
   run_to_end(tmp_path, "run", **fields)
   run_to_end(tmp_path, "run", verb="evaluate", num_hosts=1)
 
-  there = {"environment": storage.environment}
-  storage.busy = lambda method, path: sum(storage.asked.values()) % 50 == 0
-  run_to_end(BUCKET, "", verb="prepare", num_hosts=1, **there, **fields)
-  run = TrainingRun(BUCKET, "run", **there, **fields)
-  assert run.wait_until(lambda: storage.names("bucket", "run/checkpoints/10/manifest.json")), run.text
+  in_bucket = {"environment": storage.environment}
+  storage.is_busy = lambda method, path: sum(storage.request_counts.values()) % 50 == 0
+  run_to_end(BUCKET, "", verb="prepare", num_hosts=1, **in_bucket, **fields)
+  run = TrainingRun(BUCKET, "run", **in_bucket, **fields)
+  assert run.wait_until(lambda: storage.list_names("bucket", "run/checkpoints/10/manifest.json")), run.text
   os.kill(run.process.pid, signal.SIGTERM)
   assert run.wait() == 75, run.text
   assert "stopped at step" in run.text
-  said = run_to_end(BUCKET, "run", **there, **fields)
-  assert "resumed at step" in said and "trained 60 steps" in said
-  flip_a_byte(storage, "run/checkpoints/60/default/")
-  said = run_to_end(BUCKET, "run", **there, **fields)
-  assert "checkpoint 60 is damaged" in said and "resumed at step 50" in said
-  run_to_end(BUCKET, "run", verb="evaluate", **there)
+  output = run_to_end(BUCKET, "run", **in_bucket, **fields)
+  assert "resumed at step" in output and "trained 60 steps" in output
+  flip_bit(storage, "run/checkpoints/60/default/")
+  output = run_to_end(BUCKET, "run", **in_bucket, **fields)
+  assert "checkpoint 60 is damaged" in output and "resumed at step 50" in output
+  run_to_end(BUCKET, "run", verb="evaluate", **in_bucket)
 
-  assert_same_final_state(downloaded(storage, "run", tmp_path / "copy"), tmp_path / "run")
+  assert_same_final_state(download(storage, "run", tmp_path / "copy"), tmp_path / "run")
   reports = "eval/test-60.jsonl"
   assert (tmp_path / "copy" / "run" / reports).read_text() == (tmp_path / "run" / reports).read_text()
-  assert storage.asked[503] > 20 and not storage.unknown
+  assert storage.request_counts[503] > 20 and not storage.unknown_requests

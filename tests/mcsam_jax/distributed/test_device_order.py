@@ -28,13 +28,14 @@ config = configs.load_config("phantom", ["--config.encoder.name=resnet_tiny", "-
 encode_gray = lambda level: cv2.imencode(".jpg", np.full((40, 40), level, np.uint8))[1].tobytes()
 split = [{"images": [encode_gray(level)]} for level in (10, 200, 90)]
 encoder, variables = make_encoder("resnet_tiny"), init_encoder_variables(config)
-without_mesh = compute_pooled_features(config, split, encoder, variables, lambda line: None)
+compute = lambda: compute_pooled_features(config, split, encoder, variables, lambda line: None)
+without_mesh = compute()
 mesh = make_mesh(config, jax.devices()[::-1])
 assert [device.id for device in mesh.devices.flat] == [3, 2, 1, 0] and decode_batch_size(config, mesh.shape) == 8
 with jax.set_mesh(mesh):
   votes = _SignalVotes()
   assert votes.vote(None, 0) is None and votes.vote(signal.SIGTERM, 0) == signal.SIGTERM
-  np.testing.assert_array_equal(compute_pooled_features(config, split, encoder, variables, lambda line: None), without_mesh)
+  np.testing.assert_array_equal(compute(), without_mesh)
 assert np.ptp(without_mesh, 0).max() > 0
 print("completed")
 """

@@ -18,24 +18,16 @@ from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.training import optimizer
+from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
 
-TINY = {
-    "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
-    "data.restricted": True, "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False,
-    "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2, "model.encoder_layers": 0,
-    "model.decoder_layers": 1, "model.num_memory_tokens": 2, "memory.num_heads": 2, "memory.num_slots": 12,
-    "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random", "tokenizer.threshold": 1,
-    "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 30, "train.eval_every": 10,
-    "train.log_every": 5, "train.eval_studies": 4, "train.host_threads": 1, "train.profile_steps": 3,
-    "train.best_metric": "", "optimizer.warmup_steps": 5, "decode.batch_size": 4, "decode.beam_size": 2,
-}
+FIELDS = NETWORK | PHANTOMS | {"data.restricted": True, "train.num_steps": 30, "train.eval_every": 10,
+                               "train.log_every": 5, "train.profile_steps": 3}
 NONFINITE_STEP = 25               # its loss is not finite, because a huge learning rate spoiled the step before
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-  fields = TINY | {"data.data_dir": tmp_path_factory.mktemp("data")}
-  arguments = [f"--config.{field}={value}" for field, value in fields.items()]
+  arguments = make_arguments(FIELDS, data__data_dir=tmp_path_factory.mktemp("data"))
   prepare(configs.load_config("phantom", arguments), log=lambda line: None)
   return arguments
 

@@ -1,0 +1,96 @@
+"""What a workdir accepts at a second start: the same config, other runtime fields, more steps."""
+
+import json
+import re
+
+from etils import epath
+import pytest
+
+from input_pipeline.tokenizer import build_tokenizer
+from mcsam_jax.checkpoints import workdir as workdirs
+from mcsam_jax.config import read_config, VERSION_KEY
+from mcsam_jax.errors import UserError
+from tests.testing.tiny import make_config, NETWORK, PHANTOMS
+
+
+@pytest.fixture(autouse=True)
+def tokenizer_without_records(monkeypatch):
+  monkeypatch.setattr(workdirs, "load_or_build_tokenizer",
+                      lambda config, log: build_tokenizer(config, ["the lungs are clear .", "no effusion ."]))
+
+
+def tiny(**changes):
+  return make_config(NETWORK, PHANTOMS, train__num_steps=100, **changes)
+
+
+def create(path, config):
+  lines = []
+  return workdirs.create_workdir(str(path), config, lines.append), lines
+
+
+def test_a_second_start_with_the_same_config_changes_nothing(tmp_path):
+  create(tmp_path, tiny())
+  saved = (tmp_path / "config.json").read_text()
+  work, lines = create(tmp_path, tiny(train__host_threads=3, prepare__num_workers=2))
+  assert work.config.train.host_threads == 3 and not lines
+  assert (tmp_path / "config.json").read_text() == saved
+
+
+def test_a_run_is_extended_by_raising_num_steps_and_the_new_config_is_saved(tmp_path):
+  create(tmp_path, tiny())
+  work, lines = create(tmp_path, make_config(NETWORK, PHANTOMS, train__num_steps=150))
+  assert work.config.train.num_steps == 150 and read_config(tmp_path / "config.json").train.num_steps == 150
+  assert len(lines) == 1 and "100" in lines[0] and "150" in lines[0]
+  assert workdirs.open_workdir(tmp_path).config.train.num_steps == 150
+  assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".unfinished")] == []
+
+
+def test_a_run_is_not_shortened(tmp_path):
+  create(tmp_path, tiny())
+  with pytest.raises(UserError, match="train.num_steps=100.* 50") as error:
+    create(tmp_path, make_config(NETWORK, PHANTOMS, train__num_steps=50))
+  assert str(tmp_path) in str(error.value)
+  assert read_config(tmp_path / "config.json").train.num_steps == 100
+
+
+def test_a_run_is_not_extended_while_it_trains(tmp_path):
+  create(tmp_path, tiny())
+  with workdirs.acquire_lock(epath.Path(tmp_path)), pytest.raises(UserError, match="another run"):
+    create(tmp_path, make_config(NETWORK, PHANTOMS, train__num_steps=150))
+  assert read_config(tmp_path / "config.json").train.num_steps == 100
+
+
+def test_more_steps_do_not_excuse_another_model(tmp_path):
+  create(tmp_path, tiny())
+  with pytest.raises(UserError, match="model.width: 32, 16"):
+    create(tmp_path, make_config(NETWORK, PHANTOMS, train__num_steps=150, model__width=32))
+  assert read_config(tmp_path / "config.json").train.num_steps == 100
+
+
+def test_evaluation_can_not_override_the_number_of_steps(tmp_path):
+  create(tmp_path, tiny())
+  with pytest.raises(UserError, match="train.num_steps"):
+    workdirs.open_workdir(tmp_path, ["--config.train.num_steps=150"])
+
+
+def test_an_older_workdir_without_new_fields_is_opened_and_resumed(tmp_path):
+  create(tmp_path, tiny())
+  saved = json.loads((tmp_path / "config.json").read_text())
+  del saved["model"]["align_on"], saved["train"]["remat"]
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  for open_it in (lambda lines: workdirs.open_workdir(tmp_path, [], lines.append),
+                  lambda lines: workdirs.create_workdir(str(tmp_path), tiny(), lines.append)):
+    lines = []
+    assert open_it(lines).config.model.align_on == "response"
+    line, = lines
+    assert "model.align_on=response" in line and "train.remat=none" in line
+
+
+def test_a_workdir_of_version_0_1_is_refused_at_every_start(tmp_path):
+  create(tmp_path, tiny())
+  saved = json.loads((tmp_path / "config.json").read_text())
+  del saved[VERSION_KEY]
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  for start in (lambda: workdirs.open_workdir(tmp_path), lambda: create(tmp_path, tiny())):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.json")) + ".* 0.1"):
+      start()
