@@ -25,10 +25,11 @@ from mcsam_jax.evaluation.eval_files import (
 )
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
-from mcsam_jax.explain.explanations import describe_slots, explain_reports, in_numbers
-from mcsam_jax.explain.memory_usage import memory_slot_usage
+from mcsam_jax.explain.explanations import explain_reports, explanation_to_json
+from mcsam_jax.explain.memory_usage import compute_memory_slot_usage
+from mcsam_jax.explain.slots import describe_slots
 from mcsam_jax.findings import FINDINGS
-from mcsam_jax.html_report.split_page import Reasons, write_split_page
+from mcsam_jax.html_report.split_page import ReportExplanations, write_split_page
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts, load_pooled_features
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_embeddings import make_image_embedder
@@ -65,7 +66,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   parse_score_names(config.eval.radeval)              # a missing package should fail before any report is generated
   with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
-    features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log) for each in (split, train))
+    features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log)
+                                for each in (split, train))
     batch_size = decode_batch_size(config, mesh.shape)
 
     def make_batches(phase: str, records: Split = split, record_features: np.ndarray | None = features
@@ -92,26 +94,28 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       model_features = {
           "split": embed_images(make_batches("embedding images"), len(split)),
           "train": embed_images(make_batches("embedding training images", train, train_features), len(train))}
-      slot_usage = memory_slot_usage(model.model, config, tokenizer.eos_id, model.variables, mesh,
+      slot_usage = compute_memory_slot_usage(model.model, config, tokenizer.eos_id, model.variables, mesh,
                                      make_batches("measuring memory usage")) if config.model.use_memory else None
-      reasons = None
+      explanations = None
       if config.eval.explain or (
           config.eval.html_report and (config.eval.html_report_restricted or not config.data.restricted)):
         log("explaining the reports: attention of each word, memory slots, similar training reports")
-        reasons = Reasons(explain_reports(model, config, tokenizer, mesh, make_batches("explaining reports"), reports,
-                                          train.reports),
-                          describe_slots(model, config, tokenizer, first.initial_memory, mesh))
+        explanations = ReportExplanations(
+            explain_reports(model, config, tokenizer, mesh, make_batches("explaining reports"), reports, train.reports),
+            describe_slots(model, config, tokenizer, first.initial_memory, mesh))
 
     guard.check()
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(
-          lambda: _score_and_write(workdirs, models, split, reports, model_features, slot_usage, reasons, labeler, log),
+          lambda: _score_and_write(workdirs, models, split, reports, model_features, slot_usage, explanations, labeler,
+                                   log),
           context=guard.immediate) or {}
 
 
 def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel], split: Split,
                      reports: Sequence[GeneratedReport], model_features: Mapping[str, np.ndarray],
-                     slot_usage: dict | None, reasons: Reasons | None, labeler: Labeler | None, log) -> dict:
+                     slot_usage: dict | None, explanations: ReportExplanations | None, labeler: Labeler | None,
+                     log) -> dict:
   """Scores the generated reports of a split and writes all result files to the first workdir; returns the scores."""
   workdir, step = workdirs[0], models[0].step
   config, train = workdir.config, workdir.open_split("train")
@@ -143,13 +147,13 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
                                         for suffix in ("json", "jsonl", "html"))
   results: list[dict] = [{"scores": study_scores[study], "labels": labels and labels[study]}
                          for study in range(len(reports))]
-  if config.eval.explain and reasons is not None:
+  if config.eval.explain and explanations is not None:
     train_ids = train.ids
-    for result, why in zip(results, reasons.whys):
-      result["why"] = in_numbers(why, reasons.slots, train_ids)
+    for result, explanation in zip(results, explanations.per_report):
+      result["explanation"] = explanation_to_json(explanation, explanations.slots, train_ids)
   write_report_table(table_path, split, reports, results)
   if config.eval.html_report:
-    write_split_page(html_path, workdir, split, step, reports, scores, study_scores, reasons, labels=labels,
+    write_split_page(html_path, workdir, split, step, reports, scores, study_scores, explanations, labels=labels,
                      findings=labeler.findings if labeler else FINDINGS)
   atomic_write(scores_path, json.dumps(scores, indent=2) + "\n")
   make_result_path(workdirs, split, step, "unscored.jsonl").unlink(missing_ok=True)

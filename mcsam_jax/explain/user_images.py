@@ -1,4 +1,4 @@
-"""Explains the reports that a model wrote about a user's own images."""
+"""Explains the reports of a user's own images."""
 
 from collections.abc import Sequence
 import contextlib
@@ -8,24 +8,31 @@ import jax
 from input_pipeline.splits import Split
 from input_pipeline.user_images import UserStudy
 from mcsam_jax.errors import UserError
-from mcsam_jax.explain.explanations import describe_slots, explain_reports
+from mcsam_jax.explain.explanations import explain_reports, Explanation
+from mcsam_jax.explain.slots import describe_slots, SlotDescription
 from mcsam_jax.inference.generate import GeneratedReport
-from mcsam_jax.inference.predictor import groups, Predictor
+from mcsam_jax.inference.predictor import batched, Predictor
 
 
-def reasons_of(model: Predictor, studies: Sequence[UserStudy],
-               written: Sequence[GeneratedReport]) -> tuple[Sequence, Sequence, Split | None]:
-  """Returns why each report was written, what the slots stand for, and the training records that `why` means.
+def explain_user_images(predictor: Predictor, studies: Sequence[UserStudy], reports: Sequence[GeneratedReport]
+                        ) -> tuple[list[Explanation], list[SlotDescription], Split | None]:
+  """Returns the explanations, the descriptions of the memory slots, and the train split of the neighbors.
 
-  Without the training records, or where they are restricted, no report is compared with them.
+  If the training records are restricted or not on this machine, the split is None and no report has neighbors.
+
+  Args:
+    predictor: the model that generated the reports.
+    studies: the studies.
+    reports: one per study.
   """
-  work, train = model.work, None
-  config, tokenizer = work.config, work.tokenizer
+  workdir, train = predictor.workdir, None
+  config, tokenizer = workdir.config, workdir.tokenizer
   if not config.data.restricted:
     with contextlib.suppress(UserError):
-      train = work.open_split("train")
-  batches = (model.inputs(group)[0] for group in groups(studies, config.decode.batch_size))
-  with jax.set_mesh(model.mesh):
-    whys = explain_reports(model.member, config, tokenizer, model.mesh, batches, written,
-                           train.reports if train else ())
-    return whys, describe_slots(model.member, config, tokenizer, work.initial_memory, model.mesh), train
+      train = workdir.open_split("train")
+  batches = (predictor.make_batch(group)[0] for group in batched(studies, config.decode.batch_size))
+  with jax.set_mesh(predictor.mesh):
+    explanations = explain_reports(predictor.loaded, config, tokenizer, predictor.mesh, batches, reports,
+                                   train.reports if train else ())
+    slots = describe_slots(predictor.loaded, config, tokenizer, workdir.initial_memory, predictor.mesh)
+  return explanations, slots, train

@@ -8,10 +8,11 @@ import numpy as np
 from input_pipeline.datasets.phantom.dataset import make_record
 from input_pipeline.datasets.phantom.patient import sample_findings
 from input_pipeline.datasets.phantom.reports import find_mentions, read_labels, write_report
-from mcsam_jax.explain.explanations import Slot, Why
+from mcsam_jax.explain.explanations import Explanation
+from mcsam_jax.explain.slots import SlotDescription
 
 GRID = 7
-SLOTS = [Slot(number % 5, [f"topic{number % 5}", "word"], ["effusion", f"word{number}"]) for number in range(16)]
+SLOTS = [SlotDescription(number % 5, [f"topic{number % 5}", "word"], ["effusion", f"word{number}"]) for number in range(16)]
 TRAIN = [f"Report {number} of train." for number in range(40)]
 
 
@@ -40,7 +41,7 @@ def make_studies(count: int, num_pictures: int = 12) -> list[dict]:
         "scores": {"BLEU_4": float(rng.random()), "CIDEr": float(rng.gamma(2)), "METEOR": None},
         "labels": read_labels(generated), "reference_labels": read_labels(reference),
         "mentions": find_mentions(generated), "reference_mentions": find_mentions(reference),
-        "why": Why(words, -rng.gamma(0.6, 0.8, len(words)).astype(np.float32),
+        "explanation": Explanation(words, -rng.gamma(0.6, 0.8, len(words)).astype(np.float32),
                    make_attention_maps(rng.random((len(words), len(record["images"]), 2))),
                    [(int(slot), 0.2 / (1 + rank)) for rank, slot in enumerate(rng.permutation(len(SLOTS))[:6])],
                    [(int(near), 0.5) for near in rng.permutation(len(TRAIN))[:3]])})
