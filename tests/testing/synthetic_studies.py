@@ -12,7 +12,8 @@ from mcsam_jax.explain.explanations import Explanation
 from mcsam_jax.explain.slots import SlotDescription
 
 GRID = 7
-SLOTS = [SlotDescription(number % 5, [f"topic{number % 5}", "word"], ["effusion", f"word{number}"]) for number in range(16)]
+SLOTS = [SlotDescription(number % 5, [f"topic{number % 5}", "word"], ["effusion", f"word{number}"])
+         for number in range(16)]
 TRAIN = [f"Report {number} of train." for number in range(40)]
 
 

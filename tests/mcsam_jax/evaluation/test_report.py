@@ -20,7 +20,7 @@ from mcsam_jax import cli
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.workdir import create_workdir, init_encoder_variables, open_workdir
-from mcsam_jax.demo import write_films
+from mcsam_jax.demo import write_image_files
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
@@ -77,7 +77,7 @@ def folders(evaluated, tmp_path_factory):
   """Returns a folder that has one folder of images per val study, named like the study."""
   root = tmp_path_factory.mktemp("images")
   for name, (record, _) in evaluated.items():
-    write_films(record, root / name)
+    write_image_files(record, root / name)
   return root
 
 
@@ -209,10 +209,11 @@ def test_json_holds_the_numbers_that_explain_each_report(call, workdir):
   ids = set(open_workdir(workdir).open_split("train").ids)
   for study in call.json["studies"]:
     explanation = study["explanation"]
-    assert " ".join(explanation["words"]) == study["report"] and len(explanation["log_probs"]) == len(explanation["words"])
-    assert study["log_prob"] - 1e-3 <= sum(explanation["log_probs"]) + 1e-3 and max(explanation["log_probs"]) <= 0
-    assert sum(slot["weight"] for slot in explanation["slots"]) == pytest.approx(1, abs=1e-3)        # all 12 slots are listed
-    assert len(explanation["neighbors"]) == 3 and {near["id"] for near in explanation["neighbors"]} <= ids
+    words, log_probs = explanation["words"], explanation["log_probs"]
+    assert " ".join(words) == study["report"] and len(log_probs) == len(words)
+    assert study["log_prob"] - 1e-3 <= sum(log_probs) + 1e-3 and max(log_probs) <= 0
+    assert sum(slot["weight"] for slot in explanation["slots"]) == pytest.approx(1, abs=1e-3)    # all 12 are listed
+    assert len(explanation["neighbors"]) == 3 and {neighbor["id"] for neighbor in explanation["neighbors"]} <= ids
 
 
 @pytest.mark.slow
