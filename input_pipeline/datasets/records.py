@@ -16,7 +16,7 @@ from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
 
 SPLITS = ("train", "val", "test")
 TEXT_FIELDS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
-         "comparison", "study_datetime", "labels_from")
+               "comparison", "study_datetime", "labels_from")
 LIST_FIELDS = ("images", "dicom_ids", "views", "source_views")
 _Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (generated at import)
 _FIELDS = (*TEXT_FIELDS, *LIST_FIELDS, "labels")

@@ -46,7 +46,7 @@ class InitialMemory:
 
 
 def make_initial_memory(reports: list[str], config: ConfigDict, seed: int,
-                     log: Callable[[str], None] = print) -> InitialMemory:
+                        log: Callable[[str], None] = print) -> InitialMemory:
   """Computes the initial memory from cleaned training reports, deterministically.
 
   Args:
@@ -80,7 +80,7 @@ def make_initial_memory(reports: list[str], config: ConfigDict, seed: int,
   topic_words, topic_cosines = find_nearest_words(topics, words)
   slot_words, slot_cosines = find_nearest_words(slots, words)
   memory = InitialMemory(fields.kind, slots, slot_words, slot_cosines, slot_topics, topic_words, topic_cosines,
-                    compute_npmi(topic_words, reports).astype(np.float32))
+                         compute_npmi(topic_words, reports).astype(np.float32))
   log(f"memory: median coherence (NPMI) of {len(topics)} topics {memory.median_npmi:.3f}")
   return memory
 
@@ -133,7 +133,7 @@ def load_initial_memory(directory: epath.PathLike) -> InitialMemory:
   except NPZ_ERRORS as error:
     raise UserError(f"{path} is damaged ({error}): run `mcsam init-memory` again") from error
   return InitialMemory(**{**arrays, "kind": str(arrays["kind"]), "slot_words": arrays["slot_words"].tolist(),
-                       "topic_words": arrays["topic_words"].tolist()})
+                          "topic_words": arrays["topic_words"].tolist()})
 
 
 def _format_topics(memory: InitialMemory) -> str:

@@ -6,7 +6,7 @@ MAX_ITERATIONS = 100
 
 
 def compute_kmeans_topics(vectors: np.ndarray, weights: np.ndarray, num_topics: int,
-                  rng: np.random.Generator) -> np.ndarray:
+                          rng: np.random.Generator) -> np.ndarray:
   """Returns the unit centers [K, D] of weighted spherical k-means over word vectors.
 
   Args:
@@ -35,7 +35,7 @@ def sample_random_topics(num_topics: int, width: int, rng: np.random.Generator) 
 
 
 def sample_initial_centers(vectors: np.ndarray, weights: np.ndarray, num_topics: int,
-                 rng: np.random.Generator) -> np.ndarray:
+                           rng: np.random.Generator) -> np.ndarray:
   """Returns the vectors [K, D] of words sampled by weight times distance to the centers sampled so far.
 
   This is the initialization of k-means++ (Arthur & Vassilvitskii, SODA 2007).

@@ -54,7 +54,7 @@ class TopicMixtureNetwork(nn.Module):
 
 
 def solve_transport(cost: jax.Array, masses: jax.Array, mixture: jax.Array,
-              epsilon: float) -> sinkhorn.SinkhornOutput:
+                    epsilon: float) -> sinkhorn.SinkhornOutput:
   """Solves the entropic transport from `masses` [U] to `mixture` [K] with costs `cost` [U, K].
 
   The output's `reg_ot_cost` is differentiable with respect to all three arguments. By

@@ -12,7 +12,7 @@ from mcsam_jax.pretrained import torch_names
 from mcsam_jax.pretrained.conversion import TensorMapping
 
 TRANSFORMER_PREFIX, VISUAL_PREFIX = "encoder_decoder.", "visual_extractor.model."
-CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}   # of the ResNet
+CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}   # ResNet
 PROJECTIONS = ("query", "key", "value", "output")
 NORMS = {"encoder": ("norm_attention", "norm_feedforward"), "decoder": ("norm_self", "norm_cross", "norm_feedforward")}
 PARTS = {"self_attn": "self_attention", "src_attn": "cross_attention", "feed_forward": "feedforward"}

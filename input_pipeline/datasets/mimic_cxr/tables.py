@@ -19,7 +19,7 @@ from mcsam_jax.findings import FINDINGS
 
 SPLIT, METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 LABELS = {"chexpert": "mimic-cxr-2.0.0-chexpert.csv", "negbio": "mimic-cxr-2.0.0-negbio.csv"}
-RADIOLOGIST_LABELS = "mimic-cxr-2.1.0-test-set-labeled.csv"   # of test studies, since release 2.1.0
+RADIOLOGIST_LABELS = "mimic-cxr-2.1.0-test-set-labeled.csv"   # test studies only; since 2.1.0
 # Values of the record field `labels_from`.
 TOOL_LABELS_SOURCE = {name: f"impression (if absent, findings or last paragraph), by {tool}"
                       for name, tool in (("chexpert", "the CheXpert labeler"), ("negbio", "NegBio"))}
@@ -74,7 +74,7 @@ def read_images(source: epath.Path) -> list[CxrImage]:
     meta = metadata.get(row["dicom_id"], {})
     view, source_view = classify_view(meta.get("ViewPosition", ""), meta.get("ViewCodeSequence_CodeMeaning", ""))
     images.append(CxrImage(row["dicom_id"], row["subject_id"], row["study_id"], split, view, source_view,
-                        format_datetime(meta.get("StudyDate", ""), meta.get("StudyTime", "")), bool(meta)))
+                           format_datetime(meta.get("StudyDate", ""), meta.get("StudyTime", "")), bool(meta)))
   if not images:
     raise UserError(f"{path} has no rows")
   return images

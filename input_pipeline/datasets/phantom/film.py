@@ -91,7 +91,7 @@ def arc_points(start, end, sag: float, points: int = 9) -> list[tuple[float, flo
 
 
 def draw_vessel(pen: Pen, rng: np.random.Generator, x: float, y: float, angle: float, length: float,
-           width: float, density: float) -> None:
+                width: float, density: float) -> None:
   """Draws a vessel and, recursively, its ever thinner branches."""
   end_x, end_y = x + length * math.cos(angle), y + length * math.sin(angle)
   pen.stroke([(x, y), (end_x, end_y)], width, density)

@@ -220,7 +220,7 @@ def _draw_vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.
       angle = slope if lung.sign > 0 else math.pi - slope
       start = (x + rng.uniform(-3, 3), y + 8 * slope)
       draw_vessel(pen, rng, *start, angle, reach * rng.uniform(0.7, 1.2), rng.uniform(2.2, 3.6) * widening,
-             min(1, 0.62 * widening))
+                  min(1, 0.62 * widening))
     pen.stroke(arc_points((x - 2 * lung.sign, y - 12), (x, y + 16), 3 * lung.sign), 6, 0.75)
   sheet = pen.render() * np.float32(patient.vessels * (1.25 if congested else 1))
   for lung in lungs:
@@ -230,7 +230,7 @@ def _draw_vessels(patient: Patient, lungs: list[Lung], congested: bool, rng: np.
 
 
 def _draw_lung_findings(findings: dict, lungs: list[Lung], heart: dict, patient: Patient,
-                   rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+                        rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """Returns the fraction of air that findings replace, and the density of their lines, both [SIZE, SIZE]."""
   effusion_rng, consolidation_rng, atelectasis_rng, edema_rng = rng.spawn(4)
   clear, pen = np.ones((SIZE, SIZE), np.float32), Pen()

@@ -117,7 +117,7 @@ def _draw_vessels(patient: Patient, chest: Chest, congested: bool, rng: np.rando
   x, y = chest.point(0.52, 0.44)
   for angle in (np.linspace(0, 2 * math.pi, 9)[:8] + rng.uniform(-0.2, 0.2, 8)).tolist():
     draw_vessel(pen, rng, x, y, angle, chest.depth * rng.uniform(0.2, 0.32), rng.uniform(2.2, 3.2) * widening,
-           min(1, 0.65 * widening))
+                min(1, 0.65 * widening))
   pen.stroke([(x - 4, y), (x + 6, y + 8)], 12, 0.8)
   return pen.render() * np.float32(patient.vessels * (1.25 if congested else 1))
 

@@ -117,7 +117,7 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     side = "bilateral" if both else str(rng.choice(SIDES))
     effusion = findings["Pleural Effusion"] = _sample_graded(rng, "Pleural Effusion", EFFUSION_HEIGHT, side)
     occupied.update((s, z) for s in effusion.sides for z in ("lower", "mid")
-                 if z == "lower" or effusion.severity == "large")
+                    if z == "lower" or effusion.severity == "large")
   if "Atelectasis" in names:
     under_fluid = findings["Pleural Effusion"].sides if "Pleural Effusion" in findings else ()
     # An enlarged heart covers the left base; use the right one unless it is under fluid.

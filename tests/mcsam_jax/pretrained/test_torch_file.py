@@ -104,7 +104,7 @@ def write_file(tmp_path, data):
 def test_types_strides_and_shared_storages(tmp_path, torch, write):
   base = np.arange(24, dtype=np.float32)
   state = collections.OrderedDict(
-      whole=Tensor(base, "0", 0, (4, 6), (6, 1)),
+      full=Tensor(base, "0", 0, (4, 6), (6, 1)),
       transposed=Tensor(base, "0", 0, (6, 4), (1, 6)),
       part=Tensor(base, "0", 7, (2, 3), (6, 2), parameter=True),
       half=Tensor(np.array([0.5, -2], np.float16), "1", 0, (2,), (1,)),
@@ -113,23 +113,23 @@ def test_types_strides_and_shared_storages(tmp_path, torch, write):
       flags=Tensor(np.array([True, False]), "4", 0, (2,), (1,)),
       empty=Tensor(np.zeros(0, np.float32), "5", 0, (0, 3), (3, 1)))
   vars(state)["_metadata"] = {"": {"version": 1}}  # an attribute of PyTorch's state dicts
-  found = read_state_dict(write_file(tmp_path, write(state)))
-  assert list(found) == list(state)
-  np.testing.assert_array_equal(found["whole"], base.reshape(4, 6))
-  np.testing.assert_array_equal(found["transposed"], base.reshape(4, 6).T)
-  np.testing.assert_array_equal(found["part"], [[7, 9, 11], [13, 15, 17]])
-  assert found["half"].dtype == np.float16 and found["half"].tolist() == [0.5, -2]
-  assert found["brain"].astype(np.float32).tolist() == [1.5, 3]
-  assert found["count"].shape == () and found["count"] == 2**40
-  assert found["flags"].tolist() == [True, False] and found["empty"].shape == (0, 3)
+  tensors = read_state_dict(write_file(tmp_path, write(state)))
+  assert list(tensors) == list(state)
+  np.testing.assert_array_equal(tensors["full"], base.reshape(4, 6))
+  np.testing.assert_array_equal(tensors["transposed"], base.reshape(4, 6).T)
+  np.testing.assert_array_equal(tensors["part"], [[7, 9, 11], [13, 15, 17]])
+  assert tensors["half"].dtype == np.float16 and tensors["half"].tolist() == [0.5, -2]
+  assert tensors["brain"].astype(np.float32).tolist() == [1.5, 3]
+  assert tensors["count"].shape == () and tensors["count"] == 2**40
+  assert tensors["flags"].tolist() == [True, False] and tensors["empty"].shape == (0, 3)
 
 
 @FORMATS
 @pytest.mark.parametrize("nest", ["state_dict", "model", "model_state_dict"])
 def test_nested_state_dicts_of_parallel_wrappers(tmp_path, torch, write, nest):
   tensor = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,))
-  found = read_state_dict(write_file(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))
-  assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
+  tensors = read_state_dict(write_file(tmp_path, write({"epoch": 3, nest: {"module.fc.bias": tensor}})))
+  assert tensors["fc.bias"].tolist() == [1, 1] and len(tensors) == 1
 
 
 @FORMATS
@@ -137,8 +137,8 @@ def test_entries_that_are_not_tensors_are_skipped_and_logged(tmp_path, torch, wr
   tensor, lines = Tensor(np.ones(2, np.float32), "0", 0, (2,), (1,)), []
   content = {"state_dict": {"fc.bias": tensor, "best": np.float64(0.5), "step": np.int64(3), "note": "x"},
              "accuracy": np.float32(0.25)}
-  found = read_state_dict(write_file(tmp_path, write(content)), lines.append)
-  assert found["fc.bias"].tolist() == [1, 1] and len(found) == 1
+  tensors = read_state_dict(write_file(tmp_path, write(content)), lines.append)
+  assert tensors["fc.bias"].tolist() == [1, 1] and len(tensors) == 1
   assert len(lines) == 3
   assert all(name in line for name, line in zip(("best", "step", "note"), lines))
 
@@ -152,9 +152,9 @@ def test_safetensors_dtypes(tmp_path):
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
   for name, dtype in (("BF16", ml_dtypes.bfloat16), ("F16", np.float16), ("F32", np.float32), ("I64", np.int64)):
     save(name, values.astype(dtype).tobytes())
-    found, = read_state_dict(str(path)).values()
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found.astype(np.float64), values.astype(dtype).astype(np.float64))
+    tensors, = read_state_dict(str(path)).values()
+    assert tensors.dtype == dtype
+    np.testing.assert_array_equal(tensors.astype(np.float64), values.astype(dtype).astype(np.float64))
   save("F8_E4M3", bytes(3))
   with pytest.raises(UserError, match="model.safetensors: w .*F8_E4M3.*F64"):
     read_state_dict(str(path))

@@ -138,7 +138,7 @@ def test_dicom_files_give_the_images_of_the_jpgs(tmp_path):
   for kind in ("jpg", "dcm"):
     physionet.write_tree(tmp_path / kind, 20, images=kind, zipped=kind == "jpg")
     config = load_mimic_config(tmp_path / kind, tmp_path / "data", f"--config.data.mimic_cxr.images={kind}",
-                       "--config.data.dicom_rendering=mimic_cxr_jpg")
+                               "--config.data.dicom_rendering=mimic_cxr_jpg")
     prepare(config, log=lambda line: None)
     split = splits.open_split(config, "train")
     records.append([split[number] for number in range(len(split))])
@@ -154,7 +154,7 @@ def test_unit_image_follows_r2gens_annotation(tree, tmp_path):
   annotation = physionet.make_r2gen_annotation(studies)
   (folder / "annotation.json").write_text(json.dumps(annotation))
   config = load_mimic_config(folder, tmp_path, "--config.data.mimic_cxr.unit=image", "--config.data.min_words=0",
-                     "--config.data.num_views=1")
+                             "--config.data.num_views=1")
   lines = []
   prepare(config, log=lines.append)
   counts = {split: len(entries) for split, entries in annotation.items()}
@@ -247,8 +247,8 @@ def test_build_stops_at_more_corrupt_records_than_allowed(small, spoil, reason):
   prepare(config, log=lines.append)
   assert table_row("\n".join(lines), "unreadable file") == [1, 0, 0]
   assert_no_ids("\n".join(lines), studies)
-  fault, = map(json.loads, (splits.dataset_dir(config) / "corrupt_records.jsonl").read_text().splitlines())
-  assert fault["split"] == "train" and fault["position"] == 1 and studies[1].study in fault["file"]
+  corrupt, = map(json.loads, (splits.dataset_dir(config) / "corrupt_records.jsonl").read_text().splitlines())
+  assert corrupt["split"] == "train" and corrupt["position"] == 1 and studies[1].study in corrupt["file"]
 
 
 def test_damaged_report_in_a_compressed_archive_is_a_corrupt_record(small):
@@ -272,7 +272,7 @@ def test_settings_that_contradict_unit_image_are_refused(small, field, value):
   source, config = small
   with pytest.raises(UserError, match=f"data.{field}"):
     make_builder(load_mimic_config(source, config.data.data_dir, "--config.data.mimic_cxr.unit=image",
-                           f"--config.data.{field}={value}"))
+                                   f"--config.data.{field}={value}"))
 
 
 def test_error_suggests_the_image_format_that_exists(tmp_path):

@@ -80,7 +80,7 @@ def test_names_of_headers(headers, name):
 
 def test_where_a_header_is_not_seen():
   assert names("x\n HISTORY: A\n DATE: B\n EXAM:\n NOTE: C\n WET READ: D") == [
-      "preamble", "history", "date", "examination", "wet read"]       # NOTE stands on the first line of EXAM's text
+      "preamble", "history", "date", "examination", "wet read"]       # NOTE is on the first line of EXAM's text
   for text in ("HISTORY: first thing in the file", "x\nHISTORY: no blank", "x\n History: small letters",
                "x\n HISTORY:no blank after it", "x\n HISTORY 2: a number"):
     assert names(text) == ["full report"]
@@ -93,7 +93,7 @@ def test_empty_findings_do_not_count():
   assert names("x\n TECHNIQUE:  \n \n IMPRESSION: a\n \n b") == ["preamble", "technique", "impression"]
 
 
-def test_unknown_study_is_read_as_it_stands():
+def test_study_without_a_rule_is_read_unchanged():
   assert extract_sections(REPORT, UNKNOWN) == {
       "findings": "The lungs are clear.", "impression": "Normal.", "indication": "Cough.", "history": "Asthma.",
       "technique": "Two views.", "comparison": ""}
