@@ -135,7 +135,8 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, c
   train_ids = open_workdir(trained).open_split("train").ids
   for line in lines:
     assert " ".join(line["explanation"]["words"]) == line["generated"]
-    assert len(line["explanation"]["log_probs"]) == len(line["explanation"]["words"]) and max(line["explanation"]["log_probs"]) <= 0
+    assert len(line["explanation"]["log_probs"]) == len(line["explanation"]["words"])
+    assert max(line["explanation"]["log_probs"]) <= 0
     assert line["explanation"]["slots"][0]["weight"] >= line["explanation"]["slots"][1]["weight"] > 0
     assert {near["id"] for near in line["explanation"]["neighbors"]} <= set(train_ids)
   assert not list(trained.glob("eval/*.unscored.jsonl"))
