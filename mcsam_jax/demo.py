@@ -1,5 +1,6 @@
-"""`mcsam demo`: phantoms are drawn, a memory is made, MCSAM learns to write, and is scored on phantoms it never saw."""
+"""`mcsam demo`: prepares phantoms, trains MCSAM on them, and evaluates it on phantoms that it has not seen."""
 
+from collections.abc import Sequence
 import json
 import textwrap
 import time
@@ -8,8 +9,9 @@ from etils import epath
 import matplotlib.figure
 
 from input_pipeline.builder.prepare import prepare
+from input_pipeline.datasets.records import Record
 from input_pipeline.images import decode
-from input_pipeline.splits import open_split
+from input_pipeline.splits import open_split, Split
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.errors import UserError
@@ -18,22 +20,28 @@ from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.pretrained.image_encoder import import_image_encoder
 from mcsam_jax.training.train import train
 
-NUM_SHOWN = 3
+NUM_EXAMPLES = 3
+NUM_CANDIDATES = 100            # studies among which the examples are selected
 
 
-def demo(workdir: str, overrides: list[str] = (), log=print) -> None:
-  """Runs every verb on the phantoms; what an earlier call finished is not done again.
+def demo(workdir: str, overrides: Sequence[str] = (), log=print) -> None:
+  """Runs import-weights, prepare, train and evaluate on phantoms; steps that an earlier call finished are skipped.
 
   Args:
-    workdir: of the run; its examples are written to `workdir`/demo.png, their images to `workdir`/phantoms.
-    overrides: `--config.field=value`, e.g. model.use_memory=false.
-  """
-  started = time.monotonic()
-  config = configs.load_config("phantom", overrides)
-  if config.data.name != "phantom":
-    raise UserError(f"the demo is about phantoms; for data.name={config.data.name} use the other verbs")
+    workdir: the workdir of the run. Example studies are drawn to `workdir`/demo.png; their images are written to
+      `workdir`/phantoms.
+    overrides: `--config.field=value` arguments, e.g. model.use_memory=false.
 
-  log("== weights: mcsam import-weights efficientnet-lite0")
+  Raises:
+    UserError: the overrides select another data set.
+  """
+  start = time.monotonic()
+  config = configs.load_config("phantom", list(overrides))
+  if config.data.name != "phantom":
+    raise UserError(f"mcsam demo only runs on data.name=phantom, found data.name={config.data.name}: use mcsam prepare "
+                    "and mcsam train for other data sets")
+
+  log("== pretrained weights: mcsam import-weights efficientnet-lite0")
   weights = epath.Path(config.encoder.weights)
   if config.encoder.weights and not weights.exists():
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -45,55 +53,61 @@ def demo(workdir: str, overrides: list[str] = (), log=print) -> None:
   log("\n== memory and training: mcsam train")
   train(config, workdir, log)
 
-  log("\n== scores: mcsam evaluate --split test")
-  best = Checkpoints(configs.absolute_path(workdir), best_metric=config.train.best_metric, read_only=True).best()
-  path = configs.absolute_path(workdir) / "eval"
-  finished = path / f"test-{best}.json"
-  if finished.exists():
-    scores = json.loads(finished.read_text())
+  log("\n== evaluation: mcsam evaluate --split test")
+  root = configs.absolute_path(workdir)
+  best_step = Checkpoints(root, best_metric=config.train.best_metric, read_only=True).best()
+  scores_path = root / "eval" / f"test-{best_step}.json"
+  if scores_path.exists():
+    scores = json.loads(scores_path.read_text())
     log(format_table(scores))
   else:
     scores = evaluate(workdir, "test", log=log)
 
   split = open_split(config, "test")
-  lines = (path / f"test-{scores['step']}.jsonl").read_text().splitlines()
-  studies = pick([json.loads(line) for line in lines], split)
-  for study in studies:
+  lines = (root / "eval" / f"test-{scores['step']}.jsonl").read_text().splitlines()
+  examples = select_examples([json.loads(line) for line in lines], split)
+  for study in examples:
     log(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
-  picture, films = configs.absolute_path(workdir) / "demo.png", configs.absolute_path(workdir) / "phantoms"
-  draw(studies, split, picture)
-  for study in studies:
-    write_films(split[study["record"]], films / study["id"])
-  log(f"\nthese studies with their images: {picture}")
-  log(f"demo done in {(time.monotonic() - started) / 60:.1f} min; next:\n"
-       f"  mcsam report --workdir {workdir} {films}      # image files in, reports out; then your own\n"
-       "  'Train on your own files' in README.md")
+  figure_path, image_folder = root / "demo.png", root / "phantoms"
+  draw_examples(examples, split, figure_path)
+  for study in examples:
+    write_image_files(split[study["record"]], image_folder / study["id"])
+  log(f"\nexamples with their images: {figure_path}")
+  log(f"demo finished in {(time.monotonic() - start) / 60:.1f} min; next:\n"
+      f"  mcsam report --workdir {workdir} {image_folder}      # generates reports for image files\n"
+      "  'Train on your own files' in README.md")
 
 
-def pick(studies: list[dict], split) -> list[dict]:
-  """Returns the studies with most findings among the first 100, with their records."""
-  for number, study in enumerate(studies):
-    study["record"] = number
-  def num_findings(study):
-    return sum(value == "positive" for value in split.metadata[study["record"]]["labels"].values())
-  return sorted(studies[:100], key=num_findings, reverse=True)[:NUM_SHOWN]
+def select_examples(studies: Sequence[dict], split: Split) -> list[dict]:
+  """Returns the NUM_EXAMPLES studies with the most findings among the first ones, with their "record" added.
+
+  Args:
+    studies: one per record of the split, in its order.
+  """
+  candidates = [study | {"record": record} for record, study in enumerate(studies[:NUM_CANDIDATES])]
+
+  def count_findings(study: dict) -> int:
+    return sum(label == "positive" for label in split.metadata[study["record"]]["labels"].values())
+
+  return sorted(candidates, key=count_findings, reverse=True)[:NUM_EXAMPLES]
 
 
-def write_films(record: dict, folder: epath.Path) -> None:
-  """Writes the images of a record as files, VIEW.jpg, as somebody would have them on a disk."""
+def write_image_files(record: Record, folder: epath.Path) -> None:
+  """Writes the images of a record as VIEW.jpg, like the files of a user."""
   folder.mkdir(parents=True, exist_ok=True)
   for view, jpeg in zip(record["views"], record["images"]):
     (folder / f"{view}.jpg").write_bytes(jpeg)
 
 
-def draw(studies: list[dict], split, path: epath.Path) -> None:
-  """Writes a picture: the frontal image of each study beside its reference and generated report."""
+def draw_examples(studies: Sequence[dict], split: Split, path: epath.Path) -> None:
+  """Writes a figure with the frontal image of each study beside its reference and generated report."""
   figure = matplotlib.figure.Figure(figsize=(10, 3.2 * len(studies)))
   for row, study in enumerate(studies):
-    image, words = figure.add_subplot(len(studies), 2, 2 * row + 1), figure.add_subplot(len(studies), 2, 2 * row + 2)
-    image.imshow(decode(split[study["record"]]["images"][0], 256)[..., 0], cmap="gray", vmin=0, vmax=255)
-    image.axis("off")
-    words.axis("off")
+    image_axes = figure.add_subplot(len(studies), 2, 2 * row + 1)
+    text_axes = figure.add_subplot(len(studies), 2, 2 * row + 2)
+    image_axes.imshow(decode(split[study["record"]]["images"][0], 256)[..., 0], cmap="gray", vmin=0, vmax=255)
+    image_axes.axis("off")
+    text_axes.axis("off")
     reports = [f"{name}\n" + "\n".join(textwrap.wrap(study[name], 60)) for name in ("reference", "generated")]
-    words.text(0, 1, "\n\n".join(reports), va="top", fontsize=9)
+    text_axes.text(0, 1, "\n\n".join(reports), va="top", fontsize=9)
   figure.savefig(path, dpi=90, bbox_inches="tight")

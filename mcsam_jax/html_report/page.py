@@ -8,11 +8,12 @@ For a restricted data set the page shows only scores. If its user asks for the s
 agreement that applies to it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import importlib.resources
 import io
 import math
 import re
+from typing import Protocol
 
 from etils import epath
 import jinja2
@@ -30,7 +31,17 @@ SCRIPTS = ("studies.js", "heat.js", "card.js", "list.js", "app.js")
 ASSETS = importlib.resources.files("mcsam_jax.html_report") / "assets"
 
 
-def write_page(path: epath.PathLike, scores: Mapping | None, studies: Collection[Mapping], *, title: str,
+class StudyCollection(Protocol):
+  """Studies that can be counted and iterated over, in memory or read on demand."""
+
+  def __len__(self) -> int:
+    ...
+
+  def __iter__(self) -> Iterator[Mapping]:
+    ...
+
+
+def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyCollection, *, title: str,
                subtitle: str = "", findings: Sequence[str] = FINDINGS, slots: Sequence[SlotDescription] = (),
                train_reports: Sequence[str] = (), restricted: bool = False, show_restricted: bool = False) -> None:
   """Writes the page atomically; with more than MAX_EMBEDDED_STUDIES studies, first writes images to NAME_images/.

@@ -5,6 +5,7 @@ Scores that are missing (intervals, labels, baselines) are left out. Names match
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+from typing import Any
 
 from mcsam_jax.metrics.nlg import METRICS
 
@@ -130,7 +131,7 @@ def _make_cell(scores: Mapping, *path: str) -> ScoreCell:
   return ScoreCell(float(value) if is_number else None, interval.get("low"), interval.get("high"))
 
 
-def _get_nested(tree, *path: str):
+def _get_nested(tree, *path: str) -> Any:
   """Returns the value at a path of nested mappings; None if the path does not exist."""
   for key in path:
     tree = tree.get(key) if isinstance(tree, Mapping) else None

@@ -101,7 +101,8 @@ def test_text_cannot_become_markup(tmp_path, studies):
   assert elements.scripts.keys() == harmless.scripts.keys() and "<!--" not in elements.scripts["data"]
   data = json.loads(elements.scripts["data"])
   assert data["generated"] == data["reference"] == data["id"] == [HOSTILE.replace("\ud800", "?")]
-  assert "49" not in re.search(r"<h1>(.*?)</h1>", text, re.S)[1]
+  headings = re.findall(r"<h1>(.*?)</h1>", text, re.S)
+  assert len(headings) == 1 and "49" not in headings[0]                             # {{ 7 * 7 }} is not evaluated
 
 
 def test_restricted_studies_are_left_out_by_default(tmp_path, studies):

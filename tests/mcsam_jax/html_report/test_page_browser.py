@@ -24,7 +24,9 @@ def studies():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-  with contextlib.closing(Browser(find_chromium(), tmp_path_factory.mktemp("profile"))) as browser:
+  program = find_chromium()
+  assert program is not None
+  with contextlib.closing(Browser(program, tmp_path_factory.mktemp("profile"))) as browser:
     yield browser
 
 
@@ -43,7 +45,7 @@ def opened(browser, studies, tmp_path):
 
 def set_control(browser, control, value):
   """Sets a control as a user does; returns the milliseconds until the list is drawn."""
-  return browser.value(f"""new Promise((done) => {{
+  return browser.evaluate(f"""new Promise((done) => {{
     const control = document.getElementById({json.dumps(control)}), start = performance.now();
     control.value = {json.dumps(value)};
     control.dispatchEvent(new Event("input", {{bubbles: true}}));
@@ -54,18 +56,18 @@ def set_control(browser, control, value):
 def list_studies(browser, max_studies=8):
   """Returns the first studies of the list in order, by moving through it with the keyboard."""
   studies = []
-  count = int(re.match(r"\d+", browser.value("document.getElementById('count').textContent"))[0])
-  browser.value("document.activeElement.blur(); scrollTo(0, document.getElementById('list').offsetTop - 100)")
-  browser.frame()
+  count = int(re.findall(r"\d+", browser.evaluate("document.getElementById('count').textContent"))[0])
+  browser.evaluate("document.activeElement.blur(); scrollTo(0, document.getElementById('list').offsetTop - 100)")
+  browser.wait_for_frame()
   for _ in range(min(count, max_studies)):
-    browser.key("j")
-    studies.append(int(browser.value("document.activeElement.dataset.study")))
+    browser.press_key("j")
+    studies.append(int(browser.evaluate("document.activeElement.dataset.study")))
   return studies
 
 
 def find_maximum(browser, view):
   """Returns (x, y, alpha) of the maximum of the focused study's attention map, x and y in 0..1."""
-  return browser.value(f"""(() => {{
+  return browser.evaluate(f"""(() => {{
     const canvas = document.activeElement.querySelectorAll("canvas")[{view}];
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     const alpha = pixels.filter((_, i) => i % 4 == 3);
@@ -78,15 +80,15 @@ def test_sorting_and_filtering(opened, studies):
   cider = [study["scores"]["CIDEr"] for study in studies]
   set_control(opened, "sort", "CIDEr")
   assert list_studies(opened) == np.argsort(cider)[:8].tolist()
-  opened.value("document.getElementById('direction').click()")
+  opened.evaluate("document.getElementById('direction').click()")
   set_control(opened, "low", "3.5")
   assert list_studies(opened) == [study for study in np.argsort(cider)[::-1].tolist() if cider[study] >= 3.5][:8]
-  opened.value("document.querySelector('button[type=reset]').click()")
-  opened.until("document.getElementById('count').textContent == '60 studies'")
+  opened.evaluate("document.querySelector('button[type=reset]').click()")
+  opened.wait_until("document.getElementById('count').textContent == '60 studies'")
 
   finding = "Pleural Effusion"
   is_missed = [study["reference_labels"][finding] == "positive" != study["labels"][finding] for study in studies]
-  opened.value(f"document.querySelector('[data-finding={json.dumps(finding)}]').click()")
+  opened.evaluate(f"document.querySelector('[data-finding={json.dumps(finding)}]').click()")
   set_control(opened, "relation", "missed")
   assert list_studies(opened) == np.flatnonzero(is_missed)[:8].tolist() and any(is_missed)
   set_control(opened, "finding", "-1")
@@ -100,66 +102,66 @@ def test_sorting_and_filtering(opened, studies):
   assert list_studies(opened) == np.flatnonzero(right_on_finding)[:8].tolist() and sum(right_on_finding) > sum(right)
   set_control(opened, "finding", "-1")
   set_control(opened, "search", "study-00007")
-  assert opened.value("document.getElementById('count').textContent") == f"{int(right[7])} of 60 studies"
+  assert opened.evaluate("document.getElementById('count').textContent") == f"{int(right[7])} of 60 studies"
   set_control(opened, "search", "no such words")
-  assert opened.value("!document.getElementById('nothing').hidden && !document.querySelector('article')")
+  assert opened.evaluate("!document.getElementById('nothing').hidden && !document.querySelector('article')")
 
 
 def test_keyboard_moves_through_words_and_shows_their_attention(opened, studies):
-  opened.key("j")
-  opened.key("j")                                            # the second study
+  opened.press_key("j")
+  opened.press_key("j")                                            # the second study
   study = studies[1]
-  assert opened.value("document.activeElement.matches('article:focus-visible')")
+  assert opened.evaluate("document.activeElement.matches('article:focus-visible')")
   assert find_maximum(opened, 0)[2] == 0                       # no map without a word
   maxima = []
   for word in range(6):
-    opened.key("ArrowRight")
-    current = opened.value("document.activeElement.querySelector('.word.current').textContent")
+    opened.press_key("ArrowRight")
+    current = opened.evaluate("document.activeElement.querySelector('.word.current').textContent")
     assert current == study["explanation"].words[word]
     strongest = max(range(len(study["views"])), key=lambda view: study["explanation"].maps[word, view].max())
     x, y, alpha = find_maximum(opened, strongest)
     patch = int(study["explanation"].maps[word, strongest].argmax())
     assert alpha > 100 and abs(x * GRID - patch % GRID - 0.5) < 1 and abs(y * GRID - patch // GRID - 0.5) < 1
-    announcement = opened.value("document.getElementById('announcement').textContent")
+    announcement = opened.evaluate("document.getElementById('announcement').textContent")
     percent = 100 * np.exp(study["explanation"].log_probs[word])
     assert announcement.startswith(f"{study['explanation'].words[word]}. probability {percent:.1f} %")
     maxima.append((x, y))
   assert len(set(maxima)) > 3
-  opened.key("ArrowLeft")
-  assert opened.value("document.activeElement.querySelector('.word.current').dataset.word") == "4"
-  opened.key("Escape")
-  assert find_maximum(opened, 0)[2] == 0 and not opened.value("document.querySelector('.word.current')")
-  opened.key("ArrowDown")
-  assert opened.value("document.activeElement.dataset.study") == "2"
-  opened.key("m")
-  opened.until("document.activeElement.querySelector('.slots-and-neighbors')")
-  shown = opened.value("document.activeElement.querySelector('.slots-and-neighbors').textContent")
+  opened.press_key("ArrowLeft")
+  assert opened.evaluate("document.activeElement.querySelector('.word.current').dataset.word") == "4"
+  opened.press_key("Escape")
+  assert find_maximum(opened, 0)[2] == 0 and not opened.evaluate("document.querySelector('.word.current')")
+  opened.press_key("ArrowDown")
+  assert opened.evaluate("document.activeElement.dataset.study") == "2"
+  opened.press_key("m")
+  opened.wait_until("document.activeElement.querySelector('.slots-and-neighbors')")
+  shown = opened.evaluate("document.activeElement.querySelector('.slots-and-neighbors').textContent")
   for slot, _ in studies[2]["explanation"].slots:
     assert re.search(rf"slots? (\d+, )*{slot}\b", shown) and f"word{slot}" in shown
   assert all(TRAIN[record] in shown for record, _ in studies[2]["explanation"].neighbors)
-  opened.key("/")
-  assert opened.value("document.activeElement.id") == "search"
-  opened.key("Escape")
-  opened.key("?")
-  assert opened.value("document.getElementById('help').open")
+  opened.press_key("/")
+  assert opened.evaluate("document.activeElement.id") == "search"
+  opened.press_key("Escape")
+  opened.press_key("?")
+  assert opened.evaluate("document.getElementById('help').open")
 
 
 def test_pointer_shows_the_attention_of_a_word(opened):
-  opened.value("document.querySelector('article').scrollIntoView({block: 'center'})")
-  opened.key("j")
-  x, y = opened.value("(() => { const word = document.activeElement.querySelectorAll('.word')[3];"
+  opened.evaluate("document.querySelector('article').scrollIntoView({block: 'center'})")
+  opened.press_key("j")
+  x, y = opened.evaluate("(() => { const word = document.activeElement.querySelectorAll('.word')[3];"
                       "const box = word.getBoundingClientRect();"
                       "return [box.x + box.width / 2, box.y + box.height / 2]; })()")
-  opened.pointer(x, y)
-  assert opened.value("document.activeElement.querySelector('.word.current').dataset.word") == "3"
+  opened.move_pointer(x, y)
+  assert opened.evaluate("document.activeElement.querySelector('.word.current').dataset.word") == "3"
   assert max(find_maximum(opened, 0)[2], find_maximum(opened, 1)[2]) > 100
-  opened.pointer(5, 5)
-  assert not opened.value("document.querySelector('.word.current')")
+  opened.move_pointer(5, 5)
+  assert not opened.evaluate("document.querySelector('.word.current')")
 
 
 def test_marks_differ_not_only_by_color(opened, studies):
   set_control(opened, "relation", "missed")
-  marks = opened.value("[...document.querySelectorAll('#list mark')].map((mark) => [mark.className, "
+  marks = opened.evaluate("[...document.querySelectorAll('#list mark')].map((mark) => [mark.className, "
                        "mark.querySelector('sup').textContent, getComputedStyle(mark).textDecorationStyle])")
   styles = {name: {tuple(style) for other_name, *style in marks if other_name == name} for name, *_ in marks}
   assert {"agree", "missed"} <= styles.keys() and all(len(each) == 1 for each in styles.values())
@@ -170,12 +172,12 @@ def test_hostile_text_stays_text_and_nothing_is_fetched(browser, studies, tmp_pa
   study = studies[0] | {"id": HOSTILE, "generated": HOSTILE, "reference": HOSTILE, "mentions": [],
                         "reference_mentions": [], "warnings": [HOSTILE]}
   write_and_open(browser, tmp_path, [study], title=HOSTILE, train_reports=[HOSTILE] * 40)
-  browser.key("j")
-  browser.key("m")
-  assert browser.value("document.querySelector('article h3').textContent") == HOSTILE
-  assert browser.value("document.querySelector('article .warning').textContent") == f"Warning: {HOSTILE}"
-  assert browser.value("document.querySelector('.slots-and-neighbors .report').textContent") == HOSTILE
-  assert browser.value("typeof window.hacked") == "undefined"
+  browser.press_key("j")
+  browser.press_key("m")
+  assert browser.evaluate("document.querySelector('article h3').textContent") == HOSTILE
+  assert browser.evaluate("document.querySelector('article .warning').textContent") == f"Warning: {HOSTILE}"
+  assert browser.evaluate("document.querySelector('.slots-and-neighbors .report').textContent") == HOSTILE
+  assert browser.evaluate("typeof window.hacked") == "undefined"
   requested = [event["params"]["request"]["url"] for event in browser.events
                if event.get("method") == "Network.requestWillBeSent"]
   assert [url for url in requested if not url.startswith("data:image/jpeg")] == [(tmp_path / "page.html").as_uri()]
@@ -183,14 +185,14 @@ def test_hostile_text_stays_text_and_nothing_is_fetched(browser, studies, tmp_pa
 
 
 def test_small_screen_and_dark_theme(opened):
-  light = opened.value("getComputedStyle(document.body).backgroundColor")
+  light = opened.evaluate("getComputedStyle(document.body).backgroundColor")
   opened.resize(390, 844, dark=True)
-  opened.frame()
-  dark = opened.value("getComputedStyle(document.body).backgroundColor")
-  assert dark != light and opened.value("document.documentElement.scrollWidth") == 390
-  opened.value("document.getElementById('theme').click()")                 # overrides the system's theme
-  assert opened.value("getComputedStyle(document.body).backgroundColor") == light
-  opened.value("document.getElementById('theme').click(); document.getElementById('theme').click()")
+  opened.wait_for_frame()
+  dark = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+  assert dark != light and opened.evaluate("document.documentElement.scrollWidth") == 390
+  opened.evaluate("document.getElementById('theme').click()")                 # overrides the system's theme
+  assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == light
+  opened.evaluate("document.getElementById('theme').click(); document.getElementById('theme').click()")
   cards_are_separate = """(() => {
     const boxes = [...document.querySelectorAll("article")].map((card) => card.getBoundingClientRect());
     const gaps = boxes.slice(1).map((box, i) => box.top - boxes[i].bottom);
@@ -198,8 +200,8 @@ def test_small_screen_and_dark_theme(opened):
   })()"""
   for size in ((390, 844), (390, 700), (800, 700)):          # cards never overlap
     opened.resize(*size)
-    opened.value("scrollTo(0, document.getElementById('list').offsetTop)")
-    opened.until(cards_are_separate)
+    opened.evaluate("scrollTo(0, document.getElementById('list').offsetTop)")
+    opened.wait_until(cards_are_separate)
 
 
 @pytest.mark.slow
@@ -210,17 +212,17 @@ def test_page_with_4000_studies_is_fast(browser, tmp_path, capsys):
   paints, ready = [], []
   for _ in range(3):                                         # the minimum of three, since other programs run too
     browser.open(tmp_path / "page.html")
-    paints.append(browser.value("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    ready.append(float(browser.value("document.body.dataset.ready")))
+    paints.append(browser.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    ready.append(float(browser.evaluate("document.body.dataset.ready")))
   filters = {}
   for control, value in (("relation", "missed"), ("finding", "2"), ("search", "effusion"), ("sort", "CIDEr"),
                          ("relation", "wrong"), ("search", ""), ("finding", "-1"), ("relation", "any")):
     filters[control, value] = set_control(browser, control, value)
-  browser.until("(scrollTo(0, document.body.scrollHeight), "
+  browser.wait_until("(scrollTo(0, document.body.scrollHeight), "
                 "[...document.querySelectorAll('article')].some((card) => card.getAttribute('aria-posinset') == 4000))")
-  assert browser.value("document.querySelectorAll('article').length") < 30
-  assert browser.value("document.querySelector('article img').src").endswith(".jpg")
-  browser.until("document.querySelector('article img').naturalWidth > 0")
+  assert browser.evaluate("document.querySelectorAll('article').length") < 30
+  assert browser.evaluate("document.querySelector('article img').src").endswith(".jpg")
+  browser.wait_until("document.querySelector('article img').naturalWidth > 0")
   with capsys.disabled():
     size = (tmp_path / "page.html").stat().st_size
     print(f"\n4,000 studies, {size / 1e6:.0f} MB: first paint {min(paints):.0f} ms, list ready {min(ready):.0f} ms, "
