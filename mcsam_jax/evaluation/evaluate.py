@@ -94,8 +94,9 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       model_features = {
           "split": embed_images(make_batches("embedding images"), len(split)),
           "train": embed_images(make_batches("embedding training images", train, train_features), len(train))}
-      slot_usage = compute_memory_slot_usage(model.model, config, tokenizer.eos_id, model.variables, mesh,
-                                     make_batches("measuring memory usage")) if config.model.use_memory else None
+      slot_usage = compute_memory_slot_usage(
+          model.model, config, tokenizer.eos_id, model.variables, mesh, make_batches("measuring memory usage")
+      ) if config.model.use_memory else None
       explanations = None
       if config.eval.explain or (
           config.eval.html_report and (config.eval.html_report_restricted or not config.data.restricted)):
