@@ -1,8 +1,8 @@
-"""The peer of the input pipeline: PyTorch's DataLoader, as R2Gen and R2GenCMN feed their training (extra `bench`).
+"""Reference for the input pipeline: PyTorch's DataLoader as R2Gen and R2GenCMN use it (extra `bench`).
 
-It reads JPEG files, decodes them with Pillow to RGB, and transforms them as R2Gen does: shorter side to 256, random
-crop of 224, random flip, to float, normalised. The transforms are what torchvision does with Pillow images, in the
-same calls, so that torchvision itself isn't needed.
+Reads JPEG files, decodes them to RGB with Pillow and applies R2Gen's transforms: shorter side to 256, random crop of
+224, random flip, conversion to float, normalization. The transforms make the same calls as torchvision does for
+Pillow images, so torchvision isn't needed.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,11 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.
 RESIZED, CROPPED, WORKERS = 256, 224, 2
 
 
-class Studies(torch.utils.data.Dataset):
-  """Studies as lists of image files; each is float32 [V, 3, 224, 224]."""
+class StudyDataset(torch.utils.data.Dataset):
+  """Data set of studies given as image files; an element is float32 [V, 3, 224, 224]."""
 
   def __init__(self, studies: list[list[pathlib.Path]]):
+    """Stores the paths of the V images of each study."""
     self.studies = studies
 
   def __len__(self) -> int:
@@ -32,7 +33,7 @@ class Studies(torch.utils.data.Dataset):
 
 
 def transform(image: PIL.Image.Image) -> torch.Tensor:
-  """Returns an RGB image as float32 [3, 224, 224]."""
+  """Transforms an RGB image to float32 [3, 224, 224]."""
   scale = RESIZED / min(image.size)
   if scale != 1:
     image = image.resize([round(side * scale) for side in image.size], PIL.Image.Resampling.BILINEAR)
@@ -44,16 +45,16 @@ def transform(image: PIL.Image.Image) -> torch.Tensor:
   return pixels.clone().sub_(MEAN).div_(STD)
 
 
-def data_loader(studies: list[list[bytes]], folder: str, batch_size: int, num_batches: int) -> Callable[[], int]:
-  """Returns a function that loads some batches and returns how many images they show.
+def make_data_loader(studies: list[list[bytes]], folder: str, batch_size: int, num_batches: int) -> Callable[[], int]:
+  """Returns a function that loads `num_batches` batches and returns their number of images.
 
   Args:
-    studies: the JPEGs of each, the same number of all, written to `folder` once.
+    studies: JPEGs of each study, the same number for all; they are written to `folder` once.
   """
   paths = []
   for number, images in enumerate(studies):
     paths.append([pathlib.Path(folder, f"{number}_{view}.jpg") for view in range(len(images))])
     for path, jpeg in zip(paths[-1], images, strict=True):
       path.write_bytes(jpeg)
-  loader = torch.utils.data.DataLoader(Studies(paths), batch_size, shuffle=True, num_workers=WORKERS)
+  loader = torch.utils.data.DataLoader(StudyDataset(paths), batch_size, shuffle=True, num_workers=WORKERS)
   return lambda: sum(batch.shape[0] * batch.shape[1] for batch in itertools.islice(loader, num_batches))

@@ -82,19 +82,19 @@ def run_precompile(args, overrides):
     batch = args.studies_per_chip * topology.chips
     config = load_config(args.config, [*overrides, f"--config.train.batch_size={batch}",
                                        f"--config.decode.batch_size={batch}"])
-  from mcsam_jax.precompile.precompile import DoesNotFit, precompile
-  from mcsam_jax.precompile.report import table
+  from mcsam_jax.precompile.precompile import DoesNotFitError, precompile
+  from mcsam_jax.precompile.report import format_table
   try:
     figures, costs = precompile(config, topology, args.what, args.vocabulary, args.verbose,
                                 lambda line: print(line, file=sys.stderr))
-  except DoesNotFit as error:
+  except DoesNotFitError as error:
     if args.json:
       print(json.dumps({"topology": topology.name, "slices": topology.slices, "fits": False,
                         "needed": error.needed, "available": error.available}, indent=2))
     raise
   if args.hlo:
     Path(args.hlo).write_text(costs.text)
-  print(json.dumps(figures, indent=2) if args.json else table(figures, args.by_part))
+  print(json.dumps(figures, indent=2) if args.json else format_table(figures, args.by_part))
 
 
 def add_benchmark_arguments(parser):

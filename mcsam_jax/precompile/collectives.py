@@ -1,8 +1,8 @@
-"""What a compiled program sends between devices, read from its HLO.
+"""Collectives of a compiled program, read from its HLO.
 
-Inside a slice (ICI) the compiler writes `all-reduce`, `all-gather` and their like, or hides them in a fusion that runs
-beside other work. Between slices (DCN) it writes `send`s that the runtime of multi-slice jobs turns into a collective,
-named in an attribute; what goes over ICI before and after is then written out beside it.
+Inside a slice (ICI) the compiler emits `all-reduce`, `all-gather` and similar instructions, or places them in a fusion
+that overlaps them with other work. Between slices (DCN) it emits `send` instructions, which the multi-slice runtime
+turns into the collective that an attribute names; the ICI part of such a collective is emitted separately.
 """
 
 from collections.abc import Iterator
@@ -19,58 +19,59 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-broadcast", "coll
 
 @dataclasses.dataclass
 class Transfer:
-  """A collective of one run of the program."""
+  """One collective of a program, with its cost in one execution."""
   kind: str
   network: str        # ici | dcn
-  bytes: int          # of one device's result (of its operand, for reduce-scatter), once
-  times: int          # turns of the loops around it
-  members: int        # devices, or slices, that exchange with each other
-  cost: Cost          # the instruction that it stands in
+  bytes: int          # of one device's result (its operand for reduce-scatter), per execution
+  times: int          # executions: product of the trip counts of the enclosing loops
+  members: int        # devices (ICI) or slices (DCN) per group
+  cost: Cost          # the top-level instruction that contains it
 
   @property
   def wire_bytes(self) -> float:
-    """What leaves one device at least, all turns together: a ring's share, which no algorithm goes below."""
+    """Lower bound of the bytes that one device sends in all executions: the amount of a ring algorithm."""
     share = (self.members - 1) / self.members if self.members else 0.0
     factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(self.kind, share)
     return factor * self.bytes * self.times
 
 
-def transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
-  """Returns what is sent, in the order of the program.
+def find_transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
+  """Returns all collectives in program order.
 
   Args:
-    num_devices: of all slices; the members of a collective that names no groups.
+    num_devices: devices of all slices; the group size of a collective that names no groups.
   """
-  found = []
+  transfers = []
   for row in costs.rows:
-    for instruction in _inside(costs.program, row.instruction):
+    for instruction in _walk_fused(costs.program, row.instruction):
       kind = instruction.opcode.removesuffix("-start")
-      if kind in KINDS and not costs.program.goes_on(instruction):
-        found.append(Transfer(kind, "ici", _result_bytes(kind, instruction), row.times,
-                              group_size(instruction, num_devices), row))
+      if kind in KINDS and not costs.program.continues_collective(instruction):
+        transfers.append(Transfer(kind, "ici", _result_bytes(kind, instruction), row.times,
+                                  get_group_size(instruction, num_devices), row))
       elif instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1].lower().replace("_", "-")
-        size, members = instruction.arrays[0].bytes, _slices(instruction)
-        found.append(Transfer(kind, "dcn", size * members if kind == "all-gather" else size, row.times, members, row))
-  return found
+        size, members = instruction.arrays[0].bytes, _count_slices(instruction)
+        size = size * members if kind == "all-gather" else size
+        transfers.append(Transfer(kind, "dcn", size, row.times, members, row))
+  return transfers
 
 
-def collectives(program: Program) -> dict[str, list[int]]:
-  """Returns the bytes of each collective inside slices that a program has, in whichever branch, by kind."""
-  found = {}
+def list_collective_bytes(program: Program) -> dict[str, list[int]]:
+  """Returns by kind the bytes of every ICI collective in the program, in all branches."""
+  sizes = {}
   for computation in program.computations.values():
     for instruction in computation.instructions.values():
       kind = instruction.opcode.removesuffix("-start")
-      if kind in KINDS and not program.goes_on(instruction):
-        found.setdefault(kind, []).append(_result_bytes(kind, instruction))
-  return found
+      if kind in KINDS and not program.continues_collective(instruction):
+        sizes.setdefault(kind, []).append(_result_bytes(kind, instruction))
+  return sizes
 
 
-def group_size(instruction: Instruction, num_devices: int) -> int:
-  """Returns how many devices exchange with each other.
+def get_group_size(instruction: Instruction, num_devices: int) -> int:
+  """Returns the number of devices in each group of a collective.
 
-  Groups are written as lists {{0,1},{2,3}}, as a reshaped range [2,2]<=[4], or as axes of a mesh: mesh['a'=2,'b'=2]
-  {'a'}, of which only a part may be meant: 'a':(1)2.
+  HLO writes groups as lists {{0,1},{2,3}}, as a reshaped range [2,2]<=[4], or as axes of a mesh
+  mesh['a'=2,'b'=2] {'a'}; 'a':(1)2 is a sub-axis of size 2.
   """
   text = instruction.attributes
   if instruction.opcode.startswith("collective-permute"):
@@ -89,24 +90,25 @@ def group_size(instruction: Instruction, num_devices: int) -> int:
   return num_devices
 
 
-def _inside(program: Program, instruction: Instruction) -> Iterator[Instruction]:
+def _walk_fused(program: Program, instruction: Instruction) -> Iterator[Instruction]:
+  """Yields an instruction and, for fusions and asynchronous calls, all instructions inside it."""
   yield instruction
   if instruction.opcode in ("fusion", "async-start"):
     for name in instruction.called:
       for part in program.computations[name].instructions.values():
-        yield from _inside(program, part)
+        yield from _walk_fused(program, part)
 
 
 def _result_bytes(kind: str, instruction: Instruction) -> int:
   arrays = instruction.arrays
   if instruction.opcode.endswith("-start"):
-    count = len(instruction.operands)                    # all-gather-start: (operands, results); others: results
-    if len(arrays) >= 2 * count:
+    count = len(instruction.operands)
+    if len(arrays) >= 2 * count:                         # all-gather-start also returns its operands, before the results
       arrays = arrays[count:2 * count]
   size = sum(array.bytes for array in arrays)
-  return size * group_size(instruction, 1) if kind == "reduce-scatter" else size
+  return size * get_group_size(instruction, 1) if kind == "reduce-scatter" else size
 
 
-def _slices(instruction: Instruction) -> int:
+def _count_slices(instruction: Instruction) -> int:
   target = re.search(r'_xla_megascale_target="\{([0-9,]+)\}', instruction.attributes)
   return target[1].count(",") + 1 if target else 2

@@ -1,11 +1,11 @@
 """Reads the text of a compiled program (`compiled.as_text()`, XLA's HLO) into computations and instructions.
 
-Only what accounting needs: shapes with their layout, operands, called computations, and where an instruction comes
-from in the source. An instruction in text form:
+Parses what the cost analysis needs: shapes with layouts, operands, called computations, and source locations.
+An instruction in text form:
 
     ROOT %name = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} opcode(%operand, ...), attribute=value, metadata={op_name="..."}
 
-T(8,128) are tiles, to which the last axes are filled up in memory; S(1) is the memory space, absent in HBM.
+T(8,128) is the tile size to which the last axes are padded in memory; S(1) is the memory space, omitted for HBM.
 """
 
 import dataclasses
@@ -30,50 +30,51 @@ class Array:
   """An array in memory."""
   type: str
   axes: tuple[int, ...]
-  order: tuple[int, ...]      # axes from the fastest to the slowest
-  tile: tuple[int, ...]       # () where there is none
-  space: int                  # HBM, or another memory of the chip
+  order: tuple[int, ...]      # axes, fastest-varying first
+  tile: tuple[int, ...]       # () if the layout has no tiles
+  space: int                  # HBM or another memory space of the chip
 
   @property
   def bytes(self) -> int:
-    """What its elements take."""
+    """Bytes of its elements, without padding."""
     return -(-math.prod(self.axes) * BITS.get(self.type, 8 * (self.type[:2] == "f8")) // 8)
 
   @property
   def padded_bytes(self) -> int:
-    """What it takes in memory, its last axes filled up to whole tiles."""
+    """Bytes in memory, with the last axes padded to full tiles."""
     if not self.tile or not self.axes:
       return self.bytes
     axes = [self.axes[axis] for axis in reversed(self.order)]
-    for place in range(1, min(len(self.tile), len(axes)) + 1):
-      axes[-place] = -(-axes[-place] // self.tile[-place]) * self.tile[-place]
+    for offset in range(1, min(len(self.tile), len(axes)) + 1):
+      axes[-offset] = -(-axes[-offset] // self.tile[-offset]) * self.tile[-offset]
     return self.bytes * math.prod(axes) // max(1, math.prod(self.axes))
 
 
 @dataclasses.dataclass
 class Instruction:
+  """One HLO instruction."""
   name: str
   opcode: str
-  arrays: tuple[Array, ...]   # of the result; several of a tuple
+  arrays: tuple[Array, ...]   # arrays of the result; several if it is a tuple
   operands: tuple[str, ...]   # names in the same computation
-  inside: str                 # the text between the parentheses: a constant's value, a parameter's number
-  attributes: str             # the text behind the parentheses
+  inside: str                 # text between the parentheses: value of a constant, number of a parameter
+  attributes: str             # text after the parentheses
   is_root: bool
 
   def attribute(self, name: str) -> str | None:
-    """Returns a plain attribute's text: `dim_labels=bf_io->bf` -> "bf_io->bf", `window={size=3}` -> "size=3"."""
+    """Returns the text of an attribute: `dim_labels=bf_io->bf` -> "bf_io->bf", `window={size=3}` -> "size=3"."""
     found = re.search(rf"[ ,]{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
     return found and found[1].removeprefix("{").removesuffix("}")
 
   @property
   def called(self) -> tuple[str, ...]:
-    """Computations that are a part of this instruction: of a fusion, an asynchronous call, a call."""
+    """Computations called by a fusion, an asynchronous call or a call."""
     text = re.search(r"[ ,](?:calls|called_computations|to_apply)=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
     return tuple(name.strip().removeprefix("%") for name in text[1].strip("{}").split(",")) if text else ()
 
   @property
   def branches(self) -> tuple[str, ...]:
-    """Computations of which a conditional runs one; the first for index 0 or, of two, for False."""
+    """Branch computations of a conditional, in index order; (False, True) if the predicate is boolean."""
     text = self.attribute("branch_computations")
     if text:
       return tuple(name.strip().removeprefix("%") for name in text.split(","))
@@ -82,7 +83,7 @@ class Instruction:
 
   @property
   def collective_piece(self) -> tuple[str, str] | None:
-    """Kind and channel of the asynchronous collective that it is a piece of; None where it is none."""
+    """(kind, channel) of the asynchronous collective that this is a piece of; None for other instructions."""
     if '"async_collective_fusion_config"' not in self.attributes:
       return None
     channel = re.search(r"channel_id=(\d+)", self.attributes)
@@ -90,7 +91,7 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """The path of JAX's scopes that the instruction comes from."""
+    """JAX name-scope path of the instruction; "" if it has none."""
     found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
     return found[1] if found else ""
 
@@ -101,15 +102,16 @@ class Instruction:
 
   @property
   def cycles(self) -> int:
-    """The compiler's own estimate of the clock cycles that it takes; 0 where it makes none."""
+    """The compiler's estimate of clock cycles; 0 if there is no estimate."""
     found = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
     return int(found[1]) if found else 0
 
 
 @dataclasses.dataclass
 class Computation:
+  """A named list of instructions with one root."""
   name: str
-  instructions: dict[str, Instruction]     # in the order in which they stand
+  instructions: dict[str, Instruction]     # in program order
 
   @property
   def root(self) -> Instruction:
@@ -131,27 +133,28 @@ class Computation:
 
 @dataclasses.dataclass
 class Program:
+  """A parsed HLO module."""
   computations: dict[str, Computation]
   entry: Computation
-  frames: dict[int, tuple[str, str, int]]   # frame -> file, function, the frame that called it (0: none)
+  frames: dict[int, tuple[str, str, int]]   # frame -> file, function, caller's frame (0: none)
 
-  def goes_on(self, instruction: Instruction) -> bool:
-    """Tells whether it goes on with a collective that another instruction has begun.
+  def continues_collective(self, instruction: Instruction) -> bool:
+    """Returns whether an instruction continues a collective that an earlier instruction has started.
 
-    An asynchronous collective is written out in each of the fusions beside whose work it proceeds, whole every time;
-    its pieces share kind and channel. The first that stands in the program is taken for all of it.
+    HLO repeats an asynchronous collective in full in every fusion that it overlaps with; these pieces share kind and
+    channel. The first piece in the program counts as the collective.
     """
-    if not hasattr(self, "_begun"):
-      self._begun = {}
+    if not hasattr(self, "_first_pieces"):
+      self._first_pieces = {}
       for computation in self.computations.values():
         for found in computation.instructions.values():
           if found.collective_piece:
-            self._begun.setdefault(found.collective_piece, found.name)
+            self._first_pieces.setdefault(found.collective_piece, found.name)
     piece = instruction.collective_piece
-    return piece is not None and self._begun[piece] != instruction.name
+    return piece is not None and self._first_pieces[piece] != instruction.name
 
   def stack(self, frame: int) -> list[tuple[str, str]]:
-    """Returns (file, function) of a frame and of its callers, the innermost first."""
+    """Returns (file, function) of a frame and its callers, innermost first."""
     found = []
     while frame in self.frames and len(found) < 100:
       file, function, frame = self.frames[frame]
@@ -160,7 +163,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-  """Returns the program of `compiled.as_text()`.
+  """Parses the text that `compiled.as_text()` returns.
 
   Raises:
     ValueError: the text has no entry computation.
@@ -183,46 +186,47 @@ def parse(text: str) -> Program:
     elif line.startswith("}"):
       current = None
     else:
-      instruction = _instruction(line)
+      instruction = _parse_instruction(line)
       if instruction:
         current.instructions[instruction.name] = instruction
   if entry is None:
     raise ValueError("no ENTRY computation in the HLO text")
-  return Program(computations, entry, _frames(tables))
+  return Program(computations, entry, _parse_frames(tables))
 
 
-def arrays_of(shape: str) -> tuple[Array, ...]:
-  """Returns the arrays of a shape's text, those of tuples in order."""
-  return tuple(_array(found) for found in _ARRAY.finditer(shape))
+def parse_arrays(shape: str) -> tuple[Array, ...]:
+  """Parses a shape, such as `f32[2,3]{1,0}`, into its arrays; several for a tuple."""
+  return tuple(_parse_array(match) for match in _ARRAY.finditer(shape))
 
 
-def _array(found: re.Match) -> Array:
-  axes = tuple(int(axis.strip().removeprefix("<=")) for axis in found["axes"].split(",") if axis.strip())
-  order, _, rest = (found["layout"] or "").partition(":")
+def _parse_array(match: re.Match) -> Array:
+  axes = tuple(int(axis.strip().removeprefix("<=")) for axis in match["axes"].split(",") if axis.strip())
+  order, _, rest = (match["layout"] or "").partition(":")
   tile, space = _TILE.search(rest), _SPACE.search(rest)
-  return Array(found["type"], axes,
+  return Array(match["type"], axes,
                tuple(int(axis) for axis in order.split(",") if axis) or tuple(reversed(range(len(axes)))),
                tuple(int(size) for size in tile[1].split(",") if size.isdigit()) if tile else (),
                int(space[1]) if space else HBM)
 
 
-def _instruction(line: str) -> Instruction | None:
+def _parse_instruction(line: str) -> Instruction | None:
   head = _NAME.match(line)
   if not head:
     return None
   start = head.end()
-  end = _closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
+  end = _find_closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
   shape = line[start:end]
   opening = line.index("(", end)
   opcode = line[end:opening].strip()
-  closing = _closing(line, opening)
+  closing = _find_closing(line, opening)
   inside = line[opening + 1:closing]
   operands = () if opcode in ("constant", "parameter") else tuple(_OPERAND.findall(inside))
-  return Instruction(head["name"], opcode, arrays_of(shape), operands, inside, line[closing + 1:], bool(head["root"]))
+  return Instruction(head["name"], opcode, parse_arrays(shape), operands, inside, line[closing + 1:],
+                     bool(head["root"]))
 
 
-def _closing(line: str, opening: int) -> int:
-  """Returns the place of the parenthesis that closes the one at `opening`."""
+def _find_closing(line: str, opening: int) -> int:
+  """Returns the position of the parenthesis that closes the one at `opening`."""
   depth = 0
   for found in re.compile(r"[()]").finditer(line, opening):
     depth += 1 if found[0] == "(" else -1
@@ -231,12 +235,12 @@ def _closing(line: str, opening: int) -> int:
   raise ValueError(f"unbalanced parentheses in HLO: {line[:200]}")
 
 
-def _frames(tables: dict[str, dict[int, str]]) -> dict[int, tuple[str, str, int]]:
-  number = lambda text, name: int((re.search(rf"{name}=(\d+)", text) or [0, 0])[1])
+def _parse_frames(tables: dict[str, dict[int, str]]) -> dict[int, tuple[str, str, int]]:
+  get_id = lambda text, name: int((re.search(rf"{name}=(\d+)", text) or [0, 0])[1])
   frames = {}
   for frame, text in tables["StackFrames"].items():
-    location = tables["FileLocations"].get(number(text, "file_location_id"), "")
-    frames[frame] = (tables["FileNames"].get(number(location, "file_name_id"), ""),
-                     tables["FunctionNames"].get(number(location, "function_name_id"), ""),
-                     number(text, "parent_frame_id") - 1)            # as it is written, 1 means none
+    location = tables["FileLocations"].get(get_id(text, "file_location_id"), "")
+    frames[frame] = (tables["FileNames"].get(get_id(location, "file_name_id"), ""),
+                     tables["FunctionNames"].get(get_id(location, "function_name_id"), ""),
+                     get_id(text, "parent_frame_id") - 1)            # HLO writes the id plus one; 1 means no parent
   return frames

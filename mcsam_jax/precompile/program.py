@@ -1,7 +1,4 @@
-"""The real programs of training and writing, lowered with arrays that are shapes alone: nothing is allocated or read.
-
-Shapes: B studies, V views, S pixels, P patches a view, C channels, T tokens.
-"""
+"""Lowers the programs of training and decoding with abstract arrays: nothing is allocated or read."""
 
 import functools
 
@@ -20,12 +17,12 @@ from mcsam_jax.training.train_step import make_train_step
 
 
 class _SpecialIds:
-  """All that a compiled search needs of a tokenizer."""
+  """Special ids, the only values of a tokenizer that a compiled search needs."""
   bos_id, eos_id, pad_id = 1, 2, 0
 
 
 def lower_train(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.stages.Lowered:
-  """Returns one training step of `config.train.batch_size` studies, lowered for a topology; the state is donated."""
+  """Lowers a training step of `config.train.batch_size` studies for a topology; the state is donated."""
   mesh = make_mesh(config, topology.devices)
   model, state, shardings = abstract_state(config, mesh, vocab_size)
   step = jax.jit(make_train_step(model, config, _SpecialIds.eos_id), donate_argnums=0,
@@ -36,9 +33,10 @@ def lower_train(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.
 
 def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int,
                  num_train_reports: int = 0) -> jax.stages.Lowered:
-  """Returns the search that writes the reports of `decode.batch_size` studies, lowered for a topology.
+  """Lowers the search that generates the reports of `config.decode.batch_size` studies for a topology.
 
-  `num_train_reports`: that have a vote, where `decode.retrieval_weight` gives them one.
+  Args:
+    num_train_reports: size of the retrieval index of training reports, which `decode.retrieval_weight` > 0 uses.
   """
   mesh = make_mesh(config, topology.devices)
   model, state, _ = abstract_state(config, mesh, vocab_size)
@@ -50,23 +48,23 @@ def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int,
 
 
 def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
-  """Returns the model, its state as shapes with shardings, and the shardings."""
+  """Returns the model, its abstract train state with shardings, and the shardings."""
   encoder = ENCODERS[config.encoder.name]
   model = make_model(config, vocab_size, config.data.image_size // encoder.stride)
   sample = {name: jax.ShapeDtypeStruct(*spec) for name, spec in get_batch_spec(config, 1).items()}
   state = jax.eval_shape(functools.partial(init_train_state, model, config), sample)
   shardings = state_shardings(mesh, state)
-  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  return model, jax.tree.map(place, state, shardings), shardings
+  with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return model, jax.tree.map(with_sharding, state, shardings), shardings
 
 
 def abstract_batch(config: ConfigDict, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns a batch of `size` studies, as `input_pipeline` makes them, split over the mesh."""
+  """Returns an abstract batch of `size` studies with the specs of `input_pipeline`, sharded over the mesh."""
   split = batch_sharding(mesh)
   return {name: jax.ShapeDtypeStruct(*spec, sharding=split) for name, spec in get_batch_spec(config, size).items()}
 
 
 def get_batch_spec(config: ConfigDict, size: int) -> dict[str, ArraySpec]:
-  """Returns shape and type of each array of a batch: features where the encoder is frozen, else images."""
+  """Returns shape and dtype of each array of a batch: features if the encoder is frozen, else images."""
   encoder = ENCODERS[config.encoder.name]
   return batch_spec(config, size, encoder.feature_shape(config.data.image_size) if config.encoder.frozen else None)

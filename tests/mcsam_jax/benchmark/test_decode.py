@@ -1,4 +1,4 @@
-"""`mcsam benchmark decode` in miniature, and what it counts by hand."""
+"""`mcsam benchmark decode` on a tiny model, and its FLOP counts against hand-computed values."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from mcsam_jax import cli
 from mcsam_jax import config as configs
-from mcsam_jax.benchmark.decode import work_of_a_step
+from mcsam_jax.benchmark.decode import count_step_work
 
 SMALL = ["--config.encoder.name=resnet_tiny", "--config.data.image_size=32", "--config.model.width=16",
          "--config.model.feedforward_width=16", "--config.model.num_heads=2", "--config.model.decoder_layers=1",
@@ -15,7 +15,7 @@ SMALL = ["--config.encoder.name=resnet_tiny", "--config.data.image_size=32", "--
          "--config.memory.query=word_position"]
 
 
-def test_figures_as_json(capsys):
+def test_decode_benchmark_prints_json(capsys):
   assert cli.main(["benchmark", "decode", "--config", "phantom", "--studies", "2", "3", "--repeats", "2",
                    "--vocabulary", "20", *SMALL]) == 0
   figures = json.loads(capsys.readouterr().out)
@@ -25,15 +25,15 @@ def test_figures_as_json(capsys):
     assert run["tokens_per_second"] == pytest.approx(run["studies"] * 5 / run["seconds"], rel=0.1)
 
 
-def test_the_work_of_a_step_by_hand():
+def test_step_work_equals_hand_computed_values():
   config = configs.load_config("phantom", [*SMALL, "--config.decode.beam_size=3", "--config.model.num_memory_tokens=2"])
-  work = work_of_a_step(config, 20, 4)                          # 12 rows, cache slots for 5 tokens and 2 memory tokens
+  work = count_step_work(config, 20, 4)                          # 12 rows, cache slots for 5 tokens and 2 memory tokens
   assert work["dense layers"] == {"flops": 2 * 12 * 8 * 16 * 16, "bytes": 4 * 8 * 16 * 16}
   assert work["logits"] == {"flops": 2 * 12 * 16 * 20, "bytes": 4 * 16 * 20}
   assert work["memory"]["flops"] == 2 * 12 * (2 * 16 * 16 + 2 * 12 * 16)
 
 
 @pytest.mark.parametrize("flags", [["--studies", "0"], ["--repeats", "0"], ["--vocabulary", "3"]])
-def test_too_little_to_time_is_refused(flags, capsys):
+def test_too_small_arguments_exit_with_status_2(flags, capsys):
   assert cli.main(["benchmark", "decode", *flags]) == 2
   assert flags[0] in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""Costs of small programs, written out by hand, whose answers are known."""
+"""Costs of small hand-written HLO programs with known answers."""
 
 import pytest
 
-from mcsam_jax.precompile.collectives import collectives, transfers
-from mcsam_jax.precompile.cost import analyse, total_by
-from mcsam_jax.precompile.hlo import arrays_of, parse
-from mcsam_jax.precompile.parts import detail_of, part_of, purpose_of
+from mcsam_jax.precompile.collectives import find_transfers, list_collective_bytes
+from mcsam_jax.precompile.cost import analyze_costs, sum_by
+from mcsam_jax.precompile.hlo import parse_arrays, parse
+from mcsam_jax.precompile.parts import get_detail, get_part, get_purpose
 
 KNOWN = ', backend_config={"known_trip_count":{"n":"10"}}'
 SCAN = """
@@ -52,68 +52,68 @@ ENTRY %main (x: bf16[64,128], w: bf16[10,128,128]) -> bf16[64,128] {
   %found = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%loop), index=1
   ROOT %far = bf16[64,128]{1,0:T(8,128)(2,1)} copy(%found)
 }
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("count", ["", KNOWN])
-def test_a_loop_counts_as_often_as_it_turns(count):
-  """Ten products; x comes from HBM once and goes back once, each turn reads its own slice of the weights."""
-  costs = analyse(SCAN.replace("COUNT", count))
+def test_loop_costs_are_multiplied_by_the_trip_count(count):
+  """Ten matrix products; x is read from and written to HBM once, and each iteration reads its slice of the weights."""
+  costs = analyze_costs(SCAN.replace("COUNT", count))
   assert costs.unknown_loops == []
   assert costs.flops == 10 * 2 * 64 * 128 * 128
   x, weights = 64 * 128 * 2, 128 * 128 * 2
   assert sum(row.hbm_read for row in costs.rows if row.instruction.name in ("start", "y")) == x + 10 * weights
   assert sum(row.hbm_written for row in costs.rows if row.instruction.name == "far") == x
-  assert costs.hbm_bytes - (2 * x + 10 * weights) == 10 * 4         # the counter, copied
+  assert costs.hbm_bytes - (2 * x + 10 * weights) == 10 * 4         # copies of the loop counter
   assert costs.cycles == 10 * 50
-  [sent] = transfers(costs)
+  [sent] = find_transfers(costs)
   assert (sent.kind, sent.bytes, sent.times, sent.members, sent.wire_bytes) == ("all-reduce", x, 10, 2, 10 * x)
-  assert collectives(costs.program) == {"all-reduce": [x]}
-  assert set(total_by(costs, lambda row: part_of(row, costs))) == {"decoder", "other"}
-  assert purpose_of(sent.cost, costs) == "gradients"
-  assert "decoder, backward" in total_by(costs, lambda row: detail_of(row, costs))
+  assert list_collective_bytes(costs.program) == {"all-reduce": [x]}
+  assert set(sum_by(costs, lambda row: get_part(row, costs))) == {"decoder", "other"}
+  assert get_purpose(sent.cost, costs) == "gradients"
+  assert "decoder, backward" in sum_by(costs, lambda row: get_detail(row, costs))
 
 
-def test_a_loop_whose_end_depends_on_data_is_named():
+def test_data_dependent_loop_is_listed_as_unknown():
   text = SCAN.replace("COUNT", "").replace("%bound = s32[]{:T(128)S(6)} constant(10)",
                                           "%bound = s32[]{:T(128)S(6)} get-tuple-element(%state.1), index=0")
-  assert analyse(text).unknown_loops == ["loop"]
-  assert analyse(text, unknown_trips=[7]).flops == 7 * analyse(text).flops == 7 * 2 * 64 * 128 * 128
+  assert analyze_costs(text).unknown_loops == ["loop"]
+  assert analyze_costs(text, unknown_trips=[7]).flops == 7 * analyze_costs(text).flops == 7 * 2 * 64 * 128 * 128
 
 
 @pytest.mark.parametrize("shape, plain, padded, space", [
-    ("bf16[16,3]{1,0:T(8,128)(2,1)}", 96, 16 * 128 * 2, 0),              # the last axis is filled up to 128
-    ("f32[5,100]{0,1:T(8,128)S(1)}", 2000, 104 * 128 * 4, 1),            # ... which is the first here, 5 to 128
+    ("bf16[16,3]{1,0:T(8,128)(2,1)}", 96, 16 * 128 * 2, 0),              # the last axis is padded to 128
+    ("f32[5,100]{0,1:T(8,128)S(1)}", 2000, 104 * 128 * 4, 1),            # the fastest axis comes first: 5 is padded to 128
     ("f32[]{:T(128)}", 4, 4, 0),
     ("pred[300]{0:T(512)(128)(4,1)}", 300, 512, 0),
     ("s4[3]", 2, 2, 0)])
-def test_sizes_in_memory(shape, plain, padded, space):
-  [array] = arrays_of(shape)
+def test_array_sizes_with_and_without_padding(shape, plain, padded, space):
+  [array] = parse_arrays(shape)
   assert (array.bytes, array.padded_bytes, array.space) == (plain, padded, space)
 
 
-def one(line: str, operands: str) -> float:
-  return analyse(f"ENTRY %main (a: f32[1]) -> f32[1] {{\n{operands}\n  ROOT %c = {line}\n}}\n").flops
+def count_flops_of_line(line: str, operands: str) -> float:
+  return analyze_costs(f"ENTRY %main (a: f32[1]) -> f32[1] {{\n{operands}\n  ROOT %c = {line}\n}}\n").flops
 
 
 @pytest.mark.parametrize("line, operands, flops", [
-    # a batch of 3 products [4,5] x [5,6]
+    # batch of 3 matrix products [4,5] x [5,6]
     ("f32[3,4,6]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}",
      "  %a = f32[3,4,5]{2,1,0} parameter(0)\n  %b = f32[3,5,6]{2,1,0} parameter(1)", 2 * 3 * 4 * 5 * 6),
-    # 3x3 over 5x5 pixels with a margin of zeros: an axis of 5 outputs has 5 * 3 - 2 taps that are inside
+    # 3x3 over 5x5 pixels with zero padding: an axis of 5 outputs has 5 * 3 - 2 taps inside the image
     ("f32[2,5,5,7]{3,2,1,0} convolution(%a, %b), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
      "  %a = f32[2,5,5,4]{3,2,1,0} parameter(0)\n  %b = f32[3,3,4,7]{3,2,1,0} parameter(1)", 2 * 2 * 13 * 13 * 4 * 7),
     # depthwise: 8 groups of one channel
     ("f32[1,4,8]{2,1,0} convolution(%a, %b), window={size=1}, dim_labels=b0f_0io->b0f, feature_group_count=8",
      "  %a = f32[1,4,8]{2,1,0} parameter(0)\n  %b = f32[1,1,8]{2,1,0} parameter(1)", 2 * 4 * 8),
-    # a transposed convolution of stride 2: of 7 places every second is a gap
+    # transposed convolution with stride 2: every second of 7 positions is a gap
     ("f32[1,7,1]{2,1,0} convolution(%a, %b), window={size=1 lhs_dilate=2}, dim_labels=b0f_0io->b0f",
      "  %a = f32[1,4,1]{2,1,0} parameter(0)\n  %b = f32[1,1,1]{2,1,0} parameter(1)", 2 * 4),
-    # a batch of 8 products as TPUs write it: the batch as a dilated axis whose window meets itself alone
+    # batch of 8 matrix products as the TPU compiler emits it: a dilated batch axis, each window position meets one element
     ("f32[16,32,8]{1,0,2} convolution(%a, %b), window={size=8 stride=7 pad=0_0 lhs_dilate=8}, dim_labels=bf0_oi0->bf0",
      "  %a = f32[16,64,8]{1,0,2} parameter(0)\n  %b = f32[32,64,8]{1,0,2} parameter(1)", 2 * 16 * 32 * 64 * 8)])
-def test_operations_of_a_product(line, operands, flops):
-  assert one(line, operands) == flops
+def test_flops_of_products_and_convolutions(line, operands, flops):
+  assert count_flops_of_line(line, operands) == flops
 
 
 BRANCHES = """
@@ -133,12 +133,12 @@ ENTRY %main (i: s32[], a: f32[128]) -> f32[128] {
   %a = f32[128]{0} parameter(1)
   ROOT %either = f32[128]{0} conditional(%i, %a, %a), branch_computations={%small, %large}
 }
-"""
+"""  # noqa: E501
 
 
-def test_of_a_conditional_one_branch_counts():
-  assert analyse(BRANCHES).hbm_bytes == 2 * 512
-  assert analyse(BRANCHES, dearest=True).hbm_bytes == 4 * 512
+def test_one_branch_of_a_conditional_counts():
+  assert analyze_costs(BRANCHES).hbm_bytes == 2 * 512
+  assert analyze_costs(BRANCHES, most_expensive=True).hbm_bytes == 4 * 512
 
 
 UPDATE = """
@@ -155,17 +155,17 @@ ENTRY %main (a: f32[1024,128], b: f32[8,128], i: s32[]) -> f32[1024,128] {
   %i = s32[]{:S(6)} parameter(2)
   ROOT %f = f32[1024,128]{1,0} fusion(%a, %b, %i), kind=kLoop, calls=%write
 }
-"""
+"""  # noqa: E501
 
 
-def test_an_update_in_place_moves_the_slice_alone():
-  [row] = analyse(UPDATE).rows
+def test_in_place_update_counts_only_the_slice():
+  [row] = analyze_costs(UPDATE).rows
   assert (row.hbm_read, row.hbm_written) == (8 * 128 * 4, 8 * 128 * 4)
 
 
-def kind_of(attributes: str, call: str = "f32[8]{0} all-reduce(%a)"):
+def parse_transfer(attributes: str, call: str = "f32[8]{0} all-reduce(%a)"):
   text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n  ROOT %r = {call}, {attributes}\n}}\n"
-  [sent] = transfers(analyse(text), num_devices=16)
+  [sent] = find_transfers(analyze_costs(text), num_devices=16)
   return sent
 
 
@@ -174,16 +174,16 @@ def kind_of(attributes: str, call: str = "f32[8]{0} all-reduce(%a)"):
     ("replica_groups=[4,4]<=[4,4]T(1,0)", 4), ("replica_groups={}", 16),
     ("replica_groups=mesh['data'=8,'fsdp'=2] {'data'}", 8), ("replica_groups=mesh['data'=8,'fsdp'=2] {'data','fsdp'}", 16),
     ("replica_groups=mesh['data'=8] {'data':(2)4}", 4)])
-def test_who_exchanges(groups, members):
-  assert kind_of(groups).members == members
+def test_collective_group_size(groups, members):
+  assert parse_transfer(groups).members == members
 
 
-def test_results_of_collectives():
-  gather = kind_of("replica_groups={{0,1}}", "(f32[8]{0}, f32[16]{0}) all-gather-start(%a)")
+def test_bytes_of_collectives():
+  gather = parse_transfer("replica_groups={{0,1}}", "(f32[8]{0}, f32[16]{0}) all-gather-start(%a)")
   assert (gather.bytes, gather.wire_bytes) == (64, 32)
-  scatter = kind_of("replica_groups={{0,1,2,3}}", "f32[2]{0} reduce-scatter(%a)")
+  scatter = parse_transfer("replica_groups={{0,1,2,3}}", "f32[2]{0} reduce-scatter(%a)")
   assert (scatter.bytes, scatter.wire_bytes) == (32, 24)
-  across = kind_of('channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",'
+  across = parse_transfer('channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",'
                    '_xla_megascale_transfer_type="ALL_REDUCE"}', "(f32[8]{0}, u32[], token[]) send(%a)")
   assert (across.kind, across.network, across.bytes, across.members, across.wire_bytes) == ("all-reduce", "dcn", 32, 4, 48)
 
@@ -199,7 +199,7 @@ HloModule gather, is_scheduled=true
   ROOT %out = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) tuple(%y, %part, %all.1)
 }
 
-%goes_on (part: f32[16,128], buffer: f32[128,128], x: f32[512,128]) -> (f32[512,128], f32[16,128], f32[128,128], f32[128,128]) {
+%continues (part: f32[16,128], buffer: f32[128,128], x: f32[512,128]) -> (f32[512,128], f32[16,128], f32[128,128], f32[128,128]) {
   %part.2 = f32[16,128]{1,0:T(8,128)} parameter(0)
   %buffer = f32[128,128]{1,0:T(8,128)} parameter(1)
   %x.2 = f32[512,128]{1,0:T(8,128)} parameter(2)
@@ -215,22 +215,22 @@ ENTRY %main (part: f32[16,128], x: f32[512,128]) -> f32[512,128] {
   %y.0 = f32[512,128]{1,0:T(8,128)} get-tuple-element(%first), index=0
   %same = f32[16,128]{1,0:T(8,128)} get-tuple-element(%first), index=1
   %all = f32[128,128]{1,0:T(8,128)} get-tuple-element(%first), index=2
-  %second = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) fusion(%same, %all, %y.0), kind=kCustom, calls=%goes_on
+  %second = (f32[512,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}, f32[128,128]{1,0:T(8,128)}) fusion(%same, %all, %y.0), kind=kCustom, calls=%continues
   ROOT %end = f32[512,128]{1,0:T(8,128)} get-tuple-element(%second), index=0
 }
-"""
+"""  # noqa: E501
 
 
-def test_a_collective_beside_the_work_of_several_fusions_counts_once():
-  costs = analyse(PIECES)
-  sent, = transfers(costs, 8)
+def test_collective_split_over_several_fusions_counts_once():
+  costs = analyze_costs(PIECES)
+  [sent] = find_transfers(costs, 8)
   assert (sent.kind, sent.bytes, sent.members, sent.times) == ("all-gather", 128 * 128 * 4, 8, 1)
-  assert collectives(costs.program) == {"all-gather": [128 * 128 * 4]}
+  assert list_collective_bytes(costs.program) == {"all-gather": [128 * 128 * 4]}
   x, part, gathered = (rows * 128 * 4 for rows in (512, 16, 128))
   assert [(row.hbm_read, row.hbm_written) for row in costs.rows] == [(x + part, x + gathered), (x, x)]
 
 
-def test_sources_are_found():
+def test_stack_frames_are_parsed():
   program = parse("HloModule m\n\nFileNames\n1 \"/a/training/step.py\"\n2 \"/a/optax/x.py\"\n\nFunctionNames\n1 \"outer\"\n"
                   "2 \"inner\"\n\nFileLocations\n1 {file_name_id=1 function_name_id=1 line=1}\n"
                   "2 {file_name_id=2 function_name_id=2 line=2}\n\nStackFrames\n1 {file_location_id=1 parent_frame_id=1}\n"
