@@ -114,7 +114,7 @@ class _SignalVotes:
     self.pending = collections.deque()
 
   def vote(self, received: signal.Signals | None, lag: int) -> signal.Signals | None:
-    """Casts this host's vote and returns the result of all votes but the last `lag`, None if nobody voted to stop."""
+    """Casts this host's vote and returns the result of all votes but the last `lag`, None if no host voted to stop."""
     rank = 0 if received is None else SIGNALS.index(received) + 1
     with jax.set_mesh(self.mesh):
       self.pending.append(self.max(self.ballots[rank]))
