@@ -1,22 +1,23 @@
 # shellcheck shell=bash
-# Sourced by tpu_vm.sh, gke.sh and slurm.sbatch: options, dry runs, questions, and buckets that must not be public.
-#   options "$@"            takes --help, --dry-run and --yes off; what is left is ARGS, its first word VERB
-#   run COMMAND...          prints the command and, unless --dry-run, runs it
-#   ask QUESTION            goes on after a yes (--yes answers it); anything else leaves with nothing done
-#   verdict STATUS...       one status for all hosts: 2 (put something right), 3 (does not fit) or 130 (Ctrl-C) if any
-#                           left so; 75 (run again) if any left with 75 or was killed (128 and more); else the first
-#   refuse_public WORD...   leaves with status 2 if everyone can read a bucket that the words name (gs://...), also in
-#                           --flag=gs://...; PUBLIC_DATA=1 says that the data set is open and skips this
-#   refuse_local WORD...    leaves with status 2 if `train` would look for records or weights below the folder that it
-#                           starts in, where a new machine has none
-#   beside_workdir WORD...  prints gs://.../mcsam-xla, beside a workdir on gs://: host 0 alone writes compiled programs
-#   value_of FLAG WORD...   prints what the words say of --flag
+# Sourced by tpu_vm.sh, gke.sh and slurm.sbatch: options, dry runs, confirmation, and checks of buckets and data.
+#   parse_options "$@"             handles --help, --dry-run and --yes; the rest is in ARGS, its first word in VERB
+#   run COMMAND...                 prints the command and, unless --dry-run, runs it
+#   confirm QUESTION               continues after "y" (or --yes); any other answer exits and nothing is done
+#   combine_statuses STATUS...     prints one exit status for all hosts: 2 (fix the input), 3 (does not fit) or 130
+#                                  (Ctrl-C) if any host has it; 75 (run again) if any host exited with 75 or was killed
+#                                  (128 and above); otherwise the first
+#   check_buckets_private ARG...   exits with status 2 if a bucket in the arguments (gs://..., --flag=gs://...) is
+#                                  publicly readable; PUBLIC_DATA=1 skips this check for open data sets
+#   check_data_flags ARG...        exits with status 2 if `train` would read records or weights from a local folder,
+#                                  which doesn't exist on a new machine
+#   default_cache ARG...           prints gs://.../mcsam-xla, next to a workdir on gs://; only host 0 writes to it
+#   flag_value FLAG ARG...         prints the value of FLAG in the arguments
 
 exec 3>&1
 
 die() { echo "$(basename "$0"): $1" >&2; exit 2; }
 
-options() {
+parse_options() {
   DRY_RUN=${DRY_RUN:-} YES=${YES:-} ARGS=()
   local word
   for word in "$@"; do
@@ -27,11 +28,11 @@ options() {
       *) ARGS+=("$word") ;;
     esac
   done
-  # shellcheck disable=SC2034  # of the script that sources this
+  # shellcheck disable=SC2034  # used by the script that sources this
   VERB=${ARGS[0]:-}
 }
 
-quoted() {   # the words as a shell would take them again, quotes only where they are needed
+quote() {   # prints the arguments quoted for a shell, with quotes only where needed
   local word line=
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_./:=@,+~-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
@@ -41,20 +42,20 @@ quoted() {   # the words as a shell would take them again, quotes only where the
 }
 
 run() {
-  echo "+ $(quoted "$@")" >&3               # so that $(run ...) holds the command's output alone
+  echo "+ $(quote "$@")" >&3               # file descriptor 3, so that $(run ...) captures only the command's output
   [ -n "$DRY_RUN" ] || "$@"
 }
 
-need() { [ -n "$DRY_RUN" ] || command -v "$1" >/dev/null || die "$1 is missing: $2"; }
+require() { [ -n "$DRY_RUN" ] || command -v "$1" >/dev/null || die "$1 is missing: $2"; }
 
-ask() {
+confirm() {
   local answer=
   [ -z "$DRY_RUN$YES" ] || return 0
   read -r -p "$1 [y/N] " answer || echo
-  [[ $answer =~ ^[yY] ]] || die "not confirmed, nothing was done (--yes answers yes)"
+  [[ $answer =~ ^[yY] ]] || die "not confirmed, nothing was done (--yes skips the question)"
 }
 
-verdict() {
+combine_statuses() {
   local last=$1
   case " $* " in
     *' 2 '*) last=2 ;;
@@ -65,24 +66,24 @@ verdict() {
   echo "$last"
 }
 
-refuse_public() {
+check_buckets_private() {
   local bucket rights fix
   [ -z "${PUBLIC_DATA:-}" ] || return 0
   for bucket in $(printf '%s\n' "$@" | grep -o 'gs://[^/ ]*' | sort -u); do
     fix="gcloud storage buckets update $bucket --public-access-prevention"
-    need gcloud "it tells whether $bucket is public (https://cloud.google.com/sdk); for open data set PUBLIC_DATA=1"
+    require gcloud "needed to check the access to $bucket (https://cloud.google.com/sdk); open data sets: PUBLIC_DATA=1"
     rights=$(run gcloud storage buckets describe "$bucket" --format=json) ||
-      die "can't read the settings of $bucket: create it, or ask its owner for storage.buckets.get"
+      die "can't read the settings of $bucket: create it, or ask its owner for the permission storage.buckets.get"
     if grep -q '"public_access_prevention": "enforced"' <<<"$rights"; then continue; fi
     rights+=$(run gcloud storage buckets get-iam-policy "$bucket" --format=json) ||
-      die "can't read who may read $bucket: ask its owner for storage.buckets.getIamPolicy, or for \`$fix\`"
+      die "can't read the policy of $bucket: ask its owner for storage.buckets.getIamPolicy, or to run \`$fix\`"
     if grep -Eq 'allUsers|allAuthenticatedUsers' <<<"$rights"; then
-      die "everyone can read $bucket, so no restricted data may go there: \`$fix\`; for open data set PUBLIC_DATA=1"
+      die "$bucket is publicly readable, unfit for restricted data: run \`$fix\`; open data sets: set PUBLIC_DATA=1"
     fi
   done
 }
 
-value_of() {
+flag_value() {
   local flag=$1 word value='' next=
   for word in "${@:2}"; do
     if [ -n "$next" ]; then value=$word next=; fi
@@ -91,21 +92,21 @@ value_of() {
   echo "$value"
 }
 
-beside_workdir() {
+default_cache() {
   local workdir
-  workdir=$(value_of --workdir "$@")
+  workdir=$(flag_value --workdir "$@")
   workdir=${workdir%/}
   [[ $workdir != gs://?*/?* ]] || echo "${workdir%/*}/mcsam-xla"
 }
 
-refuse_local() {
+check_data_flags() {
   local config field
   [ "${1:-}" = train ] || return 0
-  config=$(value_of --config "$@")
+  config=$(flag_value --config "$@")
   config=${config##*/}
-  case ${config%.py} in mimic_cxr | iu_xray | r2gencmn) ;; *) return 0 ;; esac       # other files may say it themselves
+  case ${config%.py} in mimic_cxr | iu_xray | r2gencmn) ;; *) return 0 ;; esac       # others may set these fields
   for field in data.data_dir=gs://BUCKET/data encoder.weights=gs://BUCKET/data/WEIGHTS.npz; do
     [[ " $* " = *" --config.${field%%=*}="* ]] ||
-      die "the machines start without data: add --config.$field; \`gcloud storage cp -r data gs://BUCKET/\` brings it"
+      die "new machines have no data: add --config.$field; \`gcloud storage cp -r data gs://BUCKET/\` uploads it"
   done
 }

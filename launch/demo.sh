@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# MCSAM learns to write reports of synthetic chest X-rays, on two CPU cores or whatever JAX finds.
+# Trains MCSAM to generate reports of synthetic chest X-rays, on two CPU cores or any accelerator that JAX finds.
 #   bash launch/demo.sh [--workdir DIR] [--config.field=value ...]
-# Makes .venv, installs, runs `mcsam demo`. Safe to run again: what is done is not done twice.
+# Creates .venv, installs the package and runs `mcsam demo`. Safe to run again: finished steps are skipped.
 set -euo pipefail
 case " $* " in *" --help "* | *" -h "*) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

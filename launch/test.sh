@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests.
-#   bash launch/test.sh [pytest arguments]     e.g. tests/input_pipeline, or -n 0 -s -m slow for the long ones
-# Makes .venv, installs with what tests need, runs pytest: a process a core, 4 at most, each with whole files of tests
-# (-n 0: one process). METEOR's tests need Java and say so without it.
+#   bash launch/test.sh [pytest arguments]     e.g. tests/input_pipeline, or -n 0 -s -m slow for the slow tests
+# Creates .venv, installs the package with the test dependencies and runs pytest with one process per core, at most 4
+# (-n 0: one process); a test file isn't split over processes. METEOR's tests are skipped without Java.
 set -euo pipefail
 case " $* " in *" --help "* | *" -h "*) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

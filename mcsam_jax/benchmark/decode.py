@@ -126,7 +126,8 @@ def count_step_work(config: ConfigDict, vocab_size: int, num_studies: int) -> di
   rows = num_studies * config.decode.beam_size
   width, size = model.width, jnp.dtype(config.train.compute_dtype).itemsize
   num_patches = count_patches(config)
-  cache_slots = statistics.mean(cache_schedule(length, length)) + (model.num_memory_tokens if model.use_memory_tokens else 0)
+  num_memory_tokens = model.num_memory_tokens if model.use_memory_tokens else 0
+  cache_slots = statistics.mean(cache_schedule(length, length)) + num_memory_tokens
   dense = model.decoder_layers * (6 * width * width + 2 * width * model.feedforward_width)
   parts = {
       "dense layers": (2 * rows * dense, dense),

@@ -103,7 +103,7 @@ def _result_bytes(kind: str, instruction: Instruction) -> int:
   arrays = instruction.arrays
   if instruction.opcode.endswith("-start"):
     count = len(instruction.operands)
-    if len(arrays) >= 2 * count:                         # all-gather-start also returns its operands, before the results
+    if len(arrays) >= 2 * count:                         # all-gather-start returns its operands, then the results
       arrays = arrays[count:2 * count]
   size = sum(array.bytes for array in arrays)
   return size * get_group_size(instruction, 1) if kind == "reduce-scatter" else size

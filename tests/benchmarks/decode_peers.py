@@ -104,12 +104,14 @@ def main():
   for num_studies in args.studies:
     seconds = compare(num_studies, args.views, args.repeats)
     theirs = seconds["transformers generate"]
-    print(f"{num_studies} studies of {args.views} views, beam {BEAMS}, {TOKENS} tokens, medians of {args.repeats} calls in turn")
+    print(f"{num_studies} studies of {args.views} views, beam {BEAMS}, {TOKENS} tokens, "
+          f"medians of {args.repeats} alternating calls")
     for name, ours in seconds.items():
       median = statistics.median(ours)
       ratio = statistics.median(their / our for their, our in zip(theirs, ours))
       print(f"  {name:24} {median:7.3f} s  {num_studies * TOKENS / median:8.0f} tokens/s  {ratio:5.2f} x", flush=True)
-      figures.append({"studies": num_studies, "views": args.views, "name": name, "median": median, "ratio": ratio, "seconds": ours})
+      figures.append({"studies": num_studies, "views": args.views, "name": name, "median": median, "ratio": ratio,
+                      "seconds": ours})
   if args.json:
     with open(args.json, "w") as file:
       json.dump(figures, file, indent=1)

@@ -68,12 +68,13 @@ def looks(work, split_name: str) -> tuple[dict, dict]:
     ids = [work.tokenizer.encode_for_training(report, config.tokenizer.max_length)[1:] for report in reports]
     written = [GeneratedReport(record, report, own, 0.0) for record, (report, own) in enumerate(zip(reports, ids))]
     batches = eval_batches(split, work.tokenizer, config, config.decode.batch_size, load_split_features(work, split))
-    explanations = explain_reports(member, config, work.tokenizer, mesh, batches, written, work.open_split("train").reports)
+    explanations = explain_reports(member, config, work.tokenizer, mesh, batches, written,
+                                   work.open_split("train").reports)
   looked, right = {}, {}
   for record, (report, explanation) in enumerate(zip(reports, explanations)):
     number = int(split.ids[record].rsplit("-", 1)[1])
     drawn = locate_findings((config.data.phantom.seed, SPLITS.index(split_name), number))
-    ends = np.cumsum([len(word) + 1 for word in explanation.words])                    # of each word and the blank behind it
+    ends = np.cumsum([len(word) + 1 for word in explanation.words])       # end of each word, with the space after it
     for finding, places in drawn.items():
       named = next((mention for mention in find_mentions(report)
                     if mention.finding == finding and mention.label == "positive"), None)

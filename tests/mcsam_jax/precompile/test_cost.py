@@ -4,7 +4,7 @@ import pytest
 
 from mcsam_jax.precompile.collectives import find_transfers, list_collective_bytes
 from mcsam_jax.precompile.cost import analyze_costs, sum_by
-from mcsam_jax.precompile.hlo import parse_arrays, parse
+from mcsam_jax.precompile.hlo import parse, parse_arrays
 from mcsam_jax.precompile.parts import get_detail, get_part, get_purpose
 
 KNOWN = ', backend_config={"known_trip_count":{"n":"10"}}'
@@ -83,7 +83,7 @@ def test_data_dependent_loop_is_listed_as_unknown():
 
 @pytest.mark.parametrize("shape, plain, padded, space", [
     ("bf16[16,3]{1,0:T(8,128)(2,1)}", 96, 16 * 128 * 2, 0),              # the last axis is padded to 128
-    ("f32[5,100]{0,1:T(8,128)S(1)}", 2000, 104 * 128 * 4, 1),            # the fastest axis comes first: 5 is padded to 128
+    ("f32[5,100]{0,1:T(8,128)S(1)}", 2000, 104 * 128 * 4, 1),            # the fastest axis is first: 5 -> 128
     ("f32[]{:T(128)}", 4, 4, 0),
     ("pred[300]{0:T(512)(128)(4,1)}", 300, 512, 0),
     ("s4[3]", 2, 2, 0)])
@@ -98,7 +98,8 @@ def count_flops_of_line(line: str, operands: str) -> float:
 
 @pytest.mark.parametrize("line, operands, flops", [
     # batch of 3 matrix products [4,5] x [5,6]
-    ("f32[3,4,6]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}",
+    ("f32[3,4,6]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, "
+     "rhs_contracting_dims={1}",
      "  %a = f32[3,4,5]{2,1,0} parameter(0)\n  %b = f32[3,5,6]{2,1,0} parameter(1)", 2 * 3 * 4 * 5 * 6),
     # 3x3 over 5x5 pixels with zero padding: an axis of 5 outputs has 5 * 3 - 2 taps inside the image
     ("f32[2,5,5,7]{3,2,1,0} convolution(%a, %b), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
@@ -109,7 +110,7 @@ def count_flops_of_line(line: str, operands: str) -> float:
     # transposed convolution with stride 2: every second of 7 positions is a gap
     ("f32[1,7,1]{2,1,0} convolution(%a, %b), window={size=1 lhs_dilate=2}, dim_labels=b0f_0io->b0f",
      "  %a = f32[1,4,1]{2,1,0} parameter(0)\n  %b = f32[1,1,1]{2,1,0} parameter(1)", 2 * 4),
-    # batch of 8 matrix products as the TPU compiler emits it: a dilated batch axis, each window position meets one element
+    # batch of 8 matrix products as TPUs compute it: a dilated batch axis whose windows meet one element each
     ("f32[16,32,8]{1,0,2} convolution(%a, %b), window={size=8 stride=7 pad=0_0 lhs_dilate=8}, dim_labels=bf0_oi0->bf0",
      "  %a = f32[16,64,8]{1,0,2} parameter(0)\n  %b = f32[32,64,8]{1,0,2} parameter(1)", 2 * 16 * 32 * 64 * 8)])
 def test_flops_of_products_and_convolutions(line, operands, flops):
@@ -164,7 +165,8 @@ def test_in_place_update_counts_only_the_slice():
 
 
 def parse_transfer(attributes: str, call: str = "f32[8]{0} all-reduce(%a)"):
-  text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n  ROOT %r = {call}, {attributes}\n}}\n"
+  text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n" \
+         f"  ROOT %r = {call}, {attributes}\n}}\n"
   [sent] = find_transfers(analyze_costs(text), num_devices=16)
   return sent
 
@@ -172,7 +174,8 @@ def parse_transfer(attributes: str, call: str = "f32[8]{0} all-reduce(%a)"):
 @pytest.mark.parametrize("groups, members", [
     ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4), ("replica_groups=[2,8]<=[16]", 8),
     ("replica_groups=[4,4]<=[4,4]T(1,0)", 4), ("replica_groups={}", 16),
-    ("replica_groups=mesh['data'=8,'fsdp'=2] {'data'}", 8), ("replica_groups=mesh['data'=8,'fsdp'=2] {'data','fsdp'}", 16),
+    ("replica_groups=mesh['data'=8,'fsdp'=2] {'data'}", 8),
+    ("replica_groups=mesh['data'=8,'fsdp'=2] {'data','fsdp'}", 16),
     ("replica_groups=mesh['data'=8] {'data':(2)4}", 4)])
 def test_collective_group_size(groups, members):
   assert parse_transfer(groups).members == members
@@ -183,9 +186,11 @@ def test_bytes_of_collectives():
   assert (gather.bytes, gather.wire_bytes) == (64, 32)
   scatter = parse_transfer("replica_groups={{0,1,2,3}}", "f32[2]{0} reduce-scatter(%a)")
   assert (scatter.bytes, scatter.wire_bytes) == (32, 24)
-  across = parse_transfer('channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",'
-                   '_xla_megascale_transfer_type="ALL_REDUCE"}', "(f32[8]{0}, u32[], token[]) send(%a)")
-  assert (across.kind, across.network, across.bytes, across.members, across.wire_bytes) == ("all-reduce", "dcn", 32, 4, 48)
+  attributes = ('channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",'
+                '_xla_megascale_transfer_type="ALL_REDUCE"}')
+  across = parse_transfer(attributes, "(f32[8]{0}, u32[], token[]) send(%a)")
+  assert (across.kind, across.network, across.members) == ("all-reduce", "dcn", 4)
+  assert (across.bytes, across.wire_bytes) == (32, 48)
 
 
 PIECES = """
@@ -231,9 +236,11 @@ def test_collective_split_over_several_fusions_counts_once():
 
 
 def test_stack_frames_are_parsed():
-  program = parse("HloModule m\n\nFileNames\n1 \"/a/training/step.py\"\n2 \"/a/optax/x.py\"\n\nFunctionNames\n1 \"outer\"\n"
+  program = parse("HloModule m\n\nFileNames\n1 \"/a/training/step.py\"\n2 \"/a/optax/x.py\"\n\nFunctionNames\n"
+                  "1 \"outer\"\n"
                   "2 \"inner\"\n\nFileLocations\n1 {file_name_id=1 function_name_id=1 line=1}\n"
-                  "2 {file_name_id=2 function_name_id=2 line=2}\n\nStackFrames\n1 {file_location_id=1 parent_frame_id=1}\n"
+                  "2 {file_name_id=2 function_name_id=2 line=2}\n\nStackFrames\n"
+                  "1 {file_location_id=1 parent_frame_id=1}\n"
                   "2 {file_location_id=2 parent_frame_id=2}\n\n\nENTRY %main (a: f32[1]) -> f32[1] {\n"
                   "  ROOT %a = f32[1]{0} parameter(0)\n}\n")
   assert program.stack(2) == [("/a/optax/x.py", "inner"), ("/a/training/step.py", "outer")]

@@ -52,8 +52,8 @@ def test_invalid_arguments_exit_with_status_2(monkeypatch, capsys):
 @pytest.mark.parametrize("message, needed, available", [
     ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (36.5G) exceeds "
      "available HBM (15.75G).", 36.5, 15.75),
-    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 24.99G of 15.75G "
-     "hbm. Exceeded hbm capacity by 9.24G.", 24.99, 15.75)])
+    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 24.99G of "
+     "15.75G hbm. Exceeded hbm capacity by 9.24G.", 24.99, 15.75)])
 def test_memory_sizes_are_parsed_from_compiler_errors(message, needed, available):
   assert parse_memory_error(message) == (int(needed * 2**30), int(available * 2**30))
   assert parse_memory_error("RESOURCE_EXHAUSTED: something else") == (None, None)
@@ -100,7 +100,7 @@ def test_longest_term_is_the_bottleneck():
   costs, chip, size = analyze_costs(PROGRAM), CHIPS["v5e"], 2 * 8192**2
   bound = compute_roofline(costs, find_transfers(costs), chip)
   assert bound.compute == pytest.approx(2 * 8192**3 / 197e12)
-  assert bound.hbm == pytest.approx(5 * size / 819e9)                 # two operands, a result, which the all-reduce reads and writes
+  assert bound.hbm == pytest.approx(5 * size / 819e9)                 # dot: 2 reads, 1 write; all-reduce: 1 and 1
   assert bound.ici == pytest.approx(2 * 3 / 4 * size / 200e9)
   assert (bound.bottleneck, bound.seconds, bound.dcn) == ("compute", bound.compute, 0.0)
   assert compute_utilization(4 * 2 * 8192**3, 4, 2 * bound.seconds, chip) == pytest.approx(0.5)
@@ -126,7 +126,8 @@ def run_precompile(capsys, topology: str, *arguments: str) -> dict:
 def test_lowered_search_follows_the_config(search, retrieval_weight, lengths):
   """Loop lengths per cache size are known; MBR with retrieval takes the embeddings of 1,000 training reports."""
   config = load_config("mimic_cxr", [*SMALL, f"--config.decode.search={search}", "--config.tokenizer.max_length=40",
-                                     f"--config.decode.retrieval_weight={retrieval_weight}", "--config.decode.batch_size=4"])
+                                     f"--config.decode.retrieval_weight={retrieval_weight}",
+                                     "--config.decode.batch_size=4"])
   topology = topology_module.Topology("cpu", 1, tuple(jax.devices()[:1]), CHIPS["v5e"])
   lowered = lower_decode(config, topology, 64, num_train_reports=1000)
   assert precompile_module.get_loop_lengths(config) == lengths
@@ -188,7 +189,8 @@ def test_cost_per_chip_does_not_depend_on_the_slice_size(libtpu, capsys):
   gradients = [row for row in large["collectives"] if row["purpose"] == "gradients"]
   other_rows = [row for row in large["collectives"] if row["purpose"] not in ("gradients", "alignment")]
   assert {row["kind"] for row in gradients} <= {"all-reduce", "reduce-scatter"}
-  assert 0.45 * trained < sum(row["bytes"] for row in gradients) < 2.2 * trained      # kernels' gradients are bfloat16, half the bytes
+  # At least half: the gradients of kernels are bfloat16.
+  assert 0.45 * trained < sum(row["bytes"] for row in gradients) < 2.2 * trained
   assert sum(row["bytes"] for row in other_rows) < 1e-3 * trained, other_rows     # dropout counters, loss sums, ties
 
 
