@@ -1,8 +1,8 @@
 """Trains MCSAM. `train` reads top to bottom in the order in which things happen.
 
-The config determines a run completely: the state after step k is the same whether the run was interrupted or not. All
-random keys are functions of config.seed and the step, and the records of a batch are a function of the seed and the
-number of examples seen. So a run resumes from a checkpoint of the state and that number alone.
+Given the data and the machine, the config determines a run: the state after step k is the same whether the run was
+interrupted or not. All random keys are functions of config.seed and the step, and the records of a batch are a function
+of the seed and the number of examples seen. So a checkpoint of the state and that number is enough to resume.
 """
 
 from collections.abc import Callable
@@ -46,12 +46,12 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
   """Trains a model in `workdir`, resuming from its latest checkpoint if it has one. All hosts call this function.
 
   Raises:
-    UserError: something that the user can fix, found before training starts.
+    UserError: something that the user can fix, such as a setting or too many corrupt records.
     NonFiniteError: a loss or gradient norm is not finite.
-    Preempted: a host received SIGTERM or Ctrl-C; the last completed step is saved.
+    Preempted: a host received SIGTERM or Ctrl-C; the steps completed until then, if any, are saved.
   """
   with contextlib.ExitStack() as on_exit:
-    # Devices.
+    # Watchdog, devices, signals.
     watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
     mesh = make_mesh(config)
@@ -65,6 +65,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     # Workdir: config, tokenizer, initial memory slots, pretrained encoder. Host 0 creates it.
     with watchdog.paused_unless_host0():
       work = multihost.host0_then_others(lambda: open_or_create_workdir(workdir, config, log), context=stop.immediate)
+    # Host 0 holds the workdir's lock until the run ends.
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
     config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
 
@@ -78,9 +79,10 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     train_features, val_features = (load_features_on_all_hosts(work, split, stop, watchdog, log)
                                     for split in (train_split, val_split))
 
-    # Model and state, initialized under jit straight into their sharding. From here on all hosts compute together.
+    # Model and state, initialized under jit, directly in their sharding. From here on all hosts run the same programs.
     on_exit.enter_context(jax.set_mesh(mesh))
     model = make_model(config, tokenizer.vocab_size, work.patch_grid)
+    # The shapes of any record define the parameters.
     example = read_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config, train_features)
     init_state = functools.partial(init_train_state, model, config, example)
     abstract_state = jax.eval_shape(init_state)
@@ -91,7 +93,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
 
     # Checkpoint to resume from.
     checkpoints = Checkpoints(work.path, config.train.keep_last, config.train.best_metric)
-    on_exit.callback(checkpoints.wait)                    # however the run ends, a save in progress is completed
+    on_exit.callback(checkpoints.wait)                    # completes a save in progress, however the run ends
 
     def data_position(step: int) -> dict[str, int]:
       return {"examples": step * config.train.batch_size, "seed": config.seed, "records": len(train_split)}
@@ -107,10 +109,11 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     def is_eval_step(step: int) -> bool:
       return step == num_steps or step % config.train.eval_every == 0
 
-    was_stopped_in_eval = first_step > 0 and is_eval_step(first_step) and not checkpoints.scores.get(first_step)
-    if first_step >= num_steps and not was_stopped_in_eval:
+    eval_is_missing = first_step > 0 and is_eval_step(first_step) and not checkpoints.scores.get(first_step)
+    if first_step >= num_steps and not eval_is_missing:
       log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
-      return checkpoints.close()
+      checkpoints.close()
+      return
 
     # Jitted functions, compiled at their first call.
     train_step = jax.jit(make_train_step(model, config, tokenizer.eos_id), donate_argnums=0,
@@ -127,25 +130,25 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       metrics_logger.log_eval(step, result)
       checkpoints.save(step, state, result.scores, data_position(step))
 
-    # Training. A signal is kept until the step in progress is completed and saved.
+    # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
     batches = train_batches(train_split, tokenizer, config, first_step, num_steps - first_step, train_features,
                             local_rows(mesh, config.train.batch_size))
     completed = first_step
     with stop.deferred():
       try:
-        if was_stopped_in_eval:
+        if eval_is_missing:
           evaluate_and_save(first_step)
         for step, batch in metrics_logger.iterate_steps(shard_batches(mesh, batches)):
-          stop.check(lag=VOTE_LAG)
+          stop.check(lag=VOTE_LAG)                        # raises Preempted at the same step on all hosts
           gradient_norms = {}
-          # At the first step, too, so that both programs are compiled before the clock is started.
+          # At the first step, too, so that both jitted functions are compiled before throughput is measured.
           if config.model.use_alignment and (is_logged(config, step) or step == first_step + 1):
             gradient_norms = term_gradient_norms(state, batch)
           state, metrics = train_step(state, batch)
           completed = step
           metrics_logger.log_async(step, metrics | gradient_norms)
           if is_eval_step(step):
-            metrics_logger.flush()                        # raises unless all losses are finite: no bad state is saved
+            metrics_logger.flush()                        # raises NonFiniteError before a bad state is saved
             evaluate_and_save(step)
             metrics_logger.restart_clock(step)
           elif config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
@@ -156,7 +159,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
           metrics_logger.flush()
           checkpoints.save(completed, state, {}, data_position(completed))
         checkpoints.close()
-        log(f"stopped at step {completed}/{num_steps} and saved; run the same command to resume")
+        log(f"stopped at step {completed}/{num_steps}" + (" and saved" if completed else "")
+            + "; run the same command to resume")
         raise
     watchdog.beat("waiting until the last checkpoint is written")
     checkpoints.close()
@@ -164,12 +168,12 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
 
 
 def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
-  """Returns the workdir, which host 0 creates before the other hosts open it.
+  """Creates the workdir, or opens it; `host0_then_others` runs this on host 0 first.
 
   Logs a line if the run is extended (`train.num_steps` was raised) and its learning rates change.
 
   Raises:
-    UserError: see `create_workdir`; or another host than 0 doesn't see the workdir.
+    UserError: see `create_workdir`; or a host other than 0 doesn't see it.
   """
   config_path, saved_config = absolute_path(workdir) / "config.json", None
   if config_path.exists():
@@ -186,7 +190,7 @@ def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str]
 
 
 def load_initial_weights(state: TrainState, work: Workdir, shardings: TrainState) -> TrainState:
-  """Returns the state with the workdir's initial memory slots and pretrained encoder, as far as it has them."""
+  """Returns the state with the workdir's initial memory slots and pretrained encoder, where it has them."""
   params, batch_stats = dict(state.params), state.batch_stats
   if work.initial_memory is not None:
     params["memory_bank"] = params["memory_bank"] | {"slots": work.initial_memory.slots}
@@ -196,12 +200,13 @@ def load_initial_weights(state: TrainState, work: Workdir, shardings: TrainState
   state = jax.tree.map(make_global_array, dataclasses.replace(state, params=params, batch_stats=batch_stats), shardings)
   if state.ema_params is None:
     return state
+  # A copy, because the train step donates the parameters.
   copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.ema_params)
   return dataclasses.replace(state, ema_params=copy(state.params))
 
 
 def make_global_array(leaf: jax.Array | np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-  """Returns an array that every host has read from the same file as a global array; leaves global arrays unchanged.
+  """Makes a global array of an array that every host read from the same file; returns global arrays unchanged.
 
   `jax.device_put` would first compare the array across hosts, which takes its memory times the number of hosts.
   """
