@@ -1,7 +1,7 @@
 """The batch: one dictionary of arrays for training, evaluation, inference and precompilation.
 
-  images     uint8   [B, V, S, S, 1], grayscale; absent views are black, or instead of images
-  features   float16 [B, V, N, C], the features of a frozen image encoder; absent views are zeros
+  images     uint8   [B, V, H, W, 1], grayscale; absent views are black, or instead of images
+  features   float16 [B, V, P, C], the features of a frozen image encoder; absent views are zeros
   view_mask  bool    [B, V], True for views that are present
   view_ids   int32   [B, V], index in VIEWS; 0 for absent views
   tokens     int32   [B, T + 1], bos first; the last T are the targets
@@ -10,7 +10,7 @@
   epoch      int32   [B]
   valid      bool    [B], False for the padding of a last batch
 
-Shapes: B studies, V views, S image size in pixels, N patches per view, C channels, T = `tokenizer.max_length`.
+Shapes: B studies, V views, H = W = `data.image_size`, P patches per view, C channels, T = `tokenizer.max_length`.
 Images are neither cropped nor normalized here; the jitted step does that.
 """
 
@@ -35,7 +35,7 @@ def batch_spec(config: ConfigDict, batch_size: int,
   """Returns shape and type of each array of a batch.
 
   Args:
-    feature_shape: (N, C) if the batch holds features of a frozen encoder; None if it holds images.
+    feature_shape: (P, C) if the batch holds features of a frozen encoder; None if it holds images.
   """
   num_views, image_size = config.data.num_views, config.data.image_size
   if feature_shape is None:
@@ -72,7 +72,7 @@ def make_batch(inputs: Batch, views: np.ndarray, tokens: np.ndarray, *, record: 
   """Returns a batch from its parts.
 
   Args:
-    inputs: {"images": uint8 [B, V, S, S, 1]} or {"features": float16 [B, V, N, C]}.
+    inputs: {"images": uint8 [B, V, H, W, 1]} or {"features": float16 [B, V, P, C]}.
     views: int [B, V], index in VIEWS; -1 for absent views.
     tokens: int32 [B, T + 1].
     record: int [B].

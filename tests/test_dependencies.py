@@ -94,5 +94,5 @@ def test_declared_is_imported():
 
 
 def test_every_runtime_dependency_is_installed():
-  for distribution in declared() - {"tensorflow"}:       # of Macs
+  for distribution in declared() - {"tensorflow"}:       # only Macs need it
     assert importlib.metadata.version(distribution)

@@ -5,10 +5,11 @@ because EOS is forbidden before the last token. The FLOPs and bytes of a step ar
 beside the speed that this machine reaches in plain matrix products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
 import statistics
 import time
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.decoding.beam_search import beam_search, BeamResult
-from mcsam_jax.decoding.loop import cache_schedule, CacheResizer
+from mcsam_jax.decoding.loop import Cache, cache_schedule, CacheResizer
 from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.mcsam import DecodeConstants, EncodedImages, MCSAM
+from mcsam_jax.models.mcsam import DecodeConstants, DecodeContext, EncodedImages, MCSAM
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 
 BOS, EOS, PAD = 1, 2, 0
@@ -73,10 +74,14 @@ def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConst
   length = config.tokenizer.max_length
 
   def search(variables: dict, constants: DecodeConstants, encoded: EncodedImages) -> BeamResult:
-    context = model.apply(variables, encoded, method="prefill")
+    context = cast(DecodeContext, model.apply(variables, encoded, method="prefill"))
+
+    def decode_step(tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+      return cast(tuple[jax.Array, Cache],
+                  model.apply(variables, tokens, cache, context, constants, method="decode_step"))
+
     return beam_search(
-        lambda tokens, cache: model.apply(variables, tokens, cache, context, constants, method="decode_step"),
-        init_cache(context.study_kv, config.decode.beam_size),
+        decode_step, init_cache(context.study_kv, config.decode.beam_size),
         cache_resizer=CacheResizer(lambda cache, num_slots: grow_cache(cache, context.study_kv, num_slots),
                                    cache_is_full),
         batch_size=encoded.patches.shape[0], beam_size=config.decode.beam_size, max_length=length, min_length=length,
@@ -85,7 +90,7 @@ def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConst
   return search
 
 
-def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[], dict]]:
+def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[], Mapping[str, Any]]]:
   """Reiterations the network without its image encoder, and a function to jit that initializes its variables."""
   config = config.copy_and_resolve_references()
   with config.unlocked():

@@ -1,11 +1,11 @@
-"""The decoding loop that greedy search, beam search and sampling share, and what may follow at each step.
+"""The decoding loop that greedy search, beam search and sampling share, and the rules for which tokens may follow.
 
 A search knows the model only as a function that reads one token per beam and returns the logits of the next one:
 
     decode_step(tokens int32 [B, K], cache) -> (logits [B, K, vocabulary], cache)
 
 The cache is a dict. Its entry "beams" is a pytree with leaves [B, K, ...], which beam search reorders when one beam
-replaces another. All other entries (the position, and the keys and values that the beams refer to) stay as they are.
+replaces another. All other entries (the position, and the keys and values that the beams refer to) are not reordered.
 Values that are constant during a search, such as the keys and values of the image patches, are closed over by
 `decode_step`.
 
@@ -28,11 +28,11 @@ import jax.numpy as jnp
 Cache = dict[str, Any]
 DecodeStep = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
-CACHE_CHUNK = 32      # cache slots added by the first growths; each size is compiled, so there should be few
+CACHE_CHUNK = 32      # slots per growth step up to the report length; each size is compiled, so there should be few
 
 
 class CacheResizer(NamedTuple):
-  """Two functions by which the loop grows the cache."""
+  """How the loop grows the cache."""
   grow: Callable[[Cache, int], Cache]       # (cache, number of cache slots) -> cache
   is_full: Callable[[Cache], jax.Array]     # cache -> bool []
 
@@ -68,11 +68,11 @@ def while_loop_with_growing_cache(cond_fn: Callable[[Any], jax.Array], body_fn: 
 def cache_schedule(max_length: int, max_slots: int) -> list[int]:
   """Returns the increasing sizes of a cache; the last is `max_slots`.
 
-  Beams mostly share all but their last tokens. So a cache for `max_length` tokens, and half a CACHE_CHUNK more for
+  Beams of a study differ mostly in their last tokens. So a cache for `max_length` tokens, and half a CACHE_CHUNK more for
   where the beams differ, is usually enough: up to that size it grows in equal steps, beyond it doubles.
   """
-  num_steps = -(-max_length // CACHE_CHUNK)
-  sizes = [-(-max_length * step // num_steps) for step in range(1, num_steps + 1)]
+  num_sizes = -(-max_length // CACHE_CHUNK)
+  sizes = [-(-max_length * index // num_sizes) for index in range(1, num_sizes + 1)]
   if max_slots > max_length:
     sizes = [size + CACHE_CHUNK // 2 for size in sizes]
   while sizes[-1] * 2 < max_slots:
@@ -111,7 +111,7 @@ def ban_repeated_ngrams(log_probs: jax.Array, ids: jax.Array, cur_index: jax.Arr
   if not 0 < ngram_size <= length:
     return log_probs
   num_starts = length - ngram_size + 1
-  prefix_start = cur_index - ngram_size + 1                           # of the last n - 1 tokens
+  prefix_start = cur_index - ngram_size + 1                           # index of the first of the last n - 1 tokens
   # matches[..., i]: the n-gram at i is complete and begins with the last n - 1 tokens.
   matches = jnp.broadcast_to(jnp.arange(num_starts) < prefix_start, ids.shape[:-1] + (num_starts,))
   for offset in range(ngram_size - 1):
@@ -122,6 +122,6 @@ def ban_repeated_ngrams(log_probs: jax.Array, ids: jax.Array, cur_index: jax.Arr
 
   def ban(log_probs, tokens):
     return log_probs.at[tokens].set(-jnp.inf, mode="drop")
-  for _ in ids.shape[:-1]:
+  for _ in ids.shape[:-1]:   # one vmap per leading axis
     ban = jax.vmap(ban)
   return ban(log_probs, banned)

@@ -118,7 +118,7 @@ def _read_rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
 def _read_csv_rows(path: epath.Path, content: str, delimiter: str) -> Iterator[tuple[str, object]]:
   # Strict: otherwise an unclosed quote makes a single report of everything that follows.
   reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-  first_line = 1                                                # of the row that is read next
+  first_line = 1                                                # line of the row that is read next
   try:
     if reader.fieldnames:
       first_line = reader.line_num + 1

@@ -33,7 +33,7 @@ class System(NamedTuple):
   nlg: ScoreFn                          # metric -> [R], or protocol -> metric -> [R]
   main_nlg: ScoreFn                     # metric -> [R], under the main protocol
   label_counts: LabelCounts | None    # None without a labeler
-  label_score: ScoreFn | None           # of the label counts, nested as `aggregate_clinical_f1` returns it
+  label_score: ScoreFn | None           # takes the label counts; nested as `aggregate_clinical_f1` returns it
   num_studies: int
 
 

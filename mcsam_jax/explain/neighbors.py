@@ -115,7 +115,7 @@ def compute_report_profiles(loaded: LoadedModel, config: ConfigDict, tokenizer: 
       _, state = cast(tuple[Any, dict[str, Any]], model.apply(
           variables, words, jnp.arange(1, words.shape[1] + 1), None, None, memory, False, method="embed_tokens",
           mutable=["intermediates"]))
-      slot_weights = state["intermediates"]["memory_bank"]["slot_weights"][0].mean(1)          # of [b, H, T, S]
+      slot_weights = state["intermediates"]["memory_bank"]["slot_weights"][0].mean(1)          # from [b, H, T, S]
     weights = mask * jnp.asarray(token_weights)[words]
     return jnp.einsum("bts,bt->bs", slot_weights, weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6))
 

@@ -66,8 +66,8 @@ def compute_vocabulary_weights(model: MCSAM, config: ConfigDict, variables: dict
   if config.memory.query == "word":
     _, state = cast(tuple[Any, dict[str, Any]], model.apply(
         variables, memory, False, method="vocabulary_responses", mutable=["intermediates"]))
-    return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(0)                    # of [H, vocabulary, S]
+    return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(0)                    # from [H, vocabulary, S]
   tokens, positions = jnp.arange(model.vocab_size)[None], jnp.ones(model.vocab_size, jnp.int32)
   _, state = cast(tuple[Any, dict[str, Any]], model.apply(
       variables, tokens, positions, None, None, memory, False, method="embed_tokens", mutable=["intermediates"]))
-  return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(1)[0]                # of [1, H, vocabulary, S]
+  return state["intermediates"]["memory_bank"]["slot_weights"][0].mean(1)[0]                # from [1, H, vocabulary, S]

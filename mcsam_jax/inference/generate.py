@@ -27,7 +27,7 @@ class GeneratedReport:
   record: int         # index of the study in its split
   text: str
   ids: np.ndarray     # int32 [T], tokens after bos: up to and including eos if it was reached, then pad
-  log_prob: float     # of the whole report, eos included
+  log_prob: float     # sum over the report, eos included
 
 
 class ReportGenerator:

@@ -109,7 +109,7 @@ class CiderCorpus:
       min_documents: lower bound of the number of documents in the idf; with 2, the n-grams of a single document do not
         all weigh 0.
     """
-    self._columns: dict[Ngram, int] = {}                 # of first occurrences
+    self._columns: dict[Ngram, int] = {}                 # columns of first occurrences
     encoded = _EncodedReports(reports, self._columns, add_columns=True)
     unseen = math.log(max(encoded.num_reports, min_documents))
     frequencies = np.bincount(encoded.columns, minlength=len(self._columns))

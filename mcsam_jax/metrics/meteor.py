@@ -188,7 +188,7 @@ def ptb_tokenize(texts: list[str], seconds: float = 300.0) -> list[str]:
 
 def _ignore_single_chunk(stats: list[float]) -> list[float]:
   """Returns the statistics of a pair with 0 chunks if the two texts match completely in a single chunk."""
-  matched_words = [sum(stats[4:20:2]), sum(stats[5:20:2])]                    # of hypothesis and reference
+  matched_words = [sum(stats[4:20:2]), sum(stats[5:20:2])]                    # in hypothesis and reference
   if stats[20] == 1 and matched_words == stats[:2]:
     return [*stats[:20], 0.0, *stats[21:]]
   return stats

@@ -37,7 +37,7 @@ class _CountedReport:
     """Counts the n-grams of a report."""
     words = report.split()
     self.num_words, self.counts = len(words), count_ngrams(words)
-    self.norms: list[float] | None = None                 # of the tf-idf vectors, computed when first needed
+    self.norms: list[float] | None = None                 # norms of the tf-idf vectors, computed when first needed
 
 
 class ReferenceSet:

@@ -107,7 +107,7 @@ def row_stats(local: jax.Array, other: jax.Array, targets: ContrastiveTargets, a
   Maximum and sums are carried from block to block, as in online softmax (Milakov & Gimelshein, 2018).
   """
   def add_block(carry, block):
-    other, columns = block                                                              # of C studies
+    other, columns = block                                                              # C studies
     logits = jnp.where(columns.valid, layers.qk_scores(local, other.T), -jnp.inf)       # [B, C]
     weights = jnp.where(columns.valid, target_weights(kind, targets, columns), 0.0)     # [B, C]
     best = logits.argmax(-1, keepdims=True)
@@ -144,7 +144,7 @@ def contrastive_grad(local: jax.Array, other: jax.Array, targets: ContrastiveTar
     columns: sums over the rows of the other modality, replicated on every device.
   """
   def add_block(grad, block):
-    other, column_targets, columns = block                                              # of C studies
+    other, column_targets, columns = block                                              # C studies
     logits = layers.qk_scores(local, other.T)                                           # [B, C]
     weights = target_weights(kind, targets, column_targets)                             # [B, C]
     logit_grad = sum(stats.cotangent * (jnp.exp(logits - stats.lse) - weights / stats.target_weight)

@@ -2,19 +2,20 @@
 
     encode_images   images -> patches -> memory responses R_v -> encoded patches, image embedding s_v
     encode_report   report tokens -> text encoder -> memory responses R_t -> report embedding s_t
-    embed_tokens    tokens + positions -> memory responses, gated s_v -> decoder inputs
+    embed_tokens    tokens + positions -> + memory responses + gated s_v -> decoder inputs
     decoder         decoder inputs, encoded patches -> logits
     align           s_v, s_t of the whole batch -> contrastive loss
 
-Training runs `__call__` on whole reports. Generation computes `make_decode_constants` once per checkpoint and
+Training runs `__call__` on whole reports. It runs all of these but `align`, which the training step calls, because the
+contrastive loss spans all microbatches. Generation computes `make_decode_constants` once per checkpoint and
 `prefill` once per study, then calls `decode_step` for each token, with the cache of `decode_cache.py`.
 
 Memory-based Cross-modal Semantic Alignment Network for Radiology Report Generation (Tao, Ma, Yu, Zhang; arXiv
-2404.00588). Sizes that the paper leaves open are config fields. Without alignment and memory tokens, and with
-R2GenCMN's norm, ReLU, sinusoidal positions and position-aware queries, this is R2GenCMN (Chen et al., ACL 2021).
+2404.00588). Sizes that the paper leaves open are config fields. This is R2GenCMN (Chen et al., ACL 2021) if alignment
+and memory tokens are off and its norm, ReLU, sinusoidal positions and `memory.query=word_position` are on.
 
-Shapes: B studies, V views, P patches per view, N = V * P patches, C channels, T tokens, K beams or samples, S memory
-slots, H heads, D width.
+Shapes: B studies, V views, P patches per view, N = V * P patches of a study, C channels, T tokens of a report, L tokens
+or patches of one call, K beams or samples, S memory slots, H heads, D width.
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class DecodeContext:
 
 
 class MCSAM(nn.Module):
-  """Maps the chest X-rays of a study, and in training its report, to logits over the report's tokens.
+  """Maps the chest X-rays of a study, and in training its report, to next-token logits at every position of the report.
 
   Attributes:
     config: the config tree; `encoder`, `memory`, `model`, `train.compute_dtype` and `train.remat` are read.
@@ -136,7 +137,7 @@ class MCSAM(nn.Module):
       view_ids: int [B, V]: 0 frontal, 1 lateral, 2 other.
       tokens: int [B, T + 1]: bos, the report's tokens, eos, padding.
       token_mask: bool [B, T], True for tokens[:, 1:] up to and including eos.
-      train: whether to apply dropout, and to update the batch statistics where they are trained.
+      train: whether to apply dropout and, with `encoder.train_batch_norm`, update the batch statistics.
     """
     memory = self.project_memory()
     encoded = self.encode_images(images, view_mask, view_ids, memory, train)
@@ -155,7 +156,10 @@ class MCSAM(nn.Module):
 
   def encode_images(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array,
                     memory: layers.KeysValues | None, train: bool) -> EncodedImages:
-    """Returns the encoded patches of studies and, with alignment, their embeddings (arguments as in `__call__`)."""
+    """Returns the encoded patches and, with alignment, one image embedding per study.
+
+    The arguments are those of `__call__`.
+    """
     model = self.config.model
     patches = self.embed_patches(images, view_mask, view_ids, train)           # [B, N, D]
     patch_mask = jnp.repeat(view_mask, patches.shape[1] // view_mask.shape[1], axis=1)   # [B, N]
@@ -168,7 +172,7 @@ class MCSAM(nn.Module):
 
   def encode_report(self, tokens: jax.Array, token_mask: jax.Array, memory: layers.KeysValues | None,
                     train: bool) -> jax.Array | None:
-    """Returns the embeddings s_t [B, D] of whole reports, without bos (tokens and mask [B, T]); only for alignment."""
+    """Returns s_t [B, D] of reports given without bos (tokens, mask [B, T]); None without alignment."""
     if not self.config.model.use_alignment:
       return None
     states = self.text_encoder(self.scaled_embedding(tokens), token_mask, train)
@@ -178,7 +182,8 @@ class MCSAM(nn.Module):
   def embed_patches(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, train: bool) -> jax.Array:
     """Returns the patches of all views of a study [B, N, D] before they query the memory."""
     model = self.config.model
-    images = jnp.where(jnp.expand_dims(view_mask, range(2, images.ndim)), images, 0)   # absent views have no effect
+    # Zero absent views, whatever they contain.
+    images = jnp.where(jnp.expand_dims(view_mask, range(2, images.ndim)), images, 0)
     features = self.extract_features(images, train)                            # [B, V, P, C]
     patches = self.patch_projection(features.astype(self.patch_projection.dtype))
     if model.patch_activation == "relu":
@@ -191,16 +196,16 @@ class MCSAM(nn.Module):
 
   def extract_features(self, images: jax.Array, train: bool) -> jax.Array:
     """Returns the visual encoder's features [B, V, P, C]; returns features of a frozen encoder unchanged."""
-    if images.ndim == 4:
+    if images.ndim == 4:   # already features of a frozen encoder [B, V, P, C]
       return images
     flat = images.reshape(-1, *images.shape[2:])                               # [B*V, height, width, 3]
     features = self.visual_encoder(flat, train and self.config.encoder.train_batch_norm)
     return features.reshape(*images.shape[:2], -1, features.shape[-1])
 
   def query_memory(self, x: jax.Array, memory: layers.KeysValues | None, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Returns x [B, L, D] consolidated with its memory responses, and what alignment compares [B, L, D].
+    """Returns (x plus memory responses, the representation that alignment compares), both [B, L, D] like x.
 
-    Alignment compares the responses (`align_on=response`) or the consolidated features; without memory, x itself.
+    Alignment compares the responses (`align_on=response`) or x plus the responses; without memory, x itself.
     """
     if memory is None:
       return x, x
@@ -226,9 +231,10 @@ class MCSAM(nn.Module):
     return self.token_embedding(tokens) * np.sqrt(self.config.model.width)
 
   def vocabulary_responses(self, memory: layers.KeysValues | None, train: bool) -> jax.Array | None:
-    """Returns the memory responses of the whole vocabulary [vocabulary, D]; None unless `memory.query=word`.
+    """Returns the memory responses for every token of the vocabulary [vocabulary, D]; None unless `memory.query=word`.
 
-    Queries without positions depend on the token alone, so one table serves all positions of all reports.
+    A query without its position depends only on the token, so one table serves all positions of all reports. In
+    training, all occurrences of a token therefore share the table's dropout mask.
     """
     if memory is None or self.config.memory.query != "word":
       return None
@@ -247,7 +253,7 @@ class MCSAM(nn.Module):
     """Returns decoder inputs [B, L, D]: token + position, consolidated with the memory, plus image conditioning.
 
     Args:
-      tokens: int [B, L]; L is T in training and K, the beams' tokens at one position, in `decode_step`.
+      tokens: int [B, L]. L is T in training; in `decode_step` it is K, one token per beam, all at the same position.
       positions: int [L], or [1] if all tokens are at the same position.
       image_conditioning: [B, D], see `image_conditioning`; None adds nothing.
       vocabulary_responses: [vocabulary, D], see `vocabulary_responses`; if None, the tokens query the memory here.
@@ -258,6 +264,7 @@ class MCSAM(nn.Module):
     if model.word_positions == "learned":
       position_embedding = self.position_embedding(positions)
     else:
+      # The rows of positions 0, ..., T - 1 and a spare one.
       position_embedding = jnp.asarray(layers.sinusoidal_positions(self.max_length + 1, model.width))[positions]
     x = self.scaled_embedding(tokens) + position_embedding.astype(self.token_embedding.dtype)
     x = self.drop(x, deterministic=not train)

@@ -30,7 +30,7 @@ class MemoryBank(nn.Module):
   num_heads: int
   top_k: int                      # slots attended to per query and head
   consolidation: str = "residual"   # residual | gate
-  dropout: float = 0.0            # of the attention weights
+  dropout: float = 0.0            # rate for the attention weights
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):

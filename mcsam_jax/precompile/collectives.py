@@ -22,7 +22,7 @@ class Transfer:
   """One collective of a program, with its cost in one execution."""
   kind: str
   network: str        # ici | dcn
-  bytes: int          # of one device's result (its operand for reduce-scatter), per execution
+  bytes: int          # size of one device's result (its operand for reduce-scatter), per execution
   times: int          # executions: product of the trip counts of the enclosing loops
   members: int        # devices (ICI) or slices (DCN) per group
   cost: Cost          # the top-level instruction that contains it
@@ -49,11 +49,19 @@ def find_transfers(costs: Costs, num_devices: int = 1) -> list[Transfer]:
         transfers.append(Transfer(kind, "ici", _result_bytes(kind, instruction), row.times,
                                   get_group_size(instruction, num_devices), row))
       elif instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
-        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)[1].lower().replace("_", "-")
+        kind = _get_slice_transfer_kind(instruction)
         size, members = instruction.arrays[0].bytes, _count_slices(instruction)
         size = size * members if kind == "all-gather" else size
         transfers.append(Transfer(kind, "dcn", size, row.times, members, row))
   return transfers
+
+
+def _get_slice_transfer_kind(send: Instruction) -> str:
+  """Returns the kind of the transfer between slices that a `send` belongs to, such as all-reduce."""
+  found = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+  if found is None:
+    raise ValueError(f"send {send.name} has no readable transfer type in the HLO")
+  return found[1].lower().replace("_", "-")
 
 
 def list_collective_bytes(program: Program) -> dict[str, list[int]]:

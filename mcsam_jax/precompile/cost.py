@@ -60,6 +60,12 @@ class Costs:
   hbm_bytes = property(lambda self: sum(row.hbm_bytes for row in self.rows))
   cycles = property(lambda self: sum(row.cycles for row in self.rows))
 
+  @functools.cached_property
+  def computation_of(self) -> dict[str, Computation]:
+    """The computation that contains each instruction, by name of the instruction."""
+    return {name: computation for computation in self.program.computations.values()
+            for name in computation.instructions}
+
 
 def analyze_costs(hlo: str | Program, most_expensive: bool = False, unknown_trips: Sequence[int] = ()) -> Costs:
   """Returns the costs of a program on one device.
@@ -90,7 +96,7 @@ def _walk(program: Program, computation: Computation, times: int, most_expensive
         unknown.append(instruction.name)
         inner_trips, inner_unknown = (), []
       for name in ("condition", "body"):
-        inner = program.computations[instruction.attribute(name).removeprefix("%")]
+        inner = program.computations[instruction.require_attribute(name).removeprefix("%")]
         rows += walk(inner, times * trips, unknown_trips=inner_trips, unknown=inner_unknown)
     elif instruction.opcode == "conditional":
       choices = []

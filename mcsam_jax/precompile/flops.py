@@ -32,8 +32,8 @@ def count_flops(program: Program, computation: Computation, instruction: Instruc
 def _count_convolution_flops(computation: Computation, instruction: Instruction) -> float:
   left, kernel = (computation.instructions[name].arrays[0] for name in instruction.operands[:2])
   result = instruction.arrays[0]
-  labels = re.match(r"([^_]*)_([^_]*)->(.*)", instruction.attribute("dim_labels"))
-  left_labels, kernel_labels, result_labels = labels.groups()
+  input_labels, result_labels = instruction.require_attribute("dim_labels").split("->")
+  left_labels, kernel_labels = input_labels.split("_")
   window = dict(part.split("=", 1) for part in (instruction.attribute("window") or "").split())
   groups = int(instruction.attribute("batch_group_count") or 1)
   products = (left.axes[left_labels.index("b")] // groups * result.axes[result_labels.index("f")]

@@ -66,6 +66,17 @@ class Instruction:
     found = re.search(rf"[ ,]{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
     return found and found[1].removeprefix("{").removesuffix("}")
 
+  def require_attribute(self, name: str) -> str:
+    """Returns the text of an attribute that every instruction with this opcode has.
+
+    Raises:
+      ValueError: it is missing.
+    """
+    text = self.attribute(name)
+    if text is None:
+      raise ValueError(f"{self.opcode} {self.name} has no attribute {name} in the HLO")
+    return text
+
   @property
   def called(self) -> tuple[str, ...]:
     """Computations called by a fusion, an asynchronous call or a call."""

@@ -14,8 +14,8 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
   known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
   if known:
     return int(known[1])
-  condition = program.computations[loop.attribute("condition").removeprefix("%")]
-  body = program.computations[loop.attribute("body").removeprefix("%")]
+  condition = program.computations[loop.require_attribute("condition").removeprefix("%")]
+  body = program.computations[loop.require_attribute("body").removeprefix("%")]
   test = _skip_copies(condition, condition.root)
   while test.opcode == "fusion":
     condition, test = _inline_fusion(program, condition, test)
@@ -24,10 +24,10 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
   counter, bound = (_skip_copies(condition, condition.instructions[name]) for name in test.operands)
   direction = test.attribute("direction")
   if counter.opcode == "constant":
-    counter, bound, direction = bound, counter, {"GT": "LT", "GE": "LE"}.get(direction)
+    counter, bound, direction = bound, counter, {"GT": "LT", "GE": "LE"}.get(direction or "")
   if counter.opcode != "get-tuple-element" or bound.opcode != "constant" or direction not in ("LT", "LE"):
     return None
-  index = int(counter.attribute("index"))
+  index = int(counter.require_attribute("index"))
   start = _get_tuple_element(computation, loop.operands[0], index)
   after = _get_tuple_element(body, body.root.name, index)
   if start is None or after is None or start.opcode != "constant" or after.opcode != "add":

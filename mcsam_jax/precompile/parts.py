@@ -61,7 +61,7 @@ def get_purpose(row: Cost, costs: Costs) -> str:
   scopes = _split_scopes(row.instruction.op_name)
   if not combined and ("align" in scopes or "alignment" in scopes):
     return "alignment"
-  computation = _map_computations(costs)[row.instruction.name]
+  computation = costs.computation_of[row.instruction.name]
   all_integers = all(array.type == "u32" for array in row.instruction.arrays)
   if all_integers and _feeds_random_draw(row.instruction, computation, 4):
     return "random numbers"
@@ -119,7 +119,7 @@ def _inherit_part(instruction: Instruction, costs: Costs, seen: set) -> str | No
         part = _find_part(inner, None, costs, seen | {inner.name})
         if part:
           return part
-  computation = _map_computations(costs).get(instruction.name)
+  computation = costs.computation_of.get(instruction.name)
   if computation is None:
     return None
   operands = (computation.instructions[name] for name in instruction.operands)
@@ -129,14 +129,6 @@ def _inherit_part(instruction: Instruction, costs: Costs, seen: set) -> str | No
       if part:
         return part
   return None
-
-
-def _map_computations(costs: Costs) -> dict[str, Computation]:
-  """Returns the computation that contains each instruction, by name of the instruction."""
-  if not hasattr(costs, "_computations"):
-    costs._computations = {name: computation for computation in costs.program.computations.values()
-                   for name in computation.instructions}
-  return costs._computations
 
 
 def _split_scopes(op_name: str) -> list[str]:

@@ -74,7 +74,7 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
   vocab_size, source = (vocab_size, "given") if vocab_size else _get_vocab_size(config)
   retrieves = what == "decode" and config.decode.search == "mbr" and config.decode.retrieval_weight
   train_reports, reports_source = _count_train_reports(config) if retrieves else (0, "not used")
-  sizes = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
+  sizes: dict[str, int] = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
   if what == "train":
     check_train_batch_size(config, sizes)
   batch = config.train.batch_size if what == "train" else decode_batch_size(config, sizes)
@@ -83,6 +83,8 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
   compiled = _compile(config, topology, what, vocab_size, train_reports, verbose)
   trips = [] if what == "train" else get_loop_lengths(config)
   text = compiled.executable.as_text()
+  if text is None:
+    raise UserError("the compiler doesn't return the text of the compiled program")
   costs = analyze_costs(text, unknown_trips=trips)
   most_expensive = analyze_costs(costs.program, most_expensive=True, unknown_trips=trips)
   figures = {
@@ -163,7 +165,7 @@ def _translate_compiler_error(message: str, topology: Topology, verbose: bool) -
                      f"a smaller memory.num_slots or model width may fit ({_first_line(message)})")
   if "RESOURCE_EXHAUSTED" in message or "Ran out of memory" in message:
     needed, available = parse_memory_error(message)
-    if needed:
+    if needed and available is not None:
       return DoesNotFitError(f"doesn't fit: {needed / 2**30:.2f} GiB of HBM needed, a {where} has "
                         f"{available / 2**30:.2f} GiB, {(needed - available) / 2**30:.2f} GiB too few; {LESS_MEMORY}",
                         needed, available)
@@ -195,6 +197,8 @@ def _first_line(message: str) -> str:
 def _summarize_memory(executable: jax.stages.Compiled, topology: Topology) -> dict[str, int]:
   """Returns the HBM usage of one device in bytes."""
   stats = executable.memory_analysis()
+  if stats is None:
+    raise UserError("the compiler doesn't report the memory usage of the compiled program")
   total = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
            + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
   return {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,

@@ -22,7 +22,8 @@ class Roofline:
   @property
   def bottleneck(self) -> str:
     """Name of the longest term."""
-    return max(self.terms, key=self.terms.get)
+    terms = self.terms
+    return max(terms, key=lambda name: terms[name])
 
   @property
   def seconds(self) -> float:

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+from typing import Any
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.hardware import Chip, CHIPS, detect_chip
@@ -67,7 +68,7 @@ def find_topology(name: str, slices: int = 1) -> Topology:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("the TPU compiler is missing: pip install -e '.[tpu]' (no TPU is needed)")
   from jax.experimental import topologies
-  options = dict(_OPTIONS.get(chip.name, {}))
+  options: dict[str, Any] = dict(_OPTIONS.get(chip.name, {}))
   if count < 4:                                      # less than one host
     options["chips_per_host_bounds"] = (*shape, 1)[:3]
   if slices > 1:

@@ -3,10 +3,10 @@
 The loss is the token cross-entropy plus `model.align_weight` times the alignment loss. Both terms are means over the
 global batch: the first over its tokens, the second over its studies.
 
-A batch is a dict of arrays with a leading axis B: `images` uint8 [B, V, P, P, 1] or `features` [B, V, N/V, C],
+A batch is a dict of arrays with a leading axis B: `images` uint8 [B, V, H, W, 1] or `features` [B, V, P, C],
 `view_mask` [B, V], `view_ids` [B, V], `tokens` [B, T + 1], `labels` [B, 14], `record`, `epoch` and `valid` [B].
 
-Shapes: B studies, V views, P pixels per side, N patches of a study, C channels, T tokens, D width.
+Shapes: B studies, V views, H x W pixels, P patches per view, C channels, T tokens, D width.
 """
 
 from typing import Any, cast, NamedTuple

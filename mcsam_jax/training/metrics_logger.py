@@ -29,7 +29,7 @@ if TYPE_CHECKING:
   from mcsam_jax.training.validation import EvalResult
 
 MAX_IN_FLIGHT = 2                 # dispatched steps whose metrics weren't read: one is running, one is queued
-MIN_WAIT_SHARE_SHOWN = 0.1        # of the time spent waiting for input, from which on the log line mentions it
+MIN_WAIT_SHARE_SHOWN = 0.1        # share of time spent waiting for input that the log line mentions
 
 
 class MetricsLogger:

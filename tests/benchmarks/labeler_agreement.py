@@ -25,7 +25,7 @@ COLUMNS = {
 # Finding -> manual codes that mean nearly the same: told apart, in no overall score.
 CODES = {
     "Lung Lesion": ("Nodule", "Mass"),                     # calcified nodules too, which CheXpert leaves out
-    "Pleural Other": ("Thickening",),                      # of bronchi and septa too
+    "Pleural Other": ("Thickening",),                      # also of bronchi and septa
     "Lung Opacity": ("Opacity", "Infiltrate", "Airspace Disease", "Density", "Markings", "Cicatrix",
                      "Pulmonary Fibrosis", "Lung Diseases, Interstitial"),
     "Fracture": ("Fractures, Bone",),
@@ -34,7 +34,7 @@ CODES = {
     "No Finding": ("normal",),
 }
 AT_LEAST_UNCERTAIN, POSITIVE = ("positive", "uncertain"), ("positive",)
-READINGS = {                                               # of a study -> the text that is labelled
+READINGS = {                                               # name -> the text of a study that is labeled
     "findings + impression": lambda row: f"{row['findings']}\n\n{row['impression']}",
     "findings + impression, cleaned": lambda row: clean(f"{row['findings']} {row['impression']}", "iu_xray"),
     "findings": lambda row: row["findings"],

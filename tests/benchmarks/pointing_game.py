@@ -33,7 +33,7 @@ from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.inference.generate import GeneratedReport
 from mcsam_jax.inference.load import load_model
 
-SHARE = 1 / 8                   # of a patch's pixels
+SHARE = 1 / 8                   # share of a patch's pixels
 
 
 def main() -> None:

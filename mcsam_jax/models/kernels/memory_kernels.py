@@ -15,7 +15,7 @@ import numpy as np
 
 from mcsam_jax.models.kernels.sorting_network import merge_largest, sort_descending
 
-LANES, SUBLANES = 128, 8          # of a vector register; a tile is 128 queries
+LANES, SUBLANES = 128, 8          # sizes of a vector register; a tile is 128 queries
 MASK_BITS = 32                    # slots whose dropout mask shares one int32
 
 Slice = pl.Slice | slice          # as `pl.ds` returns it

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 BATCH_NORM_EPSILON = 1e-5
-SHORTCUT_NAMES = ("downsample_0", "downsample_1")     # of the projection where a block changes its input's shape
+SHORTCUT_NAMES = ("downsample_0", "downsample_1")     # names of the projection where a block changes its input's shape
 
 
 class ConvKernel(nn.Module):

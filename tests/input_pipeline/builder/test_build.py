@@ -186,7 +186,7 @@ def test_shard_with_a_corrupt_record_is_rewritten_when_the_file_has_changed(tmp_
 def test_corrupt_records_of_an_interrupted_build_count(tmp_path, monkeypatch):
   config = make_config(tmp_path, "--config.prepare.max_corrupt_records=1")
   monkeypatch.setattr(shards, "SHARD_SIZE", 5)
-  for number in (1, 25):                                    # of shards 0 and 4 of train
+  for number in (1, 25):                                    # records of shards 0 and 4 of train
     for path in (tmp_path / "source" / "files" / physionet.make_studies(30)[number].folder).glob("*.jpg"):
       path.write_bytes(b"")
   with monkeypatch.context() as patched:

@@ -34,6 +34,6 @@ def test_retrieved_reports_count_with_their_weights():
 
 def test_the_most_probable_reports_are_retrieved_with_normalized_weights():
   indices, weights = retrieve_most_probable(np.array([1.0, 4.0, 1.0, 4.0, 0.5]), max_retrieved=3)
-  assert indices.tolist() == [1, 3, 0]                              # of equally probable ones the first
+  assert indices.tolist() == [1, 3, 0]                              # ties: the first
   np.testing.assert_allclose(weights, [4 / 9, 4 / 9, 1 / 9])
   assert len(retrieve_most_probable(np.ones(MAX_RETRIEVED + 1))[0]) == MAX_RETRIEVED

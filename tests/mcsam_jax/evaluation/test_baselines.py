@@ -129,7 +129,7 @@ def test_images_of_the_same_subject_are_skipped():
 
 def test_the_medoid_is_the_report_that_shares_most_words():
   assert find_medoid(["a b", "a b c d", "c d e", "x"]) == 1
-  assert find_medoid(["a a a", "a", "a a a"]) == 0                      # of equal ones, the nearest
+  assert find_medoid(["a a a", "a", "a a a"]) == 0                      # ties: the nearest
 
 
 def test_nearest_and_medoid_reports_of_two_clusters():

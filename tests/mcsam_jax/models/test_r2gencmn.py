@@ -24,7 +24,7 @@ from mcsam_jax.pretrained import r2gencmn
 from mcsam_jax.pretrained.conversion import convert
 
 PARITY = pathlib.Path(__file__).parents[2] / "parity"
-TOLERANCE = {"small": 1e-4, "full": 1e-3}           # of log-probabilities
+TOLERANCE = {"small": 1e-4, "full": 1e-3}           # for log-probabilities
 
 
 def draw_by_name(name, shape):
