@@ -45,8 +45,8 @@ FINISHED_PENALTY = 1000.0    # R2GenCMN's
 class BeamResult(NamedTuple):
   """The K best reports of each study: finished reports first, then cut-off ones, each best first.
 
-  Reports are cut off by `max_length`. Where there are fewer possible reports than beams, the last beams are empty beams:
-  only pad, length 0, log-probability and score NO_HYPOTHESIS.
+  Reports are cut off by `max_length`. Where there are fewer possible reports than beams, the last are empty beams: only
+  pad, length 0, log-probability and score NO_HYPOTHESIS.
   """
   ids: jax.Array        # int32 [B, K, T], tokens after bos: up to and including eos if it was reached, then pad
   log_probs: jax.Array  # float32 [B, K], summed over the tokens, eos included
@@ -147,7 +147,7 @@ def beam_search(decode_step: DecodeStep, cache: Cache, *, batch_size: int, beam_
 
     # 4. Live beams: the K best candidates that continue.
     continuing_log_probs = candidate_log_probs - jnp.where(ends, FINISHED_PENALTY if in_place else jnp.inf, 0.0)
-    live_log_probs, survivors = jax.lax.top_k(continuing_log_probs, beam_size)                           # [B, K] of C
+    live_log_probs, survivors = jax.lax.top_k(continuing_log_probs, beam_size)                # [B, K] of C
     beams = gather_beams(cache["beams"], gather_beams(parents, survivors))
     return BeamState(length, gather_beams(candidate_ids, survivors), live_log_probs, gather_beams(tokens, survivors),
                      finished, cache | {"beams": beams})

@@ -68,8 +68,8 @@ def while_loop_with_growing_cache(cond_fn: Callable[[Any], jax.Array], body_fn: 
 def cache_schedule(max_length: int, max_slots: int) -> list[int]:
   """Returns the increasing sizes of a cache; the last is `max_slots`.
 
-  Beams of a study differ mostly in their last tokens. So a cache for `max_length` tokens, and half a CACHE_CHUNK more for
-  where the beams differ, is usually enough: up to that size it grows in equal steps, beyond it doubles.
+  Beams of a study differ mostly in their last tokens. So a cache for `max_length` tokens, and half a CACHE_CHUNK more
+  for where the beams differ, is usually enough: up to that size it grows in equal steps, beyond it doubles.
   """
   num_sizes = -(-max_length // CACHE_CHUNK)
   sizes = [-(-max_length * index // num_sizes) for index in range(1, num_sizes + 1)]
