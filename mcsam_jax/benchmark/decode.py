@@ -27,11 +27,11 @@ BOS, EOS, PAD = 1, 2, 0
 
 
 def benchmark_decode(config: ConfigDict, num_studies: list[int], vocab_size: int, repeats: int) -> dict:
-  """Reiterations the speed of beam search for each batch size (B studies), and of matrix products on this machine.
+  """Measures the speed of beam search for each batch size (B studies), and of matrix products on this machine.
 
   Args:
     config: `model`, `memory`, `decode.beam_size` (K) and `tokenizer.max_length` (T) are used.
-    repeats: number of measure_seconds calls; the median is reported.
+    repeats: number of timed calls; the median is reported.
   """
   figures = {"device": jax.devices()[0].device_kind, "num_devices": jax.device_count(),
              "beam_size": config.decode.beam_size, "tokens": config.tokenizer.max_length, "vocabulary": vocab_size,
@@ -56,7 +56,7 @@ def benchmark_decode(config: ConfigDict, num_studies: list[int], vocab_size: int
 
 
 def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Callable[[], BeamResult], float]:
-  """Reiterations a blocking function that generates the reports of B studies, and the seconds to compile it."""
+  """Returns a blocking function that generates the reports of B studies, and the seconds to compile it."""
   model, init = make_network(config, vocab_size)
   variables = jax.jit(init)()
   constants = jax.jit(lambda variables: model.apply(variables, method="make_decode_constants"))(variables)
@@ -70,7 +70,7 @@ def make_run(config: ConfigDict, vocab_size: int, num_studies: int) -> tuple[Cal
 
 
 def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConstants, EncodedImages], BeamResult]:
-  """Reiterations a function to jit: beam search with `config.decode` over encoded images; no report ends early."""
+  """Returns a function to jit: beam search with `config.decode` over encoded images; no report ends early."""
   length = config.tokenizer.max_length
 
   def search(variables: dict, constants: DecodeConstants, encoded: EncodedImages) -> BeamResult:
@@ -91,7 +91,7 @@ def make_search(model: MCSAM, config: ConfigDict) -> Callable[[dict, DecodeConst
 
 
 def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[], Mapping[str, Any]]]:
-  """Reiterations the network without its image encoder, and a function to jit that initializes its variables."""
+  """Returns the network without its image encoder, and a function to jit that initializes its variables."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.encoder.frozen = True
@@ -106,12 +106,12 @@ def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[
 
 
 def count_patches(config: ConfigDict) -> int:
-  """Reiterations N, the number of patches of all views of a study."""
+  """Returns N, the number of patches of all views of a study."""
   return config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
 
 
 def make_encoded_images(config: ConfigDict, num_studies: int) -> EncodedImages:
-  """Reiterations random patches [B, N, D], all valid, and random image embeddings [B, D]."""
+  """Returns random patches [B, N, D], all valid, and random image embeddings [B, D]."""
   num_patches = count_patches(config)
   width, dtype = config.model.width, jnp.dtype(config.train.compute_dtype)
   patches = jax.random.normal(jax.random.key(0), (num_studies, num_patches, width), dtype)
@@ -121,7 +121,7 @@ def make_encoded_images(config: ConfigDict, num_studies: int) -> EncodedImages:
 
 
 def count_step_work(config: ConfigDict, vocab_size: int, num_studies: int) -> dict[str, dict[str, int]]:
-  """Reiterations the FLOPs and bytes read per decode step of all beams, by part of the network.
+  """Returns the FLOPs and bytes read per decode step of all beams, by part of the network.
 
   FLOPs are those of matrix products, two per multiply-add. Weights and memory are read once per step. The cache of a
   study is read once for all beams, with the average size for a single report, because beams mostly share all tokens
@@ -148,7 +148,7 @@ def count_step_work(config: ConfigDict, vocab_size: int, num_studies: int) -> di
 
 
 def measure_matmul(rows: int, width: int, num_kernels: int, iterations: int = 2000) -> float:
-  """Reiterations the FLOP/s of products [rows, width] x [width, width] that cycle through `num_kernels` kernels."""
+  """Returns the FLOP/s of products [rows, width] x [width, width] that cycle through `num_kernels` kernels."""
   kernels = [jax.random.normal(jax.random.key(number), (width, width)) / math.sqrt(width)
              for number in range(num_kernels)]
   iterations = max(1, iterations // (num_kernels * max(1, rows // 24)))

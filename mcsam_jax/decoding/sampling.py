@@ -97,7 +97,7 @@ def filter_logits(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     logits = jnp.where(kept, logits, -jnp.inf)
   if top_p < 1:
     ranked = -jnp.sort(-jax.nn.softmax(logits), axis=-1)                               # most likely first
-    mass_before = jnp.cumsum(ranked, -1) - ranked                                      # mass of the tokens ranked higher
+    mass_before = jnp.cumsum(ranked, -1) - ranked                                    # mass of the tokens ranked higher
     threshold = jnp.where(mass_before < top_p, ranked, jnp.inf).min(-1, keepdims=True)
     logits = jnp.where(jax.nn.softmax(logits) >= threshold, logits, -jnp.inf)
   return logits

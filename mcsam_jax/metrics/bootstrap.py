@@ -19,7 +19,7 @@ import numpy as np
 NUM_SAMPLES = 1000
 LEVEL = 0.95
 ONE_SUBJECT_NOTE = "left out: all studies belong to one subject, which says nothing about other subjects"
-MIN_DEFINED_SHARE = 0.8       # share of the resamples; a score that depends on one subject is undefined in 37 % of them, on
+MIN_DEFINED_SHARE = 0.8       # of all resamples; a score that depends on one subject is undefined in 37 % of them, on
                               # two subjects in 14 %
 
 ScoreFn = Callable[[np.ndarray], Mapping]        # weights [R, B] -> nested dicts of arrays [R] or None

@@ -7,16 +7,14 @@ import numpy as np
 
 from input_pipeline.batch import make_batch
 from input_pipeline.tokenizer import WordTokenizer
-from mcsam_jax import config as configs
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.training.train_state import init_train_state
+from tests.testing.tiny import DEEPER_NETWORK, make_config
 
-FIELDS = {"encoder.frozen": "true", "model.width": 32, "model.feedforward_width": 48, "model.num_heads": 4,
-          "memory.num_heads": 4, "memory.num_slots": 40, "memory.top_k": 6, "memory.slot_width": 24,
-          "model.num_memory_tokens": 3, "model.decoder_layers": 2, "tokenizer.max_length": 12, "decode.beam_size": 3,
-          "decode.num_samples": 6}
+FIELDS = DEEPER_NETWORK | {"encoder.frozen": True, "tokenizer.max_length": 12, "decode.beam_size": 3,
+                           "decode.num_samples": 6}
 NUM_VIEWS, GRID, CHANNELS = 2, 3, 16
 NUM_PATCHES = GRID ** 2          # per view
 NUM_STUDIES = 300
@@ -34,9 +32,7 @@ class RandomNetwork:
 
   def __init__(self, batch_size: int, **fields):
     """Initializes the network; `fields` are config fields, spelled `section__field`."""
-    overrides = FIELDS | {"decode.batch_size": batch_size}
-    overrides |= {name.replace("__", "."): value for name, value in fields.items()}
-    self.config = configs.load_config("phantom", [f"--config.{name}={value}" for name, value in overrides.items()])
+    self.config = make_config(FIELDS, {"decode.batch_size": batch_size}, **fields)
     self.tokenizer = WordTokenizer.train(list(REPORTS) * 4, "iu_xray", 1, False)
     self.model = make_model(self.config, self.tokenizer.vocab_size, GRID)
     self.batch_size = batch_size

@@ -18,19 +18,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from tests.testing.tiny import NETWORK, PHANTOMS
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMEOUT_SECONDS = 420                           # for one start, on a machine that is busy with other work, too
-FIELDS = {
-    "data.phantom.num_train": 24, "data.phantom.num_val": 8, "data.phantom.num_test": 8, "data.image_size": 32,
-    "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False, "model.width": 16,
-    "model.feedforward_width": 16, "model.num_heads": 2, "model.encoder_layers": 0, "model.decoder_layers": 1,
-    "model.num_memory_tokens": 2, "data.augment": True, "optimizer.ema_decay": 0.9, "memory.num_heads": 2,
-    "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
-    "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 8, "train.num_steps": 60,
-    "train.eval_every": 25, "train.checkpoint_every": 3, "train.log_every": 1, "train.eval_studies": 8,
-    "train.host_threads": 1, "train.best_metric": "", "optimizer.warmup_steps": 5, "decode.batch_size": 8,
-    "decode.beam_size": 2, "eval.num_permutations": 2,
+FIELDS = NETWORK | PHANTOMS | {
+    "data.phantom.num_val": 8, "data.phantom.num_test": 8, "data.augment": True, "optimizer.ema_decay": 0.9,
+    "train.batch_size": 8, "train.num_steps": 60, "train.eval_every": 25, "train.checkpoint_every": 3,
+    "train.log_every": 1, "train.eval_studies": 8, "decode.batch_size": 8, "eval.num_permutations": 2,
 }
 NUM_STEPS = FIELDS["train.num_steps"]
 

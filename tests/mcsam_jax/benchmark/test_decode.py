@@ -7,12 +7,10 @@ import pytest
 from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.benchmark.decode import count_step_work
+from tests.testing.tiny import make_arguments, NETWORK
 
-SMALL = ["--config.encoder.name=resnet_tiny", "--config.data.image_size=32", "--config.model.width=16",
-         "--config.model.feedforward_width=16", "--config.model.num_heads=2", "--config.model.decoder_layers=1",
-         "--config.model.encoder_layers=0", "--config.memory.num_heads=2", "--config.memory.num_slots=12",
-         "--config.memory.top_k=3", "--config.memory.slot_width=8", "--config.tokenizer.max_length=5",
-         "--config.memory.query=word_position"]
+SMALL = make_arguments(NETWORK, {"encoder.name": "resnet_tiny", "data.image_size": 32, "tokenizer.max_length": 5,
+                                 "memory.query": "word_position", "model.num_memory_tokens": 8})
 
 
 def test_decode_benchmark_prints_json(capsys):

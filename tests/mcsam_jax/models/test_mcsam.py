@@ -12,12 +12,11 @@ from mcsam_jax import config as configs
 from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.mcsam import MCSAM
+from tests.testing.tiny import DEEPER_NETWORK, make_arguments
 
 B, V, P, C, T, VOCABULARY = 4, 2, 9, 16, 10, 30
 DISTINCT_REPORTS = ContrastiveTargets.create(np.arange(B)[:, None], np.zeros((B, 14)), np.ones(B, bool))
-SMALL = ["encoder.frozen=true", "model.width=32", "model.feedforward_width=48", "model.num_heads=4",
-         "memory.num_heads=4", "memory.num_slots=40", "memory.top_k=6", "memory.slot_width=24",
-         "model.num_memory_tokens=3", "model.encoder_layers=1", "model.decoder_layers=2"]
+SMALL = make_arguments(DEEPER_NETWORK, encoder__frozen=True)
 VARIANTS = {
     "mcsam": [],
     "word_position": ["memory.query=word_position"],
@@ -33,7 +32,7 @@ VARIANTS = {
 
 
 def small_config(*overrides):
-  return configs.load_config("phantom", [f"--config.{field}" for field in (*SMALL, *overrides)])
+  return configs.load_config("phantom", [*SMALL, *(f"--config.{field}" for field in overrides)])
 
 
 def make(overrides=()):

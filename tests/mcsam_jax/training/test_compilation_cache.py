@@ -13,16 +13,13 @@ from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.splits import open_split
 from mcsam_jax import cli
 from mcsam_jax.config import load_config
+from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
 
-TINY = [f"--config.{field}" for field in (
-    "data.phantom.num_train=24", "data.phantom.num_val=6", "data.phantom.num_test=6", "data.image_size=32",
-    "encoder.name=resnet_tiny", "encoder.weights=", "encoder.frozen=false", "encoder.train_batch_norm=true",
-    "model.width=16", "model.feedforward_width=16", "model.num_heads=2", "model.encoder_layers=0",
-    "model.decoder_layers=1", "model.num_memory_tokens=2", "memory.num_heads=2", "memory.num_slots=12",
-    "memory.slot_width=8", "memory.top_k=3", "memory_init.num_topics=4", "memory_init.steps=3", "tokenizer.threshold=1",
-    "train.batch_size=4", "optimizer.warmup_steps=2", "train.num_steps=4", "train.eval_every=4", "train.log_every=4",
-    "train.eval_studies=4", "train.host_threads=1", "decode.batch_size=4", "decode.search=mbr",
-    "decode.num_samples=2", "decode.retrieval_weight=0.5", "eval.labeler=phantom", "eval.num_permutations=2")]
+TINY = make_arguments(NETWORK, PHANTOMS, {
+    "encoder.train_batch_norm": True, "memory_init.kind": "topics", "memory_init.num_topics": 4, "memory_init.steps": 3,
+    "tokenizer.max_length": 60, "optimizer.warmup_steps": 2, "train.num_steps": 4, "train.eval_every": 4,
+    "train.log_every": 4, "decode.search": "mbr", "decode.num_samples": 2, "decode.retrieval_weight": 0.5,
+    "eval.num_permutations": 2})
 
 
 def read_cache(folder: pathlib.Path) -> bytes:

@@ -21,24 +21,17 @@ from mcsam_jax.inference.image_embeddings import make_image_embedder
 from mcsam_jax.inference.load import load_model
 from mcsam_jax.models.inputs import visual_inputs
 from mcsam_jax.training.train import train
+from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
 
-TINY = {
-    "data.phantom.num_train": 24, "data.phantom.num_val": 6, "data.phantom.num_test": 6, "data.image_size": 32,
-    "data.augment": True, "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False,
-    "encoder.train_batch_norm": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
-    "model.encoder_layers": 0, "model.decoder_layers": 1, "model.num_memory_tokens": 2, "memory.num_heads": 2,
-    "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "memory_init.kind": "random",
-    "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.batch_size": 4, "train.num_steps": 60,
-    "train.eval_every": 30, "train.log_every": 30, "train.eval_studies": 4, "train.best_metric": "",
-    "train.host_threads": 1, "optimizer.warmup_steps": 5, "optimizer.ema_decay": 0.9, "decode.batch_size": 4,
-    "decode.beam_size": 2, "eval.labeler": "phantom", "eval.num_permutations": 2, "eval.html_report": False,
+TINY = NETWORK | PHANTOMS | {
+    "data.augment": True, "encoder.train_batch_norm": True, "train.num_steps": 60, "train.eval_every": 30,
+    "train.log_every": 30, "optimizer.ema_decay": 0.9, "eval.num_permutations": 2, "eval.html_report": False,
 }
 FIRST_HALF = 30
 
 
 def make_overrides(data_dir, **changes):
-  fields = TINY | {"data.data_dir": data_dir} | {name.replace("__", "."): value for name, value in changes.items()}
-  return [f"--config.{field}={value}" for field, value in fields.items()]
+  return make_arguments(TINY, {"data.data_dir": data_dir}, **changes)
 
 
 @pytest.fixture(scope="module")
