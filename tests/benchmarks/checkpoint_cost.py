@@ -1,10 +1,11 @@
-"""What saving every 100 steps costs a training, on this machine.
+"""Measures how much saving a checkpoint every 100 steps slows down training on this machine.
 
   python tests/benchmarks/checkpoint_cost.py [--config phantom] [--every 100] [--saves 5] [--config.x.y=v]
 
-One run saves every 2 * `every` steps. So of its stretches of `every` steps each second one begins with a save and has
-its writing beside it, and the others have none: as the machine's speed drifts, neighbours are compared. The first two
-stretches, with compilation and the first save, don't count. The data must be prepared. Prints JSON.
+Trains once and saves every 2 * `every` steps. The run is divided into intervals of `every` steps; every second interval
+begins with a save and includes its asynchronous write, the others include neither. Each interval with a save is
+compared with its neighbors, because the machine's speed drifts. The first two intervals, which include compilation and
+the first save, are not counted. The data must be prepared beforehand. Prints JSON.
 """
 
 import argparse
@@ -19,39 +20,42 @@ from mcsam_jax.config import load_config
 from mcsam_jax.training.train import train
 
 
-def seconds_of_stretches(config: str, overrides: list[str], every: int, saves: int) -> list[float]:
-  """Returns the seconds of 2 * `saves` stretches, of which each second one, from the first on, begins with a save."""
-  steps = (2 * saves + 2) * every + 1
-  fields = {"train.num_steps": steps, "train.eval_every": steps, "train.log_every": every, "train.eval_studies": 1,
-            "train.checkpoint_every": 2 * every}
-  shown = {}
+def measure_intervals(config_name: str, overrides: list[str], every: int, num_saves: int) -> list[float]:
+  """Returns the seconds of 2 * `num_saves` consecutive intervals; those with an even index begin with a save."""
+  num_steps = (2 * num_saves + 2) * every + 1
+  fields = {"train.num_steps": num_steps, "train.eval_every": num_steps, "train.log_every": every,
+            "train.eval_studies": 1, "train.checkpoint_every": 2 * every}
+  log_times = {}
 
   def log(line):
     if line.startswith("step "):
-      shown[int(line.split()[1].split("/")[0])] = time.monotonic()
+      log_times[int(line.split()[1].split("/")[0])] = time.monotonic()
 
   with tempfile.TemporaryDirectory() as folder:
-    train(load_config(config, [*overrides, *(f"--config.{name}={value}" for name, value in fields.items())]),
-          str(pathlib.Path(folder) / "run"), log)
-    assert Checkpoints(pathlib.Path(folder) / "run", read_only=True).latest() == steps
-  ends = [shown[number * every] for number in range(2, 2 * saves + 3)]
-  return [end - begin for begin, end in zip(ends, ends[1:])]
+    workdir = pathlib.Path(folder) / "run"
+    train(load_config(config_name, [*overrides, *(f"--config.{name}={value}" for name, value in fields.items())]),
+          str(workdir), log)
+    assert Checkpoints(workdir, read_only=True).latest() == num_steps
+  times = [log_times[index * every] for index in range(2, 2 * num_saves + 3)]
+  return [end - begin for begin, end in zip(times, times[1:])]
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--config", default="phantom")
-  parser.add_argument("--every", type=int, default=100, help="steps between two saves (100)")
-  parser.add_argument("--saves", type=int, default=5, help="that are measured (5)")
+  parser.add_argument("--every", type=int, default=100, help="steps per interval (default: 100)")
+  parser.add_argument("--saves", type=int, default=5, help="number of saves to measure (default: 5)")
   args, overrides = parser.parse_known_args()
-  seconds = seconds_of_stretches(args.config, overrides, args.every, args.saves)
-  with_save, without = seconds[::2], seconds[1::2]
-  # Each save against the mean of the stretches before and behind it; the first has none before.
-  costs = [this / statistics.mean(without[max(number - 1, 0):number + 1]) - 1 for number, this in enumerate(with_save)]
-  print(json.dumps({"steps_a_stretch": args.every, "seconds_with_a_save": [round(of, 2) for of in with_save],
-                    "seconds_without": [round(of, 2) for of in without],
-                    "cost_of_each": [round(cost, 4) for cost in costs],
-                    "cost": round(statistics.median(costs), 4)}, indent=2))
+  seconds = measure_intervals(args.config, overrides, args.every, args.saves)
+  with_save, without_save = seconds[::2], seconds[1::2]
+  # Baseline: the mean of the intervals before and after; the first interval has only the one after it.
+  costs = [saving / statistics.mean(without_save[max(index - 1, 0):index + 1]) - 1
+           for index, saving in enumerate(with_save)]
+  print(json.dumps({"steps_per_interval": args.every,
+                    "seconds_with_save": [round(value, 2) for value in with_save],
+                    "seconds_without_save": [round(value, 2) for value in without_save],
+                    "relative_costs": [round(cost, 4) for cost in costs],
+                    "median_relative_cost": round(statistics.median(costs), 4)}, indent=2))
 
 
 if __name__ == "__main__":

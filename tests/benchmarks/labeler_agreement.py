@@ -1,11 +1,12 @@
-"""How far the labeler of rules agrees with the manual labels of IU X-Ray, and the ceiling that this sets for a model.
+"""Measures how well the rule-based labeler agrees with the manual labels of IU X-Ray.
 
     python tests/benchmarks/labeler_agreement.py STUDIES.csv [--splits val test]
 
-STUDIES.csv has a row a study: `findings`, `impression`, `r2gen_split` (train, val or test), `MeSH` (the manual codes of
-Demner-Fushman et al., JAMIA 2016, as the data set gives them: "Pleural Effusion/left/small;..."), and a 0 or 1 for each
-of COLUMNS and `normal`. It prints the tables of docs/labeler.md. A finding is positive where it is at least uncertain,
-unless a row says otherwise.
+The agreement is also a ceiling for the scores of a model that is compared with these labels. STUDIES.csv has one row
+per study with the columns `findings`, `impression`, `r2gen_split` (train, val or test), `MeSH` (the manual codes of
+Demner-Fushman et al., JAMIA 2016, in the format of the dataset: "Pleural Effusion/left/small;..."), `normal`, and those
+of COLUMNS; the last two hold 0 or 1. Prints the tables of docs/labeler.md. A finding counts as positive if it is at
+least uncertain, unless a row says otherwise.
 """
 
 import argparse
@@ -17,15 +18,15 @@ import numpy as np
 from input_pipeline.text import clean
 from mcsam_jax.labelers import rules
 
-# Finding of CheXpert -> the column of manual labels that means the same. The overall scores are over these.
+# CheXpert finding -> the column of manual labels with the same meaning. The overall scores include only these.
 COLUMNS = {
     "Cardiomegaly": "Cardiomegaly", "Edema": "Edema", "Consolidation": "Consolidation", "Pneumonia": "Pneumonia",
     "Atelectasis": "Atelectasis", "Pneumothorax": "Pneumothorax", "Pleural Effusion": "Effusion",
 }
-# Finding -> manual codes that mean nearly the same: told apart, in no overall score.
+# CheXpert finding -> manual codes with nearly the same meaning. Reported separately, in no overall score.
 CODES = {
-    "Lung Lesion": ("Nodule", "Mass"),                     # calcified nodules too, which CheXpert leaves out
-    "Pleural Other": ("Thickening",),                      # also of bronchi and septa
+    "Lung Lesion": ("Nodule", "Mass"),                     # includes calcified nodules, unlike CheXpert
+    "Pleural Other": ("Thickening",),                      # includes that of bronchi and septa
     "Lung Opacity": ("Opacity", "Infiltrate", "Airspace Disease", "Density", "Markings", "Cicatrix",
                      "Pulmonary Fibrosis", "Lung Diseases, Interstitial"),
     "Fracture": ("Fractures, Bone",),
@@ -34,77 +35,90 @@ CODES = {
     "No Finding": ("normal",),
 }
 AT_LEAST_UNCERTAIN, POSITIVE = ("positive", "uncertain"), ("positive",)
-READINGS = {                                               # name -> the text of a study that is labeled
+INPUTS = {                                                 # name -> function that returns the text to label
     "findings + impression": lambda row: f"{row['findings']}\n\n{row['impression']}",
     "findings + impression, cleaned": lambda row: clean(f"{row['findings']} {row['impression']}", "iu_xray"),
     "findings": lambda row: row["findings"],
     "impression": lambda row: row["impression"],
 }
-ALL_ROWS = "findings + impression"
+BOTH_SECTIONS = "findings + impression"
 
 
-def manual(row: dict, finding: str) -> bool:
+def has_manual_label(row: dict, finding: str) -> bool:
+  """Returns whether the manual labels of a study include a finding of COLUMNS or CODES."""
   if finding in COLUMNS:
     return row[COLUMNS[finding]] == "1"
   return any(code.split("/")[0].strip() in CODES[finding] for code in row["MeSH"].split(";"))
 
 
-def rates(truth: list[bool], stated: list[bool]) -> dict[str, float]:
-  hits = sum(one and other for one, other in zip(truth, stated))
-  return {"support": sum(truth), "precision": hits / max(sum(stated), 1), "recall": hits / max(sum(truth), 1),
-          "f1": 2 * hits / max(sum(truth) + sum(stated), 1)}
+def compute_scores(truth: list[bool], predicted: list[bool]) -> dict[str, float]:
+  """Returns the support, precision, recall and F1 of predicted labels."""
+  hits = sum(true and positive for true, positive in zip(truth, predicted))
+  return {"support": sum(truth), "precision": hits / max(sum(predicted), 1), "recall": hits / max(sum(truth), 1),
+          "f1": 2 * hits / max(sum(truth) + sum(predicted), 1)}
 
 
-def read(rows: list[dict], reading: str = ALL_ROWS, counted=AT_LEAST_UNCERTAIN) -> list[dict[str, bool]]:
-  """Returns for each study which findings its report states."""
-  labels = (rules.label_report(READINGS[reading](row)) for row in rows)
-  return [{finding: label in counted for finding, label in report.items()} for report in labels]
+def label_studies(rows: list[dict], inputs: str = BOTH_SECTIONS,
+                  positive_labels: tuple[str, ...] = AT_LEAST_UNCERTAIN) -> list[dict[str, bool]]:
+  """Returns for each study which findings the labeler predicts.
+
+  Args:
+    rows: the studies.
+    inputs: the text to label, a key of INPUTS.
+    positive_labels: the labels that count as positive.
+  """
+  labels = (rules.label_report(INPUTS[inputs](row)) for row in rows)
+  return [{finding: label in positive_labels for finding, label in report.items()} for report in labels]
 
 
-def agreement(rows: list[dict], stated: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
-  """Returns the rates of each of COLUMNS and CODES, and over COLUMNS together: `micro`."""
-  truth = {finding: [manual(row, finding) for row in rows] for finding in (*COLUMNS, *CODES)}
-  found = {finding: [report[finding] for report in stated] for finding in truth}
-  joint = [sum((values[finding] for finding in COLUMNS), []) for values in (truth, found)]
-  return {finding: rates(truth[finding], found[finding]) for finding in truth} | {"micro": rates(*joint)}
+def score_findings(rows: list[dict], predicted: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
+  """Returns the scores of each finding of COLUMNS and CODES, and of all findings of COLUMNS pooled as "micro"."""
+  truth = {finding: [has_manual_label(row, finding) for row in rows] for finding in (*COLUMNS, *CODES)}
+  labels = {finding: [report[finding] for report in predicted] for finding in truth}
+  pooled = [sum((values[finding] for finding in COLUMNS), []) for values in (truth, labels)]
+  return {finding: compute_scores(truth[finding], labels[finding]) for finding in truth} | {
+      "micro": compute_scores(*pooled)}
 
 
-def interval(rows: list[dict], stated: list[dict[str, bool]]) -> tuple[float, float]:
-  """Returns where 95 % of the micro-F1 lie when the studies are drawn again, 2,000 times."""
-  truth = np.array([[manual(row, finding) for finding in COLUMNS] for row in rows])               # [n, 7]
-  found = np.array([[report[finding] for finding in COLUMNS] for report in stated])
-  hits, both = (truth & found).sum(1), truth.sum(1) + found.sum(1)
-  drawn = np.random.default_rng(0).integers(0, len(rows), (2000, len(rows)))
-  return tuple(np.percentile(2 * hits[drawn].sum(1) / both[drawn].sum(1), [2.5, 97.5]))
+def bootstrap_interval(rows: list[dict], predicted: list[dict[str, bool]]) -> tuple[float, float]:
+  """Returns the 95 % interval of the micro-F1 over COLUMNS: percentile bootstrap over studies, 2,000 samples."""
+  truth = np.array([[has_manual_label(row, finding) for finding in COLUMNS] for row in rows])     # [B, 7]
+  labels = np.array([[report[finding] for finding in COLUMNS] for report in predicted])
+  hits, totals = (truth & labels).sum(1), truth.sum(1) + labels.sum(1)
+  samples = np.random.default_rng(0).integers(0, len(rows), (2000, len(rows)))
+  low, high = np.percentile(2 * hits[samples].sum(1) / totals[samples].sum(1), [2.5, 97.5])
+  return low, high
 
 
-def print_by_certainty(rows: list[dict]):
-  """Prints how many findings that are stated plainly, as uncertain, or not at all are coded."""
-  print("| | stated plainly: coded / not coded | only as uncertain: coded / not coded | coded, not read |")
+def print_by_certainty(rows: list[dict]) -> None:
+  """Prints how many findings labeled positive, labeled uncertain, and not found have a manual code."""
+  print("| | positive: coded / not coded | uncertain: coded / not coded | coded, but not found |")
   print("|" + " --- |" * 4)
   total = np.zeros(5, int)
   for finding in COLUMNS:
-    coded = np.array([manual(row, finding) for row in rows])
-    plain, stated = (np.array([report[finding] for report in read(rows, ALL_ROWS, counted)])
-                     for counted in (POSITIVE, AT_LEAST_UNCERTAIN))
-    counts = [(plain & coded).sum(), (plain & ~coded).sum(), (stated & ~plain & coded).sum(),
-              (stated & ~plain & ~coded).sum(), (~stated & coded).sum()]
+    coded = np.array([has_manual_label(row, finding) for row in rows])
+    positive, at_least_uncertain = (
+        np.array([report[finding] for report in label_studies(rows, BOTH_SECTIONS, labels)])
+        for labels in (POSITIVE, AT_LEAST_UNCERTAIN))
+    uncertain = at_least_uncertain & ~positive
+    counts = [(positive & coded).sum(), (positive & ~coded).sum(), (uncertain & coded).sum(),
+              (uncertain & ~coded).sum(), (~at_least_uncertain & coded).sum()]
     total += counts
     print("| {} | {} / {} | {} / {} | {} |".format(finding, *counts))
   print("| all | {} / {} | {} / {} | {} |".format(*total))
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("studies", help="STUDIES.csv")
-  parser.add_argument("--splits", nargs="+", default=["val", "test"])
+  parser.add_argument("studies", help="CSV file with one row per study")
+  parser.add_argument("--splits", nargs="+", default=["val", "test"], help="splits to score (default: val test)")
   args = parser.parse_args()
   with open(args.studies, newline="", encoding="utf-8") as file:
     studies = list(csv.DictReader(file))
   splits = {name: [row for row in studies if row["r2gen_split"] == name] for name in args.splits}
 
   start = time.process_time()
-  scores = {name: agreement(rows, read(rows)) for name, rows in splits.items()}
+  scores = {name: score_findings(rows, label_studies(rows)) for name, rows in splits.items()}
   seconds = time.process_time() - start
   print("| | " + " | ".join(f"{name}: studies | precision | recall | F1" for name in splits) + " |")
   print("|" + " --- |" * (1 + 4 * len(splits)))
@@ -115,29 +129,29 @@ def main():
 
   print("\n| micro-F1 over the seven, against the manual labels | " + " | ".join(splits) + " |")
   print("|" + " --- |" * (1 + len(splits)))
-  for reading in READINGS:
-    print(f"| {reading} | " + " | ".join(f"{agreement(rows, read(rows, reading))['micro']['f1']:.3f}"
-                                         for rows in splits.values()) + " |")
-  for counted, name in ((AT_LEAST_UNCERTAIN, "95 % interval"), (POSITIVE, "95 % interval, uncertain as negative")):
-    print(f"| {ALL_ROWS}: {name} | " + " | ".join(
-        "{:.2f} to {:.2f}".format(*interval(rows, read(rows, ALL_ROWS, counted))) for rows in splits.values()) + " |")
-  print(f"| {ALL_ROWS}, uncertain as negative: precision, recall, F1 | " + " | ".join(
-      "{precision:.3f}, {recall:.3f}, {f1:.3f}".format(**agreement(rows, read(rows, ALL_ROWS, POSITIVE))["micro"])
-      for rows in splits.values()) + " |")
+  for inputs in INPUTS:
+    print(f"| {inputs} | " + " | ".join(f"{score_findings(rows, label_studies(rows, inputs))['micro']['f1']:.3f}"
+                                        for rows in splits.values()) + " |")
+  for labels, name in ((AT_LEAST_UNCERTAIN, "95 % interval"), (POSITIVE, "95 % interval, uncertain as negative")):
+    intervals = [bootstrap_interval(rows, label_studies(rows, BOTH_SECTIONS, labels)) for rows in splits.values()]
+    print(f"| {BOTH_SECTIONS}: {name} | " + " | ".join(f"{low:.2f} to {high:.2f}" for low, high in intervals) + " |")
+  micro = [score_findings(rows, label_studies(rows, BOTH_SECTIONS, POSITIVE))["micro"] for rows in splits.values()]
+  print(f"| {BOTH_SECTIONS}, uncertain as negative: precision, recall, F1 | " + " | ".join(
+      f"{row['precision']:.3f}, {row['recall']:.3f}, {row['f1']:.3f}" for row in micro) + " |")
 
-  print(f"\n| micro-F1 over the seven, against the labels read from {ALL_ROWS} | " + " | ".join(splits) + " |")
+  print(f"\n| micro-F1 over the seven, against the labels of {BOTH_SECTIONS} | " + " | ".join(splits) + " |")
   print("|" + " --- |" * (1 + len(splits)))
-  for reading in list(READINGS)[1:]:
+  for inputs in list(INPUTS)[1:]:
     cells = []
     for rows in splits.values():
-      pairs = [(one[finding], other[finding]) for one, other in zip(read(rows), read(rows, reading))
-               for finding in COLUMNS]
-      cells.append(f"{rates(*map(list, zip(*pairs)))['f1']:.3f}")
-    print(f"| {reading} | {' | '.join(cells)} |")
+      reference, predicted = ([report[finding] for report in label_studies(rows, name) for finding in COLUMNS]
+                              for name in (BOTH_SECTIONS, inputs))
+      cells.append(f"{compute_scores(reference, predicted)['f1']:.3f}")
+    print(f"| {inputs} | {' | '.join(cells)} |")
   print()
   print_by_certainty([row for rows in splits.values() for row in rows])
   total = sum(map(len, splits.values()))
-  print(f"\n{total} studies in {seconds:.2f} s of CPU time: {total / seconds:.0f} a second")
+  print(f"\n{total} studies in {seconds:.2f} s of CPU time: {total / seconds:.0f} per second")
 
 
 if __name__ == "__main__":
