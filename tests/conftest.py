@@ -52,3 +52,8 @@ def compile_quickly(request):
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_collection_modifyitems(items):
+  """Starts with the file that takes longest, so that no process is left with it alone at the end."""
+  items.sort(key=lambda item: item.path.name != "test_train.py")
