@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from mcsam_jax.html_report.scores import BASELINE_NAMES
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.protocols import UNKNOWN
 
 SHUFFLED_IMAGES = "shuffled images"
-BASELINE_NAMES = {"constant": "constant report", "nearest": "nearest image", "medoid": "medoid of nearest images",
-                  "nearest_model_features": "nearest (model features)",
-                  "medoid_model_features": "medoid (model features)"}
 F1_COLUMNS = (("micro-F1", ("micro", "f1")), ("macro-F1", ("macro", "f1")))
 
 

@@ -19,8 +19,9 @@ import numpy as np
 NUM_SAMPLES = 1000
 LEVEL = 0.95
 ONE_SUBJECT_NOTE = "left out: all studies belong to one subject, which says nothing about other subjects"
-MIN_DEFINED_SHARE = 0.8       # of all resamples; a score that depends on one subject is undefined in 37 % of them, on
-                              # two subjects in 14 %
+# Least share of resamples in which a score is defined. One that depends on a single subject is undefined in 37 % of
+# them, one that depends on two subjects in 14 %.
+MIN_DEFINED_SHARE = 0.8
 
 ScoreFn = Callable[[np.ndarray], Mapping]        # weights [R, B] -> nested dicts of arrays [R] or None
 

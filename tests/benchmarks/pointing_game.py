@@ -103,7 +103,7 @@ def find_target_patches(masks: tuple[np.ndarray, ...], grid: int) -> np.ndarray:
   """
   is_target = []
   for mask in masks:
-    patch_index = np.arange(len(mask)) * grid // len(mask)                     # of each row and column of pixels
+    patch_index = np.arange(len(mask)) * grid // len(mask)   # for each pixel row and column
     changed_pixels = np.zeros((grid, grid))
     np.add.at(changed_pixels, (patch_index[:, None], patch_index[None, :]), mask)
     side = np.bincount(patch_index, minlength=grid)

@@ -124,3 +124,10 @@ def assert_same_final_state(workdir, other) -> None:
   states = [read_last_state(workdir), read_last_state(other)]
   assert states[0]["step"] == states[1]["step"] == NUM_STEPS
   jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def read_params(workdir):
+  """Returns the parameters of the newest checkpoint and their moving average."""
+  manager = Checkpoints(workdir, read_only=True).manager
+  state = manager.restore(manager.latest_step())
+  return jax.tree.map(np.asarray, (state["params"], state["ema_params"]))

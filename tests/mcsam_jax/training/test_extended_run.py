@@ -10,6 +10,7 @@ from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.errors import UserError
 from mcsam_jax.training.train import train
 from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
+from tests.testing.training_run import read_params
 
 # Without memory and alignment, which compile longest and which extending a run doesn't depend on.
 PLAIN = NETWORK | PHANTOMS | {
@@ -23,13 +24,6 @@ def data_dir(tmp_path_factory):
   directory = tmp_path_factory.mktemp("data")
   prepare(configs.load_config("phantom", make_arguments(PLAIN, {"data.data_dir": directory})), log=lambda line: None)
   return directory
-
-
-def read_params(workdir):
-  """Returns the parameters of the newest checkpoint and their moving average."""
-  manager = Checkpoints(workdir, read_only=True).manager
-  state = manager.restore(manager.latest_step())
-  return jax.tree.map(np.asarray, (state["params"], state["ema_params"]))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -21,6 +21,7 @@ from mcsam_jax.inference.load import load_model
 from mcsam_jax.models.inputs import visual_inputs
 from mcsam_jax.training.train import train
 from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
+from tests.testing.training_run import read_params
 
 TINY = NETWORK | PHANTOMS | {
     "data.augment": True, "encoder.train_batch_norm": True, "train.num_steps": 60, "train.eval_every": 30,
@@ -57,13 +58,6 @@ def run_mcsam(capsys, *argv):
 def run_train(capsys, workdir, *overrides):
   """Returns exit status and stderr of `mcsam train`."""
   return run_mcsam(capsys, "train", "--config", "phantom", "--workdir", workdir, *overrides)
-
-
-def read_params(workdir):
-  """Returns the parameters of the newest checkpoint and their moving average."""
-  manager = Checkpoints(workdir, read_only=True).manager
-  state = manager.restore(manager.latest_step())
-  return jax.tree.map(np.asarray, (state["params"], state["ema_params"]))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, trained, tmp_path, monkeypatch):
