@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
       "source_dir": "",                   # folder of annotation.json and images/ (r2gen_json), or of MIMIC-CXR-JPG
       "data_dir": "data",                 # folder for prepared records, vocabularies and cached features
       "restricted": False,                # True: keep report texts and ids out of logs, HTML pages and TensorBoard
+      "contact_sheet_restricted": False,  # True: `mcsam data` may draw images and reports of a restricted data set
       "cleaning": "iu_xray",              # R2Gen's report cleaning rules: iu_xray | mimic_cxr
       "target": "findings",               # report section to generate: findings | impression | both
       "min_words": 0,                     # skip studies whose target has fewer words ("_" doesn't count)

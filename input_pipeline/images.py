@@ -101,19 +101,33 @@ def to_grayscale(image: PIL.Image.Image, white_is_zero: bool = False) -> PIL.Ima
   return PIL.Image.fromarray(dicom.stretch_to_uint8(-values if white_is_zero else values))
 
 
-def decode(jpeg: bytes, image_size: int, out: np.ndarray | None = None) -> np.ndarray:
-  """Returns a stored JPEG as uint8 [image_size, image_size, 1], written to `out` if given.
+def decode(jpeg: bytes, image_size: int) -> np.ndarray:
+  """Returns a stored JPEG as the model sees it, uint8 [image_size, image_size, 1].
 
-  Images of at least twice that size are averaged over areas, because bilinear interpolation would skip pixels.
+  The pipeline decodes with TensorFlow (pipeline.py) and resizes with `resize`. Both decoders are libjpeg-turbo with its
+  accurate integer transform, so the pixels are equal.
+
+  Raises:
+    ValueError: the JPEG can't be decoded.
   """
   image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
   if image is None:
     raise ValueError("a stored image is not a JPEG that can be decoded")
-  if out is None:
-    out = np.empty((image_size, image_size, 1), np.uint8)
-  if image.shape == (image_size, image_size):
-    out[..., 0] = image
+  return resize(image, np.empty((image_size, image_size, 1), np.uint8))
+
+
+def resize(image: np.ndarray, out: np.ndarray) -> np.ndarray:
+  """Resizes a grayscale image, uint8 [height, width] or [height, width, 1], to fill `out`, uint8 [size, size, 1].
+
+  Images of at least twice that size are averaged over areas, because bilinear interpolation would skip pixels.
+
+  Returns:
+    out.
+  """
+  size = len(out)
+  if image.shape[:2] == (size, size):
+    out[..., 0] = image.reshape(size, size)
   else:
-    interpolation = cv2.INTER_AREA if min(image.shape) >= 2 * image_size else cv2.INTER_LINEAR
-    cv2.resize(image, (image_size, image_size), out[..., 0], interpolation=interpolation)
+    interpolation = cv2.INTER_AREA if min(image.shape[:2]) >= 2 * size else cv2.INTER_LINEAR
+    cv2.resize(image, (size, size), out[..., 0], interpolation=interpolation)
   return out

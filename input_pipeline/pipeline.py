@@ -1,38 +1,69 @@
-"""Turns prepared records into batches of NumPy arrays (see batch.py).
+"""The tf.data pipeline: prepared records -> batches (see batch.py).
 
-`train_batches` yields the batches of consecutive training steps. Which records a step takes depends only on the seed,
-the step, the batch size and the number of records (shuffle.py), so a run that resumes at step k gets exactly the
-batches that an uninterrupted run gets.
-`eval_batches` yields every record of a split once, in order, and pads the last batch.
+`train_dataset` and `eval_dataset` return chains of these stages:
 
-Each batch has two parts. Images are stored as JPEGs and decoded here, unless the features of a frozen encoder are given
-instead. Everything else comes from the split's token table (token_table.py), which is kept in memory.
-A few threads prepare batches ahead of the consumer (prefetch.py).
+  numbers         number of the training step, or first record of the evaluation batch
+  choose_records  -> records of this host's rows of the batch, and their epochs
+  read_records    -> serialized records, by random access to the ArrayRecord shards
+  parse           -> JPEGs of all rows
+  decode          -> pixels of all rows: JPEG decoding and resizing, in parallel
+  read_fields     -> tokens, views and labels, from the split's token table (token_table.py)
+  batch           -> one dictionary
+  prefetch
 
-On several hosts `batch_slice` selects the rows of the global batch that this host reads.
+Features of a frozen encoder, where they are given, take the place of the stages from read_records to decode.
 
-Shapes: B studies, V views, H = W = `data.image_size`, P patches per view, C channels.
+Parsing and JPEG decoding are TensorFlow operations. The images of a batch are resized by one call of Python, with
+OpenCV: TensorFlow's own operation takes several times as long (docs/data.md). Everything runs on `train.host_threads`
+threads, and batches are delivered in order, whatever thread made them.
+
+Which records a training step takes depends only on the seed, the step, the batch size and the number of records
+(shuffle.py), so a run that resumes at step k gets exactly the batches that an uninterrupted run gets. Evaluation yields
+every record of a split once, in order, and pads the last batch. On several hosts `rows` selects the rows of the global
+batch that this host reads.
+
+`train_batches` and `eval_batches` iterate over the datasets. TensorFlow reports an error in a stage without its type,
+and a JPEG that can't be decoded without its record; they raise the original exception, or name the record.
+
+Shapes: B rows of a batch on this host, V views, H = W = `data.image_size`, P patches per view, C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+import contextlib
+import functools
+import itertools
+import re
 
+import cv2
 from ml_collections import ConfigDict
 import numpy as np
+import tensorflow as tf
 
 from input_pipeline import images, token_table
-from input_pipeline.batch import Batch, make_batch
-from input_pipeline.datasets.records import Record
-from input_pipeline.prefetch import ordered_map
+from input_pipeline.batch import Batch, batch_spec, make_batch
 from input_pipeline.shuffle import record_order
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
+from mcsam_jax.errors import UserError
 
 ALL_ROWS = slice(None)
+READ_AHEAD = 2               # batches that are read, or finished, ahead of their use
+BLACK_JPEG = cv2.imencode(".jpg", np.zeros((1, 1), np.uint8))[1].tobytes()
+_RAISED = re.compile(r"mcsam stage error (\d+)")
+
+with contextlib.suppress(RuntimeError):      # the program has used TensorFlow before, and chosen its devices
+  tf.config.set_visible_devices([], "GPU")   # GPUs belong to JAX; TensorFlow would take their memory
 
 
-def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, batch_slice: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
-  """Yields the batches of the `num_steps` training steps after the first `start_step`.
+# From the number of a batch to its rows on this host: records int32 [B], epochs int32 [B], valid bool [B], False for
+# padding.
+ChooseRecords = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
+                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS) -> tf.data.Dataset:
+  """Returns the batches of the `num_steps` training steps after the first `start_step`.
 
   Args:
     split: the records.
@@ -40,75 +71,275 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
     config: `seed`, `data`, `tokenizer.max_length`, `train.batch_size` and `train.host_threads` are read.
     start_step: number of completed steps; the first batch is that of step start_step + 1 in training's counting.
     num_steps: number of batches.
-    features: see `read_batch`.
-    batch_slice: rows of the global batch that this host reads.
+    features: float16 [len(split), V, P, C], of a frozen encoder, used instead of images; may be a memory map.
+    rows: rows of the global batch that this host reads.
+
+  Returns:
+    Dictionaries of the arrays that `batch_spec` describes, for this host's rows.
   """
-  token_table.load_token_table(split, tokenizer)             # now, or each thread would build it
-
-  def read_step(step: int) -> Batch:
-    indices, epochs = record_order(config.seed, step, config.train.batch_size, len(split))
-    return read_batch(split, indices[batch_slice], epochs[batch_slice], tokenizer, config, features)
-
-  return ordered_map(read_step, range(start_step, start_step + num_steps), config.train.host_threads)
+  numbers = tf.data.Dataset.range(start_step, start_step + num_steps, name="steps")
+  return _make_dataset(numbers, _choose_for_step(split, config, rows), split, tokenizer, config, features)
 
 
-def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
+def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
                  features: np.ndarray | None = None, limit: int = 0,
-                 batch_slice: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
-  """Yields each record of a split once, in order; the last batch is padded with record 0, for which `valid` is False.
+                 rows: slice | np.ndarray = ALL_ROWS) -> tf.data.Dataset:
+  """Returns each record of a split once, in order; the last batch is padded with record 0, for which `valid` is False.
 
   Args:
     split: the records.
     tokenizer: encodes the reports.
     config: `data`, `tokenizer.max_length` and `train.host_threads` are read.
     batch_size: studies per global batch.
-    features: see `read_batch`.
+    features: see `train_dataset`.
     limit: number of records to yield, from the first on; 0: all.
-    batch_slice: rows of the global batch that this host reads.
+    rows: rows of the global batch that this host reads.
+
+  Returns:
+    Dictionaries of the arrays that `batch_spec` describes, for this host's rows.
   """
-  token_table.load_token_table(split, tokenizer)
   num_records = min(limit or len(split), len(split))
-
-  def read_from(start: int) -> Batch:
-    indices = np.arange(start, start + batch_size)[batch_slice]
-    valid = indices < num_records
-    padded = np.where(valid, indices, 0)
-    return read_batch(split, padded, np.zeros_like(padded), tokenizer, config, features, valid)
-
-  return ordered_map(read_from, range(0, num_records, batch_size), config.train.host_threads)
+  numbers = tf.data.Dataset.range(0, num_records, batch_size, name="first_records")
+  return _make_dataset(numbers, _choose_in_order(num_records, batch_size, rows), split, tokenizer, config, features)
 
 
-def read_batch(split: Split, indices: np.ndarray, epochs: np.ndarray, tokenizer: Tokenizer, config: ConfigDict,
-               features: np.ndarray | None = None, valid: np.ndarray | None = None) -> Batch:
-  """Returns the batch of the given records.
+def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
+                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
+  """Yields the elements of `train_dataset`, which has the same arguments, as NumPy arrays.
+
+  Raises:
+    UserError: more records are corrupt than allowed.
+    TimeoutError: a disk or bucket did not answer after several attempts.
+  """
+  dataset = train_dataset(split, tokenizer, config, start_step, num_steps, features, rows)
+  choose_records = _choose_for_step(split, config, rows)
+  return _iterate(dataset, lambda number: _check_images(split, choose_records(start_step + number)[0], config))
+
+
+def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
+                 features: np.ndarray | None = None, limit: int = 0,
+                 rows: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
+  """Yields the elements of `eval_dataset`, which has the same arguments, as NumPy arrays.
+
+  Raises:
+    UserError, TimeoutError: see `train_batches`.
+  """
+  dataset = eval_dataset(split, tokenizer, config, batch_size, features, limit, rows)
+  choose_records = _choose_in_order(len(split), batch_size, rows)
+  return _iterate(dataset, lambda number: _check_images(split, choose_records(number * batch_size)[0], config))
+
+
+def image_batches(split: Split, config: ConfigDict, num_views: int, batch_size: int,
+                  records: Sequence[int] | np.ndarray, first_slot: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the images of some records in order, without absent views; only the last batch may be shorter.
 
   Args:
     split: the records.
-    indices: int [B], records of `split`.
-    epochs: int [B], epoch in which each record is shown.
-    tokenizer: encodes the reports.
-    config: `data` and `tokenizer.max_length` are read.
-    features: [len(split), V, P, C], of a frozen encoder, used instead of decoding images; may be a memory map.
-    valid: bool [B], False for padding; None: all True.
+    config: `data.image_size` and `train.host_threads` are read.
+    num_views: images per record, at most.
+    batch_size: images per batch.
+    records: records of the split.
+    first_slot: images before this slot are skipped.
+
+  Yields:
+    (slots, pixels): int64 [M], num_views * (position of the image's record in `records`) + view; and uint8
+    [M, H, W, 1].
+
+  Raises:
+    UserError, TimeoutError: see `train_batches`.
   """
-  table, num_views = token_table.load_token_table(split, tokenizer), config.data.num_views
-  if features is not None:
-    inputs = {"features": np.asarray(features[indices])}
+  records, block = np.asarray(records), max(1, batch_size // num_views)
+
+  def read_records(start: int) -> tuple[np.ndarray, np.ndarray]:
+    serialized = split.read_serialized(records[start:start + block])
+    slots = np.arange(start, start + len(serialized))[:, None] * num_views + np.arange(num_views)
+    return slots, np.array(serialized, object)
+
+  def parse(slots: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.reshape(slots, [-1]), _parse_jpegs(serialized, num_views)
+
+  def decode(slots: tf.Tensor, jpegs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    padded = tf.concat([jpegs, tf.fill([batch_size - tf.size(jpegs)], BLACK_JPEG)], 0)
+    return slots, _decode(padded, batch_size, config.data.image_size)[:tf.size(jpegs)]
+
+  dataset = (
+      tf.data.Dataset.range(first_slot // num_views, len(records), block, name="first_records")
+      .map(_python_stage(read_records, tf.TensorSpec([None, num_views], tf.int64), tf.TensorSpec([None], tf.string)),
+           name="read_records")
+      .map(parse, name="parse")
+      .unbatch(name="images")
+      .filter(lambda slot, jpeg: jpeg != BLACK_JPEG and slot >= first_slot, name="present_views")
+      .batch(batch_size, name="batch")
+      .map(decode, config.train.host_threads, name="decode")
+      .prefetch(READ_AHEAD, name="prefetch")
+      .with_options(_make_options(config)))
+  return _iterate(dataset, lambda number: _check_images(split, records, config))
+
+
+def _choose_for_step(split: Split, config: ConfigDict, rows: slice | np.ndarray) -> ChooseRecords:
+  """Returns a function from the number of a training step to its records."""
+  seed, batch_size, num_records = config.seed, config.train.batch_size, len(split)
+
+  def choose_records(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    records, epochs = (array[rows].astype(np.int32) for array in record_order(seed, step, batch_size, num_records))
+    return records, epochs, np.ones(records.shape, bool)
+
+  return choose_records
+
+
+def _choose_in_order(num_records: int, batch_size: int, rows: slice | np.ndarray) -> ChooseRecords:
+  """Returns a function from the first record of an evaluation batch to its records."""
+  def choose_records(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    records = np.arange(start, start + batch_size, dtype=np.int32)[rows]
+    valid = records < num_records
+    return np.where(valid, records, 0), np.zeros_like(records), valid
+
+  return choose_records
+
+
+def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split: Split, tokenizer: Tokenizer,
+                  config: ConfigDict, features: np.ndarray | None) -> tf.data.Dataset:
+  """Returns the chain of stages from the numbers of batches to batches."""
+  num_rows = len(choose_records(0)[0])
+  num_views, image_size = config.data.num_views, config.data.image_size
+  table = token_table.load_token_table(split, tokenizer)
+  spec = batch_spec(config, num_rows, None if features is None else (features.shape[2], features.shape[3]))
+
+  input_name = next(iter(spec))                                   # images or features
+  field_names = [name for name in spec if name != input_name]
+
+  def read_records(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    return np.array(split.read_serialized(records), object)
+
+  def read_features(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    assert features is not None
+    return np.asarray(features[records])
+
+  def read_fields(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    views = np.full((num_rows, num_views), -1)                    # -1: absent
+    stored_views = table.views[records, :num_views]               # [B, V or fewer]
+    views[:, :stored_views.shape[1]] = stored_views
+    fields = make_batch({}, views, table.make_tokens(records, tokenizer, config.tokenizer.max_length),
+                        labels=table.labels[records], record=records, epoch=epochs, valid=valid)
+    return tuple(fields[name] for name in field_names)
+
+  def decode(jpegs: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(_decode(jpegs, num_rows * num_views, image_size), spec["images"].shape)
+
+  chosen = numbers.map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name])
+                                                       for name in ("record", "epoch", "valid"))),
+                       name="choose_records")
+  if features is None:
+    inputs = (chosen
+              .map(_python_stage(read_records, tf.TensorSpec([num_rows], tf.string)), READ_AHEAD, name="read_records")
+              .map(lambda serialized: _parse_jpegs(serialized, num_views), name="parse")
+              .map(decode, config.train.host_threads, name="decode"))
   else:
-    inputs = {"images": _decode_views(split.read(indices), num_views, config.data.image_size)}
-  views = np.full((len(indices), num_views), -1)     # -1: absent
-  stored_views = table.views[indices, :num_views]         # [B, V or fewer]
-  views[:, :stored_views.shape[1]] = stored_views
-  tokens = table.make_tokens(indices, tokenizer, config.tokenizer.max_length)
-  return make_batch(inputs, views, tokens, labels=table.labels[indices], record=indices, epoch=epochs, valid=valid)
+    inputs = chosen.map(_python_stage(read_features, tf.TensorSpec(*spec["features"])), READ_AHEAD,
+                        name="read_features")
+  fields = chosen.map(_python_stage(read_fields, *(tf.TensorSpec(*spec[name]) for name in field_names)),
+                      name="read_fields")
+  return (tf.data.Dataset.zip((inputs, fields))
+          .map(lambda array, values: {input_name: array, **dict(zip(field_names, values))}, name="batch")
+          .prefetch(READ_AHEAD, name="prefetch")
+          .with_options(_make_options(config)))
 
 
-def _decode_views(records: Sequence[Record], num_views: int, image_size: int) -> np.ndarray:
-  """Returns the first V views of each record as uint8 [B, V, H, W, 1]; absent views are black."""
-  decoded = np.empty((len(records), num_views, image_size, image_size, 1), np.uint8)
-  for row, record in enumerate(records):
-    jpegs = record["images"][:num_views]
-    for view, jpeg in enumerate(jpegs):
-      images.decode(jpeg, image_size, decoded[row, view])
-    decoded[row, len(jpegs):] = 0
-  return decoded
+def _make_options(config: ConfigDict) -> tf.data.Options:
+  """Returns the options of all datasets: elements in order, autotuning, threads of their own."""
+  options = tf.data.Options()
+  options.deterministic = True
+  options.autotune.enabled = True
+  options.autotune.cpu_budget = config.train.host_threads
+  options.threading.private_threadpool_size = config.train.host_threads
+  options.threading.max_intra_op_parallelism = 1                  # one thread per image
+  return options
+
+
+def _parse_jpegs(serialized: tf.Tensor, num_views: int) -> tf.Tensor:
+  """Returns the first V JPEGs of each record, string [B * V]; BLACK_JPEG for absent views."""
+  parsed = tf.io.parse_example(serialized, {"images": tf.io.RaggedFeature(tf.string)})
+  return tf.reshape(parsed["images"].to_tensor(BLACK_JPEG, shape=(None, num_views)), [-1])
+
+
+def _decode(jpegs: tf.Tensor, num_images: int, image_size: int) -> tf.Tensor:
+  """Returns JPEGs, string [M], as the model sees them: the pixels of `images.decode`, uint8 [M, H, W, 1].
+
+  Args:
+    num_images: M, known when the graph is built: each image has its own operation, and threads share them.
+  """
+  def resize(*decoded: np.ndarray) -> np.ndarray:
+    pixels = np.empty((num_images, image_size, image_size, 1), np.uint8)
+    for image, out in zip(decoded, pixels):
+      images.resize(image, out)
+    return pixels
+
+  decoded = [_decode_jpeg(jpegs[number]) for number in range(num_images)]
+  return _python_stage(resize, tf.TensorSpec([num_images, image_size, image_size, 1], tf.uint8))(*decoded)
+
+
+def _decode_jpeg(jpeg: tf.Tensor | bytes) -> tf.Tensor:
+  """Returns a JPEG at its own size, uint8 [height, width, 1]."""
+  return tf.io.decode_jpeg(jpeg, channels=1, dct_method="INTEGER_ACCURATE")
+
+
+_raised: dict[int, Exception] = {}         # exceptions of stages that no consumer has raised yet
+
+
+def _python_stage(function: Callable, *specs: tf.TensorSpec) -> Callable:
+  """Returns a TensorFlow function that calls a Python function of NumPy arrays, whose results have the given specs.
+
+  An exception is kept, and its number is the message of the TensorFlow error that `_iterate` translates.
+  """
+  @functools.wraps(function)
+  def call(*arrays):
+    try:
+      return function(*arrays)
+    except Exception as error:
+      _raised[id(error)] = error
+      raise RuntimeError(f"mcsam stage error {id(error)}") from error
+
+  def call_from_graph(*tensors: tf.Tensor):
+    results = tf.numpy_function(call, tensors, [spec.dtype for spec in specs], stateful=False)
+    results = [tf.ensure_shape(result, spec.shape) for result, spec in zip(results, specs, strict=True)]
+    return tuple(results) if len(specs) > 1 else results[0]
+
+  return call_from_graph
+
+
+def _iterate(dataset: tf.data.Dataset, check_images: Callable[[int], None]) -> Iterator:
+  """Yields the elements of a dataset as NumPy arrays, and raises the exceptions of its stages.
+
+  Elements are taken in a thread, so that signals are handled while the consumer waits.
+
+  Args:
+    check_images: function of the number of an element, called when its images can't be decoded. It raises an error that
+      names the image.
+  """
+  pool = futures.ThreadPoolExecutor(1, "input_pipeline")
+  elements, end = dataset.as_numpy_iterator(), object()
+  try:
+    for number in itertools.count():
+      try:
+        element = pool.submit(next, elements, end).result()
+      except tf.errors.OpError as error:
+        if match := _RAISED.search(str(error)):
+          raise _raised.pop(int(match[1])) from None
+        check_images(number)
+        raise
+      if element is end:
+        return
+      yield element
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_images(split: Split, records: np.ndarray, config: ConfigDict) -> None:
+  """Raises UserError for the first image of some records that can't be decoded."""
+  for record in records:
+    for view, jpeg in enumerate(split[int(record)]["images"][:config.data.num_views], 1):
+      try:
+        _decode_jpeg(jpeg)
+      except tf.errors.InvalidArgumentError:
+        raise UserError(f"image {view} of record {record} of split {split.name} in {split.directory} is not a JPEG "
+                        "that can be decoded: delete that folder and run `mcsam prepare`") from None

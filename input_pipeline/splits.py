@@ -95,7 +95,11 @@ class Split:
     return self.read([index])[0]
 
   def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
-    """Returns the records `indices` in that order, with one read per file.
+    """Returns the records `indices` in that order; errors are those of `read_serialized`."""
+    return [records.Record(serialized) for serialized in self.read_serialized(indices)]
+
+  def read_serialized(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
+    """Returns the records `indices` in that order as serialized tf.train.Example, with one read per file.
 
     Raises:
       UserError: more records are corrupt than allowed.
@@ -103,7 +107,7 @@ class Split:
     """
     stored = self._stored_index[np.asarray(indices)]
     shards = np.searchsorted(self._shard_ends, stored, side="right")
-    rows_and_records = {}
+    by_row = {}
     for shard in np.unique(shards):
       rows = np.flatnonzero(shards == shard)
       first = self._shard_ends[shard - 1] if shard else 0
@@ -111,11 +115,10 @@ class Split:
         serialized = self._readers[shard].read((stored[rows] - first).tolist())
       except RuntimeError:              # ArrayRecord does not say which record caused it
         return [self._read_or_substitute(int(index)) for index in indices]
-      for row, data in zip(rows, serialized, strict=True):
-        rows_and_records[row] = records.Record(data)
-    return [rows_and_records[row] for row in range(len(stored))]
+      by_row.update(zip(rows, serialized, strict=True))
+    return [by_row[row] for row in range(len(stored))]
 
-  def _read_or_substitute(self, index: int) -> records.Record:
+  def _read_or_substitute(self, index: int) -> bytes:
     """Returns record `index`, or if it is corrupt and that is tolerated, the first readable record after it."""
     for candidate in itertools.chain(range(index, len(self)), range(index)):
       try:
@@ -124,14 +127,14 @@ class Split:
         self._corrupt_record_log.add(self.name, self.directory, error)
     raise UserError(f"no record of split {self.name} in {self.directory} can be read")
 
-  def _read_one(self, index: int) -> records.Record:
+  def _read_one(self, index: int) -> bytes:
     """Returns record `index`, or raises CorruptRecordError or TimeoutError."""
     stored = self._stored_index[index]
     shard = np.searchsorted(self._shard_ends, stored, side="right")
     position = int(stored - (self._shard_ends[shard - 1] if shard else 0))
     for attempt in itertools.count():
       try:
-        return records.Record(self._readers[shard].read([position])[0])
+        return self._readers[shard].read([position])[0]
       except RuntimeError as error:
         last = attempt == len(_RETRY_DELAYS)
         if _CORRUPT.search(str(error)) or (last and _BAD_SECTOR in str(error)):

@@ -35,13 +35,15 @@ class TokenTable:
 
   def make_tokens(self, indices: np.ndarray, tokenizer: Tokenizer, max_length: int) -> np.ndarray:
     """Returns int32 [B, max_length + 1]: for each record bos, up to max_length - 1 tokens, eos, padding."""
+    indices = np.asarray(indices)
+    starts, ends = np.where(indices > 0, self.ends[indices - 1], 0), self.ends[indices]
+    lengths = np.minimum(ends - starts, max_length - 1)[:, None]
+    columns = np.arange(max_length)
     padded = np.full((len(indices), max_length + 1), tokenizer.pad_id, np.int32)
     padded[:, 0] = tokenizer.bos_id
-    for row, index in zip(padded, indices):
-      start, end = self.ends[index - 1] if index else 0, self.ends[index]
-      length = min(int(end - start), max_length - 1)
-      row[1:length + 1] = self.ids[start:start + length]
-      row[length + 1] = tokenizer.eos_id
+    is_report, is_end = columns < lengths, columns == lengths
+    padded[:, 1:][is_report] = self.ids[(starts[:, None] + columns)[is_report]]
+    padded[:, 1:][is_end] = tokenizer.eos_id
     return padded
 
 

@@ -5,7 +5,7 @@ Reads JPEG files, decodes them to RGB with Pillow and applies R2Gen's transforms
 Pillow images, so torchvision isn't needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import itertools
 import pathlib
 import random
@@ -45,8 +45,9 @@ def transform(image: PIL.Image.Image) -> torch.Tensor:
   return pixels.clone().sub_(MEAN).div_(STD)
 
 
-def make_data_loader(studies: list[list[bytes]], folder: str, batch_size: int, num_batches: int) -> Callable[[], int]:
-  """Returns a function that loads `num_batches` batches and returns their number of images.
+def make_data_loader(studies: list[list[bytes]], folder: str, batch_size: int, num_batches: int
+                     ) -> Callable[[], Iterator[int]]:
+  """Returns a function that loads `num_batches` batches and yields the number of images of each.
 
   Args:
     studies: JPEGs of each study, the same number for all; they are written to `folder` once.
@@ -57,4 +58,4 @@ def make_data_loader(studies: list[list[bytes]], folder: str, batch_size: int, n
     for path, jpeg in zip(paths[-1], images, strict=True):
       path.write_bytes(jpeg)
   loader = torch.utils.data.DataLoader(StudyDataset(paths), batch_size, shuffle=True, num_workers=WORKERS)
-  return lambda: sum(batch.shape[0] * batch.shape[1] for batch in itertools.islice(loader, num_batches))
+  return lambda: (batch.shape[0] * batch.shape[1] for batch in itertools.islice(loader, num_batches))

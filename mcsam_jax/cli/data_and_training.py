@@ -1,6 +1,6 @@
-"""Verbs that prepare data and train: demo, prepare, init-memory, train."""
+"""Verbs that prepare data and train: demo, prepare, data, init-memory, train."""
 
-from mcsam_jax.cli.verb import add_config, add_workdir, Verb
+from mcsam_jax.cli.verb import add_config, add_workdir, require_at_least, Verb
 from mcsam_jax.errors import UserError
 
 
@@ -26,6 +26,25 @@ def run_prepare(args, overrides):
   config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
   check_bucket_private(config)
   prepare(config)
+
+
+def add_data_arguments(parser):
+  add_config(parser)
+  parser.add_argument("--split", default="train", help="train, val or test (default: %(default)s)")
+  parser.add_argument("--out", default="contact_sheet.png", help="PNG to write (default: %(default)s)")
+  parser.add_argument("--batches", type=int, default=10, help="batches, one per row (default: %(default)s)")
+  parser.add_argument("--studies", type=int, default=4, help="studies to show of each batch (default: %(default)s)")
+  parser.add_argument("--step", type=int, default=0, help="training steps before the first row (default: %(default)s)")
+
+
+def run_data(args, overrides):
+  require_at_least("--batches", 1, args.batches)
+  require_at_least("--studies", 1, args.studies)
+  require_at_least("--step", 0, args.step)
+  from mcsam_jax.config import absolute_path, load_config
+  from mcsam_jax.training.contact_sheet import write_contact_sheet
+  write_contact_sheet(load_config(args.config, overrides), args.split, absolute_path(args.out), args.batches,
+                      args.studies, args.step)
 
 
 def add_init_memory_arguments(parser):
@@ -62,6 +81,8 @@ VERBS = (
     Verb("demo", "prepare, train and evaluate on synthetic X-rays: about ten minutes on two CPU cores",
          add_demo_arguments, run_demo),
     Verb("prepare", "build sharded records and the vocabulary from source files", add_prepare_arguments, run_prepare),
+    Verb("data", "write a contact sheet: the images and reports of a few batches, as the model sees them",
+         add_data_arguments, run_data),
     Verb("init-memory", "learn topics of the training reports for the memory bank of a workdir",
          add_init_memory_arguments, run_init_memory),
     Verb("train", "train a model in a workdir, or continue from its last checkpoint", add_train_arguments, run_train),

@@ -73,11 +73,11 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     def make_batches(phase: str, records: Split = split, record_features: np.ndarray | None = features
                      ) -> Iterator[dict]:
       batches = eval_batches(records, tokenizer, config, batch_size, record_features,
-                             batch_slice=local_rows(mesh, batch_size))
+                             rows=local_rows(mesh, batch_size))
       return watchdog.beat_each(guard.check_before_each(batches), phase)
 
     with jax.set_mesh(mesh):
-      models = [load_model(each, mesh, split, step, log) for each in workdirs]
+      models = [load_model(each, mesh, step, log) for each in workdirs]
       model = models[0]
 
       # Generate one report per study, on all hosts together, and store them before anything else can fail.

@@ -36,7 +36,7 @@ from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
-from mcsam_jax.inference.image_encoder import compute_pooled_features, encode_images, encode_studies, Studies
+from mcsam_jax.inference.image_encoder import compute_pooled_features, encode_images, encode_records
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
 VERSION = 3              # increase it when the same inputs would give other features
@@ -66,7 +66,7 @@ def load_split_features(workdir: Workdir, split: Split, log: Callable[[str], Non
     return None
   assert workdir.encoder_variables is not None, "a workdir with a frozen encoder has its weights"
   encoder = make_encoder(config.encoder.name)
-  return load_or_compute_features(config, split.name, split, encoder, workdir.encoder_variables, log)
+  return load_or_compute_features(config, split, encoder, workdir.encoder_variables, log)
 
 
 def load_pooled_features(workdir: Workdir, split: Split, log: Callable[[str], None] = print) -> np.ndarray:
@@ -87,14 +87,13 @@ def pool_first_view(features: np.ndarray) -> np.ndarray:
   return pooled
 
 
-def load_or_compute_features(config: ConfigDict, split_name: str, studies: Studies, encoder: nn.Module,
+def load_or_compute_features(config: ConfigDict, split: Split, encoder: nn.Module,
                              variables: dict, log: Callable[[str], None] = print) -> np.ndarray:
   """Returns the features of a split, float16 [n, V, P, C], as a memory-mapped array.
 
   Args:
     config: the features are stored below `data.data_dir`, or below the temporary folder if that is in a bucket.
-    split_name: train, val or test.
-    studies: the records of the split; their first `data.num_views` images count.
+    split: the records; their first `data.num_views` images count.
     encoder: the module `make_encoder(config.encoder.name)`.
     variables: its variables.
     log: receives lines of progress.
@@ -104,24 +103,24 @@ def load_or_compute_features(config: ConfigDict, split_name: str, studies: Studi
   """
   blank = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 1), np.uint8)
   per_image = jax.eval_shape(lambda pixels: encode_images(encoder, config, variables, pixels), blank).shape[1:]
-  shape = (len(studies), config.data.num_views, *per_image)
-  path = _make_folder_name(config, studies, variables) / f"{split_name}.npy"
+  shape = (len(split), config.data.num_views, *per_image)
+  path = _make_folder_name(config, split, variables) / f"{split.name}.npy"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     while not _is_complete(path, shape):
-      _write_features(path, shape, config, studies, encoder, variables, log)
+      _write_features(path, shape, config, split, encoder, variables, log)
     return np.load(path, mmap_mode="r")
   except OSError as error:
     if error.errno == errno.ENOSPC:
       _unfinished_path(path).unlink(missing_ok=True)
       size = f"{BYTES_PER_VALUE * math.prod(shape) / 1e9:.2f} GB"
-      raise UserError(f"no space for the features of {split_name} in {path.parent}: they take up to {size}; "
+      raise UserError(f"no space for the features of {split.name} in {path.parent}: they take up to {size}; "
                       "free some space, or set --config.data.data_dir") from error
     raise UserError(f"{path}: features can't be stored there ({error.strerror or error}); "
                     "set --config.data.data_dir") from error
 
 
-def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, studies: Studies,
+def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDict, split: Split,
                     encoder: nn.Module, variables: dict, log: Callable[[str], None]) -> None:
   """Writes the file `path`, or the missing part of an unfinished one."""
   header, slot_bytes = _npy_header(shape), BYTES_PER_VALUE * math.prod(shape[2:])
@@ -140,7 +139,8 @@ def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDi
       file.write(header)
     first_slot = (file.seek(0, os.SEEK_END) - len(header)) // slot_bytes
     encode = lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16")
-    batches = encode_studies(config, studies, shape[1], first_slot, encode, variables, f"features of {path.stem}", log)
+    batches = encode_records(config, split, range(len(split)), shape[1], encode, variables,
+                             f"features of {path.stem}", log, first_slot)
     for slots, features in batches:
       for slot, image_features in zip(slots, features):
         file.seek(len(header) + slot * slot_bytes)
@@ -150,16 +150,16 @@ def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDi
       os.replace(unfinished, path)
 
 
-def _make_folder_name(config: ConfigDict, studies: Studies, variables: dict) -> pathlib.Path:
+def _make_folder_name(config: ConfigDict, split: Split, variables: dict) -> pathlib.Path:
   """Returns a folder whose name changes with everything that the features depend on."""
   data = config.data
   digest = hashlib.sha256(json.dumps([
       VERSION, config.encoder.name, hash_weights(variables), data.image_size, data.num_views,
-      *([data.target, data.min_words] if data.min_words else []),      # they select the studies
+      *([data.target, data.min_words] if data.min_words else []),      # they select the records
       str(dataset_dir(config)).removeprefix(str(data.data_dir))]).encode())    # its name covers all settings
   # A few records reveal data that was prepared again under the same name.
-  for study in np.linspace(0, len(studies) - 1, min(len(studies), 32)).astype(int):
-    digest.update(b"".join(studies[int(study)]["images"]))
+  for index in np.linspace(0, len(split) - 1, min(len(split), 32)).astype(int):
+    digest.update(b"".join(split[int(index)]["images"]))
   # A memory-mapped array needs a local file.
   root = f"{tempfile.gettempdir()}/mcsam" if "://" in data.data_dir else data.data_dir
   return pathlib.Path(root) / "features" / digest.hexdigest()[:16]

@@ -8,19 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
-from input_pipeline.pipeline import read_batch
-from input_pipeline.splits import Split
+from input_pipeline.batch import empty_batch
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.weights import hash_weights
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
 from mcsam_jax.distributed.mesh import state_shardings
 from mcsam_jax.errors import UserError
-from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.models.initialize import init_variables, make_model
 from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 
 
 @dataclasses.dataclass
@@ -39,33 +37,18 @@ class LoadedModel:
   step: int
 
 
-def load_model(workdir: Workdir, mesh: Mesh, split: Split, step: int | None = None,
+def load_model(workdir: Workdir, mesh: Mesh, step: int | None = None,
                log: Callable[[str], None] = print) -> LoadedModel:
-  """Returns the model of a workdir, ready to read a split.
+  """Returns the model of a workdir. No record is read.
 
   Args:
     workdir: an open workdir.
     mesh: over which the variables are sharded.
-    split: gives the shapes of the model's inputs; features of a frozen encoder are computed if they are not cached.
     step: training step of the checkpoint; None: the best one on val.
     log: receives lines of progress.
 
   Raises:
     UserError: the workdir has no checkpoint, or none of that step, or the checkpoint is damaged.
-  """
-  first = np.zeros(1, np.int64)
-  sample_batch = read_batch(split, first, first, workdir.tokenizer, workdir.config,
-                            load_split_features(workdir, split, log))
-  return restore_model(workdir, mesh, sample_batch, step, log)
-
-
-def restore_model(workdir: Workdir, mesh: Mesh, sample_batch: dict, step: int | None = None,
-                  log: Callable[[str], None] = print) -> LoadedModel:
-  """Returns the model of a workdir without reading any record.
-
-  Args:
-    sample_batch: a batch with the shapes of the model's inputs.
-    workdir, mesh, step, log: as in `load_model`, with the same errors.
   """
   config, tokenizer = workdir.config, workdir.tokenizer
   checkpoints = Checkpoints(workdir.path, best_metric=config.train.best_metric, read_only=True)
@@ -74,6 +57,7 @@ def restore_model(workdir: Workdir, mesh: Mesh, sample_batch: dict, step: int | 
     raise UserError(f"{workdir.path} has no checkpoint yet: run `mcsam train --config ... --workdir {workdir.path}` "
                     "first")
   model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
+  sample_batch = empty_batch(config, 1, frozen_feature_shape(config))
   abstract = jax.eval_shape(functools.partial(_init_checkpoint_variables, model, config, sample_batch))
   variables = checkpoints.restore_variables(step, to_shape_dtype_struct(abstract, state_shardings(mesh, abstract)),
                                             config.optimizer.ema_decay > 0, log)

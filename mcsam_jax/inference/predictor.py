@@ -22,7 +22,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_encoder import encode_images
-from mcsam_jax.inference.load import restore_model
+from mcsam_jax.inference.load import load_model
 from mcsam_jax.inference.ood import load_initial_encoder, OODDetector
 
 
@@ -81,8 +81,7 @@ class Predictor:
       self._encode = jax.jit(
           lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
     with jax.set_mesh(self.mesh):
-      sample_batch, _ = self.make_batch([])
-      self.loaded = restore_model(workdir, self.mesh, sample_batch, step, log)
+      self.loaded = load_model(workdir, self.mesh, step, log)
     self._generate = ReportGenerator([self.loaded.model], config, workdir.tokenizer, self.mesh, self.search,
                                      train_reports)
 

@@ -10,7 +10,7 @@ from input_pipeline.batch import ArraySpec, batch_spec
 from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_shardings
 from mcsam_jax.inference.search import lower_search
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, frozen_feature_shape
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.train_state import init_train_state
 from mcsam_jax.training.train_step import make_train_step
@@ -66,5 +66,4 @@ def abstract_batch(config: ConfigDict, size: int, mesh: Mesh) -> dict[str, jax.S
 
 def get_batch_spec(config: ConfigDict, size: int) -> dict[str, ArraySpec]:
   """Returns shape and dtype of each array of a batch: features if the encoder is frozen, else images."""
-  encoder = ENCODERS[config.encoder.name]
-  return batch_spec(config, size, encoder.feature_shape(config.data.image_size) if config.encoder.frozen else None)
+  return batch_spec(config, size, frozen_feature_shape(config))

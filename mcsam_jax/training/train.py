@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from input_pipeline.pipeline import read_batch, train_batches
+from input_pipeline.batch import empty_batch
+from input_pipeline.pipeline import train_batches
 from input_pipeline.token_table import load_token_table
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.workdir import acquire_lock, create_workdir, Workdir
@@ -35,6 +36,7 @@ from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
 from mcsam_jax.models.initialize import make_model
+from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
 from mcsam_jax.training.optimizer import schedule_depends_on_length
 from mcsam_jax.training.train_state import init_train_state, TrainState
@@ -82,8 +84,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     # Model and state, initialized under jit, directly in their sharding. From here on all hosts run the same programs.
     on_exit.enter_context(jax.set_mesh(mesh))
     model = make_model(config, tokenizer.vocab_size, work.patch_grid)
-    # The shapes of any record define the parameters.
-    example = read_batch(train_split, np.zeros(1, np.int64), np.zeros(1, np.int64), tokenizer, config, train_features)
+    # Parameters depend only on the shapes of a batch.
+    example = empty_batch(config, 1, frozen_feature_shape(config))
     init_state = functools.partial(init_train_state, model, config, example)
     abstract_state = jax.eval_shape(init_state)
     shardings = state_shardings(mesh, abstract_state)

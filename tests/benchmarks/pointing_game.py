@@ -66,7 +66,7 @@ def collect_maps(work, split_name: str) -> tuple[dict[MapGroup, list[int]], dict
   split, config = work.open_split(split_name), work.config
   mesh = make_mesh(config)
   with jax.set_mesh(mesh):
-    loaded = load_model(work, mesh, split, log=lambda line: None)
+    loaded = load_model(work, mesh, log=lambda line: None)
     path = work.path / "eval" / f"{split_name}-{loaded.step}.jsonl"
     if not path.exists():
       raise UserError(f"{path} not found: run `mcsam evaluate --workdir {work.path} --split {split_name}` first")

@@ -31,8 +31,14 @@ def assert_equal(batch, other):
     np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
 
 
+def read_records(split, tokenizer, config, records, features=None):
+  """Returns the evaluation batch that consists of the given records."""
+  batch, = pipeline.eval_batches(split, tokenizer, config, NUM_TRAIN, features, rows=np.array(records))
+  return batch
+
+
 def test_batch_by_hand(prepared, train, tokenizer):
-  batch = pipeline.read_batch(train, np.array([0, 3]), np.array([1, 2]), tokenizer, prepared)
+  batch = read_records(train, tokenizer, prepared, [0, 3])
   shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
   assert shapes == {"images": ((2, 2, 16, 16, 1), "uint8"), "view_mask": ((2, 2), "bool"),
                     "view_ids": ((2, 2), "int32"), "tokens": ((2, 8), "int32"), "labels": ((2, 14), "int8"),
@@ -42,14 +48,13 @@ def test_batch_by_hand(prepared, train, tokenizer):
   assert not batch["images"][0, 1].any()
   np.testing.assert_array_equal(batch["images"][1, 1], images.decode(train[3]["images"][1], 16))
   assert tokenizer.decode(batch["tokens"][1]) == "the lungs are clear . size"   # 7 tokens with eos
-  assert batch["record"].tolist() == [0, 3] and batch["epoch"].tolist() == [1, 2] and batch["valid"].all()
+  assert batch["record"].tolist() == [0, 3] and not batch["epoch"].any() and batch["valid"].all()
 
 
 def test_spec_and_empty_batch_have_the_shapes_of_batches_that_are_read(prepared, train, tokenizer):
-  indices, epochs = np.array([0, 3, 4]), np.zeros(3, int)
   features = np.zeros((NUM_TRAIN, 2, 5, 7), np.float16)
   for stored, feature_shape in ((None, None), (features, (5, 7))):
-    batch = pipeline.read_batch(train, indices, epochs, tokenizer, prepared, stored)
+    batch = read_records(train, tokenizer, prepared, [0, 3, 4], stored)
     spec = batch_spec(prepared, 3, feature_shape)
     assert {name: (value.shape, value.dtype) for name, value in batch.items()} == spec
     empty = empty_batch(prepared, 3, feature_shape)
@@ -69,28 +74,29 @@ def test_batch_of_parts_fills_in_what_is_not_given():
 def test_config_may_use_fewer_views_than_stored(prepared, train, tokenizer):
   config = prepared.copy_and_resolve_references()
   config.data.num_views = 1
-  batch = pipeline.read_batch(train, np.array([3]), np.array([0]), tokenizer, config)
+  batch = read_records(train, tokenizer, config, [3])
   assert batch["images"].shape == (1, 1, 16, 16, 1) and batch["view_mask"].tolist() == [[True]]
 
 
 def test_training_follows_the_record_order_and_resumes(prepared, train, tokenizer):
   batches = list(pipeline.train_batches(train, tokenizer, prepared, 0, 7))
   for step, batch in enumerate(batches):
-    indices, epochs = shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)
-    assert_equal(batch, pipeline.read_batch(train, indices, epochs, tokenizer, prepared))
+    records, epochs = shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)
+    expected = read_records(train, tokenizer, prepared, records) | {"epoch": epochs}
+    assert_equal(batch, expected)
   for batch, resumed in zip(batches[5:], pipeline.train_batches(train, tokenizer, prepared, 5, 2), strict=True):
     assert_equal(batch, resumed)
 
 
 def test_hosts_feed_slices_of_the_global_batch(prepared, train, tokenizer):
-  global_batches, *parts = [list(pipeline.train_batches(train, tokenizer, prepared, 2, 3, batch_slice=rows))
+  global_batches, *parts = [list(pipeline.train_batches(train, tokenizer, prepared, 2, 3, rows=rows))
                    for rows in (slice(None), slice(0, 2), slice(2, 4))]
   for batch, *halves in zip(global_batches, *parts, strict=True):
     assert_equal(batch, {name: np.concatenate([half[name] for half in halves]) for name in batch})
 
 
 def test_features_replace_images(prepared, train, tokenizer):
-  features = np.random.default_rng(0).random((NUM_TRAIN, 2, 5, 3), np.float32)
+  features = np.random.default_rng(0).random((NUM_TRAIN, 2, 5, 3), np.float32).astype(np.float16)
   batches = pipeline.train_batches(train, tokenizer, prepared, 0, 3, features=features)
   batches_with_images = pipeline.train_batches(train, tokenizer, prepared, 0, 3)
   for batch, with_images in zip(batches, batches_with_images, strict=True):
@@ -125,7 +131,7 @@ def test_studies_of_200_steps_do_not_depend_on_hosts_threads_and_restarts(prepar
   parts = []
   for host in range(hosts):
     rows = slice(host * 4 // hosts, (host + 1) * 4 // hosts)
-    run = functools.partial(pipeline.train_batches, train, tokenizer, config, batch_slice=rows)
+    run = functools.partial(pipeline.train_batches, train, tokenizer, config, rows=rows)
     parts.append([*run(0, restart), *run(restart, 200 - restart)])
   batches = [{"record": np.concatenate([part["record"] for part in step])} for step in zip(*parts, strict=True)]
   expected = [{"record": shuffle.record_order(prepared.seed, step, 4, NUM_TRAIN)[0]} for step in range(200)]
@@ -137,8 +143,8 @@ def test_studies_of_200_steps_do_not_depend_on_hosts_threads_and_restarts(prepar
 
 
 def test_late_step_reads_no_more_records_than_an_early_one(prepared, train, tokenizer, monkeypatch):
-  num_read, read = [], train.read
-  monkeypatch.setattr(train, "read", lambda indices: num_read.append(len(indices)) or read(indices))
+  num_read, read = [], train.read_serialized
+  monkeypatch.setattr(train, "read_serialized", lambda indices: num_read.append(len(indices)) or read(indices))
   for step in (0, 10**6):
     list(pipeline.train_batches(train, tokenizer, prepared, step, 2))
   assert num_read == [4, 4] * 2

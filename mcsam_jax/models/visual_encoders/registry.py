@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mcsam_jax.models.visual_encoders.efficientnet import EfficientNetLite
 from mcsam_jax.models.visual_encoders.resnet import BasicBlock, Bottleneck, ResNet
@@ -38,6 +39,14 @@ ENCODERS = {
     "efficientnet_lite0": EncoderSpec(1280, *LITE, stride=32),
     "resnet_tiny": EncoderSpec(128, *TINY, stride=16),
 }
+
+
+def frozen_feature_shape(config: ConfigDict) -> tuple[int, int] | None:
+  """Returns (P, C), the shape of the features that batches hold per view; None if they hold images.
+
+  Batches hold features if the encoder is frozen.
+  """
+  return ENCODERS[config.encoder.name].feature_shape(config.data.image_size) if config.encoder.frozen else None
 
 
 def make_encoder(name: str, dtype: Any = jnp.float32, remat: bool = False, **kwargs) -> nn.Module:

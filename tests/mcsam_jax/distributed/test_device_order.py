@@ -21,12 +21,13 @@ from mcsam_jax.inference.image_encoder import compute_pooled_features
 from mcsam_jax.distributed.preemption import _SignalVotes
 from mcsam_jax.distributed.mesh import decode_batch_size, make_mesh
 from mcsam_jax.checkpoints.workdir import init_encoder_variables
+from tests.testing.fake_split import FakeSplit
 import cv2
 
 config = configs.load_config("phantom", ["--config.encoder.name=resnet_tiny", "--config.encoder.weights=",
                                          "--config.data.image_size=32", "--config.decode.batch_size=6"])
 encode_gray = lambda level: cv2.imencode(".jpg", np.full((40, 40), level, np.uint8))[1].tobytes()
-split = [{"images": [encode_gray(level)]} for level in (10, 200, 90)]
+split = FakeSplit([[encode_gray(level)] for level in (10, 200, 90)])
 encoder, variables = make_encoder("resnet_tiny"), init_encoder_variables(config)
 compute = lambda: compute_pooled_features(config, split, encoder, variables, lambda line: None)
 without_mesh = compute()

@@ -64,7 +64,7 @@ def evaluated(workdir):
   work = open_workdir(workdir)
   split, mesh = work.open_split("val"), make_mesh(work.config)
   with jax.set_mesh(mesh):
-    member = load_model(work, mesh, split, None, lambda line: None)
+    member = load_model(work, mesh, None, lambda line: None)
     features = load_split_features(work, split, lambda line: None)
     reports = ReportGenerator([member.model], work.config, work.tokenizer, mesh, "beam")(
         [member.variables], eval_batches(split, work.tokenizer, work.config, 4, features))

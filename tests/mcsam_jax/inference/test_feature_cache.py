@@ -14,6 +14,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.inference import feature_cache, image_encoder
 from mcsam_jax.models.inputs import normalize_images
 from mcsam_jax.models.visual_encoders.registry import make_encoder
+from tests.testing.fake_split import FakeSplit
 
 IMAGE_SIZE, NUM_VIEWS = 32, 2
 
@@ -24,18 +25,14 @@ def make_jpeg(rng):
   return encoded.getvalue()
 
 
-class RandomStudies:
-  """23 studies with zero to three random images each."""
+def make_jpegs():
+  """Returns the images of 23 studies, zero to three each."""
+  rng = np.random.default_rng(0)
+  return [[make_jpeg(rng) for _ in range((1, 2, 3, 0)[i % 4])] for i in range(23)]
 
-  def __init__(self):
-    rng = np.random.default_rng(0)
-    self.records = [{"images": [make_jpeg(rng) for _ in range((1, 2, 3, 0)[i % 4])]} for i in range(23)]
 
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, index):
-    return self.records[index]
+def make_split():
+  return FakeSplit(make_jpegs())
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +56,14 @@ def expected(encoder):
   module, variables = encoder
   features = np.zeros((23, NUM_VIEWS, 4, 128), np.float32)
   apply = jax.jit(lambda image: module.apply(variables, normalize_images(image[None, None], "resnet_tiny")[0]))
-  for study, record in enumerate(RandomStudies().records):
-    for view, image in enumerate(record["images"][:NUM_VIEWS]):
+  for study, images in enumerate(make_jpegs()):
+    for view, image in enumerate(images[:NUM_VIEWS]):
       features[study, view] = np.asarray(apply(decode(image, IMAGE_SIZE))).reshape(4, 128)
   return features
 
 
-def load_features(config, studies, encoder, log=lambda line: None):
-  return feature_cache.load_or_compute_features(config, "val", studies, *encoder, log=log)
+def load_features(config, split, encoder, log=lambda line: None):
+  return feature_cache.load_or_compute_features(config, split, *encoder, log=log)
 
 
 def list_cache_files(config):
@@ -75,25 +72,25 @@ def list_cache_files(config):
 
 
 def test_features_equal_the_encoder_and_are_computed_once(config, encoder, expected):
-  studies, lines = RandomStudies(), []
-  features = load_features(config, studies, encoder, lines.append)
+  split, lines = make_split(), []
+  features = load_features(config, split, encoder, lines.append)
   assert features.dtype == np.float16
   np.testing.assert_allclose(features, expected, atol=2e-3, rtol=2e-3)
   assert not features[3].any() and not features[0, 1].any() and features[0, 0].any()
   assert "23/23 studies" in lines[-1] and "images/s" in lines[-1]
   assert [path.name for path in list_cache_files(config)] == ["val.npy"]
   lines.clear()
-  np.testing.assert_array_equal(load_features(config, studies, encoder, lines.append), features)
+  np.testing.assert_array_equal(load_features(config, split, encoder, lines.append), features)
   assert not lines
 
 
 @pytest.mark.parametrize("damage", [
     lambda data: data[:-1], lambda data: b"\0" * 10 + data[10:], lambda data: b""])
 def test_damaged_file_is_computed_again(config, encoder, expected, damage):
-  load_features(config, RandomStudies(), encoder)
+  load_features(config, make_split(), encoder)
   path, = list_cache_files(config)
   path.write_bytes(damage(path.read_bytes()))
-  np.testing.assert_allclose(load_features(config, RandomStudies(), encoder), expected, atol=2e-3, rtol=2e-3)
+  np.testing.assert_allclose(load_features(config, make_split(), encoder), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_computation_continues_where_it_was_interrupted(config, encoder, expected, monkeypatch):
@@ -107,11 +104,11 @@ def test_computation_continues_where_it_was_interrupted(config, encoder, expecte
 
   monkeypatch.setattr(feature_cache, "_write_all", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    load_features(config, RandomStudies(), encoder)
+    load_features(config, make_split(), encoder)
   assert [path.name for path in list_cache_files(config)] == ["val.npy.unfinished"]
   monkeypatch.setattr(feature_cache, "_write_all", lambda file, data: written.append(write(file, data)))
-  np.testing.assert_allclose(load_features(config, RandomStudies(), encoder), expected, atol=2e-3, rtol=2e-3)
-  assert len(written) == sum(min(NUM_VIEWS, len(record["images"])) for record in RandomStudies().records)
+  np.testing.assert_allclose(load_features(config, make_split(), encoder), expected, atol=2e-3, rtol=2e-3)
+  assert len(written) == sum(min(NUM_VIEWS, len(images)) for images in make_jpegs())
 
 
 def test_disk_without_locks_is_used_with_a_warning(config, encoder, expected, monkeypatch):
@@ -126,7 +123,7 @@ def test_disk_without_locks_is_used_with_a_warning(config, encoder, expected, mo
   monkeypatch.setattr(feature_cache.fcntl, "flock", flock)
   monkeypatch.setattr(feature_cache.os, "replace", replace_twice)
   lines = []
-  features = load_features(config, RandomStudies(), encoder, lines.append)
+  features = load_features(config, make_split(), encoder, lines.append)
   np.testing.assert_allclose(features, expected, atol=2e-3, rtol=2e-3)
   assert "No locks available" in lines[0] and [path.name for path in list_cache_files(config)] == ["val.npy"]
 
@@ -137,26 +134,26 @@ def test_full_disk_is_an_error_and_leaves_no_file(config, encoder, monkeypatch):
 
   monkeypatch.setattr(feature_cache, "_write_all", full)
   with pytest.raises(UserError, match="no space .* val"):
-    load_features(config, RandomStudies(), encoder)
+    load_features(config, make_split(), encoder)
   assert not list_cache_files(config)
 
 
 def test_other_weights_images_or_sizes_have_other_files(config, encoder):
   module, variables = encoder
-  load_features(config, RandomStudies(), encoder)
-  load_features(config, RandomStudies(), (module, jax.tree.map(lambda leaf: leaf + 0.01, variables)))
-  other = RandomStudies()
-  other.records[0]["images"][0] = make_jpeg(np.random.default_rng(1))
-  load_features(config, other, encoder)
+  load_features(config, make_split(), encoder)
+  load_features(config, make_split(), (module, jax.tree.map(lambda leaf: leaf + 0.01, variables)))
+  jpegs = make_jpegs()
+  jpegs[0][0] = make_jpeg(np.random.default_rng(1))
+  load_features(config, FakeSplit(jpegs), encoder)
   config.data.image_size = 48
-  load_features(config, RandomStudies(), encoder)
+  load_features(config, make_split(), encoder)
   assert len(list_cache_files(config)) == 4
 
 
 def test_pooled_features_are_the_mean_of_the_first_view(config, encoder, expected):
   reference = expected[:, 0].mean(1)
-  from_cache = feature_cache.pool_first_view(load_features(config, RandomStudies(), encoder))
+  from_cache = feature_cache.pool_first_view(load_features(config, make_split(), encoder))
   np.testing.assert_allclose(from_cache, reference, atol=2e-3)
-  direct = image_encoder.compute_pooled_features(config, RandomStudies(), *encoder, log=[].append)
+  direct = image_encoder.compute_pooled_features(config, make_split(), *encoder, log=[].append)
   assert from_cache.dtype == direct.dtype == np.float32
   np.testing.assert_allclose(direct, reference, atol=1e-5)

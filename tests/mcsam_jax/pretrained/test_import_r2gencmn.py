@@ -34,7 +34,7 @@ def fields(tmp_path_factory):
       annotation[split].append({"id": f"{split}{i}", "report": REPORTS[i % 3], "image_path": names, "split": split})
   (folder / "annotation.json").write_text(json.dumps(annotation))
   values = {"data.source_dir": folder, "data.data_dir": folder / "data", "data.image_size": 64, "data.short_side": 64,
-            "encoder.name": "resnet50", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "model.width": 64,
+            "encoder.name": "resnet_tiny", "tokenizer.threshold": 1, "tokenizer.max_length": 12, "model.width": 64,
             "model.feedforward_width": 96, "model.encoder_layers": 2, "model.decoder_layers": 2,
             "memory.num_slots": 128, "memory.slot_width": 64, "memory.top_k": 8, "decode.batch_size": 3,
             "train.batch_size": 2, "train.num_steps": 1, "optimizer.warmup_steps": 0, "eval.html_report": False}
@@ -43,18 +43,34 @@ def fields(tmp_path_factory):
   return arguments
 
 
+def resnet_tiny_shapes():
+  """Returns the shapes of a PyTorch ResNet of the size of `resnet_tiny`, by torchvision's names."""
+  shapes = {"conv1.weight": (16, 3, 7, 7)}
+  norms = {"bn1": 16}
+  for number, (width_in, width) in enumerate(((16, 16), (16, 32), (32, 64), (64, 128)), start=1):
+    block = f"layer{number}.0"
+    convolutions = {"conv1": (width, width_in, 3, 3), "conv2": (width, width, 3, 3)}
+    norms |= {f"{block}.bn1": width, f"{block}.bn2": width}
+    if width != width_in:
+      convolutions["downsample.0"] = (width, width_in, 1, 1)
+      norms[f"{block}.downsample.1"] = width
+    shapes |= {f"{block}.{name}.weight": shape for name, shape in convolutions.items()}
+  return shapes | {f"{norm}.{name}": (width,) for norm, width in norms.items()
+                   for name in ("weight", "bias", "running_mean", "running_var")}
+
+
 def write_checkpoint(path, vocab_rows):
-  """Writes random tensors with the names of R2GenCMN's published checkpoints."""
+  """Writes random tensors with the names of R2GenCMN's published checkpoints, and a smaller image encoder."""
   rng = np.random.default_rng(0)
   reference = json.loads((PARITY / "r2gencmn_small.json").read_text())
   tensors = {}
   for name, shape in reference["keys"].items():
-    shape = [2048 if size == reference["d_vf"] and name.startswith("att_embed") else size for size in shape]
+    shape = [128 if size == reference["d_vf"] and name.startswith("att_embed") else size for size in shape]
     shape = [vocab_rows if size == reference["vocab_rows"] else size for size in shape]
     tensors[f"encoder_decoder.{name}"] = rng.normal(size=shape, scale=0.3).astype(np.float32)
   tensors["encoder_decoder.model.src_embed.0.0.pe"] = np.zeros((1, 8, 64), np.float32)
   children = {name: child for child, name in CHILDREN.items()}
-  for name, shape in json.loads((PARITY / "resnet50_keys.json").read_text()).items():
+  for name, shape in resnet_tiny_shapes().items():
     first, _, rest = name.partition(".")
     if first in children:
       noise = np.asarray(0.05 * rng.normal(size=shape), np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.builder.prepare import prepare
-from input_pipeline.pipeline import eval_batches, read_batch
+from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
@@ -140,18 +140,17 @@ def test_pooled_features_do_not_depend_on_batch_or_order(trained):
   work = open_workdir(trained)
   split, config, mesh = work.open_split("test"), work.config, make_mesh(work.config)
   with jax.set_mesh(mesh):
-    member = load_model(work, mesh, split)
+    member = load_model(work, mesh)
     batches = list(eval_batches(split, work.tokenizer, config, 4))
     embed_images = make_image_embedder(member, config, mesh)
     pooled = embed_images(batches, len(split))
     np.testing.assert_array_equal(embed_images(batches[::-1], len(split)), pooled)
   assert pooled.shape == (6, config.model.width) and np.ptp(pooled, 0).max() > 0
-  for number in (0, 5):
-    batch = read_batch(split, np.array([number]), np.zeros(1, np.int64), work.tokenizer, config)
-    memory = member.model.apply(member.variables, method="project_memory")
+  memory = member.model.apply(member.variables, method="project_memory")
+  for batch in batches:
     encoded = member.model.apply(member.variables, *visual_inputs(config, batch), memory, False, method="encode_images")
-    expected = np.asarray(encoded.patches)[0][np.asarray(encoded.patch_mask)[0]].mean(0)
-    np.testing.assert_allclose(pooled[number], expected, rtol=1e-4, atol=1e-5)
+    means = [patches[mask].mean(0) for patches, mask in zip(np.asarray(encoded.patches), encoded.patch_mask)]
+    np.testing.assert_allclose(pooled[batch["record"]], means, rtol=1e-4, atol=1e-5)
 
 
 def test_a_best_metric_that_needs_a_labeler_is_refused_without_one(data_dir, tmp_path, capsys):
