@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -52,6 +53,44 @@ def compile_quickly(request):
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def idle_meteor():
+  """Processes of METEOR that are loaded and idle; ended with the session."""
+  idle = []
+  yield idle
+  for meteor in idle:
+    meteor._close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def share_meteor(request, idle_meteor):
+  """Lets all scorers of a worker use one process of METEOR after another: Java takes seconds to load its tables.
+
+  A module that tests the process itself starts its own with `OWN_METEOR = True`.
+  """
+  from mcsam_jax.metrics.meteor import Meteor
+  if getattr(request.module, "OWN_METEOR", False):
+    yield
+    return
+  enter, leave = Meteor.__enter__, Meteor.__exit__
+
+  def take_process(self):
+    if idle_meteor and self._process is None and shutil.which("java"):        # not where a test hides Java
+      self._process = idle_meteor.pop()._process
+    return enter(self)
+
+  def return_process(self, *exception):
+    if self._process is None or self._failure:
+      return leave(self, *exception)
+    keeper = Meteor()
+    keeper._process, self._process = self._process, None
+    return idle_meteor.append(keeper)
+
+  Meteor.__enter__, Meteor.__exit__ = take_process, return_process
+  yield
+  Meteor.__enter__, Meteor.__exit__ = enter, leave
 
 
 def pytest_collection_modifyitems(items):

@@ -117,8 +117,8 @@ def interrupt_after(monkeypatch, num_shards):
 
 
 def test_killed_build_resumes_with_the_same_bytes(tmp_path):
-  uninterrupted, killed, num_resumed = build_with_and_without_kills(tmp_path, 160, shard_size=4, num_kills=2)
-  assert uninterrupted == killed and len(uninterrupted) > 40 and num_resumed
+  uninterrupted, killed, num_resumed = build_with_and_without_kills(tmp_path, 80, shard_size=4, num_kills=2)
+  assert uninterrupted == killed and len(uninterrupted) > 20 and num_resumed
 
 
 @pytest.mark.slow

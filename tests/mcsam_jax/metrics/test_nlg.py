@@ -15,6 +15,7 @@ from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor, ptb_tokenize
 from mcsam_jax.metrics.nlg import aggregate_nlg, compute_nlg, METRICS
 from mcsam_jax.metrics.rouge import find_lcs_length
 
+OWN_METEOR = True
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
 REFERENCES = ["the heart is big .", "no effusion is seen .", "lungs are clear . heart is normal ."]
 HYPOTHESES = ["the heart is normal .", "small left effusion .", "lungs are clear . heart is big ."]

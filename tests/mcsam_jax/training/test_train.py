@@ -85,10 +85,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, trained
   jax.tree.map(np.testing.assert_array_equal, read_params(workdir), read_params(trained))
 
 
-def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, capsys):
-  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.eval.html_report=true",
-                    "--config.eval.explain=true")
-  assert status == 0, err
+@pytest.fixture(scope="module")
+def evaluated(trained):
+  """Returns the reports of `mcsam evaluate` on the test split, written beside scores and HTML report."""
+  status = cli.main(["evaluate", "--workdir", str(trained), "--split", "test", "--config.eval.html_report=true",
+                     "--config.eval.explain=true"])
+  assert status == 0
+  return read_reports(trained, "test-60")
+
+
+def read_reports(workdir, name):
+  """Returns the generated reports of an evaluation."""
+  return [json.loads(line)["generated"] for line in (workdir / "eval" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, evaluated):
   scores = json.loads((trained / "eval" / "test-60.json").read_text())
   lines = [json.loads(line) for line in (trained / "eval" / "test-60.jsonl").read_text().splitlines()]
   assert scores["num_studies"] == len(lines) == len({line["id"] for line in lines}) == 6
@@ -160,37 +171,36 @@ def test_a_best_metric_that_needs_a_labeler_is_refused_without_one(data_dir, tmp
   assert not (tmp_path / "run").exists()
 
 
-def test_batch_size_changes_no_report(trained, capsys):
-  reports = []
-  for size in (4, 6):                                      # 6 studies: a padded last batch, or one full batch
-    status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test",
-                            f"--config.decode.batch_size={size}")
-    assert status == 0, err
-    lines = (trained / "eval" / "test-60.jsonl").read_text().splitlines()
-    reports.append([json.loads(line)["generated"] for line in lines])
-  assert reports[0] == reports[1]
+def test_batch_size_changes_no_report(trained, evaluated, capsys):
+  before = (trained / "eval" / "test-60.json").read_bytes()
+  # 6 studies: a padded last batch before, one full batch now.
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test", "--config.decode.batch_size=6")
+  assert status == 0, err
+  assert read_reports(trained, "test-60") == evaluated
+  assert (trained / "eval" / "test-60.json").read_bytes() != before          # it was written anew
 
 
-def test_evaluation_with_other_decode_fields_has_its_own_file(trained, capsys):
+def test_an_ensemble_of_two_copies_generates_the_reports_of_one(trained, evaluated, tmp_path, capsys):
+  twin = tmp_path / "twin"
+  shutil.copytree(trained, twin)
+  before = (trained / "eval" / "test-60.json").read_bytes()
+  status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test", "--ensemble", twin)
+  assert status == 0, err
+  assert read_reports(trained, "test-60-with-twin") == evaluated
+  alone, joint = ([json.loads(line)["log_prob"] for line in
+                   (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()] for name in ("", "-with-twin"))
+  np.testing.assert_allclose(alone, joint, atol=1e-4)
+  scores = json.loads((trained / "eval" / "test-60-with-twin.json").read_text())
+  assert scores["models"] == [{"workdir": str(trained), "step": 60}, {"workdir": str(twin), "step": 60}]
+  assert (trained / "eval" / "test-60.json").read_bytes() == before
+
+
+def test_evaluation_with_other_decode_fields_has_its_own_file(trained, evaluated, capsys):
   before = (trained / "eval" / "test-60.json").read_bytes()
   status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--config.decode.beam_size=1")
   assert status == 0, err
   assert (trained / "eval" / "test-60.json").read_bytes() == before
   assert json.loads((trained / "eval" / "test-60-beam_size=1.json").read_text())["decode"]["beam_size"] == 1
-
-
-def test_an_ensemble_of_two_copies_generates_the_reports_of_one(trained, tmp_path, capsys):
-  twin = tmp_path / "twin"
-  shutil.copytree(trained, twin)
-  for others in ([], ["--ensemble", twin]):
-    status, err = run_mcsam(capsys, "evaluate", "--workdir", trained, "--split", "test", *others)
-    assert status == 0, err
-  alone, joint = ([json.loads(line) for line in (trained / "eval" / f"test-60{name}.jsonl").read_text().splitlines()]
-                     for name in ("", "-with-twin"))
-  assert [line["generated"] for line in alone] == [line["generated"] for line in joint]
-  np.testing.assert_allclose([line["log_prob"] for line in alone], [line["log_prob"] for line in joint], atol=1e-4)
-  scores = json.loads((trained / "eval" / "test-60-with-twin.json").read_text())
-  assert scores["models"] == [{"workdir": str(trained), "step": 60}, {"workdir": str(twin), "step": 60}]
 
 
 def test_incompatible_models_are_refused_as_an_ensemble(trained, tmp_path, capsys):
