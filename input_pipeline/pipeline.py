@@ -4,14 +4,13 @@
 
   numbers         number of the training step, or first record of the evaluation batch
   choose_records  -> records of this host's rows of the batch, and their epochs
+  read_fields     -> tokens, views and labels, from the split's token table (token_table.py)
   read_records    -> serialized records, by random access to the ArrayRecord shards
   parse           -> JPEGs of all rows
   decode          -> pixels of all rows: JPEG decoding and resizing, in parallel
-  read_fields     -> tokens, views and labels, from the split's token table (token_table.py)
-  batch           -> one dictionary
   prefetch
 
-Features of a frozen encoder, where they are given, take the place of the stages from read_records to decode.
+With features of a frozen encoder, read_features takes the place of the stages from read_records to decode.
 
 Parsing and JPEG decoding are TensorFlow operations. The images of a batch are resized by one call of Python, with
 OpenCV: TensorFlow's own operation takes several times as long (docs/data.md). Everything runs on `train.host_threads`
@@ -48,6 +47,8 @@ from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.errors import UserError
 
 ALL_ROWS = slice(None)
+# AutoGraph, which rewrites Python control flow, would also swallow an exception that a signal handler raises meanwhile.
+_as_is = tf.autograph.experimental.do_not_convert
 READ_AHEAD = 2               # batches that are read, or finished, ahead of their use
 BLACK_JPEG = cv2.imencode(".jpg", np.zeros((1, 1), np.uint8))[1].tobytes()
 _RAISED = re.compile(r"mcsam stage error (\d+)")
@@ -156,7 +157,7 @@ def image_batches(split: Split, config: ConfigDict, num_views: int, batch_size: 
     return slots, np.array(serialized, object)
 
   def parse(slots: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.reshape(slots, [-1]), _parse_jpegs(serialized, num_views)
+    return tf.reshape(slots, [-1]), _parse_jpegs(serialized, num_views, b"")
 
   def decode(slots: tf.Tensor, jpegs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     padded = tf.concat([jpegs, tf.fill([batch_size - tf.size(jpegs)], BLACK_JPEG)], 0)
@@ -166,11 +167,11 @@ def image_batches(split: Split, config: ConfigDict, num_views: int, batch_size: 
       tf.data.Dataset.range(first_slot // num_views, len(records), block, name="first_records")
       .map(_python_stage(read_records, tf.TensorSpec([None, num_views], tf.int64), tf.TensorSpec([None], tf.string)),
            name="read_records")
-      .map(parse, name="parse")
+      .map(_as_is(parse), name="parse")
       .unbatch(name="images")
-      .filter(lambda slot, jpeg: jpeg != BLACK_JPEG and slot >= first_slot, name="present_views")
+      .filter(_as_is(lambda slot, jpeg: tf.logical_and(jpeg != b"", slot >= first_slot)), name="present_views")
       .batch(batch_size, name="batch")
-      .map(decode, config.train.host_threads, name="decode")
+      .map(_as_is(decode), config.train.host_threads, name="decode")
       .prefetch(READ_AHEAD, name="prefetch")
       .with_options(_make_options(config)))
   return _iterate(dataset, lambda number: _check_images(split, records, config))
@@ -200,20 +201,10 @@ def _choose_in_order(num_records: int, batch_size: int, rows: slice | np.ndarray
 def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split: Split, tokenizer: Tokenizer,
                   config: ConfigDict, features: np.ndarray | None) -> tf.data.Dataset:
   """Returns the chain of stages from the numbers of batches to batches."""
-  num_rows = len(choose_records(0)[0])
-  num_views, image_size = config.data.num_views, config.data.image_size
+  num_rows, num_views = len(choose_records(0)[0]), config.data.num_views
   table = token_table.load_token_table(split, tokenizer)
   spec = batch_spec(config, num_rows, None if features is None else (features.shape[2], features.shape[3]))
-
-  input_name = next(iter(spec))                                   # images or features
-  field_names = [name for name in spec if name != input_name]
-
-  def read_records(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    return np.array(split.read_serialized(records), object)
-
-  def read_features(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    assert features is not None
-    return np.asarray(features[records])
+  field_names = [name for name in spec if name not in ("images", "features")]
 
   def read_fields(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, ...]:
     views = np.full((num_rows, num_views), -1)                    # -1: absent
@@ -223,26 +214,37 @@ def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split
                         labels=table.labels[records], record=records, epoch=epochs, valid=valid)
     return tuple(fields[name] for name in field_names)
 
-  def decode(jpegs: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(_decode(jpegs, num_rows * num_views, image_size), spec["images"].shape)
+  def read_records(records: np.ndarray) -> np.ndarray:
+    return np.array(split.read_serialized(records), object)
 
-  chosen = numbers.map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name])
-                                                       for name in ("record", "epoch", "valid"))),
-                       name="choose_records")
-  if features is None:
-    inputs = (chosen
-              .map(_python_stage(read_records, tf.TensorSpec([num_rows], tf.string)), READ_AHEAD, name="read_records")
-              .map(lambda serialized: _parse_jpegs(serialized, num_views), name="parse")
-              .map(decode, config.train.host_threads, name="decode"))
+  def read_features(records: np.ndarray) -> np.ndarray:
+    assert features is not None
+    return np.asarray(features[records])
+
+  call_read_fields = _python_stage(read_fields, *(tf.TensorSpec(*spec[name]) for name in field_names))
+  dataset = (numbers
+             .map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name]) for name in ("record", "epoch", "valid"))),
+                  name="choose_records")
+             .map(_as_is(lambda *chosen: dict(zip(field_names, call_read_fields(*chosen)))), name="read_fields"))
+  if features is not None:
+    call_read_features = _python_stage(read_features, tf.TensorSpec(*spec["features"]))
+    dataset = dataset.map(_as_is(lambda batch: {"features": call_read_features(batch["record"]), **batch}), READ_AHEAD,
+                          name="read_features")
   else:
-    inputs = chosen.map(_python_stage(read_features, tf.TensorSpec(*spec["features"])), READ_AHEAD,
-                        name="read_features")
-  fields = chosen.map(_python_stage(read_fields, *(tf.TensorSpec(*spec[name]) for name in field_names)),
-                      name="read_fields")
-  return (tf.data.Dataset.zip((inputs, fields))
-          .map(lambda array, values: {input_name: array, **dict(zip(field_names, values))}, name="batch")
-          .prefetch(READ_AHEAD, name="prefetch")
-          .with_options(_make_options(config)))
+    call_read_records = _python_stage(read_records, tf.TensorSpec([num_rows], tf.string))
+
+    def parse(serialized: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+      return _parse_jpegs(serialized, num_views, BLACK_JPEG), batch
+
+    def decode(jpegs: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+      pixels = _decode(jpegs, num_rows * num_views, config.data.image_size)
+      return {"images": tf.reshape(pixels, spec["images"].shape), **batch}
+
+    dataset = (dataset
+               .map(_as_is(lambda batch: (call_read_records(batch["record"]), batch)), READ_AHEAD, name="read_records")
+               .map(_as_is(parse), name="parse")
+               .map(_as_is(decode), config.train.host_threads, name="decode"))
+  return dataset.prefetch(READ_AHEAD, name="prefetch").with_options(_make_options(config))
 
 
 def _make_options(config: ConfigDict) -> tf.data.Options:
@@ -256,10 +258,10 @@ def _make_options(config: ConfigDict) -> tf.data.Options:
   return options
 
 
-def _parse_jpegs(serialized: tf.Tensor, num_views: int) -> tf.Tensor:
-  """Returns the first V JPEGs of each record, string [B * V]; BLACK_JPEG for absent views."""
+def _parse_jpegs(serialized: tf.Tensor, num_views: int, absent: bytes) -> tf.Tensor:
+  """Returns the first V JPEGs of each record, string [B * V]; `absent` for absent views."""
   parsed = tf.io.parse_example(serialized, {"images": tf.io.RaggedFeature(tf.string)})
-  return tf.reshape(parsed["images"].to_tensor(BLACK_JPEG, shape=(None, num_views)), [-1])
+  return tf.reshape(parsed["images"].to_tensor(absent, shape=(None, num_views)), [-1])
 
 
 def _decode(jpegs: tf.Tensor, num_images: int, image_size: int) -> tf.Tensor:
@@ -304,7 +306,7 @@ def _python_stage(function: Callable, *specs: tf.TensorSpec) -> Callable:
     results = [tf.ensure_shape(result, spec.shape) for result, spec in zip(results, specs, strict=True)]
     return tuple(results) if len(specs) > 1 else results[0]
 
-  return call_from_graph
+  return _as_is(call_from_graph)
 
 
 def _iterate(dataset: tf.data.Dataset, check_images: Callable[[int], None]) -> Iterator:

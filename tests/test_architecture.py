@@ -120,6 +120,8 @@ LIGHT = {
     "mcsam_jax.decoding": ("tensorflow",),
     "mcsam_jax.metrics": ("tensorflow",),
     "mcsam_jax.labelers": ("tensorflow",),
+    "mcsam_jax.inference": ("tensorflow",),
+    "mcsam_jax.evaluation.report": ("tensorflow",),
     "mcsam_jax.evaluation.score_files": ("jax", "tensorflow"),
     "mcsam_jax.cli": ("jax", "tensorflow"),
 }

@@ -2,15 +2,23 @@
 
 import functools
 import hashlib
+import io
 import json
+import signal
+import time
 
 import numpy as np
+import PIL.Image
 import pytest
+import tensorflow as tf
 
 from input_pipeline import images, pipeline, shuffle
 from input_pipeline.batch import batch_spec, empty_batch, make_batch
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.splits import open_split
+from mcsam_jax.errors import UserError
+from tests.testing.fake_split import FakeSplit
+from tests.testing.tiny import make_config
 
 NUM_TRAIN = 11
 
@@ -121,9 +129,8 @@ def hash_study_ids(split, batches):
   return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-@pytest.mark.parametrize("threads", [1, 8])
-@pytest.mark.parametrize("restart", [0, 73])
+@pytest.mark.parametrize("hosts, threads, restart",
+                         [(1, 1, 0), (1, 8, 73), (2, 1, 73), (2, 8, 0), (4, 1, 0), (4, 8, 73)])
 def test_studies_of_200_steps_do_not_depend_on_hosts_threads_and_restarts(prepared, train, tokenizer, hosts, threads,
                                                                           restart):
   config = prepared.copy_and_resolve_references()
@@ -148,3 +155,93 @@ def test_late_step_reads_no_more_records_than_an_early_one(prepared, train, toke
   for step in (0, 10**6):
     list(pipeline.train_batches(train, tokenizer, prepared, step, 2))
   assert num_read == [4, 4] * 2
+
+
+def encode_jpeg(pixels, **options):
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, "JPEG", **options)
+  return buffer.getvalue()
+
+
+def list_images(jpegs, image_size, num_views=1, batch_size=5, first_slot=0):
+  """Returns {slot: pixels} of the images of a split that holds the given JPEGs per record."""
+  config = make_config()
+  config.data.image_size = image_size
+  batches = list(pipeline.image_batches(FakeSplit(jpegs), config, num_views, batch_size, range(len(jpegs)), first_slot))
+  assert all(len(slots) == batch_size for slots, _ in batches[:-1])
+  return {int(slot): image for slots, pixels in batches for slot, image in zip(slots, pixels, strict=True)}
+
+
+@pytest.mark.parametrize("image_size", [16, 48, 224])
+def test_images_are_decoded_to_the_pixels_that_a_users_image_gets(image_size):
+  rng, jpegs = np.random.default_rng(0), []
+  for height, width in ((1, 1), (15, 300), (48, 48), (97, 96), (224, 224), (256, 311), (700, 450), (33, 500)):
+    for options in ({"quality": 95}, {"quality": 40, "progressive": True}, {"quality": 75, "optimize": True}):
+      noise = rng.integers(0, 256, (height, width), np.uint8)
+      smooth = (np.add.outer(np.arange(height) * 3, np.arange(width)) % 256).astype(np.uint8)
+      jpegs += [[encode_jpeg(noise, **options)], [encode_jpeg(smooth, **options)]]
+  seen = list_images(jpegs, image_size)
+  assert list(seen) == list(range(len(jpegs)))
+  for slot, (jpeg,) in enumerate(jpegs):
+    np.testing.assert_array_equal(seen[slot], images.decode(jpeg, image_size), err_msg=str(slot))
+
+
+def test_images_have_the_slots_of_their_views_and_absent_views_have_none():
+  rng = np.random.default_rng(0)
+  jpegs = [[encode_jpeg(rng.integers(0, 256, (20, 20), np.uint8)) for _ in range(count)] for count in (1, 0, 3, 2)]
+  expected = {record * 2 + view: images.decode(jpeg, 16)
+              for record, views in enumerate(jpegs) for view, jpeg in enumerate(views[:2])}
+  for first_slot in range(8):
+    seen = list_images(jpegs, 16, num_views=2, batch_size=2, first_slot=first_slot)
+    assert list(seen) == [slot for slot in expected if slot >= first_slot]
+    assert all((seen[slot] == expected[slot]).all() for slot in seen)
+
+
+def test_an_image_that_is_no_jpeg_is_named():
+  good = encode_jpeg(np.zeros((20, 20), np.uint8))
+  for damaged in (b"no JPEG", good[:len(good) // 2]):
+    with pytest.raises(UserError, match="image 2 of record 1 of split val in memory .* `mcsam prepare`"):
+      list_images([[good, good], [good, damaged]], 16, num_views=2)
+
+
+def test_the_exception_of_a_stage_reaches_the_consumer(prepared, train, tokenizer, monkeypatch):
+  def unreachable(indices):
+    raise TimeoutError("record 3 can't be read now")
+
+  monkeypatch.setattr(train, "read_serialized", unreachable)
+  with pytest.raises(TimeoutError, match="^record 3 can't be read now$"):
+    next(pipeline.train_batches(train, tokenizer, prepared, 0, 2))
+
+
+def test_a_signal_is_handled_while_a_slow_disk_is_awaited(prepared, train, tokenizer, monkeypatch):
+  read = train.read_serialized
+
+  def slow(indices):
+    time.sleep(2)
+    return read(indices)
+
+  def interrupt(number, frame):
+    raise InterruptedError
+
+  monkeypatch.setattr(train, "read_serialized", slow)
+  batches = pipeline.train_batches(train, tokenizer, prepared, 0, 2)
+  before = signal.signal(signal.SIGALRM, interrupt)
+  try:
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    started = time.monotonic()
+    with pytest.raises(InterruptedError):
+      next(batches)
+    assert time.monotonic() - started < 1.5
+  finally:
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_datasets_have_named_stages_and_keep_their_order_and_threads(prepared, train, tokenizer):
+  dataset = pipeline.train_dataset(train, tokenizer, prepared, 0, 3)
+  assert isinstance(dataset, tf.data.Dataset)
+  options = dataset.options()
+  assert options.deterministic and options.autotune.enabled
+  assert options.threading.private_threadpool_size == prepared.train.host_threads
+  assert {name: (spec.shape, spec.dtype) for name, spec in dataset.element_spec.items()} == {
+      name: (tf.TensorShape(spec.shape), tf.as_dtype(spec.dtype)) for name, spec in batch_spec(prepared, 4).items()}
+  assert not tf.config.get_visible_devices("GPU")
