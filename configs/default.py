@@ -160,6 +160,14 @@ def get_config() -> ConfigDict:
       "no_repeat_ngram_size": 0,          # forbid repeating n-grams of this size within a report; 0: allow all
       "num_samples": 32,                  # mbr: samples per study; the one with the highest expected agreement is kept
       "retrieval_weight": 0.0,            # mbr: weight of votes from retrieved train reports (0 to 1), by alignment
+      "retrieved_candidates": 0,          # mbr: the most probable retrieved train reports that may be chosen themselves
+      "utility": {                        # mbr: expected utility of a candidate, see docs/decoding.md
+          "cider": 1.0,                   # weight of CIDEr-D / 10
+          "ngram_overlap": 0.0,           # weight of the n-gram overlap, as BLEU and ROUGE see it
+          "findings": 0.0,                # weight of stated findings: each adds its probability minus the threshold
+          "finding_threshold": 0.2,       # best: half of the F1 that is reached on val
+          "labeler": "rules",             # extracts the findings: phantom | rules | chexbert (needs eval.chexbert)
+      },
       "temperature": 0.8,                 # mbr: sampling temperature; 1: the model's distribution
       "top_k": 0,                         # mbr: sample from the k most likely tokens; 0: all
       "top_p": 1.0,                       # mbr: sample from the most likely tokens with this total probability

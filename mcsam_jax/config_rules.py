@@ -35,6 +35,7 @@ CHOICES = {   # fields that take one of a few words
     "train.eval_search": ("beam", "mbr"),
     "decode.search": ("beam", "mbr"),
     "decode.finished_beams": ("separate", "in_place"),
+    "decode.utility.labeler": ("phantom", "rules", "chexbert"),
     "eval.labeler": ("phantom", "rules", "chexbert", "none"),
     "eval.chexbert_dtype": ("float32", "bfloat16"),
 }
@@ -46,7 +47,9 @@ AT_LEAST_ONE = (
     "decode.beam_size", "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
-    "model.align_weight", "decode.min_length", "decode.no_repeat_ngram_size", "decode.top_k", "prepare.num_workers",
+    "model.align_weight", "decode.retrieved_candidates", "decode.utility.cider", "decode.utility.ngram_overlap",
+    "decode.utility.findings", "decode.utility.finding_threshold", "decode.min_length", "decode.no_repeat_ngram_size",
+    "decode.top_k", "prepare.num_workers",
     "prepare.max_corrupt_records", "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps",
     "train.checkpoint_every", "train.eval_studies", "optimizer.warmup_steps", "optimizer.weight_decay",
     "optimizer.clip_norm")

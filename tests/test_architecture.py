@@ -15,7 +15,8 @@ SOURCES = ("mcsam_jax", "input_pipeline", "configs")
 LAYERS = (
     {"mcsam_jax.__main__": ["mcsam_jax.cli"], "mcsam_jax.cli": ["mcsam_jax.demo"], "mcsam_jax.demo": []},
     {"mcsam_jax.precompile": ["mcsam_jax.training"], "mcsam_jax.benchmark": ["mcsam_jax.training"],
-     "mcsam_jax.pretrained": ["mcsam_jax.training"], "mcsam_jax.evaluation": [], "mcsam_jax.training": []},
+     "mcsam_jax.pretrained": ["mcsam_jax.training"], "mcsam_jax.contact_sheet": ["mcsam_jax.training"],
+     "mcsam_jax.evaluation": [], "mcsam_jax.training": []},
     {"mcsam_jax.html_report": ["mcsam_jax.explain", "mcsam_jax.inference"],
      "mcsam_jax.explain": ["mcsam_jax.inference"], "mcsam_jax.inference": []},
     {"mcsam_jax.metrics": ["mcsam_jax.labelers"], "mcsam_jax.labelers": ["mcsam_jax.checkpoints"],

@@ -42,7 +42,7 @@ def run_data(args, overrides):
   require_at_least("--studies", 1, args.studies)
   require_at_least("--step", 0, args.step)
   from mcsam_jax.config import absolute_path, load_config
-  from mcsam_jax.training.contact_sheet import write_contact_sheet
+  from mcsam_jax.contact_sheet import write_contact_sheet
   write_contact_sheet(load_config(args.config, overrides), args.split, absolute_path(args.out), args.batches,
                       args.studies, args.step)
 

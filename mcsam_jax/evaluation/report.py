@@ -147,7 +147,8 @@ def describe_study(result: Prediction, ood_detector: OODDetector | None) -> dict
       warnings.append(f"{file.name} doesn't look like a chest X-ray of the kind that the model was trained on "
                       f"(similarity {similarity:.2f}; {1 - FALSE_ALARM_RATE:.1%} of the val images reach "
                       f"{ood_detector.threshold:.2f})")
-  return {"images": images, "report": result.report.text, "log_prob": round(result.report.log_prob, 4),
+  return {"images": images, "report": result.report.text,
+          "log_prob": None if result.report.log_prob is None else round(result.report.log_prob, 4),
           "warnings": warnings}
 
 

@@ -18,7 +18,8 @@ def format_study(study: dict, number: int) -> str:
   lines += [f"    warning: {warning}" for warning in study["warnings"]]
   report = capitalize_report(study["report"]) or "(empty report)"
   lines += textwrap.wrap(report, WIDTH, initial_indent="    ", subsequent_indent="    ")
-  lines.append(f"    log-probability {study['log_prob']:.2f}")
+  lines.append("    retrieved from training" if study["log_prob"] is None else
+               f"    log-probability {study['log_prob']:.2f}")
   return "\n".join(lines) + "\n"
 
 

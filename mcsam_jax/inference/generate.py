@@ -13,21 +13,20 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.decoding.mbr import retrieve_most_probable, select_sample
 from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.inference.ensemble import Ensemble
+from mcsam_jax.inference.mbr_utility import MbrUtility
 from mcsam_jax.inference.search import embed_reports, make_search_fn, uses_retrieval
-from mcsam_jax.metrics.cider import CiderCorpus
 from mcsam_jax.models.mcsam import DecodeConstants, MCSAM
 
 
 @dataclasses.dataclass
 class GeneratedReport:
   """The report generated for one study."""
-  record: int         # index of the study in its split
+  record: int                # index of the study in its split
   text: str
-  ids: np.ndarray     # int32 [T], tokens after bos: up to and including eos if it was reached, then pad
-  log_prob: float     # sum over the report, eos included
+  ids: np.ndarray            # int32 [T], tokens after bos: up to and including eos if it was reached, then pad
+  log_prob: float | None     # sum over the report, eos included; None for a report retrieved from training
 
 
 class ReportGenerator:
@@ -43,12 +42,13 @@ class ReportGenerator:
       mesh: over which batches are sharded.
       search: beam | mbr.
       train_reports: R reports, used by `mbr` alone: document frequencies of n-grams, and retrieval.
+
+    Raises:
+      UserError: see `MbrUtility`.
     """
     self.models, self.config, self.tokenizer, self.mesh = models, config, tokenizer, mesh
     self.train_reports, self._uses_retrieval = train_reports, uses_retrieval(config, search)
-    self._cider = None
-    if search == "mbr":
-      self._cider = CiderCorpus((tokenizer.clean(report).split() for report in train_reports), min_documents=2)
+    self._utility = MbrUtility(config, tokenizer, train_reports) if search == "mbr" else None
     self._make_constants = jax.jit(Ensemble(models).make_decode_constants, out_shardings=replicated(mesh))
     self._search_fn = jax.jit(make_search_fn(models, config, tokenizer, search), out_shardings=replicated(mesh))
 
@@ -71,27 +71,28 @@ class ReportGenerator:
       # Every host gets the candidates of all hosts' studies.
       candidates = jax.device_get(self._search_fn(variables, constants, batch, train_embeddings))
       for row in np.flatnonzero(candidates.valid):
-        ids, log_probs, train_report_probs = candidates.ids[row], candidates.log_probs[row], None    # [K, T], [K]
-        if candidates.train_report_probs is not None:
-          train_report_probs = candidates.train_report_probs[row]                                    # [R]
-        texts = [self.tokenizer.decode(candidate) for candidate in ids]
-        chosen = self._choose(texts, train_report_probs)
-        yield GeneratedReport(int(candidates.record[row]), texts[chosen], ids[chosen], float(log_probs[chosen]))
+        train_report_probs = candidates.train_report_probs
+        yield self._choose(int(candidates.record[row]), candidates.ids[row], candidates.log_probs[row],
+                           None if train_report_probs is None else train_report_probs[row])
 
-  def _choose(self, texts: Sequence[str], train_report_probs: np.ndarray | None) -> int:
-    """Returns the index of the candidate (one of K texts) that becomes the study's report.
+  def _choose(self, record: int, ids: np.ndarray, log_probs: np.ndarray,
+              train_report_probs: np.ndarray | None) -> GeneratedReport:
+    """Returns the candidate that becomes the study's report; a beam search has a single one.
 
-    Beam search has a single candidate. Of samples, the one with the highest expected CIDEr-D is chosen.
+    Args:
+      record: index of the study.
+      ids: int32 [K, T].
+      log_probs: [K].
+      train_report_probs: [R], see `Candidates`.
     """
-    if self._cider is None:
-      return 0
-    samples = [self.tokenizer.clean(text).split() for text in texts]
-    utilities = self._cider.compare_pairwise(samples)                                                # [K, K]
-    if train_report_probs is None:
-      return select_sample(utilities)
-    retrieved, weights = retrieve_most_probable(train_report_probs)
-    return select_sample(utilities, self._cider.compare_with_corpus(samples, retrieved), weights,
-                         self.config.decode.retrieval_weight)
+    texts = [self.tokenizer.decode(candidate) for candidate in ids]
+    chosen: int | None = 0
+    if self._utility is not None:
+      chosen, train_report = self._utility.choose(texts, train_report_probs)
+      if train_report is not None:
+        ids = self.tokenizer.encode_for_training(self.train_reports[train_report], self.config.tokenizer.max_length)[1:]
+        return GeneratedReport(record, self.tokenizer.decode(ids), ids, None)
+    return GeneratedReport(record, texts[chosen], ids[chosen], float(log_probs[chosen]))
 
   def _embed_train_reports(self, model: MCSAM, variables: dict, constants: DecodeConstants) -> np.ndarray:
     """Returns the embeddings [R, D] of the training reports in the alignment space of one model."""

@@ -16,6 +16,7 @@ import array
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -93,19 +94,32 @@ def score_pair(clipped_counts: Sequence[Mapping[Ngram, int]], reference_counts: 
   return SCALE / MAX_ORDER * cosine_sum * float(compute_length_penalty(num_hypothesis_words, num_reference_words))
 
 
+class ReportVectors(NamedTuple):
+  """Sparse vectors [K, G] of reports; the product of two of them, summed over the columns, is a similarity."""
+  hypotheses: sparse.csr_array     # for CIDEr-D
+  references: sparse.csr_array     # for CIDEr-D
+  occurrences: sparse.csr_array    # for the overlap
+
+
 class CiderCorpus:
   """CIDEr-D of reports against a corpus, whose document frequencies weight the n-grams.
 
-  Similarities are CIDEr-D divided by 10, hence between 0 and 1. The k-th occurrence of an n-gram has a column of its
+  Similarities are CIDEr-D divided by 10, hence between 0 and 1, or a weighted sum of that and the n-gram overlap. The
+  overlap of two reports is the mean over orders 1 to 4 of matches / sqrt(n-grams in one * n-grams in the other), the
+  geometric mean of n-gram precision and recall, which knows neither document frequencies nor a length penalty.
+
+  The k-th occurrence of an n-gram has a column of its
   own, so that two reports share min(count in one, count in the other) columns of that n-gram. There a reference has the
   weight count * idf^2 / norm and a hypothesis 1 / norm, and all similarities are one product of sparse matrices.
   """
 
-  def __init__(self, reports: Iterable[Sequence[str]], min_documents: int = 1):
+  def __init__(self, reports: Iterable[Sequence[str]], min_documents: int = 1, cider_weight: float = 1.0,
+               overlap_weight: float = 0.0):
     """Counts the n-grams of the corpus.
 
     Args:
       reports: R reports as lists of words.
+      cider_weight, overlap_weight: weights of CIDEr-D / 10 and of the n-gram overlap in similarities.
       min_documents: lower bound of the number of documents in the idf; with 2, the n-grams of a single document do not
         all weigh 0.
     """
@@ -116,8 +130,9 @@ class CiderCorpus:
     idf = compute_idf(frequencies, max(encoded.num_reports, min_documents))
     self._idf = np.append(idf, unseen)                   # [-1] is the idf of n-grams that the corpus lacks
     self._repeat_columns: dict[tuple[int, int], int] = {}
+    self._weights = cider_weight, overlap_weight
     self._lengths = encoded.lengths                      # [R]
-    _, self._references = encoded.vectorize(self._idf, self._repeat_columns, add_columns=True)         # [R, G]
+    self._corpus = encoded.vectorize(self._idf, self._repeat_columns, add_columns=True)
 
   def compare_with_corpus(self, reports: Sequence[Sequence[str]], rows: np.ndarray | None = None) -> np.ndarray:
     """Returns similarities [K, R] of hypotheses with the reports of the corpus as their references.
@@ -127,19 +142,31 @@ class CiderCorpus:
       rows: indices of the R corpus reports to compare with; None: all.
     """
     encoded = _EncodedReports(reports, self._columns, add_columns=False)
-    hypotheses, _ = encoded.vectorize(self._idf, self._repeat_columns, add_columns=False)
-    references, lengths = self._references, self._lengths
+    vectors = encoded.vectorize(self._idf, self._repeat_columns, add_columns=False)
+    corpus, lengths = self._corpus, self._lengths
     if rows is not None:
-      references, lengths = references[rows], lengths[rows]
-    return _compute_similarities(hypotheses, references, encoded.lengths, lengths)
+      corpus, lengths = ReportVectors(*(matrix[rows] for matrix in corpus)), lengths[rows]
+    return self._compute_similarities(vectors, corpus, encoded.lengths, lengths)
 
   def compare_pairwise(self, reports: Sequence[Sequence[str]]) -> np.ndarray:
     """Returns similarities [K, K] of K reports as hypotheses (rows) with themselves as references (columns)."""
     columns: dict[Ngram, int] = {}
     encoded = _EncodedReports(reports, columns, add_columns=True)
     idf = self._idf[np.fromiter((self._columns.get(ngram, -1) for ngram in columns), np.int64, len(columns))]
-    hypotheses, references = encoded.vectorize(idf, {}, add_columns=True)
-    return _compute_similarities(hypotheses, references, encoded.lengths, encoded.lengths)
+    vectors = encoded.vectorize(idf, {}, add_columns=True)
+    return self._compute_similarities(vectors, vectors, encoded.lengths, encoded.lengths)
+
+  def _compute_similarities(self, hypotheses: ReportVectors, references: ReportVectors, lengths: np.ndarray,
+                            reference_lengths: np.ndarray) -> np.ndarray:
+    """Returns similarities [K, R] of K hypotheses and R references."""
+    cider_weight, overlap_weight = self._weights
+    similarities = np.zeros((len(lengths), len(reference_lengths)))
+    if cider_weight:
+      penalty = compute_length_penalty(lengths[:, None], reference_lengths[None])
+      similarities += cider_weight * (_mean_over_orders(hypotheses.hypotheses, references.references) * penalty)
+    if overlap_weight:
+      similarities += overlap_weight * _mean_over_orders(hypotheses.occurrences, references.occurrences)
+    return similarities
 
 
 class _EncodedReports:
@@ -177,8 +204,8 @@ class _EncodedReports:
     self.lengths = np.array(lengths, np.int64)
 
   def vectorize(self, idf: np.ndarray, repeat_columns: dict[tuple[int, int], int], add_columns: bool
-                ) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Returns the vectors [K, G] of the reports as hypotheses and as references.
+                ) -> ReportVectors:
+    """Returns the vectors of the reports.
 
     Args:
       idf: by column; that of n-grams without a column is the last one.
@@ -191,6 +218,8 @@ class _EncodedReports:
     norms[norms == 0] = 1                       # all idf are 0 then, and so is every product
     hypothesis_weights = 1 / norms[self.segments]
     reference_weights = self.counts * entry_idf ** 2 * hypothesis_weights
+    num_ngrams = np.bincount(self.segments, self.counts, MAX_ORDER * self.num_reports)
+    occurrence_weights = 1 / np.sqrt(num_ngrams[self.segments])
 
     known = np.flatnonzero(self.columns >= 0)
     repeat_entries, later_columns = array.array("q"), array.array("q")
@@ -205,13 +234,10 @@ class _EncodedReports:
     columns = np.concatenate([self.columns[known], np.array(later_columns, np.int64)])
     coordinates = self.segments[entries] // MAX_ORDER, columns
     shape = self.num_reports, self.num_columns + len(repeat_columns)
-    hypotheses, references = (sparse.csr_array((weights[entries], coordinates), shape=shape)
-                              for weights in (hypothesis_weights, reference_weights))
-    return hypotheses, references
+    return ReportVectors(*(sparse.csr_array((weights[entries], coordinates), shape=shape)
+                           for weights in (hypothesis_weights, reference_weights, occurrence_weights)))
 
 
-def _compute_similarities(hypotheses: sparse.csr_array, references: sparse.csr_array, lengths: np.ndarray,
-                          reference_lengths: np.ndarray) -> np.ndarray:
-  """Returns similarities [K, R] from vectors [K, G] and [R, G]."""
-  cosine_sums = (references @ hypotheses.T.tocsr()).toarray().T             # [K, R]; transposes the smaller matrix
-  return cosine_sums / MAX_ORDER * compute_length_penalty(lengths[:, None], reference_lengths[None])
+def _mean_over_orders(hypotheses: sparse.csr_array, references: sparse.csr_array) -> np.ndarray:
+  """Returns products [K, R] of vectors [K, G] and [R, G], divided by the number of orders."""
+  return (references @ hypotheses.T.tocsr()).toarray().T / MAX_ORDER        # transposes the smaller matrix

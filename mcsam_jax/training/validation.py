@@ -147,8 +147,8 @@ def select_samples(reports: Sequence[GeneratedReport]) -> list[GeneratedReport]:
 
 def format_sample(split: Split, report: GeneratedReport) -> str:
   """Returns the reference and the generated report of one study, in Markdown."""
-  return (f"**Reference** {split.reports[report.record]}\n\n**Generated** {report.text}\n\n"
-          f"log-probability {report.log_prob:.1f}")
+  origin = "retrieved from training" if report.log_prob is None else f"log-probability {report.log_prob:.1f}"
+  return f"**Reference** {split.reports[report.record]}\n\n**Generated** {report.text}\n\n{origin}"
 
 
 def read_views(record: Mapping) -> np.ndarray:

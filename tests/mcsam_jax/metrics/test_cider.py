@@ -9,7 +9,7 @@ import numpy as np
 from pycocoevalcap.cider.cider import Cider
 import pytest
 
-from mcsam_jax.decoding.mbr import retrieve_most_probable, select_sample
+from mcsam_jax.decoding.mbr import expect_over_reports, retrieve_most_probable
 from mcsam_jax.metrics.cider import CiderCorpus, SCALE
 
 REPORTS = [report.split() for report in (
@@ -78,14 +78,33 @@ def test_every_process_finds_the_same_bits():
 def test_the_sample_that_resembles_the_others_is_selected():
   corpus = CiderCorpus(REPORTS)
   samples = [REPORTS[3], REPORTS[0], REPORTS[2], "the heart is normal . the lungs are clear .".split()]
-  assert select_sample(corpus.compare_pairwise(samples)) in (1, 2, 3)
-  assert select_sample(corpus.compare_pairwise([REPORTS[1], REPORTS[0], REPORTS[0]])) == 1
-  assert select_sample(corpus.compare_pairwise([[], REPORTS[0], REPORTS[0]])) == 1          # not the empty one
+  select_sample = lambda reports: expect_over_reports(corpus.compare_pairwise(reports)).argmax()
+  assert select_sample(samples) in (1, 2, 3)
+  assert select_sample([REPORTS[1], REPORTS[0], REPORTS[0]]) == 1
+  assert select_sample([[], REPORTS[0], REPORTS[0]]) == 1          # not the empty one
 
 
 def test_retrieved_training_reports_change_the_selection():
   corpus, samples = CiderCorpus(REPORTS), [REPORTS[0], REPORTS[0], REPORTS[1]]
   indices, weights = retrieve_most_probable(np.array([0.1, 5.0, 0.1, 0.1]))                 # the second report
   utilities, retrieved = corpus.compare_pairwise(samples), corpus.compare_with_corpus(samples, indices)
-  selected = [select_sample(utilities, retrieved, weights, weight) for weight in (0.0, 0.1, 0.9, 1.0)]
+  selected = [expect_over_reports(utilities, retrieved, weights, weight).argmax() for weight in (0.0, 0.1, 0.9, 1.0)]
   assert selected == [0, 0, 2, 2]
+
+
+def test_overlap_by_hand():
+  corpus = CiderCorpus([["a", "b", "a"], ["c"]], cider_weight=0.0, overlap_weight=1.0)
+  # "a a b" has a, a, b and aa, ab; "a b a" has a, b, a and ab, ba: three of three words and one of two bigrams match.
+  np.testing.assert_allclose(corpus.compare_with_corpus([["a", "a", "b"], ["c"], []]),
+                             [[(3 / 3 + 1 / 2) / 4, 0], [0, 1 / 4], [0, 0]])
+  np.testing.assert_allclose(corpus.compare_pairwise([["x", "y"], ["x"]]), [[2 / 4, 1 / 4 / np.sqrt(2)],
+                                                                           [1 / 4 / np.sqrt(2), 1 / 4]])
+
+
+def test_similarities_are_weighted_sums():
+  reports, hypotheses = random_reports(20, 0), random_reports(15, 1)
+  cider, overlap, both = (CiderCorpus(reports, 1, *weights) for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, 2.0)))
+  for compare in ("compare_with_corpus", "compare_pairwise"):
+    parts = [getattr(corpus, compare)(hypotheses) for corpus in (cider, overlap, both)]
+    assert parts[0].any() and parts[1].any()
+    np.testing.assert_allclose(0.5 * parts[0] + 2 * parts[1], parts[2])

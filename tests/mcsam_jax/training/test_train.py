@@ -11,7 +11,6 @@ from input_pipeline.builder.prepare import prepare
 from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
 from mcsam_jax import config as configs
-from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.workdir import acquire_lock, open_workdir
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import evaluate as evaluation
@@ -58,31 +57,6 @@ def run_mcsam(capsys, *argv):
 def run_train(capsys, workdir, *overrides):
   """Returns exit status and stderr of `mcsam train`."""
   return run_mcsam(capsys, "train", "--config", "phantom", "--workdir", workdir, *overrides)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, trained, tmp_path, monkeypatch):
-  config = configs.load_config("phantom", make_overrides(data_dir))
-  workdir = str(tmp_path / "interrupted")
-
-  class Interruption(Exception):
-    pass
-
-  save = Checkpoints.save
-
-  def save_and_die(self, *arguments):
-    save(self, *arguments)
-    self.close()
-    raise Interruption
-
-  monkeypatch.setattr(Checkpoints, "save", save_and_die)
-  with pytest.raises(Interruption):
-    train(config, workdir, log=lambda line: None)
-  monkeypatch.undo()
-  assert Checkpoints(workdir, read_only=True).latest() == FIRST_HALF
-  lines = []
-  train(config, workdir, log=lines.append)
-  assert f"resumed at step {FIRST_HALF}" in lines
-  jax.tree.map(np.testing.assert_array_equal, read_params(workdir), read_params(trained))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +248,7 @@ def test_evaluate_names_the_damaged_file_of_a_checkpoint(trained, tmp_path, caps
   assert f"checkpoint 60 is damaged: {file} has " in err and "--step" in err and "30" in err
 
 
-def test_train_resumes_from_the_checkpoint_before_a_damaged_one(data_dir, trained, tmp_path):
+def test_a_run_resumed_before_a_damaged_checkpoint_equals_an_uninterrupted_one_bit_for_bit(data_dir, trained, tmp_path):
   workdir, file = copy_damaged(trained, tmp_path / "cut")
   lines = []
   train(configs.load_config("phantom", make_overrides(data_dir)), str(workdir), log=lines.append)

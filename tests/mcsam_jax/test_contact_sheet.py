@@ -5,8 +5,7 @@ import PIL.Image
 import pytest
 
 from input_pipeline.builder.prepare import prepare
-from mcsam_jax import cli
-from mcsam_jax.training import contact_sheet
+from mcsam_jax import cli, contact_sheet
 from tests.testing.tiny import make_arguments, make_config, PHANTOMS
 
 

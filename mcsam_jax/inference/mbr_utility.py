@@ -1,0 +1,99 @@
+"""The utility of minimum Bayes risk decoding, composed of similarity and stated findings (`decode.utility`).
+
+  U(c) = E_r[cider * CIDEr-D(c, r) / 10 + ngram_overlap * overlap(c, r)] + findings * sum_f (p_f - finding_threshold)
+
+r is the true report, represented by samples and retrieved training reports (decoding/mbr.py), f runs over the abnormal
+findings that the candidate c states, and p_f = E_r[r states f] is the probability of f. docs/decoding.md explains it.
+
+Shapes: C candidates, K distinct samples, R training reports, F findings.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from input_pipeline.tokenizer import Tokenizer
+from mcsam_jax.decoding.mbr import compute_findings_gain, expect_over_reports, retrieve_most_probable
+from mcsam_jax.labelers.labeler import Labeler
+from mcsam_jax.labelers.registry import make_labeler
+from mcsam_jax.metrics.cider import CiderCorpus
+
+
+class Choice(NamedTuple):
+  """The chosen report: a sample, or a training report where these are candidates."""
+  sample: int | None            # index of the sample
+  train_report: int | None      # index of the training report
+
+
+class MbrUtility:
+  """Chooses the report of a study among samples, and training reports if `decode.retrieved_candidates` asks for them.
+
+  A study is chosen with the same result whatever other studies are in its batch.
+  """
+
+  def __init__(self, config: ConfigDict, tokenizer: Tokenizer, train_reports: Sequence[str]):
+    """Counts the n-grams of the training reports, and labels them if findings count.
+
+    Args:
+      config: `decode` is read, and `eval.chexbert` for the labeler `chexbert`.
+      tokenizer: cleans reports.
+      train_reports: R reports.
+
+    Raises:
+      UserError: `decode.utility.labeler` needs a file that is missing.
+    """
+    self._decode, self._utility, self._tokenizer = config.decode, config.decode.utility, tokenizer
+    self.cleaned_train_reports = [tokenizer.clean(report) for report in train_reports]
+    self._corpus = CiderCorpus((report.split() for report in self.cleaned_train_reports), 2, self._utility.cider,
+                               self._utility.ngram_overlap)
+    self._labeler, self._train_stated = None, None
+    if self._utility.findings:
+      with_labeler = config.copy_and_resolve_references()
+      with_labeler.eval.labeler = self._utility.labeler
+      self._labeler = make_labeler(with_labeler)
+      self._train_stated = self._find_stated(self._labeler, self.cleaned_train_reports)             # [R, F]
+
+  def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None) -> Choice:
+    """Returns the candidate with the highest expected utility; of equal ones the first sample.
+
+    Args:
+      samples: texts of all samples; equal ones count as often as they occur.
+      train_report_probs: [R], probabilities of the training reports for the study's images; None: not used.
+    """
+    first_of = {}
+    for number, text in enumerate(samples):
+      first_of.setdefault(self._tokenizer.clean(text), []).append(number)
+    distinct = list(first_of)                                                                       # K texts
+    sample_weights = np.array([len(numbers) for numbers in first_of.values()]) / len(samples)
+    candidates, retrieved, weights, added = distinct, None, None, np.zeros(0, int)
+    if train_report_probs is not None:
+      retrieved, weights = retrieve_most_probable(train_report_probs)
+      added = retrieved[:self._decode.retrieved_candidates]
+      candidates = [*distinct, *(self.cleaned_train_reports[index] for index in added)]             # C texts
+    words = [candidate.split() for candidate in candidates]
+    utilities = self._expect(self._corpus.compare_pairwise(words)[:, :len(distinct)], sample_weights,
+                             lambda: self._corpus.compare_with_corpus(words, retrieved), weights)   # [C]
+    if self._labeler is not None and self._train_stated is not None:
+      stated = np.concatenate([self._find_stated(self._labeler, distinct), self._train_stated[added]])     # [C, F]
+      probabilities = self._expect(stated[:len(distinct)].T.astype(float), sample_weights,
+                                   lambda: self._train_stated[retrieved].T.astype(float), weights)         # [F]
+      gain = compute_findings_gain(stated, probabilities, self._utility.finding_threshold)
+      utilities = utilities + self._utility.findings * gain
+    best = int(utilities.argmax())
+    if best < len(distinct):
+      return Choice(first_of[distinct[best]][0], None)
+    return Choice(None, int(added[best - len(distinct)]))
+
+  def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values, weights) -> np.ndarray:
+    """Returns the expectation over samples and, if there are any, retrieved reports."""
+    if weights is None:
+      return expect_over_reports(values, sample_weights=sample_weights)
+    return expect_over_reports(values, get_retrieved_values(), weights, self._decode.retrieval_weight, sample_weights)
+
+  def _find_stated(self, labeler: Labeler, reports: Sequence[str]) -> np.ndarray:
+    """Returns bool [number of reports, F]: whether each report states each abnormal finding as present."""
+    findings = [finding for finding in labeler.findings if finding != "No Finding"]
+    return np.array([[labels[finding] == "positive" for finding in findings] for labels in labeler.label(reports)],
+                    bool).reshape(len(reports), len(findings))
