@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import importlib.resources
 import io
 import math
-import re
 from typing import Protocol
 
 from etils import epath
@@ -23,6 +22,7 @@ from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.explain.slots import SlotDescription
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.data import build_page_data, to_json
+from mcsam_jax.html_report.image_folder import ImageFolder
 from mcsam_jax.html_report.scores import list_statistics, make_finding_rows, make_label_averages, make_main_table
 
 MAX_IMAGE_SIDE = 512            # pixels of the shorter side of an image on the page
@@ -46,7 +46,7 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
                train_reports: Sequence[str] = (), restricted: bool = False, show_restricted: bool = False) -> None:
   """Writes the page atomically; with more than MAX_EMBEDDED_STUDIES studies, first writes images to NAME_images/.
 
-  Images that an earlier page of the same name wrote there are deleted unless they are written again.
+  Images that an earlier page of the same path wrote are deleted; a user's own files are not touched (image_folder.py).
 
   A study is a mapping:
     id, generated: text.
@@ -74,13 +74,11 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
   studies_hidden = restricted and not show_restricted
   if studies_hidden:
     studies = ()
-  image_folder, save_image = path.parent / f"{path.stem}_images", None
-  delete_images(image_folder)
-  if len(studies) > MAX_EMBEDDED_STUDIES:
-    image_folder.mkdir(parents=True, exist_ok=True)
-    save_image = lambda name, jpeg: (image_folder / name).write_bytes(jpeg)
+  folder = ImageFolder(path)
+  save_image = folder.save if len(studies) > MAX_EMBEDDED_STUDIES else None
   page_data = build_page_data(map(_shrink_images, studies), findings, save_image, slots, train_reports)
-  page_data.columns["imageFolder"] = image_folder.name if save_image else None
+  folder.write_list()
+  page_data.columns["imageFolder"] = folder.name if save_image else None
 
   scores = scores or {}
   titles, rows = make_main_table(scores)
@@ -96,19 +94,6 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
       with_intervals=any(cell.has_interval for row in rows for cell in row.cells),
       data=to_json(page_data.columns), blobs=page_data.blobs, style=read_asset("page.css"),
       script="\n".join(map(read_asset, SCRIPTS))).encode("utf-8", "replace"))
-
-
-def delete_images(folder: epath.Path) -> None:
-  """Deletes the images that an earlier page wrote to a folder, and the folder if it holds nothing else."""
-  if not folder.is_dir():
-    return
-  files = list(folder.iterdir())
-  images = [file for file in files if re.fullmatch(r"\d+-\d+\.jpg", file.name)]
-  if len(images) == len(files):
-    folder.rmtree()
-  else:
-    for file in images:
-      file.unlink()
 
 
 def read_asset(name: str) -> str:

@@ -131,15 +131,36 @@ def test_stale_image_files_are_deleted(tmp_path, studies, monkeypatch):
   for options in ({"restricted": True}, {}):
     monkeypatch.setattr(page, "MAX_EMBEDDED_STUDIES", 7)
     write(tmp_path, studies, restricted=True, show_restricted=True)
-    assert len(list(folder.iterdir())) == sum(len(study["images"]) for study in studies)
+    assert len(list(folder.glob("*.jpg"))) == sum(len(study["images"]) for study in studies)
     monkeypatch.setattr(page, "MAX_EMBEDDED_STUDIES", 8)
     write(tmp_path, studies, **options)
     assert not folder.exists()
-  folder.mkdir()
-  (folder / "0-0.jpg").write_bytes(b"of an earlier page")
-  (folder / "user.jpg").write_bytes(b"a file of the user")
+
+
+def test_files_of_the_user_are_never_deleted_or_replaced(tmp_path, studies, monkeypatch):
+  monkeypatch.setattr(page, "MAX_EMBEDDED_STUDIES", 7)
+  own = tmp_path / "page_images"                                             # the user's X-rays, named like the page's
+  own.mkdir()
+  kept = {own / "0-0.jpg": b"an X-ray", own / "1-1.jpg": b"another X-ray"}
+  target = tmp_path / "elsewhere"
+  target.mkdir()
+  kept |= {target / "0-0.jpg": b"behind a link"}
+  for path, content in kept.items():
+    path.write_bytes(content)
+  (tmp_path / "page_images-2").symlink_to(target)
+  for folder in ("page_images-3", "page_images-3"):                          # and once more over its own images
+    _, elements = write(tmp_path, studies)
+    assert json.loads(elements.scripts["data"])["imageFolder"] == folder
+  written = tmp_path / "page_images-3"
+  changed = {written / "0-0.jpg": b"replaced by the user", written / "notes.txt": b"added by the user"}
+  for path, content in changed.items():
+    path.write_bytes(content)
+  monkeypatch.setattr(page, "MAX_EMBEDDED_STUDIES", 100)
   write(tmp_path, studies)
-  assert [file.name for file in folder.iterdir()] == ["user.jpg"]
+  assert {path.name for path in written.iterdir()} == {"0-0.jpg", "notes.txt", "written_by_mcsam.txt"}
+  for path, content in (kept | changed).items():
+    assert path.read_bytes() == content
+  assert (tmp_path / "page_images-2").is_symlink()
 
 
 def test_user_images_have_neither_scores_nor_reference(tmp_path, studies):
