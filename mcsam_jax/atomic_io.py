@@ -1,7 +1,10 @@
 """Files that appear complete or not at all, even if the program is stopped while it writes."""
 
+import errno
 import os
 import socket
+import stat
+from typing import IO
 import zipfile
 import zlib
 
@@ -13,16 +16,48 @@ NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.
 def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file under a temporary name next to `path`, then renames it; creates missing folders.
 
+  A link is followed. A device, a pipe or an open file (/dev/stdout, >(command)) is written into.
+
   Raises:
     OSError: the file system's error. What was at `path` is unchanged, and no temporary file remains.
   """
+  data = content.encode() if isinstance(content, str) else content
   path = epath.Path(path)
+  if "://" not in str(path):
+    if _is_stream(str(path)):
+      with open(path, "wb") as stream:
+        stream.write(data)
+      return
+    path = epath.Path(os.path.realpath(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   # The name differs between processes, which may write the same file.
   temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.unfinished"
   try:
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.write_bytes(data)
     temporary.replace(path)
   except BaseException:                             # includes signals that stop the run
     temporary.unlink(missing_ok=True)
     raise
+
+
+def open_lock_file(path: str | os.PathLike) -> IO[bytes]:
+  """Opens a lock file, created if needed, without changing its content.
+
+  Raises:
+    OSError: it is a link or no regular file, or can't be opened.
+  """
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+  file = open(descriptor, "r+b", buffering=0)
+  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    file.close()
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+  return file
+
+
+def _is_stream(path: str) -> bool:
+  """Returns whether a local path is a device, pipe or socket, or names an open file of a process."""
+  try:
+    mode = os.stat(path).st_mode
+  except OSError:
+    return False                                    # it doesn't exist yet
+  return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode) or os.path.abspath(path).startswith(("/dev/", "/proc/"))

@@ -35,7 +35,7 @@ from input_pipeline.builder.shards import (
 )
 from input_pipeline.builder.workers import write_shards
 from input_pipeline.datasets import records
-from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.atomic_io import atomic_write, open_lock_file
 from mcsam_jax.errors import UserError
 from mcsam_jax.progress import ProgressLog
 
@@ -94,7 +94,13 @@ def _lock(folder: epath.Path) -> Iterator[None]:
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
   # The lock file is never deleted: builds that opened it before and after the deletion would not exclude each other.
-  with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+  lock_path = folder.parent / f".{folder.name}.lock"
+  try:
+    lock_file = open_lock_file(lock_path)
+  except OSError as error:
+    raise UserError(f"{lock_path} can't be opened ({error.strerror}): it must be a regular file that you may write"
+                    ) from error
+  with lock_file as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -26,7 +26,7 @@ from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
-from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.atomic_io import atomic_write, open_lock_file
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
@@ -144,7 +144,11 @@ def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contex
   """
   if "://" in str(path):
     return contextlib.nullcontext()
-  file = open(path / ".lock", "w")
+  try:
+    file = open_lock_file(path / ".lock")
+  except OSError as error:
+    raise UserError(f"{path / '.lock'} can't be opened ({error.strerror}): it must be a regular file that you may "
+                    "write") from error
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
