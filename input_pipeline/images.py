@@ -25,6 +25,7 @@ JPEG_QUALITY = 95
 cv2.setNumThreads(1)         # images are decoded by the threads of the pipeline
 _ORIENTATION = 0x0112        # EXIF tag; 1 is upright
 _PHOTOMETRIC = 262           # TIFF tag; 0: white is zero
+_EXPLAINED_ERRORS = OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError      # with a message for users
 # Formats that Pillow decodes itself. Others are excluded: some start external programs (EPS), and none of them is used
 # for radiographs.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM")
@@ -47,9 +48,13 @@ def load_jpeg(path: epath.Path, short_side: int, dicom_rendering: str = "voi") -
     raise UnreadableFile(path, error.strerror or str(error)) from error
   try:
     return to_jpeg(data, short_side, dicom_rendering)
-  except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-    reason = ("not an image: unknown format" if isinstance(error, PIL.UnidentifiedImageError) else
-              f"the image can't be decoded: {error}")
+  except Exception as error:            # for damaged files, decoders also raise TypeError, IndexError, struct.error
+    if isinstance(error, PIL.UnidentifiedImageError):
+      reason = "not an image: unknown format"
+    elif isinstance(error, _EXPLAINED_ERRORS):
+      reason = f"the image can't be decoded: {error}"
+    else:
+      reason = f"the image can't be decoded: damaged ({type(error).__name__})"
     raise UnreadableFile(path, reason, hashlib.sha256(data).hexdigest()) from error
 
 

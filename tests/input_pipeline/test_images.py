@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pathlib
 
 from etils import epath
 import numpy as np
@@ -26,6 +27,7 @@ def read_size(jpeg):
   return image.size
 
 
+CASES = pathlib.Path(__file__).parents[1] / "cases" / "mutated"
 GRADIENT = np.tile(np.arange(120, dtype=np.uint8) * 2, (80, 1))     # 80 rows, 120 columns
 NOISE = np.random.default_rng(0).integers(0, 256, (80, 120), np.uint8)
 
@@ -78,3 +80,26 @@ def test_unreadable_files_are_named(content, tmp_path):
 def test_decoding_a_stored_image_that_is_no_jpeg_is_an_error():
   with pytest.raises(ValueError):
     images.decode(b"not a JPEG", 16)
+
+
+@pytest.mark.parametrize("path", sorted(CASES.iterdir()), ids=lambda path: path.name)
+def test_files_with_changed_bytes_are_refused_by_name(path):
+  """On these, Pillow raises TypeError, OverflowError, IndexError and struct.error."""
+  with pytest.raises(UnreadableFile) as error:
+    images.load_jpeg(epath.Path(path), 256)
+  assert error.value.path == str(path) and "can't be decoded" in error.value.reason
+
+
+def test_a_tiff_of_two_pages_is_refused_wherever_it_is_cut(tmp_path):
+  data, path = encode_pages(NOISE, GRADIENT), epath.Path(tmp_path / "cut.tif")
+  for length in range(8, len(data), 97):
+    path.write_bytes(data[:length])
+    with pytest.raises(UnreadableFile):
+      images.load_jpeg(path, 64)
+
+
+def encode_pages(first, second):
+  """Returns a TIFF with two pages."""
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(first).save(buffer, "TIFF", save_all=True, append_images=[PIL.Image.fromarray(second)])
+  return buffer.getvalue()
