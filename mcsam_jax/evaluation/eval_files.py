@@ -49,7 +49,8 @@ def write_report_table(path: epath.Path, split: Split, reports: Sequence[Generat
     results: what else each line holds, such as scores; None before scoring.
   """
   lines = [{"id": name, "subject": subject, "reference": reference, "generated": report.text,
-            "log_prob": report.log_prob, **result}
+            "log_prob": report.log_prob, **({"finding_probs": report.finding_probs} if report.finding_probs else {}),
+            **result}
            for name, subject, reference, report, result in zip(
                split.ids, list_subjects(split), split.reports, reports, results or [{}] * len(reports))]
   atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))

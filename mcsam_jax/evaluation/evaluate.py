@@ -36,6 +36,7 @@ from mcsam_jax.inference.image_embeddings import make_image_embedder
 from mcsam_jax.inference.load import check_compatible, load_model, LoadedModel
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels, make_labeler
+from mcsam_jax.metrics.auc import compare_known_and_said
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
@@ -142,6 +143,10 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
                 resample(subjects, config.eval.seed), log)
   if slot_usage is not None:
     scores["memory_slot_usage"] = slot_usage
+  finding_probs = [report.finding_probs for report in reports if report.finding_probs]
+  if labels and len(finding_probs) == len(reports):
+    scores["known_findings"] = compare_known_and_said(finding_probs, [each["reference"] for each in labels],
+                                                      scores["labels"]["per_finding"])
 
   # Files. The scores come last, so that everything else exists once they do.
   scores_path, table_path, html_path = (make_result_path(workdirs, split, step, suffix)

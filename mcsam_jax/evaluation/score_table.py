@@ -35,8 +35,8 @@ def format_table(scores: Mapping) -> str:
   if scores["labels"]:
     lines.append("micro-F1, macro-F1: all findings, uncertain as negative; macro over the findings that occur in the "
                  "references" + (f"; labeler: {scores['labeler']}" if scores.get("labeler") else ""))
-  for describe in (_describe_radeval, _compare_with_baselines, _describe_label_averages, _describe_unseen_references,
-                   _describe_texts):
+  for describe in (_describe_radeval, _compare_with_baselines, _describe_label_averages, _describe_known_findings,
+                   _describe_unseen_references, _describe_texts):
     lines += describe(scores)
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
 
@@ -125,6 +125,15 @@ def _describe_label_averages(scores: Mapping) -> Iterator[str]:
       if averages:
         f1s = ", ".join(f"{name.replace('_', ' ')} {rates['f1']:.3f}" for name, rates in averages.items())
         yield f"F1 of {title}, {treatment}: {f1s}"
+
+
+def _describe_known_findings(scores: Mapping) -> Iterator[str]:
+  """Yields one line: how well the model knows each finding that the references state, beside how well it says it."""
+  known = {name: rates for name, rates in (scores.get("known_findings") or {}).items() if rates["auc"] is not None}
+  if known:
+    most_frequent = sorted(known.items(), key=lambda item: -item[1]["support"])
+    yield "known (AUC of its probability) and said (F1): " + ", ".join(
+        f"{name} {rates['auc']:.2f} and {rates['f1'] or 0:.2f}" for name, rates in most_frequent)
 
 
 def _describe_unseen_references(scores: Mapping) -> Iterator[str]:

@@ -88,7 +88,8 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
   template = environment.from_string(read_asset("page.html"))
   atomic_write(path, template.render(
       title=title, subtitle=subtitle, titles=titles, rows=rows, averages=make_label_averages(scores),
-      finding_rows=make_finding_rows(scores), statistics=list_statistics(scores),
+      finding_rows=make_finding_rows(scores), known_findings=scores.get("known_findings") or {},
+      statistics=list_statistics(scores),
       notes=sorted(map(str, (scores.get("notes") or {}).values())), num_studies=len(studies),
       studies_hidden=studies_hidden, restricted=restricted,
       with_intervals=any(cell.has_interval for row in rows for cell in row.cells),

@@ -27,6 +27,7 @@ class GeneratedReport:
   text: str
   ids: np.ndarray            # int32 [T], tokens after bos: up to and including eos if it was reached, then pad
   log_prob: float | None     # sum over the report, eos included; None for a report retrieved from training
+  finding_probs: dict[str, float] | None = None      # of each abnormal finding; None unless decode.utility.findings
 
 
 class ReportGenerator:
@@ -86,13 +87,15 @@ class ReportGenerator:
       train_report_probs: [R], see `Candidates`.
     """
     texts = [self.tokenizer.decode(candidate) for candidate in ids]
-    chosen: int | None = 0
+    chosen, finding_probs = 0, None
     if self._utility is not None:
-      chosen, train_report = self._utility.choose(texts, train_report_probs)
+      sample, train_report, finding_probs = self._utility.choose(texts, train_report_probs)
       if train_report is not None:
         ids = self.tokenizer.encode_for_training(self.train_reports[train_report], self.config.tokenizer.max_length)[1:]
-        return GeneratedReport(record, self.tokenizer.decode(ids), ids, None)
-    return GeneratedReport(record, texts[chosen], ids[chosen], float(log_probs[chosen]))
+        return GeneratedReport(record, self.tokenizer.decode(ids), ids, None, finding_probs)
+      assert sample is not None
+      chosen = sample
+    return GeneratedReport(record, texts[chosen], ids[chosen], float(log_probs[chosen]), finding_probs)
 
   def _embed_train_reports(self, model: MCSAM, variables: dict, constants: DecodeConstants) -> np.ndarray:
     """Returns the embeddings [R, D] of the training reports in the alignment space of one model."""

@@ -25,6 +25,7 @@ class Choice(NamedTuple):
   """The chosen report: a sample, or a training report where these are candidates."""
   sample: int | None            # index of the sample
   train_report: int | None      # index of the training report
+  finding_probs: dict[str, float] | None      # probability of each abnormal finding, if findings count
 
 
 class MbrUtility:
@@ -48,11 +49,12 @@ class MbrUtility:
     self.cleaned_train_reports = [tokenizer.clean(report) for report in train_reports]
     self._corpus = CiderCorpus((report.split() for report in self.cleaned_train_reports), 2, self._utility.cider,
                                self._utility.ngram_overlap)
-    self._labeler, self._train_stated = None, None
+    self._labeler, self._train_stated, self._findings = None, None, ()
     if self._utility.findings:
       with_labeler = config.copy_and_resolve_references()
       with_labeler.eval.labeler = self._utility.labeler
       self._labeler = make_labeler(with_labeler)
+      self._findings = tuple(finding for finding in self._labeler.findings if finding != "No Finding")
       self._train_stated = self._find_stated(self._labeler, self.cleaned_train_reports)             # [R, F]
 
   def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None) -> Choice:
@@ -75,16 +77,18 @@ class MbrUtility:
     words = [candidate.split() for candidate in candidates]
     utilities = self._expect(self._corpus.compare_pairwise(words)[:, :len(distinct)], sample_weights,
                              lambda: self._corpus.compare_with_corpus(words, retrieved), weights)   # [C]
+    finding_probs = None
     if self._labeler is not None and self._train_stated is not None:
       stated = np.concatenate([self._find_stated(self._labeler, distinct), self._train_stated[added]])     # [C, F]
       probabilities = self._expect(stated[:len(distinct)].T.astype(float), sample_weights,
                                    lambda: self._train_stated[retrieved].T.astype(float), weights)         # [F]
       gain = compute_findings_gain(stated, probabilities, self._utility.finding_threshold)
       utilities = utilities + self._utility.findings * gain
+      finding_probs = dict(zip(self._findings, probabilities.round(4).tolist()))
     best = int(utilities.argmax())
     if best < len(distinct):
-      return Choice(first_of[distinct[best]][0], None)
-    return Choice(None, int(added[best - len(distinct)]))
+      return Choice(first_of[distinct[best]][0], None, finding_probs)
+    return Choice(None, int(added[best - len(distinct)]), finding_probs)
 
   def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values, weights) -> np.ndarray:
     """Returns the expectation over samples and, if there are any, retrieved reports."""
@@ -94,6 +98,5 @@ class MbrUtility:
 
   def _find_stated(self, labeler: Labeler, reports: Sequence[str]) -> np.ndarray:
     """Returns bool [number of reports, F]: whether each report states each abnormal finding as present."""
-    findings = [finding for finding in labeler.findings if finding != "No Finding"]
-    return np.array([[labels[finding] == "positive" for finding in findings] for labels in labeler.label(reports)],
-                    bool).reshape(len(reports), len(findings))
+    return np.array([[labels[finding] == "positive" for finding in self._findings]
+                     for labels in labeler.label(reports)], bool).reshape(len(reports), len(self._findings))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
-from mcsam_jax.inference.mbr_utility import Choice, MbrUtility
+from mcsam_jax.inference.mbr_utility import MbrUtility
 from mcsam_jax.labelers.rules import label_report
 from mcsam_jax.metrics.cider import CiderCorpus
 from tests.testing.tiny import make_config
@@ -35,7 +35,10 @@ def test_the_default_is_the_expected_cider_over_all_samples():
 
 def test_findings_are_stated_if_their_share_exceeds_the_threshold():
   samples = [NORMAL] * 5 + [EFFUSION] * 3 + [EDEMA]
-  assert samples[make_utility(utility__findings=3.0).choose(samples, None).sample] == EFFUSION   # 3/9 > .2 > 1/9
+  chosen = make_utility(utility__findings=3.0).choose(samples, None)
+  assert samples[chosen.sample] == EFFUSION                                                      # 3/9 > .2 > 1/9
+  stated = {finding: prob for finding, prob in chosen.finding_probs.items() if prob}
+  assert stated == {"Pleural Effusion": pytest.approx(3 / 9, abs=1e-4), "Edema": pytest.approx(1 / 9, abs=1e-4)}
   high = make_utility(utility__findings=3.0, utility__finding_threshold=0.4)
   assert samples[high.choose(samples, None).sample] == NORMAL
   assert samples[make_utility().choose(samples, None).sample] == NORMAL
@@ -69,5 +72,6 @@ def test_the_utility_is_the_formula():
 
 def test_a_retrieved_report_may_be_chosen_itself():
   probs = np.array([0.0, 0.9, 0.1, 0.0, 0.0])
-  assert make_utility(retrieval_weight=0.9, retrieved_candidates=1).choose([NORMAL, EDEMA], probs) == Choice(None, 1)
+  chosen = make_utility(retrieval_weight=0.9, retrieved_candidates=1).choose([NORMAL, EDEMA], probs)
+  assert chosen.sample is None and chosen.train_report == 1 and chosen.finding_probs is None
   assert make_utility(retrieval_weight=0.9).choose([NORMAL, EDEMA], probs).train_report is None
