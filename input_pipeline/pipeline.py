@@ -261,7 +261,8 @@ def _make_options(config: ConfigDict) -> tf.data.Options:
 def _parse_jpegs(serialized: tf.Tensor, num_views: int, absent: bytes) -> tf.Tensor:
   """Returns the first V JPEGs of each record, string [B * V]; `absent` for absent views."""
   parsed = tf.io.parse_example(serialized, {"images": tf.io.RaggedFeature(tf.string)})
-  return tf.reshape(parsed["images"].to_tensor(absent, shape=(None, num_views)), [-1])
+  padded = parsed["images"].to_tensor(absent, shape=(None, num_views))  # pyright: ignore[reportArgumentType]
+  return tf.reshape(padded, [-1])
 
 
 def _decode(jpegs: tf.Tensor, num_images: int, image_size: int) -> tf.Tensor:

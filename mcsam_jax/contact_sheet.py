@@ -80,7 +80,7 @@ def _draw_studies(batch: dict, images: np.ndarray, tokenizer: Tokenizer) -> Iter
   for row in np.flatnonzero(batch["valid"]):
     picture = PIL.Image.new("L", (width, height), PAPER)
     draw = PIL.ImageDraw.Draw(picture)
-    for view in np.flatnonzero(batch["view_mask"][row]):
+    for view in np.flatnonzero(batch["view_mask"][row]).tolist():
       pixels = PIL.Image.fromarray(images[row, view, ..., 0]).resize((IMAGE_SIZE, IMAGE_SIZE))
       picture.paste(pixels, (view * (IMAGE_SIZE + GAP), 0))
     views = ", ".join(VIEWS[view] for view in batch["view_ids"][row][batch["view_mask"][row]])

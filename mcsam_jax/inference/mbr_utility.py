@@ -8,7 +8,7 @@ findings that the candidate c states, and p_f = E_r[r states f] is the probabili
 Shapes: C candidates, K distinct samples, R training reports, F findings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,7 +16,6 @@ import numpy as np
 
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.decoding.mbr import compute_findings_gain, expect_over_reports, retrieve_most_probable
-from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import make_labeler
 from mcsam_jax.metrics.cider import CiderCorpus
 
@@ -49,13 +48,7 @@ class MbrUtility:
     self.cleaned_train_reports = [tokenizer.clean(report) for report in train_reports]
     self._corpus = CiderCorpus((report.split() for report in self.cleaned_train_reports), 2, self._utility.cider,
                                self._utility.ngram_overlap)
-    self._labeler, self._train_stated, self._findings = None, None, ()
-    if self._utility.findings:
-      with_labeler = config.copy_and_resolve_references()
-      with_labeler.eval.labeler = self._utility.labeler
-      self._labeler = make_labeler(with_labeler)
-      self._findings = tuple(finding for finding in self._labeler.findings if finding != "No Finding")
-      self._train_stated = self._find_stated(self._labeler, self.cleaned_train_reports)             # [R, F]
+    self._findings_reader = _FindingsReader(config, self.cleaned_train_reports) if self._utility.findings else None
 
   def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None) -> Choice:
     """Returns the candidate with the highest expected utility; of equal ones the first sample.
@@ -78,25 +71,45 @@ class MbrUtility:
     utilities = self._expect(self._corpus.compare_pairwise(words)[:, :len(distinct)], sample_weights,
                              lambda: self._corpus.compare_with_corpus(words, retrieved), weights)   # [C]
     finding_probs = None
-    if self._labeler is not None and self._train_stated is not None:
-      stated = np.concatenate([self._find_stated(self._labeler, distinct), self._train_stated[added]])     # [C, F]
+    if (reader := self._findings_reader) is not None:
+      stated = np.concatenate([reader.find_stated(distinct), reader.train_stated[added]])           # [C, F]
       probabilities = self._expect(stated[:len(distinct)].T.astype(float), sample_weights,
-                                   lambda: self._train_stated[retrieved].T.astype(float), weights)         # [F]
+                                   lambda: reader.train_stated[retrieved].T.astype(float), weights)     # [F]
       gain = compute_findings_gain(stated, probabilities, self._utility.finding_threshold)
       utilities = utilities + self._utility.findings * gain
-      finding_probs = dict(zip(self._findings, probabilities.round(4).tolist()))
+      finding_probs = dict(zip(reader.findings, probabilities.round(4).tolist()))
     best = int(utilities.argmax())
     if best < len(distinct):
       return Choice(first_of[distinct[best]][0], None, finding_probs)
     return Choice(None, int(added[best - len(distinct)]), finding_probs)
 
-  def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values, weights) -> np.ndarray:
+  def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values: Callable[[], np.ndarray],
+              weights: np.ndarray | None) -> np.ndarray:
     """Returns the expectation over samples and, if there are any, retrieved reports."""
     if weights is None:
       return expect_over_reports(values, sample_weights=sample_weights)
     return expect_over_reports(values, get_retrieved_values(), weights, self._decode.retrieval_weight, sample_weights)
 
-  def _find_stated(self, labeler: Labeler, reports: Sequence[str]) -> np.ndarray:
-    """Returns bool [number of reports, F]: whether each report states each abnormal finding as present."""
-    return np.array([[labels[finding] == "positive" for finding in self._findings]
-                     for labels in labeler.label(reports)], bool).reshape(len(reports), len(self._findings))
+
+class _FindingsReader:
+  """Reads which abnormal findings reports state as present.
+
+  Attributes:
+    findings: the F abnormal findings of the labeler.
+    train_stated: bool [R, F], those of the training reports.
+  """
+
+  def __init__(self, config: ConfigDict, train_reports: Sequence[str]):
+    """Makes the labeler `decode.utility.labeler` and labels the training reports."""
+    with_labeler = config.copy_and_resolve_references()
+    with_labeler.eval.labeler = config.decode.utility.labeler
+    labeler = make_labeler(with_labeler)
+    assert labeler is not None, "config rules allow no other value"
+    self._label = labeler.label
+    self.findings = tuple(finding for finding in labeler.findings if finding != "No Finding")
+    self.train_stated = self.find_stated(train_reports)
+
+  def find_stated(self, reports: Sequence[str]) -> np.ndarray:
+    """Returns bool [number of reports, F]."""
+    stated = [[labels[finding] == "positive" for finding in self.findings] for labels in self._label(reports)]
+    return np.array(stated, bool).reshape(len(reports), len(self.findings))

@@ -114,7 +114,7 @@ def _pool_sample(workdir: Workdir, split: Split, max_studies: int, log: Callable
     return np.concatenate([features[study, :mask.shape[0]][mask].astype(np.float32).mean(1)
                            for study, mask in zip(sample, present)])
   encoder, variables = load_initial_encoder(workdir)
-  return compute_pooled_views(workdir.config, split, sample, encoder, variables, log)
+  return compute_pooled_views(workdir.config, split, sample.tolist(), encoder, variables, log)
 
 
 def _find_common_first_view(workdir: Workdir, train: Split) -> str:
