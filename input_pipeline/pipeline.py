@@ -322,9 +322,10 @@ def _iterate(dataset: tf.data.Dataset, check_images: Callable[[int], None]) -> I
   pool = futures.ThreadPoolExecutor(1, "input_pipeline")
   elements, end = dataset.as_numpy_iterator(), object()
   try:
+    pending = pool.submit(next, elements, end)
     for number in itertools.count():
       try:
-        element = pool.submit(next, elements, end).result()
+        element = pending.result()
       except tf.errors.OpError as error:
         if match := _RAISED.search(str(error)):
           raise _raised.pop(int(match[1])) from None
@@ -332,6 +333,8 @@ def _iterate(dataset: tf.data.Dataset, check_images: Callable[[int], None]) -> I
         raise
       if element is end:
         return
+      # Before the consumer works with this element: where all cores are busy, handing over to a thread takes long.
+      pending = pool.submit(next, elements, end)
       yield element
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
