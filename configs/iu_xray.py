@@ -25,4 +25,5 @@ def get_config() -> ConfigDict:
   config.train.update({"batch_size": 16, "num_steps": 2500, "log_every": 125, "eval_every": 250, "eval_studies": 0,
                        "best_metric": ""})      # the last checkpoint: 296 val studies are too few to select one
   config.decode.update({"search": "mbr", "num_samples": 128, "temperature": 1.0, "retrieval_weight": 0.8})
+  config.decode.utility.update({"cider": 0.0, "ngram_overlap": 1.0, "findings": 0.4, "finding_threshold": 0.2})
   return config
