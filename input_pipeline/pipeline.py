@@ -13,7 +13,7 @@
 With features of a frozen encoder, read_features takes the place of the stages from read_records to decode.
 
 Parsing and JPEG decoding are TensorFlow operations. The images of a batch are resized by one call of Python, with
-OpenCV: TensorFlow's own operation takes several times as long (docs/data.md). Everything runs on `train.host_threads`
+OpenCV: TensorFlow's own operation takes about twice as long (docs/data.md). Everything runs on `train.host_threads`
 threads, and batches are delivered in order, whatever thread made them.
 
 Which records a training step takes depends only on the seed, the step, the batch size and the number of records
