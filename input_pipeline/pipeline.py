@@ -2,12 +2,12 @@
 
 `train_dataset` and `eval_dataset` return chains of these stages:
 
-  numbers         number of the training step, or first record of the evaluation batch
+  numbers         training steps that precede the batch, or first record of the evaluation batch
   choose_records  -> records of this host's rows of the batch, and their epochs
-  read_fields     -> tokens, views and labels, from the split's token table (token_table.py)
   read_records    -> serialized records, by random access to the ArrayRecord shards
   parse           -> JPEGs of all rows
   decode          -> pixels of all rows: JPEG decoding and resizing, in parallel
+  read_fields     -> tokens, views and labels, from the split's token table (token_table.py)
   prefetch
 
 With features of a frozen encoder, read_features takes the place of the stages from read_records to decode.
@@ -21,8 +21,8 @@ Which records a training step takes depends only on the seed, the step, the batc
 every record of a split once, in order, and pads the last batch. On several hosts `rows` selects the rows of the global
 batch that this host reads.
 
-`train_batches` and `eval_batches` iterate over the datasets. TensorFlow reports an error in a stage without its type,
-and a JPEG that can't be decoded without its record; they raise the original exception, or name the record.
+`train_batches` and `eval_batches` iterate over the datasets. TensorFlow loses the type of an exception in a stage, and
+the record of a JPEG that can't be decoded; these two functions restore them.
 
 Shapes: B rows of a batch on this host, V views, H = W = `data.image_size`, P patches per view, C channels.
 """
@@ -126,7 +126,7 @@ def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
     UserError, TimeoutError: see `train_batches`.
   """
   dataset = eval_dataset(split, tokenizer, config, batch_size, features, limit, rows)
-  choose_records = _choose_in_order(len(split), batch_size, rows)
+  choose_records = _choose_in_order(min(limit or len(split), len(split)), batch_size, rows)
   return _iterate(dataset, lambda number: _check_images(split, choose_records(number * batch_size)[0], config))
 
 
@@ -174,7 +174,7 @@ def image_batches(split: Split, config: ConfigDict, num_views: int, batch_size: 
       .map(_as_is(decode), config.train.host_threads, name="decode")
       .prefetch(READ_AHEAD, name="prefetch")
       .with_options(_make_options(config)))
-  return _iterate(dataset, lambda number: _check_images(split, records, config))
+  return _iterate(dataset, lambda number: _check_images(split, records[first_slot // num_views:], config))
 
 
 def _choose_for_step(split: Split, config: ConfigDict, rows: slice | np.ndarray) -> ChooseRecords:
@@ -204,14 +204,16 @@ def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split
   num_rows, num_views = len(choose_records(0)[0]), config.data.num_views
   table = token_table.load_token_table(split, tokenizer)
   spec = batch_spec(config, num_rows, None if features is None else (features.shape[2], features.shape[3]))
-  field_names = [name for name in spec if name not in ("images", "features")]
+  input_name = "images" if features is None else "features"
+  field_names = [name for name in spec if name != input_name]
 
   def read_fields(records: np.ndarray, epochs: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    rows_of_table = split.resolve(records)
     views = np.full((num_rows, num_views), -1)                    # -1: absent
-    stored_views = table.views[records, :num_views]               # [B, V or fewer]
+    stored_views = table.views[rows_of_table, :num_views]         # [B, V or fewer]
     views[:, :stored_views.shape[1]] = stored_views
-    fields = make_batch({}, views, table.make_tokens(records, tokenizer, config.tokenizer.max_length),
-                        labels=table.labels[records], record=records, epoch=epochs, valid=valid)
+    fields = make_batch({}, views, table.make_tokens(rows_of_table, tokenizer, config.tokenizer.max_length),
+                        labels=table.labels[rows_of_table], record=records, epoch=epochs, valid=valid)
     return tuple(fields[name] for name in field_names)
 
   def read_records(records: np.ndarray) -> np.ndarray:
@@ -222,28 +224,33 @@ def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split
     return np.asarray(features[records])
 
   call_read_fields = _python_stage(read_fields, *(tf.TensorSpec(*spec[name]) for name in field_names))
-  dataset = (numbers
-             .map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name]) for name in ("record", "epoch", "valid"))),
-                  name="choose_records")
-             .map(_as_is(lambda *chosen: dict(zip(field_names, call_read_fields(*chosen)))), name="read_fields"))
+  dataset = numbers.map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name])
+                                                        for name in ("record", "epoch", "valid"))),
+                        name="choose_records")
   if features is not None:
     call_read_features = _python_stage(read_features, tf.TensorSpec(*spec["features"]))
-    dataset = dataset.map(_as_is(lambda batch: {"features": call_read_features(batch["record"]), **batch}), READ_AHEAD,
+    dataset = dataset.map(_as_is(lambda *chosen: (call_read_features(chosen[0]), *chosen)), READ_AHEAD,
                           name="read_features")
   else:
     call_read_records = _python_stage(read_records, tf.TensorSpec([num_rows], tf.string))
 
-    def parse(serialized: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-      return _parse_jpegs(serialized, num_views, BLACK_JPEG), batch
+    def parse(serialized: tf.Tensor, *chosen: tf.Tensor) -> tuple[tf.Tensor, ...]:
+      return _parse_jpegs(serialized, num_views, BLACK_JPEG), *chosen
 
-    def decode(jpegs: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def decode(jpegs: tf.Tensor, *chosen: tf.Tensor) -> tuple[tf.Tensor, ...]:
       pixels = _decode(jpegs, num_rows * num_views, config.data.image_size)
-      return {"images": tf.reshape(pixels, spec["images"].shape), **batch}
+      return tf.reshape(pixels, spec["images"].shape), *chosen
 
     dataset = (dataset
-               .map(_as_is(lambda batch: (call_read_records(batch["record"]), batch)), READ_AHEAD, name="read_records")
+               .map(_as_is(lambda *chosen: (call_read_records(chosen[0]), *chosen)), READ_AHEAD, name="read_records")
                .map(_as_is(parse), name="parse")
                .map(_as_is(decode), config.train.host_threads, name="decode"))
+
+  def add_fields(inputs: tf.Tensor, *chosen: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {input_name: inputs, **dict(zip(field_names, call_read_fields(*chosen)))}
+
+  # After the records have been read, which shows whether any of them has to be substituted.
+  dataset = dataset.map(_as_is(add_fields), name="read_fields")
   return dataset.prefetch(READ_AHEAD, name="prefetch").with_options(_make_options(config))
 
 
@@ -292,7 +299,7 @@ _raised: dict[int, Exception] = {}         # exceptions of stages that no consum
 def _python_stage(function: Callable, *specs: tf.TensorSpec) -> Callable:
   """Returns a TensorFlow function that calls a Python function of NumPy arrays, whose results have the given specs.
 
-  An exception is kept, and its number is the message of the TensorFlow error that `_iterate` translates.
+  An exception is kept in `_raised`; its key there is the message of the TensorFlow error, which `_iterate` translates.
   """
   @functools.wraps(function)
   def call(*arrays):

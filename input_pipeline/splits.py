@@ -46,6 +46,7 @@ class Split:
     directory: folder of the records.
     selection: (target, min_words), the settings that select the records of the split and their target text.
     token_tables: the TokenTable of each tokenizer that was used with the split (token_table.py).
+    substitutes: {corrupt record: the record that replaces it}; images, report and labels are all those of the latter.
   """
 
   def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str, min_words: int = 0,
@@ -73,6 +74,10 @@ class Split:
     self._stored_index = np.arange(self._shard_ends[-1])        # record of the split -> stored record
     if min_words or (builder.data_path / "words.npz").exists():
       self._stored_index = self._stored_index[load_target_words(builder, name, target) >= max(min_words, 1)]
+    self.substitutes: dict[int, int] = {}
+    known = self._corrupt_record_log.load(name) if max_corrupt_records else []
+    for index in np.flatnonzero(np.isin(self._stored_index, known)).tolist():
+      self.substitutes[index] = (index + 1) % len(self)
     if not self._stored_index.size:
       raise UserError(f"no record of split {name} in {builder.data_dir} has {target} with at least "
                       f"{max(min_words, 1)} words: set another --config.data.target, or a smaller data.min_words")
@@ -98,6 +103,13 @@ class Split:
     """Returns the records `indices` in that order; errors are those of `read_serialized`."""
     return [records.Record(serialized) for serialized in self.read_serialized(indices)]
 
+  def resolve(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns the records `indices`, int64, with the substitutes of those that are known to be corrupt."""
+    resolved = np.array(indices, np.int64)
+    for _ in range(len(self.substitutes)):                     # a substitute may be corrupt itself
+      resolved = np.array([self.substitutes.get(index, index) for index in resolved.tolist()], np.int64)
+    return resolved
+
   def read_serialized(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
     """Returns the records `indices` in that order as serialized tf.train.Example, with one read per file.
 
@@ -105,7 +117,8 @@ class Split:
       UserError: more records are corrupt than allowed.
       TimeoutError: a disk or bucket did not answer after several attempts.
     """
-    stored = self._stored_index[np.asarray(indices)]
+    indices = self.resolve(indices)
+    stored = self._stored_index[indices]
     shards = np.searchsorted(self._shard_ends, stored, side="right")
     by_row = {}
     for shard in np.unique(shards):
@@ -122,9 +135,13 @@ class Split:
     """Returns record `index`, or if it is corrupt and that is tolerated, the first readable record after it."""
     for candidate in itertools.chain(range(index, len(self)), range(index)):
       try:
-        return self._read_one(candidate)
+        serialized = self._read_one(candidate)
       except CorruptRecordError as error:
-        self._corrupt_record_log.add(self.name, self.directory, error)
+        self._corrupt_record_log.add(self.name, self.directory, error, int(self._stored_index[candidate]))
+      else:
+        if candidate != index:
+          self.substitutes[index] = candidate
+        return serialized
     raise UserError(f"no record of split {self.name} in {self.directory} can be read")
 
   def _read_one(self, index: int) -> bytes:

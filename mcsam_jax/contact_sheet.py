@@ -62,7 +62,7 @@ def write_contact_sheet(config: ConfigDict, split_name: str, path: epath.PathLik
     if augmented:
       images = np.asarray(jax.jit(augment, static_argnums=1)(images, config.seed, batch["record"], batch["epoch"]))
     images = np.clip(np.rint(images), 0, 255).astype(np.uint8)
-    title = f"{f'step {number + 1}' if is_train else f'batch {number + 1}'}, {len(images)} studies"
+    title = f"{f'step {number + 1}' if is_train else f'batch {number + 1}'}, {int(batch['valid'].sum())} studies"
     rows.append((title, list(itertools.islice(_draw_studies(batch, images, tokenizer), studies_per_batch))))
   sheet = _join_rows(rows)
   buffer = io.BytesIO()

@@ -1,8 +1,8 @@
 """The folder of images beside a page of many studies: nothing in it is deleted or replaced unless a page wrote it.
 
 A page lists the images that it wrote, with their digests, in IMAGE_LIST in the same folder. The next page of the same
-path deletes exactly these. A folder that is a link, or in which anything remains, belongs to the user: the page leaves
-it alone and takes another name.
+path deletes exactly these. If anything else remains, or if the folder is a link, it belongs to the user: the page keeps
+it and takes another name.
 """
 
 import hashlib
@@ -63,5 +63,8 @@ def _delete_images(folder: epath.Path) -> bool:
     return False
   image_list.unlink()
   if "://" not in str(folder):
-    pathlib.Path(folder).rmdir()           # not rmtree: a file that has just been added is kept
+    try:
+      pathlib.Path(folder).rmdir()         # not rmtree: a file that has just been added is kept
+    except OSError:
+      return False
   return True

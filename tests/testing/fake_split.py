@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from input_pipeline.datasets.records import make_empty_record, Record, serialize
 
 
@@ -18,6 +20,10 @@ class FakeSplit:
 
   def __getitem__(self, index: int) -> Record:
     return Record(self.serialized[index])
+
+  def resolve(self, indices):
+    """Returns the records themselves: none is corrupt."""
+    return np.asarray(indices)
 
   def read_serialized(self, indices) -> list[bytes]:
     """Returns the records `indices` in that order."""

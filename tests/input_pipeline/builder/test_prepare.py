@@ -7,9 +7,10 @@ import pathlib
 import re
 import types
 
+import numpy as np
 import pytest
 
-from input_pipeline import datasets, splits, token_table
+from input_pipeline import datasets, pipeline, splits, token_table
 from input_pipeline.builder.prepare import prepare
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer, tokenizer_dir
 from input_pipeline.splits import dataset_dir, open_split
@@ -167,6 +168,39 @@ def test_training_may_tolerate_a_few_corrupt_records(source):
     assert [record["id"] for record in read] == ["train1", "train3", "train10"]
   line, = map(json.loads, (dataset_dir(config) / "corrupt_records-train.jsonl").read_text().splitlines())
   assert line["record"] == 2 and line["split"] == "train" and line["reason"]
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_a_substitute_brings_its_own_report(source, with_features):
+  """Also if the record was read, and its tokens were stored, before it became corrupt; and after a restart."""
+  _, config = source
+  prepare(config, log=lambda line: None)
+  config.train.max_corrupt_records, config.train.batch_size = 2, 4
+  tokenizer, split = load_or_build_tokenizer(config), open_split(config, "train")
+  token_table.load_token_table(split, tokenizer)
+  before = read_epoch(split, tokenizer, config)
+  path = find_record_files(config, "train")[0]
+  data = path.read_bytes()
+  path.write_bytes(data[:5000] + bytes(100) + data[5100:])              # record 2
+  open_split(config, "train").read([2])                                 # notes it
+  features = None
+  if with_features:
+    features = np.zeros((len(split), config.data.num_views, 1, 1), np.float16)
+  for _ in range(2):
+    after = read_epoch(open_split(config, "train"), tokenizer, config, features)
+    assert after.keys() == before.keys()
+    for record, (images, tokens) in after.items():
+      expected_images, expected_tokens = before[3 if record == 2 else record]
+      assert (tokens == expected_tokens).all() and (with_features or (images == expected_images).all())
+  assert (before[2][0] != before[3][0]).any()
+
+
+def read_epoch(split, tokenizer, config, features=None):
+  """Returns {record: (images or features, tokens)} of the first epoch."""
+  batches = pipeline.train_batches(split, tokenizer, config, 0, -(-len(split) // config.train.batch_size), features)
+  return {int(record): (images, tokens) for batch in batches
+          for record, images, tokens in zip(batch["record"], batch["features" if features is not None else "images"],
+                                            batch["tokens"])}
 
 
 class FlakyReader:
