@@ -22,11 +22,16 @@ class ImageFolder:
   """
 
   def __init__(self, page: epath.Path):
-    """Deletes the images that an earlier page of the same path wrote."""
+    """Deletes the images that earlier pages of the same path wrote, whichever name their folder had."""
+    free = []
     for number in itertools.count(1):
-      self._path = page.parent / f"{page.stem}_images{f'-{number}' if number > 1 else ''}"
-      if not _is_link(self._path) and _delete_images(self._path):
+      path = page.parent / f"{page.stem}_images{f'-{number}' if number > 1 else ''}"
+      is_new = not _is_link(path) and not path.exists()
+      if not _is_link(path) and _delete_images(path):
+        free.append(path)
+      if is_new and number > 1:
         break
+    self._path = free[0]
     self.name, self._lines = self._path.name, []
 
   def save(self, name: str, jpeg: bytes) -> None:

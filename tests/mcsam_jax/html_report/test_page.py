@@ -163,6 +163,16 @@ def test_files_of_the_user_are_never_deleted_or_replaced(tmp_path, studies, monk
   assert (tmp_path / "page_images-2").is_symlink()
 
 
+def test_images_under_another_folder_name_are_deleted_when_the_first_name_is_free_again(tmp_path, studies, monkeypatch):
+  monkeypatch.setattr(page, "MAX_EMBEDDED_STUDIES", 7)
+  (tmp_path / "page_images").mkdir()                                          # the user's; removed later
+  write(tmp_path, studies)
+  assert (tmp_path / "page_images-2").exists()
+  (tmp_path / "page_images").rmdir()
+  write(tmp_path, studies)
+  assert [folder.name for folder in tmp_path.glob("*_images*")] == ["page_images"]
+
+
 def test_user_images_have_neither_scores_nor_reference(tmp_path, studies):
   bare = {key: studies[0][key] for key in ("id", "generated", "images", "views")}
   text, elements = write(tmp_path, [bare], with_scores=False)
