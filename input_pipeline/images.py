@@ -49,13 +49,16 @@ def load_jpeg(path: epath.Path, short_side: int, dicom_rendering: str = "voi") -
   try:
     return to_jpeg(data, short_side, dicom_rendering)
   except Exception as error:            # for damaged files, decoders also raise TypeError, IndexError, struct.error
-    if isinstance(error, PIL.UnidentifiedImageError):
-      reason = "not an image: unknown format"
-    elif isinstance(error, _EXPLAINED_ERRORS):
-      reason = f"the image can't be decoded: {error}"
-    else:
-      reason = f"the image can't be decoded: damaged ({type(error).__name__})"
-    raise UnreadableFile(path, reason, hashlib.sha256(data).hexdigest()) from error
+    raise UnreadableFile(path, describe_decode_error(error), hashlib.sha256(data).hexdigest()) from error
+
+
+def describe_decode_error(error: Exception) -> str:
+  """Returns the reason that a user reads for an exception of a decoder."""
+  if isinstance(error, PIL.UnidentifiedImageError):
+    return "not an image: unknown format"
+  if isinstance(error, _EXPLAINED_ERRORS):
+    return f"the image can't be decoded: {error}"
+  return f"the image can't be decoded: damaged ({type(error).__name__})"
 
 
 def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes:

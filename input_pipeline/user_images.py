@@ -227,7 +227,7 @@ def read_jpeg(file: ImageFile, short_side: int, dicom_rendering: str) -> tuple[b
   except OSError as error:
     raise UnreadableFile(file.name, error.strerror or str(error)) from error
   except Exception as error:            # see images.load_jpeg
-    raise UnreadableFile(file.name, f"the image can't be decoded: damaged ({type(error).__name__})") from error
+    raise UnreadableFile(file.name, images.describe_decode_error(error)) from error
 
 
 def is_color(data: bytes) -> bool:

@@ -27,7 +27,7 @@ class GeneratedReport:
   text: str
   ids: np.ndarray            # int32 [T], tokens after bos: up to and including eos if it was reached, then pad
   log_prob: float | None     # sum over the report, eos included; None for a report retrieved from training
-  finding_probs: dict[str, float] | None = None      # of each abnormal finding; None unless decode.utility.findings
+  finding_probs: dict[str, float] | None = None    # by abnormal finding; None if decode.utility.findings is 0
 
 
 class ReportGenerator:
