@@ -104,6 +104,8 @@ def get_config() -> ConfigDict:
       "align_weight": 0.1,                # lambda, the weight of the alignment loss
       "align_temperature": 0.07,          # initial value of the learned temperature (CLIP: 0.07)
       "text_encoder_layers": 1,           # bidirectional layers over the report, training only
+      "findings_head": False,             # predict the 14 findings and hand them to the decoder as memory tokens
+      "findings_weight": 0.1,             # weight of the findings loss
   })
 
   config.optimizer = ConfigDict({
@@ -137,6 +139,8 @@ def get_config() -> ConfigDict:
                                           # CIDEr_macro_F1 (mean of CIDEr and macro_F1). F1 is over findings, uncertain
                                           # counts as negative, macro over findings present in the references.
                                           # "": evaluate the last checkpoint
+      "labels": "records",                # findings that training learns from: records (as prepared), or read from the
+                                          # train reports by a labeler: rules | phantom | chexbert (needs eval.chexbert)
       "host_threads": 2,                  # threads that decode images on each host
       "max_corrupt_records": 0,           # damaged records to replace by their successors before the run stops
       "watchdog_timeout_minutes": 30.0,   # exit with status 75 after this long without progress; 0: never
@@ -166,6 +170,7 @@ def get_config() -> ConfigDict:
           "ngram_overlap": 0.0,           # weight of the n-gram overlap, as BLEU and ROUGE see it
           "findings": 0.0,                # weight of stated findings: each adds its probability minus the threshold
           "finding_threshold": 0.2,       # best: half of the F1 that is reached on val
+          "head_weight": 0.0,             # weight of the findings head in p_f (0 to 1); the rest are stated findings
           "labeler": "rules",             # extracts the findings: phantom | rules | chexbert (needs eval.chexbert)
       },
       "temperature": 0.8,                 # mbr: sampling temperature; 1: the model's distribution

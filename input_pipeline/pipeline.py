@@ -63,7 +63,8 @@ ChooseRecords = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS) -> tf.data.Dataset:
+                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS,
+                  labels: np.ndarray | None = None) -> tf.data.Dataset:
   """Returns the batches of the `num_steps` training steps after the first `start_step`.
 
   Args:
@@ -74,12 +75,13 @@ def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
     num_steps: number of batches.
     features: float16 [len(split), V, P, C], of a frozen encoder, used instead of images; may be a memory map.
     rows: rows of the global batch that this host reads.
+    labels: int8 [len(split), 14], used instead of the records' labels.
 
   Returns:
     Dictionaries of the arrays that `batch_spec` describes, for this host's rows.
   """
   numbers = tf.data.Dataset.range(start_step, start_step + num_steps, name="steps")
-  return _make_dataset(numbers, _choose_for_step(split, config, rows), split, tokenizer, config, features)
+  return _make_dataset(numbers, _choose_for_step(split, config, rows), split, tokenizer, config, features, labels)
 
 
 def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
@@ -105,14 +107,15 @@ def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
+                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS,
+                  labels: np.ndarray | None = None) -> Iterator[Batch]:
   """Yields the elements of `train_dataset`, which has the same arguments, as NumPy arrays.
 
   Raises:
     UserError: more records are corrupt than allowed.
     TimeoutError: a disk or bucket did not answer after several attempts.
   """
-  dataset = train_dataset(split, tokenizer, config, start_step, num_steps, features, rows)
+  dataset = train_dataset(split, tokenizer, config, start_step, num_steps, features, rows, labels)
   choose_records = _choose_for_step(split, config, rows)
   return _iterate(dataset, lambda number: _check_images(split, choose_records(start_step + number)[0], config))
 
@@ -199,10 +202,11 @@ def _choose_in_order(num_records: int, batch_size: int, rows: slice | np.ndarray
 
 
 def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split: Split, tokenizer: Tokenizer,
-                  config: ConfigDict, features: np.ndarray | None) -> tf.data.Dataset:
+                  config: ConfigDict, features: np.ndarray | None, labels: np.ndarray | None = None) -> tf.data.Dataset:
   """Returns the chain of stages from the numbers of batches to batches."""
   num_rows, num_views = len(choose_records(0)[0]), config.data.num_views
   table = token_table.load_token_table(split, tokenizer)
+  labels = table.labels if labels is None else labels
   spec = batch_spec(config, num_rows, None if features is None else (features.shape[2], features.shape[3]))
   input_name = "images" if features is None else "features"
   field_names = [name for name in spec if name != input_name]
@@ -213,7 +217,7 @@ def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split
     stored_views = table.views[rows_of_table, :num_views]         # [B, V or fewer]
     views[:, :stored_views.shape[1]] = stored_views
     fields = make_batch({}, views, table.make_tokens(rows_of_table, tokenizer, config.tokenizer.max_length),
-                        labels=table.labels[rows_of_table], record=records, epoch=epochs, valid=valid)
+                        labels=labels[rows_of_table], record=records, epoch=epochs, valid=valid)
     return tuple(fields[name] for name in field_names)
 
   def read_records(records: np.ndarray) -> np.ndarray:

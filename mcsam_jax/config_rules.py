@@ -33,6 +33,7 @@ CHOICES = {   # fields that take one of a few words
     "train.best_metric": ("", "token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr", "micro_F1", "macro_F1",
                           "CIDEr_macro_F1"),
     "train.eval_search": ("beam", "mbr"),
+    "train.labels": ("records", "rules", "phantom", "chexbert"),
     "decode.search": ("beam", "mbr"),
     "decode.finished_beams": ("separate", "in_place"),
     "decode.utility.labeler": ("phantom", "rules", "chexbert"),
@@ -47,7 +48,8 @@ AT_LEAST_ONE = (
     "decode.beam_size", "decode.batch_size", "decode.num_samples", "eval.num_permutations")
 NOT_NEGATIVE = (
     "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
-    "model.align_weight", "decode.retrieved_candidates", "decode.utility.cider", "decode.utility.ngram_overlap",
+    "model.align_weight", "model.findings_weight", "decode.retrieved_candidates", "decode.utility.cider",
+    "decode.utility.ngram_overlap",
     "decode.utility.findings", "decode.utility.finding_threshold", "decode.min_length", "decode.no_repeat_ngram_size",
     "decode.top_k", "prepare.num_workers",
     "prepare.max_corrupt_records", "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps",
@@ -84,7 +86,7 @@ def _check_single_fields(values: Mapping[str, Any]) -> None:
       (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
       (BELOW_ONE, lambda value: 0 <= value < 1, "at least 0 and below 1"),
       (ABOVE_ZERO, lambda value: value > 0, "above 0"),
-      (("decode.retrieval_weight",), lambda value: 0 <= value <= 1, "from 0 to 1"),
+      (("decode.retrieval_weight", "decode.utility.head_weight"), lambda value: 0 <= value <= 1, "from 0 to 1"),
       (("decode.top_p",), lambda value: 0 < value <= 1, "above 0 and at most 1")):
     for field in fields:
       if not is_valid(values[field]):
@@ -115,7 +117,13 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
   data = values["data.name"]
   if data != "phantom" and values["eval.labeler"] == "phantom":
     raise UserError(f"eval.labeler=phantom reads only phantom reports; for data.name={data} set eval.labeler=rules")
-  has_labels = data == "phantom" or data == "mimic_cxr" and values["data.mimic_cxr.labels"] != "none"
-  if values["model.align_targets"] == "label_similarity" and not has_labels:
-    raise UserError(f"model.align_targets=label_similarity needs labels, and data.name={data} has none: choose "
-                    "same_text or identity" + (", or set data.mimic_cxr.labels" if data == "mimic_cxr" else ""))
+  if values["decode.utility.head_weight"] and not values["model.findings_head"]:
+    raise UserError("decode.utility.head_weight needs the findings head: set it to 0, or set model.findings_head=true")
+  has_labels = (data == "phantom" or data == "mimic_cxr" and values["data.mimic_cxr.labels"] != "none"
+                or values["train.labels"] != "records")
+  for field, needs_labels, otherwise in (
+      ("model.align_targets", values["model.align_targets"] == "label_similarity", "same_text"),
+      ("model.findings_head", values["model.findings_head"], "false")):
+    if needs_labels and not has_labels:
+      raise UserError(f"{field}={values[field]} needs labels, and data.name={data} has none: set train.labels=rules to "
+                      f"read them from the reports, or {field}={otherwise}")

@@ -117,7 +117,7 @@ def make_encoded_images(config: ConfigDict, num_studies: int) -> EncodedImages:
   patches = jax.random.normal(jax.random.key(0), (num_studies, num_patches, width), dtype)
   embedding = jax.random.normal(jax.random.key(1), (num_studies, width), dtype)
   mask = jnp.ones((num_studies, num_patches), bool)
-  return EncodedImages(patches, mask, embedding if config.model.use_alignment else None)
+  return EncodedImages(patches, mask, embedding if config.model.use_alignment else None, None)
 
 
 def count_step_work(config: ConfigDict, vocab_size: int, num_studies: int) -> dict[str, dict[str, int]]:

@@ -50,6 +50,7 @@ def write_report_table(path: epath.Path, split: Split, reports: Sequence[Generat
   """
   lines = [{"id": name, "subject": subject, "reference": reference, "generated": report.text,
             "log_prob": report.log_prob, **({"finding_probs": report.finding_probs} if report.finding_probs else {}),
+            **({"head_probs": report.head_probs} if report.head_probs else {}),
             **result}
            for name, subject, reference, report, result in zip(
                split.ids, list_subjects(split), split.reports, reports, results or [{}] * len(reports))]

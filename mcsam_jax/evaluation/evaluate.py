@@ -143,10 +143,12 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
                 resample(subjects, config.eval.seed), log)
   if slot_usage is not None:
     scores["memory_slot_usage"] = slot_usage
-  finding_probs = [report.finding_probs for report in reports if report.finding_probs]
-  if labels and len(finding_probs) == len(reports):
-    scores["known_findings"] = compare_known_and_said(finding_probs, [each["reference"] for each in labels],
-                                                      scores["labels"]["per_finding"])
+  known = {"samples": [report.finding_probs for report in reports if report.finding_probs is not None],
+           "head": [report.head_probs for report in reports if report.head_probs is not None]}
+  known = {name: probabilities for name, probabilities in known.items() if len(probabilities) == len(reports)}
+  if labels and known:
+    scores["known_findings"] = compare_known_and_said([each["reference"] for each in labels],
+                                                      scores["labels"]["per_finding"], **known)
 
   # Files. The scores come last, so that everything else exists once they do.
   scores_path, table_path, html_path = (make_result_path(workdirs, split, step, suffix)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mcsam_jax.html_report.scores import BASELINE_NAMES
+from mcsam_jax.html_report.scores import BASELINE_NAMES, KNOWLEDGE_SOURCES
 from mcsam_jax.metrics.nlg import METRICS
 from mcsam_jax.metrics.protocols import UNKNOWN
 
@@ -128,12 +128,13 @@ def _describe_label_averages(scores: Mapping) -> Iterator[str]:
 
 
 def _describe_known_findings(scores: Mapping) -> Iterator[str]:
-  """Yields one line: how well the model knows each finding that the references state, beside how well it says it."""
-  known = {name: rates for name, rates in (scores.get("known_findings") or {}).items() if rates["auc"] is not None}
-  if known:
-    most_frequent = sorted(known.items(), key=lambda item: -item[1]["support"])
-    yield "known (AUC of its probability) and said (F1): " + ", ".join(
-        f"{name} {rates['auc']:.2f} and {rates['f1'] or 0:.2f}" for name, rates in most_frequent)
+  """Yields one line per source: how well it knows each finding of the references, beside how well reports say it."""
+  most_frequent = sorted((scores.get("known_findings") or {}).items(), key=lambda item: -item[1]["support"])
+  for source, title in KNOWLEDGE_SOURCES.items():
+    parts = [f"{name} {rates[source]['auc']:.2f} and {rates['f1'] or 0:.2f}" for name, rates in most_frequent
+             if rates.get(source, {}).get("auc") is not None]
+    if parts:
+      yield f"known (AUC of {title}) and said (F1): {', '.join(parts)}"
 
 
 def _describe_unseen_references(scores: Mapping) -> Iterator[str]:

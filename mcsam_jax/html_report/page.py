@@ -23,7 +23,13 @@ from mcsam_jax.explain.slots import SlotDescription
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.data import build_page_data, to_json
 from mcsam_jax.html_report.image_folder import ImageFolder
-from mcsam_jax.html_report.scores import list_statistics, make_finding_rows, make_label_averages, make_main_table
+from mcsam_jax.html_report.scores import (
+  KNOWLEDGE_SOURCES,
+  list_statistics,
+  make_finding_rows,
+  make_label_averages,
+  make_main_table,
+)
 
 MAX_IMAGE_SIDE = 512            # pixels of the shorter side of an image on the page
 MAX_EMBEDDED_STUDIES = 300      # with more studies, images are files next to the page
@@ -81,6 +87,9 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
   page_data.columns["imageFolder"] = folder.name if save_image else None
 
   scores = scores or {}
+  known_findings = scores.get("known_findings") or {}
+  knowledge_sources = {source: title for source, title in KNOWLEDGE_SOURCES.items()
+                       if known_findings and all(source in row for row in known_findings.values())}
   titles, rows = make_main_table(scores)
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                    lstrip_blocks=True)
@@ -88,8 +97,8 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
   template = environment.from_string(read_asset("page.html"))
   atomic_write(path, template.render(
       title=title, subtitle=subtitle, titles=titles, rows=rows, averages=make_label_averages(scores),
-      finding_rows=make_finding_rows(scores), known_findings=scores.get("known_findings") or {},
-      statistics=list_statistics(scores),
+      finding_rows=make_finding_rows(scores), known_findings=known_findings,
+      knowledge_sources=knowledge_sources, statistics=list_statistics(scores),
       notes=sorted(map(str, (scores.get("notes") or {}).values())), num_studies=len(studies),
       studies_hidden=studies_hidden, restricted=restricted,
       with_intervals=any(cell.has_interval for row in rows for cell in row.cells),

@@ -10,6 +10,8 @@ from typing import Any
 from mcsam_jax.metrics.nlg import METRICS
 
 PROTOCOL = "r2gen"              # the protocol of published results; the JSON file has the others
+# Where the probability of a finding comes from, by its key in `known_findings`.
+KNOWLEDGE_SOURCES = {"samples": "the share of samples and retrieved reports that state it", "head": "the findings head"}
 BASELINE_NAMES = {"constant": "constant report", "nearest": "nearest image", "medoid": "medoid of nearest images",
                   "nearest_model_features": "nearest (model features)",
                   "medoid_model_features": "medoid (model features)"}

@@ -4,7 +4,7 @@
 constants, decode context, cache), an ensemble has a list with one entry per model. An ensemble of one model gives
 exactly the logits of that model.
 
-Shapes: B studies, K beams or samples, M models, R training reports, D width.
+Shapes: B studies, K beams or samples, M models, R training reports, F findings, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,6 +67,13 @@ class Ensemble:
     image_embeddings = [context.image_embedding for context in contexts]
     logits = self._apply_each("alignment_logits", variables, image_embeddings, train_embeddings)   # each [B, R]
     return functools.reduce(jnp.add, map(jax.nn.softmax, logits)) / len(self.models)
+
+  def finding_probs(self, contexts: Sequence[DecodeContext]) -> jax.Array | None:
+    """Returns the mean probability of each finding [B, F] by the models' findings heads; None if one has none."""
+    probs = [context.finding_probs for context in contexts]
+    if any(each is None for each in probs):
+      return None
+    return jnp.mean(jnp.stack(probs), axis=0)
 
   def _apply_each(self, method: str | Callable, variables: Sequence[dict], *args: Sequence) -> list:
     """Returns the results of a method of each model, called with that model's entry of each argument."""

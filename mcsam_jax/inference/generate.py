@@ -1,6 +1,6 @@
 """Generates the reports of studies, batch by batch, on all devices of the mesh.
 
-Shapes: B studies, K candidates, T tokens, R training reports, D width.
+Shapes: B studies, K candidates, T tokens, R training reports, F findings, D width.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,9 +14,10 @@ import numpy as np
 
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.distributed.mesh import replicated, shard_batches
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.inference.mbr_utility import MbrUtility
-from mcsam_jax.inference.search import embed_reports, make_search_fn, uses_retrieval
+from mcsam_jax.inference.search import Candidates, embed_reports, make_search_fn, uses_retrieval
 from mcsam_jax.models.mcsam import DecodeConstants, MCSAM
 
 
@@ -28,6 +29,7 @@ class GeneratedReport:
   ids: np.ndarray            # int32 [T], tokens after bos: up to and including eos if it was reached, then pad
   log_prob: float | None     # sum over the report, eos included; None for a report retrieved from training
   finding_probs: dict[str, float] | None = None    # by abnormal finding; None if decode.utility.findings is 0
+  head_probs: dict[str, float] | None = None       # by finding; None without findings head
 
 
 class ReportGenerator:
@@ -72,30 +74,28 @@ class ReportGenerator:
       # Every host gets the candidates of all hosts' studies.
       candidates = jax.device_get(self._search_fn(variables, constants, batch, train_embeddings))
       for row in np.flatnonzero(candidates.valid):
-        train_report_probs = candidates.train_report_probs
-        yield self._choose(int(candidates.record[row]), candidates.ids[row], candidates.log_probs[row],
-                           None if train_report_probs is None else train_report_probs[row])
+        yield self._choose(Candidates(*(None if field is None else field[row] for field in candidates)))
 
-  def _choose(self, record: int, ids: np.ndarray, log_probs: np.ndarray,
-              train_report_probs: np.ndarray | None) -> GeneratedReport:
-    """Returns the candidate that becomes the study's report; a beam search has a single one.
+  def _choose(self, candidates: Candidates) -> GeneratedReport:
+    """Returns the candidate that becomes the report of a study; a beam search has a single one.
 
     Args:
-      record: index of the study.
-      ids: int32 [K, T].
-      log_probs: [K].
-      train_report_probs: [R], see `Candidates`.
+      candidates: of one study, without the axis B.
     """
+    record, ids = int(candidates.record), np.asarray(candidates.ids)
     texts = [self.tokenizer.decode(candidate) for candidate in ids]
-    chosen, finding_probs = 0, None
+    chosen, finding_probs, head_probs = 0, None, None
+    if candidates.head_probs is not None:
+      head_probs = dict(zip(FINDINGS, np.asarray(candidates.head_probs, float).round(4).tolist()))
     if self._utility is not None:
-      sample, train_report, finding_probs = self._utility.choose(texts, train_report_probs)
+      sample, train_report, finding_probs = self._utility.choose(texts, candidates.train_report_probs, head_probs)
       if train_report is not None:
         ids = self.tokenizer.encode_for_training(self.train_reports[train_report], self.config.tokenizer.max_length)[1:]
-        return GeneratedReport(record, self.tokenizer.decode(ids), ids, None, finding_probs)
+        return GeneratedReport(record, self.tokenizer.decode(ids), ids, None, finding_probs, head_probs)
       assert sample is not None
       chosen = sample
-    return GeneratedReport(record, texts[chosen], ids[chosen], float(log_probs[chosen]), finding_probs)
+    return GeneratedReport(record, texts[chosen], ids[chosen], float(candidates.log_probs[chosen]), finding_probs,
+                           head_probs)
 
   def _embed_train_reports(self, model: MCSAM, variables: dict, constants: DecodeConstants) -> np.ndarray:
     """Returns the embeddings [R, D] of the training reports in the alignment space of one model."""

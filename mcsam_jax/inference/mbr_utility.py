@@ -3,12 +3,13 @@
   U(c) = E_r[cider * CIDEr-D(c, r) / 10 + ngram_overlap * overlap(c, r)] + findings * sum_f (p_f - finding_threshold)
 
 r is the true report, represented by samples and retrieved training reports (decoding/mbr.py), f runs over the abnormal
-findings that the candidate c states, and p_f = E_r[r states f] is the probability of f. docs/decoding.md explains it.
+findings that the candidate c states, and p_f is the probability of f: E_r[r states f], mixed with the findings head's
+if `head_weight` asks for it. docs/decoding.md explains it.
 
 Shapes: C candidates, K distinct samples, R training reports, F findings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -50,12 +51,14 @@ class MbrUtility:
                                cider_weight=self._utility.cider, overlap_weight=self._utility.ngram_overlap)
     self._findings_reader = _FindingsReader(config, self.cleaned_train_reports) if self._utility.findings else None
 
-  def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None) -> Choice:
+  def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None,
+             head_probs: Mapping[str, float] | None = None) -> Choice:
     """Returns the candidate with the highest expected utility; of equal ones the first sample.
 
     Args:
       samples: texts of all samples; equal ones count as often as they occur.
       train_report_probs: [R], probabilities of the training reports for the study's images; None: not used.
+      head_probs: probability of each finding by the findings head; used if `head_weight` is above 0.
     """
     first_of = {}
     for number, text in enumerate(samples):
@@ -75,6 +78,9 @@ class MbrUtility:
       stated = np.concatenate([reader.find_stated(distinct), reader.train_stated[added]])           # [C, F]
       probabilities = self._expect(stated[:len(distinct)].T.astype(float), sample_weights,
                                    lambda: reader.train_stated[retrieved].T.astype(float), weights)     # [F]
+      if (head_weight := self._utility.head_weight) and head_probs is not None:
+        by_head = np.array([head_probs[finding] for finding in reader.findings])
+        probabilities = (1 - head_weight) * probabilities + head_weight * by_head
       gain = compute_findings_gain(stated, probabilities, self._utility.finding_threshold)
       utilities = utilities + self._utility.findings * gain
       finding_probs = dict(zip(reader.findings, probabilities.round(4).tolist()))

@@ -1,6 +1,6 @@
 """The search that generates candidate reports for a batch of studies, as one pure function to compile.
 
-Shapes: B studies, K candidates, T tokens, R training reports, D width.
+Shapes: B studies, K candidates, T tokens, R training reports, F findings, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +35,7 @@ class Candidates(NamedTuple):
   ids: jax.Array                          # int32 [B, K, T], see `BeamResult`
   log_probs: jax.Array                    # float32 [B, K], eos included
   train_report_probs: jax.Array | None    # float32 [B, R], see `Ensemble.train_report_probs`
+  head_probs: jax.Array | None            # float32 [B, F], see `Ensemble.finding_probs`
 
 
 SearchFn = Callable[[Sequence[dict], Sequence[DecodeConstants], dict, Sequence[jax.Array] | None], Candidates]
@@ -73,13 +74,15 @@ def make_search_fn(models: Sequence[MCSAM], config: ConfigDict, special_ids: Spe
       train_report_probs = None
       if train_embeddings is not None:
         train_report_probs = ensemble.train_report_probs(variables, contexts, train_embeddings)
-      return Candidates(batch["record"], batch["valid"], samples.ids, samples.log_probs, train_report_probs)
+      return Candidates(batch["record"], batch["valid"], samples.ids, samples.log_probs, train_report_probs,
+                        ensemble.finding_probs(contexts))
     cache = ensemble.init_cache(contexts, decode.beam_size, reorderable=True)
     beams = beam_search(
         decode_step, cache, batch_size=batch["valid"].shape[0], beam_size=decode.beam_size,
         length_penalty=decode.length_penalty, finished_beams=decode.finished_beams, cache_resizer=cache_resizer,
         **options)
-    return Candidates(batch["record"], batch["valid"], beams.ids[:, :1], beams.log_probs[:, :1], None)
+    return Candidates(batch["record"], batch["valid"], beams.ids[:, :1], beams.log_probs[:, :1], None,
+                      ensemble.finding_probs(contexts))
 
   return search_fn
 

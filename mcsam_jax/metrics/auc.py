@@ -1,4 +1,7 @@
-"""Area under the ROC curve: how well a score ranks the studies that have a finding above those that don't."""
+"""What a model knows of a finding: how well its probabilities rank the studies, and how well they are calibrated.
+
+Shapes: B studies.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,23 +28,43 @@ def compute_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
   return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
-def compare_known_and_said(probabilities: Sequence[Mapping[str, float]], reference_labels: Sequence[Mapping[str, str]],
-                           per_finding: Mapping[str, Mapping]) -> dict[str, dict]:
-  """Returns for each finding how well the model knows it (AUC of its probabilities) and says it (F1 of its reports).
+def compute_calibration_error(probabilities: np.ndarray, positive: np.ndarray, num_bins: int = 10) -> float:
+  """Returns the mean distance between the predicted probability and the rate of positive studies.
+
+  This is the expected calibration error (Naeini et al., AAAI 2015) over bins with equal numbers of studies.
 
   Args:
-    probabilities: for each study, the probability of each finding.
+    probabilities: [B].
+    positive: bool [B].
+    num_bins: number of bins, at most B of which are used.
+  """
+  order = np.argsort(probabilities, kind="stable")
+  bins = [bin for bin in np.array_split(order, num_bins) if len(bin)]
+  return float(sum(abs(probabilities[bin].sum() - positive[bin].sum()) for bin in bins) / len(probabilities))
+
+
+def compare_known_and_said(reference_labels: Sequence[Mapping[str, str]], per_finding: Mapping[str, Mapping],
+                           **sources: Sequence[Mapping[str, float]]) -> dict[str, dict]:
+  """Returns for each finding how well the model knows it and how well its reports say it.
+
+  Args:
     reference_labels: for each study, {finding: label}.
     per_finding: {finding: {"f1", "support", ...}}, as `compute_clinical_f1` returns it.
+    sources: what the model knows, by name: for each study, the probability of each finding.
 
   Returns:
-    {finding: {"auc", "f1", "support", "mean_probability"}} for the findings that have all of these.
+    {finding: {"f1", "support", source: {"auc", "calibration_error", "mean_probability"}, ...}} for the findings that at
+    least one source knows.
   """
   known = {}
   for finding, rates in per_finding.items():
-    if all(finding in study for study in probabilities):
-      scores = np.array([study[finding] for study in probabilities], float)
-      positive = np.array([labels[finding] == "positive" for labels in reference_labels], bool)
-      known[finding] = {"auc": compute_auc(scores, positive), "f1": rates["f1"], "support": int(positive.sum()),
-                        "mean_probability": float(scores.mean())}
+    positive = np.array([labels[finding] == "positive" for labels in reference_labels], bool)
+    knowledge = {}
+    for name, probabilities in sources.items():
+      if all(finding in study for study in probabilities):
+        scores = np.array([study[finding] for study in probabilities], float)
+        knowledge[name] = {"auc": compute_auc(scores, positive), "mean_probability": float(scores.mean()),
+                           "calibration_error": compute_calibration_error(scores, positive)}
+    if knowledge:
+      known[finding] = {"f1": rates["f1"], "support": int(positive.sum()), **knowledge}
   return known

@@ -2,6 +2,7 @@
 
     encode_images   images -> patches -> memory responses R_v -> encoded patches, image embedding s_v
     encode_report   report tokens -> text encoder -> memory responses R_t -> report embedding s_t
+    findings_head   patches, R_v, s_v -> findings -> memory tokens of the decoder (off in the paper's configuration)
     embed_tokens    tokens + positions -> + memory responses + gated s_v -> decoder inputs
     decoder         decoder inputs, encoded patches -> logits
     align           s_v, s_t of the whole batch -> contrastive loss
@@ -15,7 +16,7 @@ Memory-based Cross-modal Semantic Alignment Network for Radiology Report Generat
 and memory tokens are off and its norm, ReLU, sinusoidal positions and `memory.query=word_position` are on.
 
 Shapes: B studies, V views, P patches per view, N = V * P patches of a study, C channels, T tokens of a report, L tokens
-or patches of one call, K beams or samples, S memory slots, H heads, D width.
+or patches of one call, K beams or samples, S memory slots, F findings, H heads, D width.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from mcsam_jax.models import layers
 from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.decode_cache import StudyKV
 from mcsam_jax.models.dropout import Dropout
+from mcsam_jax.models.findings_head import FindingsHead
 from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import ReportDecoder
 from mcsam_jax.models.semantic_alignment import AlignmentOutput, ProjectionHead, SemanticAlignment, TextEncoder
@@ -46,6 +48,7 @@ class EncodedImages:
   patches: jax.Array                      # encoded [B, N, D]
   patch_mask: jax.Array                   # bool [B, N], False where a view is absent
   image_embedding: jax.Array | None       # s_v [B, D]; None without alignment
+  finding_logits: jax.Array | None        # [B, F], see `FindingsHead`; None without findings head
 
 
 @flax.struct.dataclass
@@ -54,6 +57,7 @@ class ModelOutputs:
   logits: jax.Array                       # [B, T, vocabulary]
   image_embedding: jax.Array | None       # s_v [B, D]; None without alignment
   report_embedding: jax.Array | None      # s_t [B, D]; None without alignment
+  finding_logits: jax.Array | None        # [B, F], see `FindingsHead`; None without findings head
 
 
 @flax.struct.dataclass
@@ -70,6 +74,7 @@ class DecodeContext:
   study_kv: StudyKV                       # keys and values of patches and memory tokens
   image_embedding: jax.Array | None       # s_v [B, D]
   image_conditioning: jax.Array | None    # [B, D], added to the embedding of every token
+  finding_probs: jax.Array | None         # [B, F], by the findings head
 
 
 class MCSAM(nn.Module):
@@ -119,6 +124,9 @@ class MCSAM(nn.Module):
       self.conditioning_projection = dense()
       self.conditioning_norm = layers.LayerNorm(dtype=dtype)
       self.conditioning_gate = self.param("conditioning_gate", nn.initializers.zeros, ())
+    # Findings.
+    if model.findings_head:
+      self.findings_head = FindingsHead(model.width, model.dropout, dtype)
     # Report.
     self.token_embedding = nn.Embed(self.vocab_size, model.width, dtype=dtype)
     if model.word_positions == "learned":
@@ -144,9 +152,9 @@ class MCSAM(nn.Module):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     x = self.embed_tokens(inputs, np.arange(inputs.shape[1]), self.image_conditioning(encoded.image_embedding),
                           self.vocabulary_responses(memory, train), memory, train)     # [B, T, D]
-    logits = self.decoder(x, encoded.patches, encoded.patch_mask, train)
+    logits = self.decoder(x, encoded.patches, encoded.patch_mask, self.finding_tokens(encoded), train)
     report_embedding = self.encode_report(targets, token_mask, memory, train)
-    return ModelOutputs(logits, encoded.image_embedding, report_embedding)
+    return ModelOutputs(logits, encoded.image_embedding, report_embedding, encoded.finding_logits)
 
   # Encoding.
 
@@ -156,7 +164,7 @@ class MCSAM(nn.Module):
 
   def encode_images(self, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array,
                     memory: layers.KeysValues | None, train: bool) -> EncodedImages:
-    """Returns the encoded patches and, with alignment, one image embedding per study.
+    """Returns the encoded patches, the image embeddings and the logits of findings.
 
     The arguments are those of `__call__`.
     """
@@ -165,10 +173,12 @@ class MCSAM(nn.Module):
     patch_mask = jnp.repeat(view_mask, patches.shape[1] // view_mask.shape[1], axis=1)   # [B, N]
     patches, retrieved = self.query_memory(patches, memory, train)
     image_embedding = self.image_head(retrieved, patch_mask) if model.use_alignment else None
+    finding_logits = (self.findings_head(patches, retrieved, patch_mask, image_embedding, train)
+                      if model.findings_head else None)
     if model.patch_positions == "sinusoidal":
       positions = layers.sinusoidal_positions(*patches.shape[1:]).astype(patches.dtype)
       patches = self.drop(patches + positions, deterministic=not train)
-    return EncodedImages(self.patch_encoder(patches, patch_mask, train), patch_mask, image_embedding)
+    return EncodedImages(self.patch_encoder(patches, patch_mask, train), patch_mask, image_embedding, finding_logits)
 
   def encode_report(self, tokens: jax.Array, token_mask: jax.Array, memory: layers.KeysValues | None,
                     train: bool) -> jax.Array | None:
@@ -223,6 +233,16 @@ class MCSAM(nn.Module):
   def alignment_logits(self, image_embedding: jax.Array, report_embedding: jax.Array) -> jax.Array:
     """Returns the logits [B, R] of R reports (embeddings [R, D]) for each image (embeddings [B, D])."""
     return self.alignment.logits(image_embedding, report_embedding)
+
+  # Findings.
+
+  def finding_tokens(self, encoded: EncodedImages) -> jax.Array | None:
+    """Returns the decoder's memory tokens of the findings [B, F, D]; None without findings head."""
+    return None if encoded.finding_logits is None else self.findings_head.make_tokens(encoded.finding_logits)
+
+  def finding_loss(self, finding_logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """Returns the sum over studies of the findings loss; see `FindingsHead.loss`."""
+    return self.findings_head.loss(finding_logits, labels, valid)
 
   # Decoder inputs.
 
@@ -283,13 +303,16 @@ class MCSAM(nn.Module):
 
   def prefill(self, encoded: EncodedImages) -> DecodeContext:
     """Returns the per-study values that all decode steps share."""
-    return DecodeContext(self.decoder.project_study(encoded.patches, encoded.patch_mask), encoded.image_embedding,
-                         self.image_conditioning(encoded.image_embedding))
+    finding_probs = (None if encoded.finding_logits is None
+                     else self.findings_head.probabilities(encoded.finding_logits))
+    return DecodeContext(
+        self.decoder.project_study(encoded.patches, encoded.patch_mask, self.finding_tokens(encoded)),
+        encoded.image_embedding, self.image_conditioning(encoded.image_embedding), finding_probs)
 
   def decode_step(self, tokens: jax.Array, cache: dict, context: DecodeContext,
                   constants: DecodeConstants) -> tuple[jax.Array, dict]:
     """Returns the logits [B, K, vocabulary] of the token after `tokens` [B, K], and the updated cache."""
-    position = cache["position"][None] - self.decoder.num_memory_tokens
+    position = cache["position"][None] - context.study_kv.num_memory_tokens
     x = self.embed_tokens(tokens, position, context.image_conditioning, constants.vocabulary_responses,
                           constants.memory, train=False)
     return self.decoder.decode_step(x, cache, context.study_kv, constants.qkv_weights)

@@ -1,7 +1,8 @@
 """The report decoder: a causal transformer over learnable memory tokens and report tokens that attends to patches.
 
-The sequence is M memory tokens, then the report. Every position sees all memory tokens; a report token also sees
-itself and the tokens before it; memory tokens see each other only. The same weights run in two ways: `__call__` reads
+The sequence is M memory tokens (learned ones, then one per finding if there is a findings head), then the report. Every
+position sees all memory tokens; a report token also sees itself and the tokens before it; memory tokens see each other
+only. The same weights run in two ways: `__call__` reads
 a whole report at once (training), `project_study` and `decode_step` write one token at a time (generation, with the
 cache of `decode_cache.py`).
 
@@ -57,7 +58,7 @@ class ReportDecoder(nn.Module):
   num_heads: int
   feedforward_width: int
   vocab_size: int
-  num_memory_tokens: int          # M; 0 for none
+  num_memory_tokens: int          # learned ones; 0 for none
   dropout: float = 0.0
   norm: str = "layernorm"
   dtype: jnp.dtype = jnp.float32
@@ -73,30 +74,42 @@ class ReportDecoder(nn.Module):
       self.memory_tokens = self.param("memory_tokens", nn.initializers.normal(1.0),
                                       (self.num_memory_tokens, self.width))
 
-  def __call__(self, x: jax.Array, patches: jax.Array, patch_mask: jax.Array, train: bool) -> jax.Array:
-    """Returns logits [B, T, vocabulary] for embedded tokens x [B, T, D], patches [B, N, D], patch_mask [B, N]."""
-    x = jnp.concatenate([self.embed_memory_tokens(x.shape[0]), x], axis=1)         # [B, M + T, D]
+  def __call__(self, x: jax.Array, patches: jax.Array, patch_mask: jax.Array, study_tokens: jax.Array | None,
+               train: bool) -> jax.Array:
+    """Returns logits [B, T, vocabulary].
+
+    Args:
+      x: embedded tokens [B, T, D].
+      patches: encoded patches [B, N, D].
+      patch_mask: bool [B, N].
+      study_tokens: further memory tokens, which depend on the study [B, F, D]; None: no further ones.
+      train: whether to apply dropout.
+    """
+    memory_tokens = self.embed_memory_tokens(x.shape[0], study_tokens)             # [B, M, D]
+    num_memory_tokens = memory_tokens.shape[1]
+    x = jnp.concatenate([memory_tokens, x], axis=1)                                # [B, M + T, D]
     position = jnp.arange(x.shape[1])
-    causal = (position[None, :] < self.num_memory_tokens) | (position[None, :] <= position[:, None])
+    causal = (position[None, :] < num_memory_tokens) | (position[None, :] <= position[:, None])
     for layer in self.layers:
       patch_kv = layer.cross_attention.project_kv(patches, patch_mask[:, None, None, :])
       x = layer(x, layer.self_kv(x, causal), patch_kv, train)
-    return self.logits(self.final_norm(x[:, self.num_memory_tokens:]))
+    return self.logits(self.final_norm(x[:, num_memory_tokens:]))
 
-  def embed_memory_tokens(self, batch_size: int) -> jax.Array:
-    """Returns the learnable memory tokens [B, M, D]."""
-    if not self.num_memory_tokens:
-      return jnp.zeros((batch_size, 0, self.width), self.dtype)
-    return jnp.broadcast_to(self.memory_tokens.astype(self.dtype), (batch_size, self.num_memory_tokens, self.width))
+  def embed_memory_tokens(self, batch_size: int, study_tokens: jax.Array | None) -> jax.Array:
+    """Returns the memory tokens [B, M, D]: the learned ones, then those of the study [B, F, D]."""
+    tokens = jnp.zeros((batch_size, 0, self.width), self.dtype)
+    if self.num_memory_tokens:
+      tokens = jnp.broadcast_to(self.memory_tokens.astype(self.dtype), (batch_size, self.num_memory_tokens, self.width))
+    return tokens if study_tokens is None else jnp.concatenate([tokens, study_tokens], axis=1)
 
-  def project_study(self, patches: jax.Array, patch_mask: jax.Array) -> StudyKV:
-    """Returns the keys and values of a study's patches [B, N, D] and of the memory tokens in every layer."""
-    x = self.embed_memory_tokens(patches.shape[0])
+  def project_study(self, patches: jax.Array, patch_mask: jax.Array, study_tokens: jax.Array | None) -> StudyKV:
+    """Returns the keys and values of a study's patches and memory tokens in every layer; see `__call__`."""
+    x = self.embed_memory_tokens(patches.shape[0], study_tokens)
     patch_kv, memory_token_kv = [], []
     for layer in self.layers:
       patch_kv.append(layer.cross_attention.project_kv(patches, patch_mask[:, None, None, :]))
       memory_token_kv.append(layer.self_kv(x))
-      if self.num_memory_tokens:
+      if x.shape[1]:
         x = layer(x, memory_token_kv[-1], patch_kv[-1], train=False)
     return StudyKV(patch_kv, memory_token_kv)
 

@@ -6,7 +6,7 @@ others. GradCache (Gao et al., RepL4NLP 2021) gets by without keeping all activa
   1. The embeddings of all microbatches are computed, without their gradients.
   2. The alignment loss of the whole batch gives the gradient with respect to each embedding.
   3. Each microbatch is run again, and the gradient of its embeddings is propagated through the network together with
-     the gradient of its token loss.
+     the gradients of its token loss and findings loss.
 
 Shapes: B studies, D width.
 """
@@ -16,24 +16,24 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.training.losses import compute_alignment, compute_metrics, forward, LossWeights
+from mcsam_jax.training.losses import BatchSize, compute_alignment, compute_metrics, forward, LossWeights
 
 
 def accumulate_gradient(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict,
-                        num_tokens: jax.Array, rng: jax.Array, weights: LossWeights):
+                        size: BatchSize, rng: jax.Array, weights: LossWeights):
   """Returns the gradient of the weighted loss and (loss, metrics, batch_stats), one microbatch at a time.
 
   The gradient equals that of the whole batch up to rounding, but only the activations of one microbatch are in memory.
   Each of the `train.grad_accum_steps` microbatches has its own dropout key. Batch statistics are returned unchanged.
 
   Args:
-    num_tokens: number of target tokens in the whole batch.
+    size: of the whole batch.
   """
   microbatches = split_into_microbatches(batch, config.train.grad_accum_steps)
   rngs = jax.random.split(rng, config.train.grad_accum_steps)
 
   def forward_microbatch(params, microbatch, rng):
-    return forward(model, config, eos_id, params, batch_stats, microbatch, num_tokens, rng)
+    return forward(model, config, eos_id, params, batch_stats, microbatch, size, rng)
 
   alignment, embedding_gradients, gradient, loss = None, None, jax.tree.map(jnp.zeros_like, params), 0.0
   if config.model.use_alignment:
@@ -49,23 +49,22 @@ def accumulate_gradient(model: MCSAM, config: ConfigDict, eos_id: int, params, b
         alignment_loss, (0, 1), has_aux=True)(params, embeddings)
 
   def add_microbatch(carry, inputs):
-    gradient, loss, unsmoothed_loss = carry
     microbatch, rng, embedding_gradients = inputs
 
     def surrogate_loss(params):
       output = forward_microbatch(params, microbatch, rng)
-      token_loss = weights.token * output.token_loss
+      loss = weights.token * output.token_loss + weights.findings * output.finding_loss
       # Its gradient is that of the alignment loss through the embeddings of this microbatch.
       through_embeddings = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, output.embeddings, embedding_gradients)))
-      return token_loss + through_embeddings, (token_loss, output.unsmoothed_token_loss)
+      return loss + through_embeddings, (loss, (output.unsmoothed_token_loss, output.finding_loss))
 
-    (_, (token_loss, unsmoothed)), new = jax.value_and_grad(surrogate_loss, has_aux=True)(params)
-    return (jax.tree.map(jnp.add, gradient, new), loss + token_loss, unsmoothed_loss + unsmoothed), None
+    new, new_gradient = jax.value_and_grad(surrogate_loss, has_aux=True)(params)
+    return jax.tree.map(jnp.add, carry, (new_gradient, *new[1])), None
 
   zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
-  (gradient, loss, unsmoothed_loss), _ = jax.lax.scan(
-      add_microbatch, (gradient, zero + loss, zero), (microbatches, rngs, embedding_gradients))
-  return gradient, (loss, compute_metrics(unsmoothed_loss, num_tokens, alignment), batch_stats)
+  (gradient, loss, (token_loss, finding_loss)), _ = jax.lax.scan(
+      add_microbatch, (gradient, zero + loss, (zero, zero)), (microbatches, rngs, embedding_gradients))
+  return gradient, (loss, compute_metrics(config, token_loss, finding_loss, size, alignment), batch_stats)
 
 
 def split_into_microbatches(tree, num_microbatches: int):

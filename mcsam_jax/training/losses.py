@@ -1,7 +1,8 @@
 """Forward pass and loss terms of one batch or microbatch.
 
-The loss is the token cross-entropy plus `model.align_weight` times the alignment loss. Both terms are means over the
-global batch: the first over its tokens, the second over its studies.
+The loss is the token cross-entropy, plus `model.align_weight` times the alignment loss, plus `model.findings_weight`
+times the findings loss. All terms are means over the global batch: the first over its tokens, the others over its
+studies.
 
 A batch is a dict of arrays with a leading axis B: `images` uint8 [B, V, H, W, 1] or `features` [B, V, P, C],
 `view_mask` [B, V], `view_ids` [B, V], `tokens` [B, T + 1], `labels` [B, 14], `record`, `epoch` and `valid` [B].
@@ -27,6 +28,18 @@ class LossWeights(NamedTuple):
   """Weights of the loss terms."""
   token: float | jax.Array
   align: float | jax.Array
+  findings: float | jax.Array
+
+
+def make_loss_weights(config: ConfigDict) -> LossWeights:
+  """Returns the weights that training uses."""
+  return LossWeights(1.0, config.model.align_weight, config.model.findings_weight)
+
+
+class BatchSize(NamedTuple):
+  """Denominators of the loss terms: the size of the whole batch, which may be larger than the part that is run."""
+  tokens: jax.Array       # target tokens of the valid studies, at least 1
+  studies: jax.Array      # valid studies, at least 1
 
 
 @flax.struct.dataclass
@@ -36,21 +49,24 @@ class ForwardOutput:
   Attributes:
     token_loss: sum of the token losses divided by the number of tokens in the *whole* batch, scalar.
     unsmoothed_token_loss: the same without label smoothing and without a gradient, scalar.
+    finding_loss: sum of the findings losses divided by the number of studies in the whole batch, scalar; 0 without
+      findings head.
     embeddings: (image embeddings, report embeddings), both [B, D]; None without alignment.
     batch_stats: batch-norm statistics, updated by this batch.
   """
   token_loss: jax.Array
   unsmoothed_token_loss: jax.Array
+  finding_loss: jax.Array
   embeddings: tuple[jax.Array, jax.Array] | None
   batch_stats: Any
 
 
-def forward(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, num_tokens: jax.Array,
+def forward(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, size: BatchSize,
             rng: jax.Array | None = None) -> ForwardOutput:
-  """Runs the network on a batch or microbatch and returns its token loss and its embeddings.
+  """Runs the network on a batch or microbatch and returns its token loss, findings loss and embeddings.
 
   Args:
-    num_tokens: number of target tokens in the whole batch, which may be larger than `batch`.
+    size: of the whole batch, which may be larger than `batch`.
     rng: dropout key; None for evaluation, which uses neither dropout nor augmentation nor label smoothing.
   """
   train = rng is not None
@@ -62,9 +78,15 @@ def forward(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, 
   targets, mask = batch["tokens"][:, 1:], inputs[-1] & batch["valid"][:, None]
   smoothed = token_losses(outputs.logits, targets, config.optimizer.label_smoothing if train else 0.0)
   unsmoothed = jax.lax.stop_gradient(token_losses(outputs.logits, targets, 0.0))
+  finding_loss = jnp.zeros((), smoothed.dtype)
+  if config.model.findings_head:
+    loss_sum = model.apply({"params": params}, outputs.finding_logits, batch["labels"], batch["valid"],
+                           method="finding_loss")
+    finding_loss = cast(jax.Array, loss_sum) / size.studies
   return ForwardOutput(
-      token_loss=jnp.where(mask, smoothed, 0).sum() / num_tokens,
-      unsmoothed_token_loss=jnp.where(mask, unsmoothed, 0).sum() / num_tokens,
+      token_loss=jnp.where(mask, smoothed, 0).sum() / size.tokens,
+      unsmoothed_token_loss=jnp.where(mask, unsmoothed, 0).sum() / size.tokens,
+      finding_loss=finding_loss,
       embeddings=(outputs.image_embedding, outputs.report_embedding) if config.model.use_alignment else None,
       batch_stats=updated.get("batch_stats", {}))
 
@@ -79,9 +101,10 @@ def token_losses(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax
   return -(1 - smoothing) * target - smoothing * log_probs.mean(-1)
 
 
-def count_tokens(batch: dict, eos_id: int) -> jax.Array:
-  """Returns the number of target tokens of the valid studies, at least 1: the denominator of the token loss."""
-  return jnp.maximum((token_mask(batch["tokens"], eos_id) & batch["valid"][:, None]).sum(), 1)
+def measure_batch(batch: dict, eos_id: int) -> BatchSize:
+  """Returns the number of target tokens and of studies of a batch."""
+  num_tokens = (token_mask(batch["tokens"], eos_id) & batch["valid"][:, None]).sum()
+  return BatchSize(jnp.maximum(num_tokens, 1), jnp.maximum(batch["valid"].sum(), 1))
 
 
 def compute_alignment(model: MCSAM, config: ConfigDict, eos_id: int, params, embeddings,
@@ -97,14 +120,17 @@ def compute_alignment(model: MCSAM, config: ConfigDict, eos_id: int, params, emb
   return cast(AlignmentOutput, model.apply({"params": params}, *embeddings, targets, method="align"))
 
 
-def compute_metrics(token_loss: jax.Array, num_tokens: jax.Array,
+def compute_metrics(config: ConfigDict, token_loss: jax.Array, finding_loss: jax.Array, size: BatchSize,
                     alignment: AlignmentOutput | None) -> dict[str, jax.Array]:
   """Returns the scalars that a training step logs, by name.
 
   Args:
     token_loss: mean over the tokens of the batch, without label smoothing.
+    finding_loss: mean over the studies of the batch.
   """
-  metrics = {"token_loss": token_loss, "tokens": num_tokens}
+  metrics = {"token_loss": token_loss, "tokens": size.tokens}
+  if config.model.findings_head:
+    metrics["finding_loss"] = finding_loss
   if alignment:
     metrics |= {"align_loss": alignment.loss, "align_accuracy": alignment.accuracy,
                 "temperature": alignment.temperature}

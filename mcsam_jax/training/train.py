@@ -35,8 +35,10 @@ from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
+from mcsam_jax.models.findings_head import count_positive_weights
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
+from mcsam_jax.training.finding_labels import load_finding_labels
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
 from mcsam_jax.training.optimizer import schedule_depends_on_length
 from mcsam_jax.training.train_state import init_train_state, TrainState
@@ -77,6 +79,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     with watchdog.paused_unless_host0():
       for split in (train_split, val_split):
         multihost.host0_then_others(lambda: load_token_table(split, tokenizer, log), context=stop.immediate)
+    finding_labels = load_finding_labels(config, train_split, tokenizer, log)
     train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
     train_features, val_features = (load_features_on_all_hosts(work, split, stop, watchdog, log)
                                     for split in (train_split, val_split))
@@ -90,7 +93,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     abstract_state = jax.eval_shape(init_state)
     shardings = state_shardings(mesh, abstract_state)
     state = jax.jit(init_state, out_shardings=shardings)()
-    state = load_initial_weights(state, work, shardings)
+    state = load_initial_weights(state, work, finding_labels, shardings)
     log(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
 
     # Checkpoint to resume from.
@@ -134,7 +137,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
 
     # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
     batches = train_batches(train_split, tokenizer, config, first_step, num_steps - first_step, train_features,
-                            local_rows(mesh, config.train.batch_size))
+                            local_rows(mesh, config.train.batch_size), finding_labels)
     completed = first_step
     with stop.deferred():
       try:
@@ -191,11 +194,18 @@ def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str]
   return work
 
 
-def load_initial_weights(state: TrainState, work: Workdir, shardings: TrainState) -> TrainState:
-  """Returns the state with the workdir's initial memory slots and pretrained encoder, where it has them."""
+def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.ndarray,
+                         shardings: TrainState) -> TrainState:
+  """Returns the state with the workdir's initial memory slots and pretrained encoder, where it has them.
+
+  Args:
+    finding_labels: labels of the training studies, int8 [n, F], which give the findings head its class weights.
+  """
   params, batch_stats = dict(state.params), state.batch_stats
   if work.initial_memory is not None:
     params["memory_bank"] = params["memory_bank"] | {"slots": work.initial_memory.slots}
+  if work.config.model.findings_head:
+    params["findings_head"] = params["findings_head"] | {"positive_weight": count_positive_weights(finding_labels)}
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}

@@ -14,7 +14,14 @@ import optax
 from mcsam_jax import partitioning
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.training.grad_cache import accumulate_gradient
-from mcsam_jax.training.losses import compute_alignment, compute_metrics, count_tokens, forward, LossWeights
+from mcsam_jax.training.losses import (
+  compute_alignment,
+  compute_metrics,
+  forward,
+  LossWeights,
+  make_loss_weights,
+  measure_batch,
+)
 from mcsam_jax.training.optimizer import ema_decay, make_optimizer
 from mcsam_jax.training.train_state import TrainState
 
@@ -24,7 +31,7 @@ def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable:
   optimizer = make_optimizer(config)
 
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-    weights = LossWeights(1.0, config.model.align_weight)
+    weights = make_loss_weights(config)
     gradient, (loss, metrics, batch_stats) = compute_gradient(model, config, eos_id, state, batch,
                                                               make_dropout_key(config, state.step), weights)
     metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
@@ -46,17 +53,18 @@ def make_dropout_key(config: ConfigDict, step: jax.Array) -> jax.Array:
 def compute_gradient(model: MCSAM, config: ConfigDict, eos_id: int, state: TrainState, batch: dict, rng: jax.Array,
                      weights: LossWeights) -> tuple[Any, tuple[jax.Array, dict[str, jax.Array], Any]]:
   """Returns the gradient of the weighted loss over the global batch, and (loss, metrics, new batch_stats)."""
-  num_tokens, params = count_tokens(batch, eos_id), partitioning.gather_params(state.params)
+  size, params = measure_batch(batch, eos_id), partitioning.gather_params(state.params)
   if config.train.grad_accum_steps > 1:
-    gradient, aux = accumulate_gradient(model, config, eos_id, params, state.batch_stats, batch, num_tokens, rng,
-                                        weights)
+    gradient, aux = accumulate_gradient(model, config, eos_id, params, state.batch_stats, batch, size, rng, weights)
     return partitioning.shard_params(gradient), aux
 
   def loss_fn(params):
-    output = forward(model, config, eos_id, params, state.batch_stats, batch, num_tokens, rng)
+    output = forward(model, config, eos_id, params, state.batch_stats, batch, size, rng)
     alignment = compute_alignment(model, config, eos_id, params, output.embeddings, batch)
-    loss = weights.token * output.token_loss + (weights.align * alignment.loss if alignment else 0.0)
-    return loss, (compute_metrics(output.unsmoothed_token_loss, num_tokens, alignment), output.batch_stats)
+    loss = (weights.token * output.token_loss + weights.findings * output.finding_loss
+            + (weights.align * alignment.loss if alignment else 0.0))
+    metrics = compute_metrics(config, output.unsmoothed_token_loss, output.finding_loss, size, alignment)
+    return loss, (metrics, output.batch_stats)
 
   (loss, (metrics, batch_stats)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
   return partitioning.shard_params(gradient), (loss, metrics, batch_stats)
@@ -73,15 +81,18 @@ def make_term_gradient_norms(model: MCSAM, config: ConfigDict, eos_id: int, out_
     rng = make_dropout_key(config, state.step)
     return optax.tree.norm(compute_gradient(model, config, eos_id, state, batch, rng, weights)[0])
 
-  terms = {"gradient_norm_token": LossWeights(1.0, 0.0),
-           "gradient_norm_align": LossWeights(0.0, config.model.align_weight)}
+  weights = make_loss_weights(config)
+  terms = {"gradient_norm_token": LossWeights(weights.token, 0.0, 0.0),
+           "gradient_norm_align": LossWeights(0.0, weights.align, 0.0)}
+  if config.model.findings_head:
+    terms["gradient_norm_findings"] = LossWeights(0.0, 0.0, weights.findings)
   return lambda state, batch: {name: gradient_norm(state, batch, weights) for name, weights in terms.items()}
 
 
 def make_eval_step(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable:
   """Returns eval_step(variables, batch) -> (sum of token losses, number of tokens) over the valid studies."""
   def eval_step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    num_tokens = count_tokens(batch, eos_id)
-    output = forward(model, config, eos_id, variables["params"], variables["batch_stats"], batch, num_tokens)
-    return output.token_loss * num_tokens, num_tokens
+    size = measure_batch(batch, eos_id)
+    output = forward(model, config, eos_id, variables["params"], variables["batch_stats"], batch, size)
+    return output.token_loss * size.tokens, size.tokens
   return eval_step

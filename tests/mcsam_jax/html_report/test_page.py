@@ -4,6 +4,7 @@ import base64
 import html.parser
 import json
 import re
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -216,16 +217,29 @@ def test_overlapping_mentions_are_kept_and_unknown_findings_left_out(tmp_path, s
   assert data["generatedMentions"] == [[0, 9, edema, 3, 4, 9, edema, 3]]
 
 
+def squeeze(html):
+  """Returns HTML without the white space between elements."""
+  return re.sub(r">\s+<", "><", html)
+
+
 def test_page_shows_what_the_model_knows_beside_what_it_says(tmp_path, studies):
   summary, scores = "<summary>What the model knows, and what it says</summary>", make_scores(studies, PHANTOM_FINDINGS)
   assert summary not in write(tmp_path, studies)[0]
-  scores["known_findings"] = {"Edema": {"support": 5, "auc": 0.8192, "f1": 0.25, "mean_probability": 0.1},
-                              "Fracture": {"support": 0, "auc": None, "f1": 0.0, "mean_probability": 0.1}}
+  scores["known_findings"] = {"Edema": {"support": 5, "f1": 0.25, "samples": {"auc": 0.8192, "calibration_error": 0.031}},
+                              "Fracture": {"support": 0, "f1": 0.0, "samples": {"auc": None, "calibration_error": 0.1}}}
   page.write_page(tmp_path / "known.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS, slots=SLOTS,
                   train_reports=TRAIN)
   text = (tmp_path / "known.html").read_text()
   assert summary in text and "area under the ROC curve" in text
-  assert '<tr><th scope="row">Edema</th><td>5</td><td>0.819</td><td>0.250</td></tr>' in text
-  assert '<tr><th scope="row">Fracture</th><td>0</td><td>–</td><td>0.000</td></tr>' in text
+  assert '<tr><th scope="row">Edema</th><td>5</td><td>0.819<small>0.031</small></td><td>0.250</td></tr>' in squeeze(text)
+  assert '<tr><th scope="row">Fracture</th><td>0</td><td>–<small>0.100</small></td><td>0.000</td></tr>' in squeeze(text)
+  assert "Known by the findings head" not in text
+  for row, auc in zip(scores["known_findings"].values(), (0.9, 0.5)):
+    row["head"] = {"auc": auc, "calibration_error": 0.02}
+  page.write_page(tmp_path / "head.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS, slots=SLOTS,
+                  train_reports=TRAIN)
+  with_head = squeeze((tmp_path / "head.html").read_text())
+  assert "Known by the findings head, AUC" in with_head
+  assert "<td>0.819<small>0.031</small></td><td>0.900<small>0.020</small></td><td>0.250</td>" in with_head
   averages = text[text.index("All averages of the label scores</summary>"):]
   assert '<th scope="col">Average</th><th scope="col">Precision</th>' in averages and "macro (present)" in averages

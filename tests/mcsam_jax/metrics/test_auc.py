@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mcsam_jax.metrics.auc import compare_known_and_said, compute_auc
+from mcsam_jax.metrics.auc import compare_known_and_said, compute_auc, compute_calibration_error
 
 
 def test_by_hand():
@@ -25,7 +25,23 @@ def test_agrees_with_scikit_learn():
 def test_known_and_said_stand_side_by_side():
   labels = [{"Edema": "positive", "Fracture": "absent"}, {"Edema": "uncertain", "Fracture": "negative"}]
   probabilities = [{"Edema": 0.6, "Fracture": 0.2}, {"Edema": 0.1, "Fracture": 0.4}]
-  known = compare_known_and_said(probabilities, labels, {"Edema": {"f1": 0.0}, "Fracture": {"f1": 0.0},
-                                                         "Pneumonia": {"f1": 0.5}})
-  assert known == {"Edema": {"auc": 1.0, "f1": 0.0, "support": 1, "mean_probability": pytest.approx(0.35)},
-                   "Fracture": {"auc": None, "f1": 0.0, "support": 0, "mean_probability": pytest.approx(0.3)}}
+  head = [{"Edema": 0.5, "Pneumonia": 0.1}, {"Edema": 0.5, "Pneumonia": 0.1}]
+  labels = [each | {"Pneumonia": "absent", "Lung Lesion": "absent"} for each in labels]
+  rates = {finding: {"f1": 0.0} for finding in ("Edema", "Fracture", "Pneumonia", "Lung Lesion")}
+  known = compare_known_and_said(labels, rates, samples=probabilities, head=head)
+  assert known == {
+      "Edema": {"f1": 0.0, "support": 1, "head": {"auc": 0.5, "mean_probability": 0.5, "calibration_error": 0.5},
+                "samples": {"auc": 1.0, "mean_probability": pytest.approx(0.35),
+                            "calibration_error": pytest.approx((0.4 + 0.1) / 2)}},
+      "Fracture": {"f1": 0.0, "support": 0, "samples": {"auc": None, "mean_probability": pytest.approx(0.3),
+                                                        "calibration_error": pytest.approx(0.3)}},
+      "Pneumonia": {"f1": 0.0, "support": 0, "head": {"auc": None, "mean_probability": pytest.approx(0.1),
+                                                      "calibration_error": pytest.approx(0.1)}}}
+
+
+def test_calibration_error_by_hand():
+  probabilities, positive = np.array([0.1, 0.3, 0.8, 0.8]), np.array([False, True, True, True])
+  # Two bins of two studies: 0.2 predicted and half of them positive, 0.8 predicted and all positive.
+  assert compute_calibration_error(probabilities, positive, 2) == pytest.approx((0.3 + 0.2) / 2)
+  assert compute_calibration_error(np.full(1000, 0.25), np.arange(1000) % 4 == 0) == 0
+  assert compute_calibration_error(np.zeros(3), np.zeros(3, bool)) == 0

@@ -19,7 +19,8 @@ DISTINCT_REPORTS = ContrastiveTargets.create(np.arange(B)[:, None], np.zeros((B,
 SMALL = make_arguments(DEEPER_NETWORK, encoder__frozen=True)
 VARIANTS = {
     "mcsam": [],
-    "gate": ["memory.consolidation=gate", "memory.query=word_position", "model.align_on=consolidated"],
+    "gate": ["memory.consolidation=gate", "memory.query=word_position", "model.align_on=consolidated",
+             "model.findings_head=true"],
     "no_memory": ["model.use_memory=false"],
     "no_alignment": ["model.use_alignment=false"],
     "no_memory_tokens": ["model.use_memory_tokens=false", "model.encoder_layers=0"],

@@ -9,7 +9,7 @@ from mcsam_jax import config as configs
 from mcsam_jax.distributed.mesh import make_mesh, shard_batch
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.inputs import token_mask
-from mcsam_jax.training.losses import compute_alignment, count_tokens, forward, token_losses
+from mcsam_jax.training.losses import compute_alignment, forward, measure_batch, token_losses
 from mcsam_jax.training.train_state import init_train_state
 from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 
@@ -31,7 +31,7 @@ def make_batch():
   for row, end in enumerate((3, 5, 6, 4)):
     tokens[row, end], tokens[row, end + 1:] = EOS, 0
   return {"features": rng.normal(size=(B, 2, 4, 8)).astype(np.float16), "view_mask": np.ones((B, 2), bool),
-          "view_ids": np.tile(np.int32([[0, 1]]), (B, 1)), "tokens": tokens, "labels": np.zeros((B, 14), np.int8),
+          "view_ids": np.tile(np.int32([[0, 1]]), (B, 1)), "tokens": tokens, "labels": rng.integers(0, 4, (B, 14)).astype(np.int8),
           "record": np.arange(B, dtype=np.int32), "epoch": np.zeros(B, np.int32), "valid": np.ones(B, bool)}
 
 
@@ -43,7 +43,7 @@ def loss():
 
   @jax.jit
   def both_terms(batch):
-    output = forward(model, config, EOS, state.params, {}, batch, count_tokens(batch, EOS))
+    output = forward(model, config, EOS, state.params, {}, batch, measure_batch(batch, EOS))
     alignment = compute_alignment(model, config, EOS, state.params, output.embeddings, batch)
     return output.token_loss, alignment.loss
   return lambda batch: np.array(both_terms(batch))
@@ -106,7 +106,8 @@ def test_averaged_parameters_are_used_for_evaluation_and_not_for_training():
     assert plain.ema_params is None and plain.variables["params"] is plain.params
 
 
-@pytest.mark.parametrize("fields", [{"train__grad_accum_steps": 2, "model__use_memory": False},
+@pytest.mark.parametrize("fields", [{"train__grad_accum_steps": 2, "model__use_memory": False,
+                                     "model__findings_head": True},
                                     {"train__remat": "layers", "model__use_alignment": False},
                                     {"train__grad_accum_steps": 4, "model__use_alignment": False,
                                      "model__use_memory": False}])
