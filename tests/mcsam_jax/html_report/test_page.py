@@ -4,7 +4,6 @@ import base64
 import html.parser
 import json
 import re
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -225,14 +224,15 @@ def squeeze(html):
 def test_page_shows_what_the_model_knows_beside_what_it_says(tmp_path, studies):
   summary, scores = "<summary>What the model knows, and what it says</summary>", make_scores(studies, PHANTOM_FINDINGS)
   assert summary not in write(tmp_path, studies)[0]
-  scores["known_findings"] = {"Edema": {"support": 5, "f1": 0.25, "samples": {"auc": 0.8192, "calibration_error": 0.031}},
-                              "Fracture": {"support": 0, "f1": 0.0, "samples": {"auc": None, "calibration_error": 0.1}}}
+  scores["known_findings"] = {
+      "Edema": {"support": 5, "f1": 0.25, "samples": {"auc": 0.8192, "calibration_error": 0.031}},
+      "Fracture": {"support": 0, "f1": 0.0, "samples": {"auc": None, "calibration_error": 0.1}}}
   page.write_page(tmp_path / "known.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS, slots=SLOTS,
                   train_reports=TRAIN)
-  text = (tmp_path / "known.html").read_text()
+  text = squeeze((tmp_path / "known.html").read_text())
   assert summary in text and "area under the ROC curve" in text
-  assert '<tr><th scope="row">Edema</th><td>5</td><td>0.819<small>0.031</small></td><td>0.250</td></tr>' in squeeze(text)
-  assert '<tr><th scope="row">Fracture</th><td>0</td><td>–<small>0.100</small></td><td>0.000</td></tr>' in squeeze(text)
+  assert '<tr><th scope="row">Edema</th><td>5</td><td>0.819<small>0.031</small></td><td>0.250</td></tr>' in text
+  assert '<tr><th scope="row">Fracture</th><td>0</td><td>–<small>0.100</small></td><td>0.000</td></tr>' in text
   assert "Known by the findings head" not in text
   for row, auc in zip(scores["known_findings"].values(), (0.9, 0.5)):
     row["head"] = {"auc": auc, "calibration_error": 0.02}

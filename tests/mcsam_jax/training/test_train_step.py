@@ -31,8 +31,9 @@ def make_batch():
   for row, end in enumerate((3, 5, 6, 4)):
     tokens[row, end], tokens[row, end + 1:] = EOS, 0
   return {"features": rng.normal(size=(B, 2, 4, 8)).astype(np.float16), "view_mask": np.ones((B, 2), bool),
-          "view_ids": np.tile(np.int32([[0, 1]]), (B, 1)), "tokens": tokens, "labels": rng.integers(0, 4, (B, 14)).astype(np.int8),
-          "record": np.arange(B, dtype=np.int32), "epoch": np.zeros(B, np.int32), "valid": np.ones(B, bool)}
+          "view_ids": np.tile(np.int32([[0, 1]]), (B, 1)), "tokens": tokens,
+          "labels": rng.integers(0, 4, (B, 14)).astype(np.int8), "record": np.arange(B, dtype=np.int32),
+          "epoch": np.zeros(B, np.int32), "valid": np.ones(B, bool)}
 
 
 @pytest.fixture(scope="module")
