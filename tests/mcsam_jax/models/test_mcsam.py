@@ -12,6 +12,7 @@ from mcsam_jax import config as configs
 from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.mcsam import MCSAM
+from tests.testing.random_variables import draw_variables
 from tests.testing.tiny import DEEPER_NETWORK, make_arguments
 
 B, V, P, C, T, VOCABULARY = 4, 2, 9, 16, 10, 30
@@ -50,7 +51,7 @@ def make(overrides=()):
     if config.model.use_alignment:
       module.align(outputs.image_embedding, outputs.report_embedding, DISTINCT_REPORTS)
 
-  variables = jax.jit(lambda key: model.init(key, method=forward_and_align))(jax.random.key(0))
+  variables = draw_variables(lambda: model.init(jax.random.key(0), method=forward_and_align))
   if config.model.use_alignment:
     variables["params"]["conditioning_gate"] = jnp.ones(())
   return model, variables, dict(images=features, view_mask=view_mask, view_ids=view_ids, tokens=tokens,

@@ -7,11 +7,12 @@ import pytest
 
 from mcsam_jax import config as configs
 from mcsam_jax.distributed.mesh import make_mesh, shard_batch
-from mcsam_jax.models.initialize import make_model
+from mcsam_jax.models.initialize import init_variables, make_model
 from mcsam_jax.models.inputs import token_mask
 from mcsam_jax.training.losses import compute_alignment, forward, measure_batch, token_losses
-from mcsam_jax.training.train_state import init_train_state
+from mcsam_jax.training.train_state import create_train_state
 from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
+from tests.testing.random_variables import draw_variables
 
 B, T, VOCAB_SIZE, EOS = 4, 6, 20, 2
 
@@ -36,11 +37,17 @@ def make_batch():
           "epoch": np.zeros(B, np.int32), "valid": np.ones(B, bool)}
 
 
+def init_state(model, config):
+  """Returns a state at step 0 with random parameters."""
+  variables = draw_variables(lambda: init_variables(model, config, make_batch()))
+  return create_train_state(config, jax.tree.map(jnp.asarray, variables["params"]), {})
+
+
 @pytest.fixture(scope="module")
 def loss():
   config = load_config()
   model = make_model(config, VOCAB_SIZE, 2)
-  state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
+  state = init_state(model, config)
 
   @jax.jit
   def both_terms(batch):
@@ -92,14 +99,14 @@ def test_averaged_parameters_are_used_for_evaluation_and_not_for_training():
   for name, value in (("averaged", 0.2), ("plain", 0.0)):
     config = load_config(optimizer__ema_decay=value, model__use_memory=False, model__use_alignment=False)
     model = make_model(config, VOCAB_SIZE, 2)
-    state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
+    state = init_state(model, config)
     runs[name] = [state]
     step = jax.jit(make_train_step(model, config, EOS))
     for _ in decays:
       runs[name].append(step(runs[name][-1], make_batch())[0])
   expected = runs["plain"][0].params
   for averaged, plain, decay in zip(runs["averaged"][1:], runs["plain"][1:], decays):
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-9),
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=5e-6),
                  averaged.params, plain.params)
     expected = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, expected, plain.params)
     jax.tree.map(lambda actual, desired: np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6),
@@ -119,7 +126,7 @@ def test_gradient_accumulation_and_remat_change_no_gradient(fields):
   results = []
   for config in (load_config(**plain), load_config(**fields)):
     model = make_model(config, VOCAB_SIZE, 2)
-    state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
+    state = init_state(model, config)
     valid = make_batch() | {"valid": np.array([True, True, True, False])}
     results.append(jax.jit(make_train_step(model, config, EOS))(state, valid))
   (plain_state, expected), (state, metrics) = results
@@ -134,7 +141,7 @@ def test_gradient_norms_of_the_terms_belong_to_the_gradient_of_a_step():
   """The gradient's norm lies between difference and sum of the terms' norms, and equals the token term's alone."""
   config = load_config(model__use_memory=False)
   model = make_model(config, VOCAB_SIZE, 2)
-  state = jax.jit(lambda: init_train_state(model, config, make_batch()))()
+  state = init_state(model, config)
   norms = make_term_gradient_norms(model, config, EOS)(state, make_batch())
   total = jax.jit(make_train_step(model, config, EOS))(state, make_batch())[1]["gradient_norm"]
   token, alignment = float(norms["gradient_norm_token"]), float(norms["gradient_norm_align"])
