@@ -123,6 +123,10 @@ def get_config() -> ConfigDict:
   })
 
   config.train = ConfigDict({
+      "objective": "likelihood",          # likelihood (of the references) | reward (of sampled reports, see `reward`)
+      "init_from": "",                    # WORKDIR or WORKDIR@STEP of another run: start from its parameters (best or
+                                          # last checkpoint without STEP; EMA if it has them), tokenizer, initial memory
+                                          # and pretrained encoder; encoder.weights is not read then
       "batch_size": 32,                   # B, studies per step over all devices
       "num_steps": 650,                   # may be raised later to extend a finished run in the same workdir
       "compute_dtype": "float32",         # float32 | bfloat16 (parameters stay float32) | float64 (parameters too)
@@ -141,11 +145,23 @@ def get_config() -> ConfigDict:
                                           # "": evaluate the last checkpoint
       "labels": "records",                # findings that training learns from: records (as prepared), or read from the
                                           # train reports by a labeler: rules | phantom | chexbert (needs eval.chexbert)
+      "patience": 0,                      # stop after this many evaluations without a better best_metric; 0: never
       "host_threads": 2,                  # threads that decode images on each host
       "max_corrupt_records": 0,           # damaged records to replace by their successors before the run stops
       "watchdog_timeout_minutes": 30.0,   # exit with status 75 after this long without progress; 0: never
       "profile_steps": 0,                 # steps to profile once a start is warm (in WORKDIR/logs); for a running job,
                                           # write the number of steps into WORKDIR/profile
+  })
+
+  config.reward = ConfigDict({            # only for train.objective=reward, see docs/reward.md
+      "num_samples": 5,                   # K, reports sampled per study and step; each is compared with the others
+      "temperature": 1.0,                 # divides the logits of the policy that is sampled and trained
+      "cider": 1.0,                       # weight of CIDEr-D / 10, with document frequencies of the train reports
+      "rouge_l": 0.0,                     # weight of ROUGE-L
+      "findings": 1.0,                    # weight of the F1 of the abnormal findings that a report states
+      "labeler": "rules",                 # extracts the findings: phantom | rules | chexbert (needs eval.chexbert)
+      "cross_entropy_weight": 0.1,        # weight of the loss of train.objective=likelihood, without dropout
+      "kl_weight": 0.0,                   # weight of the KL divergence from the start model, per token
   })
 
   config.mesh = ConfigDict({

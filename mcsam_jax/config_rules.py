@@ -28,12 +28,14 @@ CHOICES = {   # fields that take one of a few words
     "model.align_on": ("response", "consolidated"),
     "model.align_targets": ("identity", "same_text", "label_similarity"),
     "optimizer.schedule": ("cosine", "linear", "constant"),
+    "train.objective": ("likelihood", "reward"),
     "train.compute_dtype": ("float32", "bfloat16", "float64"),
     "train.remat": ("none", "layers"),
     "train.best_metric": ("", "token_loss", "BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr", "micro_F1", "macro_F1",
                           "CIDEr_macro_F1"),
     "train.eval_search": ("beam", "mbr"),
     "train.labels": ("records", "rules", "phantom", "chexbert"),
+    "reward.labeler": ("phantom", "rules", "chexbert"),
     "decode.search": ("beam", "mbr"),
     "decode.finished_beams": ("separate", "in_place"),
     "decode.utility.labeler": ("phantom", "rules", "chexbert"),
@@ -53,10 +55,11 @@ NOT_NEGATIVE = (
     "decode.utility.findings", "decode.utility.finding_threshold", "decode.min_length", "decode.no_repeat_ngram_size",
     "decode.top_k", "prepare.num_workers",
     "prepare.max_corrupt_records", "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps",
-    "train.checkpoint_every", "train.eval_studies", "optimizer.warmup_steps", "optimizer.weight_decay",
+    "train.checkpoint_every", "train.eval_studies", "train.patience", "reward.cider", "reward.rouge_l",
+    "reward.findings", "reward.cross_entropy_weight", "reward.kl_weight", "optimizer.warmup_steps", "optimizer.weight_decay",
     "optimizer.clip_norm")
 BELOW_ONE = ("model.dropout", "optimizer.label_smoothing", "optimizer.ema_decay")        # and not negative
-ABOVE_ZERO = ("decode.temperature", "model.align_temperature")
+ABOVE_ZERO = ("decode.temperature", "reward.temperature", "model.align_temperature")
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -109,6 +112,10 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
 
 
 def _check_combinations(values: Mapping[str, Any]) -> None:
+  if values["train.patience"] and not values["train.best_metric"]:
+    raise UserError("train.patience needs train.best_metric, the metric whose improvement it waits for")
+  if values["train.objective"] == "reward":
+    _check_reward(values)
   if values["train.grad_accum_steps"] > 1 and values["encoder.train_batch_norm"] and not values["encoder.frozen"]:
     raise UserError("train.grad_accum_steps > 1 needs encoder.train_batch_norm=false, because batch norm would use the "
                     "statistics of a microbatch instead of the batch's")
@@ -127,3 +134,21 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
     if needs_labels and not has_labels:
       raise UserError(f"{field}={values[field]} needs labels, and data.name={data} has none: set train.labels=rules to "
                       f"read them from the reports, or {field}={otherwise}")
+
+
+def _check_reward(values: Mapping[str, Any]) -> None:
+  """Checks the combinations of `train.objective=reward`."""
+  if not values["train.init_from"]:
+    raise UserError("train.objective=reward needs train.init_from, the workdir of a trained model to start from")
+  if values["reward.num_samples"] < 2:
+    raise UserError(f"reward.num_samples={values['reward.num_samples']}: must be at least 2, because each sample is "
+                    "compared with the others of its study")
+  if not any(values[f"reward.{term}"] for term in ("cider", "rouge_l", "findings")):
+    raise UserError("train.objective=reward needs a term with a weight above 0: reward.cider, reward.rouge_l or "
+                    "reward.findings")
+  if values["train.grad_accum_steps"] > 1:
+    raise UserError(f"train.grad_accum_steps={values['train.grad_accum_steps']} must be 1 with train.objective=reward: "
+                    "lower train.batch_size or reward.num_samples, or set train.remat=layers, to save memory")
+  if values["reward.findings"] and values["reward.labeler"] == "phantom" and values["data.name"] != "phantom":
+    raise UserError(f"reward.labeler=phantom reads only phantom reports; for data.name={values['data.name']} set "
+                    "reward.labeler=rules")

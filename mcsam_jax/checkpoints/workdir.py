@@ -4,6 +4,7 @@
     tokenizer/        vocabulary
     memory_bank/      initial memory slots, with the words nearest to each
     encoder.npz       the pretrained image encoder that training started from, if any
+    initial_weights.npz   the parameters of another run that training started from (`train.init_from`), if any
     checkpoints/      Orbax checkpoints
     eval/             scores and reports
     logs/             TensorBoard
@@ -15,6 +16,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+from typing import TYPE_CHECKING
 
 from etils import epath
 import jax
@@ -38,10 +40,14 @@ from mcsam_jax.memory_init.initial_memory import (
 )
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
+if TYPE_CHECKING:
+  from mcsam_jax.checkpoints.init_from import Origin
+
+INITIAL_WEIGHTS = "initial_weights.npz"
 RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*` may, too
     "train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_corrupt_records",
-    "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "data.source_dir",
-    "data.data_dir", "data.contact_sheet_restricted", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "train.patience",
+    "data.source_dir", "data.data_dir", "data.contact_sheet_restricted", "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "decode.batch_size", "eval.chexbert")
 # Fields of `decode` and `eval` that change no score, so they don't appear in the names of evaluation files.
 _NOT_IN_FILE_NAMES = ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain")
@@ -100,10 +106,17 @@ def open_workdir(path: epath.PathLike, overrides: Iterable[str] = (), log: Calla
   return _open(path, configs.read_config(path / "config.json", log), overrides)
 
 
-def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str], None] = print) -> Workdir:
+def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str], None] = print,
+                   origin: "Origin | None" = None) -> Workdir:
   """Creates the workdir of a run, or reopens it if it holds this config.
 
   A larger `train.num_steps` than the saved one extends the run: the new config is saved.
+
+  Args:
+    path: its folder or gs:// URL.
+    config: config of the run.
+    log: receives lines of progress.
+    origin: the run to start from (`train.init_from`), whose files are copied into a new workdir.
 
   Raises:
     UserError: the workdir holds another config, or was trained for more steps; a weights file is missing or doesn't
@@ -113,17 +126,22 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
   check_bucket_private(config, path)
   if (path / "config.json").exists():
     return _reopen(path, config, log)
-  if config.encoder.frozen and not config.encoder.weights:
-    raise UserError("encoder.frozen=true needs encoder.weights, a file written by `mcsam import-weights`")
-  if config.encoder.weights:                            # raises before any work is done
-    load_weights(config.encoder.weights, jax.eval_shape(lambda: init_encoder_variables(config)))
-  tokenizer = load_or_build_tokenizer(config, log)
+  if origin is not None:
+    _copy_from_origin(path, config, origin)
+    encoder_weights, tokenizer = "", origin.workdir.tokenizer
+  else:
+    encoder_weights = config.encoder.weights
+    if config.encoder.frozen and not encoder_weights:
+      raise UserError("encoder.frozen=true needs encoder.weights, a file written by `mcsam import-weights`")
+    if encoder_weights:                                 # raises before any work is done
+      load_weights(encoder_weights, jax.eval_shape(lambda: init_encoder_variables(config)))
+    tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
-  if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
-    epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
+  if encoder_weights and epath.Path(encoder_weights) != path / "encoder.npz":
+    epath.Path(encoder_weights).copy(path / "encoder.npz", overwrite=True)
   (path / "tokenizer").mkdir(exist_ok=True)
   tokenizer.save(path / "tokenizer")
-  if has_memory_init(config):
+  if has_memory_init(config) and not (origin and has_memory_init(origin.workdir.config)):
     settings = path / "memory_bank" / "made_from.json"
     if not settings.exists():
       init_memory(path, config, log)
@@ -132,6 +150,19 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
                       "run `mcsam init-memory` again with this config, or use a new workdir")
   configs.save_config(config, path / "config.json")     # last: a workdir with a config is complete
   return open_workdir(path)
+
+
+def _copy_from_origin(path: epath.Path, config: ConfigDict, origin: "Origin") -> None:
+  """Copies parameters, pretrained encoder and initial memory slots of another run into a new workdir."""
+  source = origin.workdir.path
+  path.mkdir(parents=True, exist_ok=True)
+  origin.save_weights(path / INITIAL_WEIGHTS)
+  if (source / "encoder.npz").exists():
+    (source / "encoder.npz").copy(path / "encoder.npz", overwrite=True)
+  if has_memory_init(config) and has_memory_init(origin.workdir.config):
+    (path / "memory_bank").mkdir(exist_ok=True)
+    for file in (source / "memory_bank").iterdir():
+      file.copy(path / "memory_bank" / file.name, overwrite=True)
 
 
 def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contextlib.AbstractContextManager:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,7 +15,7 @@ from mcsam_jax.checkpoints.weights import hash_weights
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
 from mcsam_jax.distributed.mesh import state_shardings
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.initialize import init_variables, make_model
+from mcsam_jax.models.initialize import init_checkpoint_variables, make_model
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 
@@ -58,7 +57,7 @@ def load_model(workdir: Workdir, mesh: Mesh, step: int | None = None,
                     "first")
   model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
   sample_batch = empty_batch(config, 1, frozen_feature_shape(config))
-  abstract = jax.eval_shape(functools.partial(_init_checkpoint_variables, model, config, sample_batch))
+  abstract = jax.eval_shape(functools.partial(init_checkpoint_variables, model, config, sample_batch))
   variables = checkpoints.restore_variables(step, to_shape_dtype_struct(abstract, state_shardings(mesh, abstract)),
                                             config.optimizer.ema_decay > 0, log)
   return LoadedModel(str(workdir.path), model, variables, step)
@@ -86,13 +85,6 @@ def check_compatible(workdirs: Sequence[Workdir]) -> None:
       differences = ["the weights of their frozen encoders differ"]
     if differences:
       raise UserError(f"{other.path} can't generate reports together with {first.path}: {'; '.join(differences)}")
-
-
-def _init_checkpoint_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
-  """Returns initial variables with the types of a checkpoint: float32, or the compute type if that is wider."""
-  variables = init_variables(model, config, batch)
-  dtype = jnp.promote_types(config.train.compute_dtype, jnp.float32)
-  return jax.tree.map(lambda leaf: leaf.astype(dtype), {"batch_stats": {}, **variables})
 
 
 def _encoder_digest(workdir: Workdir) -> str | None:

@@ -22,6 +22,13 @@ def make_model(config: ConfigDict, vocab_size: int, grid: int) -> MCSAM:
   return MCSAM(FrozenConfigDict(config), vocab_size, config.tokenizer.max_length, config.data.num_views, grid)
 
 
+def init_checkpoint_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
+  """Returns initial variables with the types of a checkpoint: float32, or the compute type if that is wider."""
+  variables = init_variables(model, config, batch)
+  dtype = jnp.promote_types(config.train.compute_dtype, jnp.float32)
+  return jax.tree.map(lambda leaf: leaf.astype(dtype), {"batch_stats": {}, **variables})
+
+
 def init_variables(model: MCSAM, config: ConfigDict, batch: dict) -> dict:
   """Returns freshly initialized variables; a pure function of config.seed and the shapes of `batch`."""
   no_eos = -1                                              # only the shapes of the batch matter

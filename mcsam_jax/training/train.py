@@ -9,6 +9,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import cast
 
 import jax
@@ -19,7 +20,8 @@ import numpy as np
 from input_pipeline.batch import empty_batch
 from input_pipeline.pipeline import train_batches
 from input_pipeline.token_table import load_token_table
-from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
+from mcsam_jax.checkpoints.checkpoint import Checkpoints, find_best_step, to_shape_dtype_struct
+from mcsam_jax.checkpoints.init_from import load_initial_variables, load_origin, Origin, replace_variables
 from mcsam_jax.checkpoints.workdir import acquire_lock, create_workdir, Workdir
 from mcsam_jax.config import absolute_path, read_config
 from mcsam_jax.distributed import multihost
@@ -66,9 +68,13 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
         f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} per device")
     stop = on_exit.enter_context(PreemptionGuard())
 
-    # Workdir: config, tokenizer, initial memory slots, pretrained encoder. Host 0 creates it.
+    # Workdir: config, tokenizer, initial memory slots, pretrained encoder. Host 0 creates it. All hosts read the
+    # checkpoint of another run that a new one starts from.
+    is_new = not multihost.broadcast_from_host0((absolute_path(workdir) / "config.json").exists())
+    origin = load_origin(config, mesh, log) if is_new and config.train.init_from else None
     with watchdog.paused_unless_host0():
-      work = multihost.host0_then_others(lambda: open_or_create_workdir(workdir, config, log), context=stop.immediate)
+      work = multihost.host0_then_others(lambda: open_or_create_workdir(workdir, config, log, origin),
+                                         context=stop.immediate)
     # Host 0 holds the workdir's lock until the run ends.
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
     config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
@@ -114,8 +120,15 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     def is_eval_step(step: int) -> bool:
       return step == num_steps or step % config.train.eval_every == 0
 
-    eval_is_missing = first_step > 0 and is_eval_step(first_step) and not checkpoints.scores.get(first_step)
-    if first_step >= num_steps and not eval_is_missing:
+    def is_finished(step: int) -> bool:
+      """Returns whether training ends after `step`: it was the last one, or `train.patience` is exhausted."""
+      return step >= num_steps or count_evaluations_since_best(config, checkpoints, step) >= (
+          config.train.patience or math.inf)
+
+    # A run that starts from another one is evaluated before its first step, too: perhaps nothing better follows.
+    eval_is_missing = ((first_step > 0 or bool(config.train.init_from)) and is_eval_step(first_step)
+                       and not checkpoints.scores.get(first_step))
+    if is_finished(first_step) and not eval_is_missing:
       log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
       checkpoints.close()
       return
@@ -144,6 +157,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
         if eval_is_missing:
           evaluate_and_save(first_step)
         for step, batch in metrics_logger.iterate_steps(shard_batches(mesh, batches)):
+          if is_finished(step - 1):                       # train.patience
+            break
           stop.check(lag=VOTE_LAG)                        # raises Preempted at the same step on all hosts
           gradient_norms = {}
           # At the first step, too, so that both jitted functions are compiled before throughput is measured.
@@ -169,13 +184,26 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
         raise
     watchdog.beat("waiting until the last checkpoint is written")
     checkpoints.close()
-    log(f"trained {num_steps} steps; next: mcsam evaluate --workdir {work.path} --split test")
+    if completed < num_steps:
+      log(f"stopped early: {config.train.best_metric} on val hasn't improved for {config.train.patience} evaluations "
+          "(train.patience)")
+    log(f"trained {completed} steps; next: mcsam evaluate --workdir {work.path} --split test")
 
 
-def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
+def count_evaluations_since_best(config: ConfigDict, checkpoints: Checkpoints, step: int) -> int:
+  """Returns how many evaluations on val up to `step` followed the best one, which is always kept."""
+  best = find_best_step(checkpoints.scores, config.train.best_metric)
+  return 0 if best is None else step // config.train.eval_every - best // config.train.eval_every
+
+
+def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str], None],
+                           origin: Origin | None = None) -> Workdir:
   """Creates the workdir, or opens it; `host0_then_others` runs this on host 0 first.
 
   Logs a line if the run is extended (`train.num_steps` was raised) and its learning rates change.
+
+  Args:
+    origin: the run that a new one starts from, see `create_workdir`.
 
   Raises:
     UserError: see `create_workdir`; or a host other than 0 doesn't see it.
@@ -186,7 +214,7 @@ def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str]
   elif jax.process_index() > 0:
     raise UserError(f"host {jax.process_index()} doesn't see {workdir}, which host 0 created: it must be on a disk "
                     "that all hosts share, or in a bucket (gs://)")
-  work = create_workdir(workdir, config, log)
+  work = create_workdir(workdir, config, log, origin)
   if (saved_config is not None and config.train.num_steps > saved_config.train.num_steps
       and schedule_depends_on_length(config)):
     log(f"optimizer.schedule={config.optimizer.schedule} depends on train.num_steps: from here on the learning rates "
@@ -196,7 +224,7 @@ def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str]
 
 def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.ndarray,
                          shardings: TrainState) -> TrainState:
-  """Returns the state with the workdir's initial memory slots and pretrained encoder, where it has them.
+  """Returns the state with the workdir's initial memory slots, pretrained encoder and parameters of another run.
 
   Args:
     finding_labels: labels of the training studies, int8 [n, F], which give the findings head its class weights.
@@ -209,6 +237,8 @@ def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.nd
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
+  variables = replace_variables({"params": params, "batch_stats": batch_stats}, load_initial_variables(work))
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
   state = jax.tree.map(make_global_array, dataclasses.replace(state, params=params, batch_stats=batch_stats), shardings)
   if state.ema_params is None:
     return state
