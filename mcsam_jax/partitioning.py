@@ -100,6 +100,13 @@ def shard_params(params):
   return jax.tree.map(jax.lax.with_sharding_constraint, params, param_specs(params, sizes))
 
 
+def shard_batch(array: jax.Array) -> jax.Array:
+  """Returns an array [B, ...] split over the devices that split the batch."""
+  if not mesh_axis_sizes():
+    return array
+  return jax.lax.with_sharding_constraint(array, PartitionSpec(BATCH))
+
+
 def replicate(tree):
   """Returns arrays replicated on every device of the mesh."""
   if not mesh_axis_sizes():

@@ -25,6 +25,7 @@ class SampleResult(NamedTuple):
   """K reports per study, in the order in which they were drawn."""
   ids: jax.Array        # int32 [B, K, T], tokens after bos: up to and including eos if it was reached, then pad
   log_probs: jax.Array  # float32 [B, K], of the unfiltered model (temperature 1), summed over the tokens, eos included
+  draw_log_probs: jax.Array  # float32 [B, K], of the distribution that was drawn from: after temperature and filters
 
 
 class SamplingState(NamedTuple):
@@ -33,6 +34,7 @@ class SamplingState(NamedTuple):
   last_tokens: jax.Array   # int32 [B, K], input of the next step
   ids: jax.Array           # int32 [B, K, T]
   log_probs: jax.Array     # float32 [B, K]
+  draw_log_probs: jax.Array      # float32 [B, K]
   ended: jax.Array         # bool [B, K], eos has been generated
   cache: Cache
 
@@ -65,19 +67,25 @@ def temperature_sample(decode_step: DecodeStep, cache: Cache, *, keys: jax.Array
                                      min_length=min_length)                            # [B, K, vocabulary]
     log_probs = ban_repeated_ngrams(log_probs, state.ids, state.cur_index, no_repeat_ngram_size)
     sample = jax.vmap(lambda key, logits: jax.random.categorical(jax.random.fold_in(key, state.cur_index), logits))
-    tokens = sample(keys, filter_logits(log_probs / temperature, top_k, top_p)).astype(jnp.int32)   # [B, K]
-    token_log_probs = jnp.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
-    totals = state.log_probs + jnp.where(state.ended, 0.0, token_log_probs)
+    filtered = filter_logits(log_probs / temperature, top_k, top_p)
+    tokens = sample(keys, filtered).astype(jnp.int32)                                  # [B, K]
+
+    def add_to(totals, log_probs):
+      token_log_probs = jnp.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
+      return totals + jnp.where(state.ended, 0.0, token_log_probs)
+
     ids = state.ids.at[:, :, state.cur_index].set(jnp.where(state.ended, pad_id, tokens))
-    return SamplingState(state.cur_index + 1, tokens, ids, totals, state.ended | (tokens == eos_id), cache)
+    return SamplingState(state.cur_index + 1, tokens, ids, add_to(state.log_probs, log_probs),
+                         add_to(state.draw_log_probs, jax.nn.log_softmax(filtered)),
+                         state.ended | (tokens == eos_id), cache)
 
   shape = (batch_size, num_samples)
   init_state = SamplingState(
       cur_index=jnp.int32(0), last_tokens=jnp.full(shape, bos_id, jnp.int32),
       ids=jnp.full((*shape, max_length), pad_id, jnp.int32), log_probs=jnp.zeros(shape, jnp.float32),
-      ended=jnp.zeros(shape, bool), cache=cache)
+      draw_log_probs=jnp.zeros(shape, jnp.float32), ended=jnp.zeros(shape, bool), cache=cache)
   state = while_loop_with_growing_cache(cond_fn, body_fn, init_state, cache_resizer, max_length)
-  return SampleResult(state.ids, state.log_probs)
+  return SampleResult(state.ids, state.log_probs, state.draw_log_probs)
 
 
 def filter_logits(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:

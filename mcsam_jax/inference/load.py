@@ -6,7 +6,6 @@ import functools
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from input_pipeline.batch import empty_batch
 from mcsam_jax import config as configs

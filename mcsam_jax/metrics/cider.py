@@ -44,17 +44,18 @@ def compute_length_penalty(num_words: np.ndarray | int, other_num_words: np.ndar
 class Idf(dict[Ngram, float]):
   """Inverse document frequency of each n-gram, also of those that no document contains."""
 
-  def __init__(self, documents: Sequence[NgramCounts]):
+  def __init__(self, documents: Iterable[NgramCounts]):
     """Counts the documents that contain each n-gram.
 
     Args:
       documents: the n-gram counts of each document.
     """
     frequencies: collections.Counter[Ngram] = collections.Counter()
-    for counts in documents:
+    num_documents = 0
+    for num_documents, counts in enumerate(documents, 1):
       for order_counts in counts:
         frequencies.update(order_counts.keys())
-    num_documents = max(len(documents), 1)
+    num_documents = max(num_documents, 1)
     self.unseen = math.log(num_documents)
     idf = compute_idf(np.fromiter(frequencies.values(), float, len(frequencies)), num_documents)
     super().__init__(zip(frequencies, idf.tolist()))

@@ -294,6 +294,16 @@ class MCSAM(nn.Module):
       x = self.memory_bank.consolidate(x, responses)
     return x if image_conditioning is None else x + image_conditioning[:, None]
 
+  def read_reports(self, tokens: jax.Array, context: DecodeContext, constants: DecodeConstants) -> jax.Array:
+    """Returns the logits [B, K, T, vocabulary] after each of the tokens [B, K, T] of K reports per study; no dropout.
+
+    They are those of `decode_step`, for whole reports at once: a study is encoded once for all its reports.
+    """
+    batch_size, num_reports, length = tokens.shape
+    x = self.embed_tokens(tokens.reshape(batch_size, -1), np.tile(np.arange(length), num_reports),
+                          context.image_conditioning, constants.vocabulary_responses, constants.memory, train=False)
+    return self.decoder.read_reports(x.reshape(*tokens.shape, -1), context.study_kv)
+
   # Decoding, one token at a time.
 
   def make_decode_constants(self) -> DecodeConstants:

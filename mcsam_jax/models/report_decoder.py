@@ -113,6 +113,23 @@ class ReportDecoder(nn.Module):
         x = layer(x, memory_token_kv[-1], patch_kv[-1], train=False)
     return StudyKV(patch_kv, memory_token_kv)
 
+  def read_reports(self, x: jax.Array, study_kv: StudyKV) -> jax.Array:
+    """Returns logits [B, K, T, vocabulary] for embedded tokens x [B, K, T, D] of K whole reports per study.
+
+    The reports of a study share its keys and values; dropout is off.
+    """
+    shared = jax.tree.map(lambda leaf: leaf[:, None], study_kv)                     # [B, 1, ...]
+    position = jnp.arange(x.shape[2])
+    visible = jnp.concatenate([jnp.ones((x.shape[2], study_kv.num_memory_tokens), bool),
+                               position[None, :] <= position[:, None]], axis=1)    # [T, M + T]
+    for layer, patch_kv, memory_token_kv in zip(self.layers, shared.patches, shared.memory_tokens):
+      own_kv = layer.self_kv(x)
+      keys, values = (jnp.concatenate([jnp.broadcast_to(first, (*rest.shape[:3], *first.shape[3:])), rest], axis)
+                      for first, rest, axis in ((memory_token_kv.keys, own_kv.keys, -1),
+                                                (memory_token_kv.values, own_kv.values, -2)))
+      x = layer(x, layers.KeysValues(keys, values, visible), patch_kv, False)
+    return self.logits(self.final_norm(x))
+
   def fuse_qkv_weights(self) -> list[dict[str, jax.Array]]:
     """Returns each layer's fused self-attention weights, an argument of `decode_step`."""
     return [layer.self_attention.fuse_qkv_weights() for layer in self.layers]

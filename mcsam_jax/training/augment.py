@@ -14,11 +14,19 @@ import math
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 MIN_CROP = 0.85                    # side of the smallest crop, as a fraction of the image's side
 MAX_ANGLE = 7 * math.pi / 180      # radians
 MAX_BRIGHTNESS = 0.1               # largest shift, as a fraction of the range from black to white
 MAX_CONTRAST = 0.2                 # contrast about the image's mean is scaled by 0.8 to 1.2
+
+
+def augment_batch(config: ConfigDict, batch: dict) -> dict:
+  """Returns a batch with augmented images, if `data.augment` is on and it holds images rather than features."""
+  if not config.data.augment or "images" not in batch:
+    return batch
+  return batch | {"images": augment(batch["images"], config.seed, batch["record"], batch["epoch"])}
 
 
 def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -> jax.Array:

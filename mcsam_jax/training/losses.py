@@ -21,7 +21,7 @@ from mcsam_jax.models.inputs import contrastive_targets, model_inputs, token_mas
 from mcsam_jax.models.layers import at_least_float32
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.models.semantic_alignment import AlignmentOutput
-from mcsam_jax.training.augment import augment
+from mcsam_jax.training.augment import augment_batch
 
 
 class LossWeights(NamedTuple):
@@ -70,9 +70,7 @@ def forward(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, 
     rng: dropout key; None for evaluation, which uses neither dropout nor augmentation nor label smoothing.
   """
   train = rng is not None
-  if train and config.data.augment and "images" in batch:
-    batch = batch | {"images": augment(batch["images"], config.seed, batch["record"], batch["epoch"])}
-  inputs = model_inputs(config, batch, eos_id)
+  inputs = model_inputs(config, augment_batch(config, batch) if train else batch, eos_id)
   outputs, updated = model.apply({"params": params, "batch_stats": batch_stats}, *inputs, train,
                                  rngs={"dropout": rng} if train else None, mutable=["batch_stats"])
   targets, mask = batch["tokens"][:, 1:], inputs[-1] & batch["valid"][:, None]

@@ -171,9 +171,10 @@ def format_progress(step: int, num_steps: int, metrics: Mapping[str, float], spe
   Args:
     speed: figures of `Throughput.measure`; {} leaves them out.
   """
-  parts = [f"step {step}/{num_steps}", f"loss {metrics['loss']:.3f}", f"token {metrics['token_loss']:.3f}"]
-  if "align_loss" in metrics:
-    parts.append(f"align {metrics['align_loss']:.3f}")
+  parts = [f"step {step}/{num_steps}", f"loss {metrics['loss']:.3f}"]
+  for metric, name in (("token_loss", "token"), ("align_loss", "align"), ("reward", "reward"), ("kl", "KL")):
+    if metric in metrics:
+      parts.append(f"{name} {metrics[metric]:.3f}")
   if speed:
     seconds = speed["seconds_per_step"]
     parts += [f"{1000 * seconds:.0f} ms/step", f"{speed['examples_per_second']:.0f} examples/s"]

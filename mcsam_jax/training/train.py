@@ -9,6 +9,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from typing import cast
 
@@ -43,6 +44,9 @@ from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 from mcsam_jax.training.finding_labels import load_finding_labels
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
 from mcsam_jax.training.optimizer import schedule_depends_on_length
+from mcsam_jax.training.reward.reward_state import init_reward_state
+from mcsam_jax.training.reward.reward_step import RewardStep
+from mcsam_jax.training.reward.rewards import RewardScorer
 from mcsam_jax.training.train_state import init_train_state, TrainState
 from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 from mcsam_jax.training.validation import check_best_metric, Validation
@@ -86,7 +90,9 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       for split in (train_split, val_split):
         multihost.host0_then_others(lambda: load_token_table(split, tokenizer, log), context=stop.immediate)
     finding_labels = load_finding_labels(config, train_split, tokenizer, log)
-    train_reports = train_split.read_reports(log) if config.train.eval_search == "mbr" else ()
+    is_reward = config.train.objective == "reward"
+    reads_reports = config.train.eval_search == "mbr" or is_reward and config.reward.cider
+    train_reports = train_split.read_reports(log) if reads_reports else ()
     train_features, val_features = (load_features_on_all_hosts(work, split, stop, watchdog, log)
                                     for split in (train_split, val_split))
 
@@ -95,11 +101,12 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     model = make_model(config, tokenizer.vocab_size, work.patch_grid)
     # Parameters depend only on the shapes of a batch.
     example = empty_batch(config, 1, frozen_feature_shape(config))
-    init_state = functools.partial(init_train_state, model, config, example)
+    init_state = functools.partial(init_reward_state if is_reward else init_train_state, model, config, example)
     abstract_state = jax.eval_shape(init_state)
     shardings = state_shardings(mesh, abstract_state)
     state = jax.jit(init_state, out_shardings=shardings)()
     state = load_initial_weights(state, work, finding_labels, shardings)
+    start_params = copy_params(state, shardings) if is_reward and config.reward.kl_weight else None
     log(f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6:.1f} M parameters")
 
     # Checkpoint to resume from.
@@ -134,8 +141,12 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       return
 
     # Jitted functions, compiled at their first call.
-    train_step = jax.jit(make_train_step(model, config, tokenizer.eos_id), donate_argnums=0,
-                         out_shardings=(shardings, replicated(mesh)))
+    if is_reward:
+      scorer = RewardScorer(config, tokenizer, train_reports)
+      train_step = RewardStep(model, config, tokenizer, scorer, mesh, shardings, start_params, first_step)
+    else:
+      train_step = jax.jit(make_train_step(model, config, tokenizer.eos_id), donate_argnums=0,
+                           out_shardings=(shardings, replicated(mesh)))
     term_gradient_norms = make_term_gradient_norms(model, config, tokenizer.eos_id, replicated(mesh))
     evaluate_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
 
@@ -149,20 +160,23 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       checkpoints.save(step, state, result.scores, data_position(step))
 
     # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
-    batches = train_batches(train_split, tokenizer, config, first_step, num_steps - first_step, train_features,
-                            local_rows(mesh, config.train.batch_size), finding_labels)
+    batches = shard_batches(mesh, train_batches(
+        train_split, tokenizer, config, first_step, num_steps - first_step + is_reward, train_features,
+        local_rows(mesh, config.train.batch_size), finding_labels))
+    if is_reward:
+      batches = itertools.pairwise(batches)               # its samples are drawn one step ahead
     completed = first_step
     with stop.deferred():
       try:
         if eval_is_missing:
           evaluate_and_save(first_step)
-        for step, batch in metrics_logger.iterate_steps(shard_batches(mesh, batches)):
+        for step, batch in metrics_logger.iterate_steps(batches):
           if is_finished(step - 1):                       # train.patience
             break
           stop.check(lag=VOTE_LAG)                        # raises Preempted at the same step on all hosts
           gradient_norms = {}
           # At the first step, too, so that both jitted functions are compiled before throughput is measured.
-          if config.model.use_alignment and (is_logged(config, step) or step == first_step + 1):
+          if config.model.use_alignment and not is_reward and (is_logged(config, step) or step == first_step + 1):
             gradient_norms = term_gradient_norms(state, batch)
           state, metrics = train_step(state, batch)
           completed = step
@@ -243,8 +257,12 @@ def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.nd
   if state.ema_params is None:
     return state
   # A copy, because the train step donates the parameters.
-  copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.ema_params)
-  return dataclasses.replace(state, ema_params=copy(state.params))
+  return dataclasses.replace(state, ema_params=copy_params(state, shardings))
+
+
+def copy_params(state: TrainState, shardings: TrainState):
+  """Returns a copy of the parameters."""
+  return jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params)(state.params)
 
 
 def make_global_array(leaf: jax.Array | np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:

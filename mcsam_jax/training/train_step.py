@@ -4,6 +4,7 @@ The batch's fields and the letters of its axes are listed in `losses.py`.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,6 +16,7 @@ from mcsam_jax import partitioning
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.training.grad_cache import accumulate_gradient
 from mcsam_jax.training.losses import (
+  BatchSize,
   compute_alignment,
   compute_metrics,
   forward,
@@ -28,21 +30,25 @@ from mcsam_jax.training.train_state import TrainState
 
 def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable:
   """Returns train_step(state, batch) -> (state, metrics), with `metrics` a dict of scalars."""
-  optimizer = make_optimizer(config)
-
   def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
     weights = make_loss_weights(config)
     gradient, (loss, metrics, batch_stats) = compute_gradient(model, config, eos_id, state, batch,
                                                               make_dropout_key(config, state.step), weights)
     metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-      ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay(config, state.step))
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
+    return apply_gradient(config, state, gradient, batch_stats), metrics
 
   return train_step
+
+
+def apply_gradient(config: ConfigDict, state: TrainState, gradient, batch_stats) -> TrainState:
+  """Returns the state after one step of the optimizer."""
+  updates, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema_params = state.ema_params
+  if ema_params is not None:
+    ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay(config, state.step))
+  return dataclasses.replace(state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
+                             ema_params=ema_params)
 
 
 def make_dropout_key(config: ConfigDict, step: jax.Array) -> jax.Array:
@@ -59,15 +65,21 @@ def compute_gradient(model: MCSAM, config: ConfigDict, eos_id: int, state: Train
     return partitioning.shard_params(gradient), aux
 
   def loss_fn(params):
-    output = forward(model, config, eos_id, params, state.batch_stats, batch, size, rng)
-    alignment = compute_alignment(model, config, eos_id, params, output.embeddings, batch)
-    loss = (weights.token * output.token_loss + weights.findings * output.finding_loss
-            + (weights.align * alignment.loss if alignment else 0.0))
-    metrics = compute_metrics(config, output.unsmoothed_token_loss, output.finding_loss, size, alignment)
-    return loss, (metrics, output.batch_stats)
+    return compute_loss(model, config, eos_id, params, state.batch_stats, batch, size, rng, weights)
 
   (loss, (metrics, batch_stats)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
   return partitioning.shard_params(gradient), (loss, metrics, batch_stats)
+
+
+def compute_loss(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, batch: dict, size: BatchSize,
+                 rng: jax.Array, weights: LossWeights) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+  """Returns the weighted loss over the global batch, and (metrics, new batch_stats)."""
+  output = forward(model, config, eos_id, params, batch_stats, batch, size, rng)
+  alignment = compute_alignment(model, config, eos_id, params, output.embeddings, batch)
+  loss = (weights.token * output.token_loss + weights.findings * output.finding_loss
+          + (weights.align * alignment.loss if alignment else 0.0))
+  metrics = compute_metrics(config, output.unsmoothed_token_loss, output.finding_loss, size, alignment)
+  return loss, (metrics, output.batch_stats)
 
 
 def make_term_gradient_norms(model: MCSAM, config: ConfigDict, eos_id: int, out_shardings=None) -> Callable:
