@@ -56,8 +56,8 @@ NOT_NEGATIVE = (
     "decode.top_k", "prepare.num_workers",
     "prepare.max_corrupt_records", "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps",
     "train.checkpoint_every", "train.eval_studies", "train.patience", "reward.cider", "reward.rouge_l",
-    "reward.findings", "reward.cross_entropy_weight", "reward.kl_weight", "optimizer.warmup_steps", "optimizer.weight_decay",
-    "optimizer.clip_norm")
+    "reward.findings", "reward.cross_entropy_weight", "reward.kl_weight", "optimizer.warmup_steps",
+    "optimizer.weight_decay", "optimizer.clip_norm")
 BELOW_ONE = ("model.dropout", "optimizer.label_smoothing", "optimizer.ema_decay")        # and not negative
 ABOVE_ZERO = ("decode.temperature", "reward.temperature", "model.align_temperature")
 

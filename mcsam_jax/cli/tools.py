@@ -56,8 +56,9 @@ def add_precompile_arguments(parser):
   add_config(parser)
   add("--topology", required=True, help="chip:shape, such as v5e:16x16, v4:8x8x16, v5p:4x4x4")
   add("--slices", type=int, default=1, help="slices of that shape, joined by the data-center network (default: 1)")
-  add("--what", default="train", choices=["train", "decode"],
-      help="program to compile: a training step, or the search that decodes a batch of reports (default: train)")
+  add("--what", default="train", choices=["train", "decode", "reward"],
+      help="program to compile: a training step, the search that decodes a batch of reports, or sampling and update of "
+      "a step of reward fine-tuning (default: train)")
   add("--studies-per-chip", type=int,
       help="batch size divided by the number of chips; default: the config's batch size")
   add("--vocabulary", type=int,
@@ -84,17 +85,24 @@ def run_precompile(args, overrides):
                                        f"--config.decode.batch_size={batch}"])
   from mcsam_jax.precompile.precompile import DoesNotFitError, precompile
   from mcsam_jax.precompile.report import format_table
-  try:
-    figures, costs = precompile(config, topology, args.what, args.vocabulary, args.verbose,
-                                lambda line: print(line, file=sys.stderr))
-  except DoesNotFitError as error:
-    if args.json:
-      print(json.dumps({"topology": topology.name, "slices": topology.slices, "fits": False,
-                        "needed": error.needed, "available": error.available}, indent=2))
-    raise
-  if args.hlo:
-    Path(args.hlo).write_text(costs.text)
-  print(json.dumps(figures, indent=2) if args.json else format_table(figures, args.by_part))
+  programs = {"reward": ("reward_sample", "reward_update")}.get(args.what, (args.what,))
+  found = {}
+  for program in programs:
+    try:
+      found[program], costs = precompile(config, topology, program, args.vocabulary, args.verbose,
+                                         lambda line: print(line, file=sys.stderr))
+    except DoesNotFitError as error:
+      if args.json:
+        print(json.dumps({"what": program, "topology": topology.name, "slices": topology.slices, "fits": False,
+                          "needed": error.needed, "available": error.available}, indent=2))
+      raise
+    if args.hlo:
+      path = Path(args.hlo)
+      (path if len(programs) == 1 else path.with_stem(f"{path.stem}-{program}")).write_text(costs.text)
+    if not args.json:
+      print(*[f"== {program}"] * (len(programs) > 1), format_table(found[program], args.by_part), sep="\n")
+  if args.json:
+    print(json.dumps(found if len(programs) > 1 else found[args.what], indent=2))
 
 
 def add_benchmark_arguments(parser):

@@ -52,7 +52,8 @@ class Idf(dict[Ngram, float]):
     """
     frequencies: collections.Counter[Ngram] = collections.Counter()
     num_documents = 0
-    for num_documents, counts in enumerate(documents, 1):
+    for counts in documents:
+      num_documents += 1
       for order_counts in counts:
         frequencies.update(order_counts.keys())
     num_documents = max(num_documents, 1)

@@ -20,7 +20,7 @@ _SCOPES = (
 # (part of the file path, function or "", part of the network), used if no scope matches.
 _SOURCES = (
     ("training/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"),
-    ("training/losses.py", "token_losses", "logits"),
+    ("training/losses.py", "token_losses", "logits"), ("training/reward/policy_gradient.py", "", "policy gradient"),
     ("models/semantic_alignment.py", "", "alignment"), ("models/contrastive.py", "", "alignment"),
     ("training/optimizer.py", "", "optimizer"),
     ("optax/", "", "optimizer"), ("decoding/", "", "search"), ("training/losses.py", "compute_alignment", "alignment"),

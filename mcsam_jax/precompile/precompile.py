@@ -1,7 +1,8 @@
 """`mcsam precompile`: does the program compile for a TPU pod, does it fit in memory, and what is its bottleneck?
 
 Compiles with libtpu, without a TPU, and analyzes the compiled program. All figures are for one run of the program:
-a training step on the global batch, or the search that generates one batch of reports.
+a training step on the global batch, the search that generates one batch of reports, or one of the two programs of a
+step of reward fine-tuning.
 """
 
 import dataclasses
@@ -22,11 +23,13 @@ from mcsam_jax.partitioning import MESH_AXES
 from mcsam_jax.precompile.collectives import find_transfers, Transfer
 from mcsam_jax.precompile.cost import analyze_costs, Costs, sum_by
 from mcsam_jax.precompile.parts import get_detail, get_part, get_purpose
-from mcsam_jax.precompile.program import lower_decode, lower_train
+from mcsam_jax.precompile.program import lower_decode, lower_reward_sample, lower_reward_update, lower_train
 from mcsam_jax.precompile.roofline import compute_roofline, compute_utilization
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.flops import train_flops
 
+PROGRAMS = ("train", "decode", "reward_sample", "reward_update")
+DECODES = ("decode", "reward_sample")                       # programs with decode loops
 R2GEN_MIMIC_CXR_WORDS = 4347       # vocabulary of R2Gen's tokenizer on MIMIC-CXR, used if none is prepared
 R2GEN_MIMIC_CXR_RECORDS = 270790   # its train split
 LESS_MEMORY = "use fewer studies per chip; for training also train.remat=layers or train.grad_accum_steps"
@@ -57,9 +60,10 @@ class Compiled:
 
 def precompile(config: ConfigDict, topology: Topology, what: str = "train", vocab_size: int | None = None,
                verbose: bool = False, log=print) -> tuple[dict, Costs]:
-  """Compiles the training step (`train`) or the search (`decode`) of a config for a topology.
+  """Compiles a program of a config for a topology.
 
   Args:
+    what: one of PROGRAMS.
     vocab_size: None: size of the prepared vocabulary, or else of R2Gen's on MIMIC-CXR.
     verbose: report compiler errors in full.
     log: receives progress lines.
@@ -75,13 +79,13 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
   retrieves = what == "decode" and config.decode.search == "mbr" and config.decode.retrieval_weight
   train_reports, reports_source = _count_train_reports(config) if retrieves else (0, "not used")
   sizes: dict[str, int] = dict(zip(MESH_AXES, mesh_shape(config, len(topology.devices))))
-  if what == "train":
+  if what != "decode":
     check_train_batch_size(config, sizes)
-  batch = config.train.batch_size if what == "train" else decode_batch_size(config, sizes)
+  batch = decode_batch_size(config, sizes) if what == "decode" else config.train.batch_size
   log(f"compiling {what} for {len(topology.devices)} x {topology.devices[0].device_kind}, {batch} studies; "
        "takes minutes for a large model")
   compiled = _compile(config, topology, what, vocab_size, train_reports, verbose)
-  trips = [] if what == "train" else get_loop_lengths(config)
+  trips = get_loop_lengths(config, what)
   text = compiled.executable.as_text()
   if text is None:
     raise UserError("the compiler doesn't return the text of the compiled program")
@@ -98,10 +102,13 @@ def precompile(config: ConfigDict, topology: Topology, what: str = "train", voca
   return figures | describe(config, costs, most_expensive, topology, batch, vocab_size, what), costs
 
 
-def get_loop_lengths(config: ConfigDict) -> list[int]:
+def get_loop_lengths(config: ConfigDict, what: str = "decode") -> list[int]:
   """Returns the trip count of each decode loop (one loop per cache size) for reports of the maximum length."""
+  if what not in DECODES:
+    return []
   length, beams = config.tokenizer.max_length, config.decode.beam_size
-  max_slots = length if config.decode.search == "mbr" else length * beams      # samples share no cache slots
+  samples = what == "reward_sample" or config.decode.search == "mbr"           # they share no cache slots
+  max_slots = length if samples else length * beams
   sizes = [0, *(min(size, length) for size in cache_schedule(length, max_slots))]
   return [after - before for before, after in zip(sizes, sizes[1:])]
 
@@ -147,8 +154,9 @@ def _model_flops(config: ConfigDict, costs: Costs, batch: int, vocab_size: int, 
 def _compile(config: ConfigDict, topology: Topology, what: str, vocab_size: int, train_reports: int,
              verbose: bool) -> Compiled:
   start = time.monotonic()
-  lowered = (lower_train(config, topology, vocab_size) if what == "train" else
-             lower_decode(config, topology, vocab_size, train_reports))
+  lowered = (lower_decode(config, topology, vocab_size, train_reports) if what == "decode" else
+             {"train": lower_train, "reward_sample": lower_reward_sample, "reward_update": lower_reward_update}[what](
+                 config, topology, vocab_size))
   middle = time.monotonic()
   try:
     executable = lowered.compile()

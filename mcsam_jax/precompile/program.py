@@ -1,10 +1,12 @@
 """Lowers the programs of training and decoding with abstract arrays: nothing is allocated or read."""
 
+from collections.abc import Callable
 import functools
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from input_pipeline.batch import ArraySpec, batch_spec
 from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_shardings
@@ -12,6 +14,9 @@ from mcsam_jax.inference.search import lower_search
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, frozen_feature_shape
 from mcsam_jax.precompile.topology import Topology
+from mcsam_jax.training.reward.reward_state import init_reward_state
+from mcsam_jax.training.reward.rewards import get_term_weights
+from mcsam_jax.training.reward.sample_and_update import make_sample_fn, make_update_fn
 from mcsam_jax.training.train_state import init_train_state
 from mcsam_jax.training.train_step import make_train_step
 
@@ -47,12 +52,34 @@ def lower_decode(config: ConfigDict, topology: Topology, vocab_size: int,
                         num_train_reports)
 
 
-def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int):
+def lower_reward_sample(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.stages.Lowered:
+  """Lowers the sampling of `config.reward.num_samples` reports for each study of a training batch."""
+  mesh = make_mesh(config, topology.devices)
+  model, state, _ = abstract_state(config, mesh, vocab_size, init_reward_state)
+  sample = jax.jit(make_sample_fn(model, config, _SpecialIds()), out_shardings=replicated(mesh))
+  with jax.set_mesh(mesh):
+    return sample.lower(state.params, state.batch_stats, abstract_batch(config, config.train.batch_size, mesh))
+
+
+def lower_reward_update(config: ConfigDict, topology: Topology, vocab_size: int) -> jax.stages.Lowered:
+  """Lowers the update of reward fine-tuning from the samples of a training batch; the state is donated."""
+  mesh = make_mesh(config, topology.devices)
+  model, state, shardings = abstract_state(config, mesh, vocab_size, init_reward_state)
+  terms = jax.ShapeDtypeStruct((*state.samples.draw_log_probs.shape, len(get_term_weights(config))), np.float32,
+                               sharding=batch_sharding(mesh))
+  update = jax.jit(make_update_fn(model, config, _SpecialIds()), donate_argnums=0,
+                   out_shardings=(shardings, replicated(mesh)))
+  with jax.set_mesh(mesh):
+    return update.lower(state, abstract_batch(config, config.train.batch_size, mesh), terms,
+                        state.params if config.reward.kl_weight else None, state.samples)
+
+
+def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int, init_state: Callable = init_train_state):
   """Returns the model, its abstract train state with shardings, and the shardings."""
   encoder = ENCODERS[config.encoder.name]
   model = make_model(config, vocab_size, config.data.image_size // encoder.stride)
   sample = {name: jax.ShapeDtypeStruct(*spec) for name, spec in get_batch_spec(config, 1).items()}
-  state = jax.eval_shape(functools.partial(init_train_state, model, config), sample)
+  state = jax.eval_shape(functools.partial(init_state, model, config), sample)
   shardings = state_shardings(mesh, state)
   with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return model, jax.tree.map(with_sharding, state, shardings), shardings

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 
+# What one run of each program does.
+UNITS = {"train": "step", "decode": "batch of reports", "reward_sample": "batch of samples", "reward_update": "update"}
+
 
 def format_table(figures: dict, by_part: bool = False) -> str:
   """Returns the figures of `precompile` as text; `by_part` adds one line per part of the network."""
@@ -11,7 +14,7 @@ def format_table(figures: dict, by_part: bool = False) -> str:
 def _format_lines(figures: dict, by_part: bool) -> Iterator[str]:
   hbm, step, bound = figures["hbm"], figures["per_step"], figures["roofline"]
   slices = f", {figures['slices']} slices of {figures['topology']}" if figures["slices"] > 1 else ""
-  unit = "step" if figures["what"] == "train" else "batch of reports"
+  unit = UNITS[figures["what"]]
   yield _row("devices", f"{figures['devices']} x {figures['device_kind']} ({figures['chips']} chips, "
              f"{figures['hosts']} hosts{slices})")
   yield _row("studies", f"{figures['studies']:,}, {figures['studies_per_chip']:g} per chip; "
@@ -40,7 +43,8 @@ def _format_lines(figures: dict, by_part: bool) -> Iterator[str]:
              "instructions; custom kernels have no estimate")
   if step["loops_of_unknown_length"]:
     yield _row("", f"{step['loops_of_unknown_length']} loops with a data-dependent trip count, "
-               + ("counted for reports of the maximum length" if figures["what"] == "decode" else "counted once"))
+               + ("counted once" if figures["what"] in ("train", "reward_update") else
+                  "counted for reports of the maximum length"))
   yield ""
   yield f"collectives per {unit} (bytes of one device's results)"
   for row in figures["collectives"]:

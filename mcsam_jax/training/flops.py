@@ -39,6 +39,29 @@ def train_flops(config: ConfigDict, vocab_size: int, batch_size: int | None = No
   return sum(flops * (2 if part == first_layer else 3) for part, flops in parts.items() if part != UNUSED_SLOTS)
 
 
+def reward_flops(config: ConfigDict, vocab_size: int) -> float:
+  """Returns the operations that the model needs for one step of reward fine-tuning (`train.objective=reward`).
+
+  These are the forward pass that samples K reports per study, the forward and backward pass over the same reports,
+  with one encoding per study, the forward pass of the start model if `reward.kl_weight` is set, and the step on the
+  references if `reward.cross_entropy_weight` is. Both backward passes share the image encoder's.
+  """
+  model, options, batch_size = config.model, config.reward, config.train.batch_size
+  num_samples = options.num_samples
+  parts = forward_flops(config, vocab_size, batch_size)
+  image_encoder = sum(parts.get(part, 0) for part in (IMAGE_ENCODER, FIRST_CONVOLUTION))
+  patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  shared = batch_size * model.decoder_layers * 2 * patches * _dense(model.width, model.width)      # patch keys, values
+  reports = num_samples * (parts["decoder"] + parts["logits"] - shared) + shared
+  forward = parts[PATCHES] + parts["encoder"] + parts.get("memory", 0) + reports
+  if options.cross_entropy_weight:
+    update = train_flops(config, vocab_size)
+  else:
+    update = 3 * image_encoder - parts.get(FIRST_CONVOLUTION, 0)
+  start_model = bool(options.kl_weight)
+  return update + (1 + 3 + start_model) * forward + (1 + start_model) * image_encoder
+
+
 def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[str, float]:
   """Returns the operations of a forward pass over B studies and their reports, by part of the network."""
   model, memory, encoder_spec = config.model, config.memory, ENCODERS[config.encoder.name]

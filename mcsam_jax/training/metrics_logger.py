@@ -20,7 +20,7 @@ import numpy as np
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.hardware import detect_chip
 from mcsam_jax.training import nonfinite
-from mcsam_jax.training.flops import train_flops
+from mcsam_jax.training.flops import reward_flops, train_flops
 from mcsam_jax.training.optimizer import learning_rate
 from mcsam_jax.training.profiler import Profiler
 from mcsam_jax.training.throughput import Throughput
@@ -141,7 +141,8 @@ def make_metrics_logger(config: ConfigDict, workdir: epath.Path, first_step: int
   writer = metric_writers.create_default_writer(workdir / "logs", just_logging=jax.process_index() > 0)
   chip = detect_chip(jax.devices()[0].device_kind)
   num_chips = jax.device_count() / (chip.devices_per_chip if chip else 1)
-  throughput = Throughput(config.train.batch_size, first_step, num_chips, train_flops(config, vocab_size),
+  count_flops = reward_flops if config.train.objective == "reward" else train_flops
+  throughput = Throughput(config.train.batch_size, first_step, num_chips, count_flops(config, vocab_size),
                           chip.flops if chip else None, clock)
   return MetricsLogger(config, workdir, first_step, num_records, writer, throughput, watchdog, log)
 

@@ -2,7 +2,8 @@
 
 The policy is the model's distribution over reports at `reward.temperature`. Its expected reward E_y[R(y)] has the
 gradient E_y[(R(y) - b) grad log p(y)] for any baseline b that doesn't depend on y. With K samples per study, the
-baseline of a sample is the mean reward of the other K - 1 (leave-one-out; Kool et al., 2019; Ahmadian et al., ACL 2024).
+baseline of a sample is the mean reward of the other K - 1 (leave-one-out; Kool et al., 2019; Ahmadian et al.,
+ACL 2024).
 
 The samples were drawn with the parameters of one update earlier. The weight p(y) / q(y) of a sample, with q the
 probability with which it was drawn, makes the expectation exact again; MAX_WEIGHT bounds its variance.
