@@ -186,6 +186,7 @@ def get_config() -> ConfigDict:
           "ngram_overlap": 0.0,           # weight of the n-gram overlap, as BLEU and ROUGE see it
           "findings": 0.0,                # weight of stated findings: each adds its probability minus the threshold
           "finding_threshold": 0.2,       # best: half of the F1 that is reached on val
+          "rarity_exponent": 0.0,         # p_f counts (largest rate / rate of f) ** this; 0: all findings count alike
           "head_weight": 0.0,             # weight of the findings head in p_f (0 to 1); the rest are stated findings
           "labeler": "rules",             # extracts the findings: phantom | rules | chexbert (needs eval.chexbert)
       },

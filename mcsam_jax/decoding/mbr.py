@@ -54,7 +54,7 @@ def compute_findings_gain(stated: np.ndarray, probabilities: np.ndarray, thresho
 
   Args:
     stated: bool [C, F], whether each candidate states each finding.
-    probabilities: [F], that each finding is present.
+    probabilities: [F], that each finding is present, or these times the value of each finding.
     threshold: see above.
   """
   return stated @ (probabilities - threshold)

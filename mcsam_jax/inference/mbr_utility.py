@@ -1,10 +1,11 @@
 """The utility of minimum Bayes risk decoding, composed of similarity and stated findings (`decode.utility`).
 
-  U(c) = E_r[cider * CIDEr-D(c, r) / 10 + ngram_overlap * overlap(c, r)] + findings * sum_f (p_f - finding_threshold)
+  U(c) = E_r[cider * CIDEr-D(c, r) / 10 + ngram_overlap * overlap(c, r)]
+         + findings * sum_f (v_f p_f - finding_threshold)
 
 r is the true report, represented by samples and retrieved training reports (decoding/mbr.py), f runs over the abnormal
 findings that the candidate c states, and p_f is the probability of f: E_r[r states f], mixed with the findings head's
-if `head_weight` asks for it. docs/decoding.md explains it.
+if `head_weight` asks for it. v_f values rare findings more (`rarity_exponent`). docs/decoding.md explains it.
 
 Shapes: C candidates, K distinct samples, R training reports, F findings.
 """
@@ -81,7 +82,7 @@ class MbrUtility:
       if (head_weight := self._utility.head_weight) and head_probs is not None:
         by_head = np.array([head_probs[finding] for finding in reader.findings])
         probabilities = (1 - head_weight) * probabilities + head_weight * by_head
-      gain = compute_findings_gain(stated, probabilities, self._utility.finding_threshold)
+      gain = compute_findings_gain(stated, reader.values * probabilities, self._utility.finding_threshold)
       utilities = utilities + self._utility.findings * gain
       finding_probs = dict(zip(reader.findings, probabilities.round(4).tolist()))
     best = int(utilities.argmax())
@@ -103,6 +104,7 @@ class _FindingsReader:
   Attributes:
     findings: the F abnormal findings of the labeler.
     train_stated: bool [R, F], those of the training reports.
+    values: [F], (largest rate / rate of a finding) ** `rarity_exponent`, by their rates in the training reports.
   """
 
   def __init__(self, config: ConfigDict, train_reports: Sequence[str]):
@@ -114,6 +116,8 @@ class _FindingsReader:
     self._label = labeler.label
     self.findings = tuple(finding for finding in labeler.findings if finding != "No Finding")
     self.train_stated = self.find_stated(train_reports)
+    rates = np.maximum(self.train_stated.sum(0), 1)           # a finding that no report states counts as stated once
+    self.values = (rates.max() / rates) ** config.decode.utility.rarity_exponent
 
   def find_stated(self, reports: Sequence[str]) -> np.ndarray:
     """Returns bool [number of reports, F]."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.tokenizer import WordTokenizer
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.mbr_utility import MbrUtility
 from mcsam_jax.labelers.rules import label_report
 from mcsam_jax.metrics.cider import CiderCorpus
@@ -15,10 +16,11 @@ TRAIN = [NORMAL, EFFUSION, EDEMA, "the lungs are clear . no effusion .", NORMAL]
 TOKENIZER = WordTokenizer.train(TRAIN, "iu_xray", 1, False)
 
 
-def make_utility(**fields):
-  """Returns the utility with fields of `decode`, with `__` for a dot."""
-  config = make_config(**{f"decode__{name}": value for name, value in fields.items()})
-  return MbrUtility(config, TOKENIZER, TRAIN)
+def make_utility(train=TRAIN, **fields):
+  """Returns the utility with fields of `decode` (or `model__...`), with `__` for a dot."""
+  config = make_config(**{name if name.startswith("model__") else f"decode__{name}": value
+                          for name, value in fields.items()})
+  return MbrUtility(config, TOKENIZER, train)
 
 
 def test_the_default_is_the_expected_cider_over_all_samples():
@@ -46,27 +48,34 @@ def test_findings_are_stated_if_their_share_exceeds_the_threshold():
 
 def test_the_utility_is_the_formula():
   fields = {"retrieval_weight": 0.3, "retrieved_candidates": 2, "utility__cider": 0.7, "utility__ngram_overlap": 0.4,
-            "utility__findings": 0.2, "utility__finding_threshold": 0.1}
-  utility, rng = make_utility(**fields), np.random.default_rng(1)
-  corpus = CiderCorpus([TOKENIZER.clean(report).split() for report in TRAIN], 2, 0.7, 0.4)
+            "utility__findings": 0.2, "utility__finding_threshold": 0.1, "utility__rarity_exponent": 0.5,
+            "utility__head_weight": 0.25, "model__findings_head": True}
+  train = [*TRAIN, EFFUSION, EFFUSION, EFFUSION]                                 # four state effusion, one edema
+  utility, rng = make_utility(train, **fields), np.random.default_rng(1)
+  rarity = {"Pleural Effusion": 1.0, "Edema": 2.0}
+  head = {finding: 0.15 for finding in FINDINGS} | {"Edema": 0.3}
+  corpus = CiderCorpus([TOKENIZER.clean(report).split() for report in train], 2, 0.7, 0.4)
   words = lambda report: TOKENIZER.clean(report).split()
 
   def states(report):
     return {finding for finding, label in label_report(report).items() if label == "positive"} - {"No Finding"}
 
   for _ in range(20):
-    samples, probs = [TRAIN[index] for index in rng.integers(0, 4, 6)], rng.random(len(TRAIN))
+    samples, probs = [TRAIN[index] for index in rng.integers(0, 4, 6)], rng.random(len(train))
     probs /= probs.sum()
     similarity = {pair: corpus.compare_pairwise([words(pair[0]), words(pair[1])])[0, 1]
                   for pair in {(a, b) for a in TRAIN for b in TRAIN}}
     expect = lambda f: 0.7 * np.mean([f(sample) for sample in samples]) + 0.3 * sum(
-        p * f(report) for p, report in zip(probs, TRAIN))
-    candidates = samples + [TRAIN[index] for index in np.argsort(-probs)[:2]]
+        p * f(report) for p, report in zip(probs, train))
+    candidates = samples + [train[index] for index in np.argsort(-probs)[:2]]
+    known = {finding: 0.75 * expect(lambda report: finding in states(report)) + 0.25 * head[finding]
+             for finding in rarity}
     expected = [expect(lambda report: similarity[candidate, report])
-                + 0.2 * sum(expect(lambda report: finding in states(report)) - 0.1 for finding in states(candidate))
+                + 0.2 * sum(rarity[finding] * known[finding] - 0.1 for finding in states(candidate))
                 for candidate in candidates]
-    choice = utility.choose(samples, probs)
-    chosen = TRAIN[choice.train_report] if choice.sample is None else samples[choice.sample]
+    choice = utility.choose(samples, probs, head)
+    assert {finding: choice.finding_probs[finding] for finding in known} == pytest.approx(known, abs=1e-4)
+    chosen = train[choice.train_report] if choice.sample is None else samples[choice.sample]
     assert expected[candidates.index(chosen)] == pytest.approx(max(expected))
 
 
