@@ -24,7 +24,7 @@ INTRODUCTION = """\
 
 Every field, its default and its meaning. A field is set on the command line as `--config.section.field=value`; an
 unknown name, a wrong type or an impossible value stops the command before any work. A workdir keeps its config in
-`config.json`. Fields of `decode`, `eval`, `mesh` and `prepare` may differ from those that a workdir was trained with.
+`config.json`; when it is evaluated, fields of `decode`, `eval` and `mesh` may be set to other values.
 
 [configs/default.py](../configs/default.py) is the schema. The configs beside it start from it and change
 [these fields](#what-each-config-changes). For your own, copy one of them and pass its path to `--config`.
