@@ -159,7 +159,7 @@ def test_configuration_is_that_of_the_schema():
 
 def read_table(text: str) -> dict[str, dict[str, str]]:
   """Returns the rows of a Markdown table: {first cell: {column: cell}}."""
-  lines = [[cell.strip() for cell in line.strip().strip("|").split("|")]
+  lines = [[cell.strip(" *") for cell in line.strip().strip("|").split("|")]
            for line in text.splitlines() if line.startswith("|")]
   return {cells[0]: dict(zip(lines[0][1:], cells[1:])) for cells in lines[2:]}
 
