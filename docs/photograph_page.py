@@ -1,6 +1,6 @@
 """Writes docs/images/page.png: one study on the HTML page of an evaluation, with the heat map of one word.
 
-  python docs/photograph_page.py runs/demo/eval/test-650.html 20 pneumothorax      # page, number of the study, word
+  python docs/photograph_page.py runs/demo/eval/test-STEP.html 20 pneumothorax     # page, number of the study, word
 
 Needs Chromium; run it in the root of the repository.
 """
