@@ -27,10 +27,10 @@ def get_config() -> ConfigDict:
       "image_size": 224,                  # side of the square encoder input, in pixels
       "augment": False,                   # training only: random crop, small rotation, brightness and contrast
       "phantom": {                        # only for data.name=phantom
-          "seed": 0,
+          "seed": 0,                      # seed of the anatomy, findings and reports
           "num_train": 1600,              # studies in the train split
-          "num_val": 200,
-          "num_test": 300,
+          "num_val": 200,                 # studies in the val split
+          "num_test": 300,                # studies in the test split
       },
       "mimic_cxr": {                      # only for data.name=mimic_cxr
           "unit": "study",                # one record per: study | image (needs R2Gen's annotation.json in source_dir)
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
   config.memory = ConfigDict({            # the memory that patches and words query
       "num_slots": 128,                   # S (R2GenCMN: 2,048)
       "slot_width": 128,                  # width of a slot; for memory_init topics and kmeans, of the word vectors too
-      "num_heads": 4,
+      "num_heads": 4,                     # heads of the attention to the slots; divides model.width
       "top_k": 32,                        # slots that each query attends to, per head (R2GenCMN: 32)
       "consolidation": "residual",        # how responses are added to their queries: residual | gate
       "query": "word",                    # text queries: word_position (word and position embedding) | word
@@ -75,30 +75,30 @@ def get_config() -> ConfigDict:
 
   config.memory_init = ConfigDict({       # the topics that the memory starts from
       "kind": "topics",                   # topics (optimal transport) | kmeans | random
-      "num_topics": 32,
+      "num_topics": 32,                   # topics that the slots are copies of
       "word_vectors": "",                 # .npz with words and vectors; "": PPMI and SVD of the train reports
       "jitter": 0.1,                      # noise added to the copies of a topic, relative to its norm
       "epsilon": 0.05,                    # entropic regularization of the transport (cost 1 - cosine)
       "steps": 150,                       # gradient steps that fit topics and mixtures
       "batch_size": 128,                  # reports per step
-      "learning_rate": 0.005,
+      "learning_rate": 0.005,             # initial learning rate of Adam, with cosine decay
   })
 
   config.model = ConfigDict({             # sizes and parts of the network, and the alignment loss
       "width": 128,                       # D
-      "num_heads": 4,
-      "feedforward_width": 384,
+      "num_heads": 4,                     # heads of all other attention; divides width
+      "feedforward_width": 384,           # width of the hidden layer after each attention
       "encoder_layers": 1,                # transformer layers over the consolidated patches; 0: none
-      "decoder_layers": 2,
-      "dropout": 0.1,
+      "decoder_layers": 2,                # causal layers over memory tokens and the report
+      "dropout": 0.1,                     # dropout rate of embeddings, attention weights and layers
       "patch_activation": "none",         # after the patch projection: none | relu (R2GenCMN)
       "patch_positions": "learned",       # learned | sinusoidal (R2GenCMN)
       "word_positions": "learned",        # learned | sinusoidal (R2GenCMN)
       "norm": "layernorm",                # layernorm | r2gencmn (unbiased standard deviation, epsilon added to it)
       "num_memory_tokens": 8,             # learned tokens that precede the report in the decoder
-      "use_memory": True,
-      "use_alignment": True,
-      "use_memory_tokens": True,
+      "use_memory": True,                 # False: patches and words query no memory
+      "use_alignment": True,              # False: no alignment loss, no text encoder, no image embedding
+      "use_memory_tokens": True,          # False: the decoder starts with the report
       "align_on": "response",             # align the memory's: response | consolidated (query plus response)
       "align_targets": "same_text",       # identity | same_text | label_similarity
       "align_weight": 0.1,                # lambda, the weight of the alignment loss
@@ -111,12 +111,12 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict({         # AdamW, its schedule, and the average of the parameters
       "learning_rate": 2e-3,              # peak learning rate of everything but the image encoder
       "encoder_learning_rate": 1e-3,      # peak learning rate of the image encoder
-      "warmup_steps": 50,
+      "warmup_steps": 50,                 # steps over which the learning rate rises from 0 to its peak
       "schedule": "cosine",               # decay after warm-up: cosine | linear | constant
       "final_fraction": 0.05,             # learning rate at the last step, relative to the peak
       "weight_decay": 0.02,               # AdamW; kernels only
-      "b1": 0.9,
-      "b2": 0.98,
+      "b1": 0.9,                          # AdamW: decay rate of the mean of gradients
+      "b2": 0.98,                         # AdamW: decay rate of the mean of squared gradients
       "clip_norm": 1.0,                   # maximum global gradient norm; 0: no clipping
       "label_smoothing": 0.1,             # for the token loss
       "ema_decay": 0.0,                   # evaluate an exponential moving average of the parameters; 0: no average
