@@ -1,13 +1,16 @@
 """README and docs/: links lead somewhere, commands and fields exist, generated pages and repeated figures agree."""
 
 import argparse
+import ast
 import importlib.util
+import inspect
 import pathlib
 import re
 import shlex
 
 import pytest
 
+import mcsam_jax
 from mcsam_jax.cli.main import make_parser
 from mcsam_jax.config import default_config, flatten_config
 
@@ -114,6 +117,20 @@ def test_a_wrong_command_is_found():
                   "mcsam import-weights cat x"):
     with pytest.raises(AssertionError):
       check_command(command)
+
+
+@documents
+def test_python_calls_exist(path):
+  """Calls of `mcsam_jax` and of a loaded `model` in Python snippets have parameters of these names."""
+  for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.M | re.S):
+    if block.startswith(">>>"):
+      continue
+    for call in (node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)):
+      owner, _, name = ast.unparse(call.func).rpartition(".")
+      if owner in ("mcsam_jax", "model"):
+        function = getattr(mcsam_jax if owner == "mcsam_jax" else mcsam_jax.Model, name)
+        arguments = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+        inspect.signature(function).bind_partial(**arguments)
 
 
 @documents
