@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict({         # AdamW, its schedule, and the average of the parameters
       "learning_rate": 2e-3,              # peak learning rate of everything but the image encoder
       "encoder_learning_rate": 1e-3,      # peak learning rate of the image encoder
-      "warmup_steps": 50,                 # steps over which the learning rate rises from 0 to its peak
+      "warmup_steps": 50,
       "schedule": "cosine",               # decay after warm-up: cosine | linear | constant
       "final_fraction": 0.05,             # learning rate at the last step, relative to the peak
       "weight_decay": 0.02,               # AdamW; kernels only

@@ -170,9 +170,8 @@ def test_configuration_is_that_of_the_schema():
   spec.loader.exec_module(module)
   page = module.make_page()
   assert (ROOT / "docs" / "configuration.md").read_text() == page, "run: python docs/generate_configuration.py"
-  fields = dict(re.findall(r"^\| `([\w.]+)` \| `.*?` \| (.*) \|$", page.partition("## What each config")[0], re.M))
-  assert fields.keys() == flatten_config(default_config()).keys()
-  assert [field for field, meaning in fields.items() if not meaning.strip()] == []
+  listed = re.findall(r"^\| `([\w.]+)` \| `", page.partition("## What each config")[0], re.M)
+  assert sorted(listed) == sorted(flatten_config(default_config()))
 
 
 def read_table(text: str) -> dict[str, dict[str, str]]:
