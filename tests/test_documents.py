@@ -194,3 +194,6 @@ def test_results_in_the_readme_are_those_of_the_document():
     assert scores == {column: expected[label][column] for column in scores}, label
     measured += 1
   assert measured >= 3
+  verdict = re.sub(r"^\|.*$", "", readme, flags=re.M)
+  for figure in re.findall(r"(?<![\d.])\.\d+", verdict):
+    assert re.search(rf"(?<!\d){re.escape(figure)}(?!\d)", document), f"docs/results.md has no figure {figure}"
