@@ -75,12 +75,9 @@ def find_parser(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
 def check_command(command: str) -> None:
   """Asserts that the verb, the flags and the config fields of a command exist; values may be placeholders."""
   parser, words = find_parser(shlex.split(command, comments=True)[1:])
-  for word in words:
-    flag, _, value = word.partition("=")
-    if flag.startswith("--config."):
-      assert flag.removeprefix("--config.") in flatten_config(default_config()), f"{command}: no field {flag}"
-    elif flag.startswith("--"):
-      assert flag in parser._option_string_actions, f"{command}: {parser.prog} has no {flag}"
+  known = {*parser._option_string_actions, *(f"--config.{field}" for field in flatten_config(default_config()))}
+  unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - known
+  assert not unknown, f"{command}: {parser.prog} has no {unknown}"
 
 
 def test_readme_is_short():
@@ -135,15 +132,19 @@ def test_python_calls_exist(path):
 
 @documents
 def test_config_fields_exist(path):
-  fields = flatten_config(default_config())
+  fields = list(flatten_config(default_config()))
+  groups = {field.rpartition(".")[0] for field in fields}
   sections = {field.partition(".")[0] for field in fields if "." in field}
+  unknown = set()
   _, _, inline = split_code(path.read_text())
   for code in inline:
     name = code.partition("=")[0]
     section, suffix = name.partition(".")[0], name.rpartition(".")[2]
     if (re.fullmatch(r"[a-z_0-9]+(\.[a-z_0-9]+)+", name) and section in sections and suffix not in FILE_SUFFIXES
-        and (section != "model" or path.name == "model.md")):      # elsewhere `model` may be a Python object
-      assert name in fields or any(field.startswith(f"{name}.") for field in fields), f"{path.name}: no field {name}"
+        and (section != "model" or path.name == "model.md")       # elsewhere `model` may be a Python object
+        and name not in fields and name not in groups):
+      unknown.add(name)
+  assert not unknown, f"{path.name}: the config has no {unknown}"
 
 
 @documents
