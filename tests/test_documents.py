@@ -16,12 +16,12 @@ from mcsam_jax.config import default_config, flatten_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = ("mcsam_jax", "input_pipeline", "configs", "tests", "launch", "docs")
+SOURCES = ("mcsam_jax", "input_pipeline", "configs", "tests", "launch", "docs", "examples")
 MAX_README_LINES = 150
 COMMAND = re.compile(r"(?:^|(?<=\s))mcsam (?=[a-z])")
 CONTINUATION = re.compile(r"\\\n\s*")
 FILE_NAME = re.compile(rf"(?<![\w/.$-])((?:{'|'.join(SOURCES)})/[\w/.-]+\.\w+)")
-FILE_SUFFIXES = {"npz", "json", "jsonl", "md", "py", "bin", "pth", "html"}
+FILE_SUFFIXES = {"npz", "json", "jsonl", "md", "py", "bin", "pth", "html", "safetensors"}
 documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
