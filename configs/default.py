@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0                         # seed for initialization, record order, augmentation and dropout
 
-  config.data = ConfigDict({              # the data set, its images and the section to generate
+  config.data = ConfigDict({
       "name": "phantom",                  # phantom (synthetic, needs no files) | r2gen_json | mimic_cxr
       "source_dir": "",                   # folder of annotation.json and images/ (r2gen_json), or of MIMIC-CXR-JPG
       "data_dir": "data",                 # folder for prepared records, vocabularies and cached features
@@ -42,14 +42,14 @@ def get_config() -> ConfigDict:
       },
   })
 
-  config.prepare = ConfigDict({           # how `mcsam prepare` builds records
+  config.prepare = ConfigDict({
       "num_workers": 0,                   # processes that build records; 0: one per CPU core
       "beam_options": "",                 # build with Apache Beam: --runner=DirectRunner, --runner=DataflowRunner ...
       "max_corrupt_records": 0,           # unreadable studies to skip before preparation stops with an error
       "show_ids": False,                  # True (or --show-ids): messages about a restricted data set name its records
   })
 
-  config.tokenizer = ConfigDict({         # from reports to tokens
+  config.tokenizer = ConfigDict({
       "kind": "word",                     # word (R2Gen's rules) | sentencepiece (byte pairs from the train reports)
       "threshold": 3,                     # word: rarer words become <unk> (R2Gen: 3 for IU X-Ray, 10 for MIMIC-CXR)
       "vocab_size": 1000,                 # sentencepiece: number of pieces, special tokens included
@@ -57,14 +57,14 @@ def get_config() -> ConfigDict:
       "max_length": 60,                   # maximum T, eos included; longer reports are truncated
   })
 
-  config.encoder = ConfigDict({           # the image encoder and its pretrained weights
+  config.encoder = ConfigDict({
       "name": "resnet50",                 # resnet50 | resnet101 | efficientnet_lite0 | resnet_tiny (for tests)
       "weights": "",                      # .npz written by `mcsam import-weights`; "": random initialization
       "frozen": False,                    # True: no gradient, no augmentation; features are computed once and cached
       "train_batch_norm": False,          # False: keep the pretrained batch statistics
   })
 
-  config.memory = ConfigDict({            # the memory that patches and words query
+  config.memory = ConfigDict({
       "num_slots": 128,                   # S (R2GenCMN: 2,048)
       "slot_width": 128,                  # width of a slot; for memory_init topics and kmeans, of the word vectors too
       "num_heads": 4,                     # heads of the attention to the slots; divides model.width
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
       "query": "word",                    # text queries: word_position (word and position embedding) | word
   })
 
-  config.memory_init = ConfigDict({       # the topics that the memory starts from
+  config.memory_init = ConfigDict({
       "kind": "topics",                   # topics (optimal transport) | kmeans | random
       "num_topics": 32,                   # topics that the slots are copies of
       "word_vectors": "",                 # .npz with words and vectors; "": PPMI and SVD of the train reports
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
       "learning_rate": 0.005,             # initial learning rate of Adam, with cosine decay
   })
 
-  config.model = ConfigDict({             # sizes and parts of the network, and the alignment loss
+  config.model = ConfigDict({
       "width": 128,                       # D
       "num_heads": 4,                     # heads of all other attention; divides width
       "feedforward_width": 384,           # width of the hidden layer after each attention
@@ -108,7 +108,7 @@ def get_config() -> ConfigDict:
       "findings_weight": 0.1,             # weight of the findings loss
   })
 
-  config.optimizer = ConfigDict({         # AdamW, its schedule, and the average of the parameters
+  config.optimizer = ConfigDict({
       "learning_rate": 2e-3,              # peak learning rate of everything but the image encoder
       "encoder_learning_rate": 1e-3,      # peak learning rate of the image encoder
       "warmup_steps": 50,
@@ -170,7 +170,7 @@ def get_config() -> ConfigDict:
       "tensor": 1,                        # devices that split heads, hidden units and vocabulary
   })
 
-  config.decode = ConfigDict({            # how reports are generated
+  config.decode = ConfigDict({
       "search": "beam",                   # beam | mbr (minimum Bayes risk over samples)
       "beam_size": 3,                     # 1: greedy
       "min_length": 0,                    # tokens before eos is allowed
@@ -196,7 +196,7 @@ def get_config() -> ConfigDict:
       "batch_size": 32,                   # studies decoded at once
   })
 
-  config.eval = ConfigDict({              # how reports are scored and explained
+  config.eval = ConfigDict({
       "labeler": "rules",                 # extracts findings: phantom (exact) | rules (any report) | chexbert | none
       "chexbert": "",                     # .npz written by `mcsam import-weights chexbert`
       "chexbert_dtype": "float32",        # float32 | bfloat16 (faster on accelerators)
