@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
       "ema_decay": 0.0,                   # evaluate an exponential moving average of the parameters; 0: no average
   })
 
-  config.train = ConfigDict({             # length, precision, validation, checkpoints and faults of a run
+  config.train = ConfigDict({
       "objective": "likelihood",          # likelihood (of the references) | reward (of sampled reports, see `reward`)
       "init_from": "",                    # WORKDIR or WORKDIR@STEP of another run: start from its parameters (best or
                                           # last checkpoint without STEP; EMA if it has them), tokenizer, initial memory
@@ -164,7 +164,7 @@ def get_config() -> ConfigDict:
       "kl_weight": 0.0,                   # weight of the KL divergence from the start model, per token
   })
 
-  config.mesh = ConfigDict({              # how a run is split over devices
+  config.mesh = ConfigDict({
       "data": -1,                         # devices that split the batch; -1: all that remain
       "fsdp": 1,                          # devices that split the batch, the parameters and the optimizer state
       "tensor": 1,                        # devices that split heads, hidden units and vocabulary
