@@ -9,7 +9,7 @@ only. `flush` reads what is outstanding before a state is saved or evaluated.
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from clu import metric_writers
 from etils import epath
@@ -28,6 +28,7 @@ from mcsam_jax.training.throughput import Throughput
 if TYPE_CHECKING:
   from mcsam_jax.training.validation import EvalResult
 
+_Batch = TypeVar("_Batch")
 MAX_IN_FLIGHT = 2                 # dispatched steps whose metrics weren't read: one is running, one is queued
 MIN_WAIT_SHARE_SHOWN = 0.1        # share of time spent waiting for input that the log line mentions
 
@@ -56,7 +57,7 @@ class MetricsLogger:
     if jax.process_index() == 0:
       self._profiler = Profiler(workdir, config, first_step, log, self._read_all)
 
-  def iterate_steps(self, batches: Iterable[dict]) -> Iterator[tuple[int, dict]]:
+  def iterate_steps(self, batches: Iterable[_Batch]) -> Iterator[tuple[int, _Batch]]:
     """Yields (step, batch), measures the time spent waiting for batches, and keeps the watchdog informed."""
     step = self._first_step + 1
     self._watchdog.beat(f"waiting for the batch of step {step}")

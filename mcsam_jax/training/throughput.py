@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import time
+from typing import TypeVar
+
+_Batch = TypeVar("_Batch")
 
 
 class Throughput:
@@ -37,7 +40,7 @@ class Throughput:
     """Restarts the clock now that the results of `step` have arrived."""
     self._start_step, self._start_time, self._input_wait = step, self._clock(), 0.0
 
-  def time_input(self, batches: Iterable[dict]) -> Iterator[dict]:
+  def time_input(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
     """Yields the batches and adds up the time spent waiting for them."""
     iterator = iter(batches)
     while True:

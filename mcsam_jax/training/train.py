@@ -141,6 +141,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       return
 
     # Jitted functions, compiled at their first call.
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     if is_reward:
       scorer = RewardScorer(config, tokenizer, train_reports)
       train_step = RewardStep(model, config, tokenizer, scorer, mesh, shardings, start_params, first_step)
@@ -163,14 +164,13 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     batches = shard_batches(mesh, train_batches(
         train_split, tokenizer, config, first_step, num_steps - first_step + is_reward, train_features,
         local_rows(mesh, config.train.batch_size), finding_labels))
-    if is_reward:
-      batches = itertools.pairwise(batches)               # its samples are drawn one step ahead
+    inputs = itertools.pairwise(batches) if is_reward else batches        # samples are drawn one step ahead
     completed = first_step
     with stop.deferred():
       try:
         if eval_is_missing:
           evaluate_and_save(first_step)
-        for step, batch in metrics_logger.iterate_steps(batches):
+        for step, batch in metrics_logger.iterate_steps(inputs):
           if is_finished(step - 1):                       # train.patience
             break
           stop.check(lag=VOTE_LAG)                        # raises Preempted at the same step on all hosts

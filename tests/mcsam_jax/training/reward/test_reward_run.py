@@ -59,7 +59,8 @@ def test_a_run_from_another_one_is_resumed_bit_for_bit_and_stops_early(tmp_path)
   lines = start("reward", train__init_from=tmp_path / "likelihood", **REWARD)
   assert any("step 6/6" in line and "reward" in line and "KL" in line for line in lines)
   first_scores = [line for line in lines if "val" in line and "token_loss" in line][0]
-  assert f"token_loss {Checkpoints(tmp_path / 'likelihood', read_only=True).scores[6]['token_loss']:.3f}" in first_scores
+  start_loss = Checkpoints(tmp_path / "likelihood", read_only=True).scores[6]["token_loss"]
+  assert f"token_loss {start_loss:.3f}" in first_scores
 
   shutil.copytree(tmp_path / "reward", tmp_path / "resumed")
   shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "6")
