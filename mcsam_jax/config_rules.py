@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.extensions.by_name import is_import_name, load_by_name
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, find_encoder
 
 CHOICES = {   # fields that take one of a few words
     "data.cleaning": ("iu_xray", "mimic_cxr"),
@@ -42,6 +43,8 @@ CHOICES = {   # fields that take one of a few words
     "eval.labeler": ("phantom", "rules", "chexbert", "none"),
     "eval.chexbert_dtype": ("float32", "bfloat16"),
 }
+# Fields of CHOICES that may instead name a user's own function or class, as package.module:name.
+OPEN_FIELDS = ("encoder.name", "tokenizer.kind", "optimizer.schedule")
 AT_LEAST_ONE = (
     "data.num_views", "data.image_size", "tokenizer.threshold", "tokenizer.max_length", "memory.num_slots",
     "memory.slot_width", "memory.num_heads", "memory.top_k", "model.width", "model.num_heads",
@@ -78,9 +81,12 @@ def check_values(values: Mapping[str, Any]) -> None:
 
 def _check_single_fields(values: Mapping[str, Any]) -> None:
   for field, choices in CHOICES.items():
-    if values[field] not in choices:
+    if field in OPEN_FIELDS and is_import_name(values[field]):
+      load_by_name(field, values[field])
+    elif values[field] not in choices:
       words = ", ".join(choice or '""' for choice in choices)
-      raise UserError(f"{field}={values[field]}: must be one of {words}")
+      own = ", or package.module:name for one of your own" if field in OPEN_FIELDS else ""
+      raise UserError(f"{field}={values[field]}: must be one of {words}{own}")
   for field, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{field}={value}: must be a finite number")
@@ -106,7 +112,7 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
   for field, divisor_field in (("model.width", "model.num_heads"), ("model.width", "memory.num_heads"),
                                ("data.image_size", "encoder.name")):
     chosen = values[divisor_field]
-    divisor = ENCODERS[chosen].stride if divisor_field == "encoder.name" else chosen
+    divisor = find_encoder(chosen).stride if divisor_field == "encoder.name" else chosen
     if values[field] % divisor:
       raise UserError(f"{field}={values[field]} must be a multiple of {divisor}, because {divisor_field}={chosen}")
 

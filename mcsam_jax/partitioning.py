@@ -28,9 +28,13 @@ RULES = {                            # logical axis of a parameter -> mesh axis
 }
 
 # Logical axes of parameters by the end of their path; the first match counts. All others are small and replicated on
-# every device. Optimizer states end in the path of their parameter, so they are sharded like it.
+# every device. The image encoder is not split over `tensor`, because its architecture may be anyone's. Optimizer states
+# end in the path of their parameter, so they are sharded like it.
 LOGICAL_AXES = (
     (r"visual_encoder/.*kernel", (None, None, None, "channels")),
+    (r"visual_encoder/.*kernel", (None, None, "channels")),
+    (r"visual_encoder/.*kernel", (None, "channels")),
+    (r"visual_encoder/.*", (None,)),
     (r"memory_bank/slots", ("slots", None)),
     (r"(query|key|value)/kernel", ("width", "heads")),
     (r"(query|key|value)/bias", ("heads",)),

@@ -21,7 +21,7 @@ from mcsam_jax.decoding.loop import Cache, cache_schedule, CacheResizer
 from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.mcsam import DecodeConstants, DecodeContext, EncodedImages, MCSAM
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.models.visual_encoders.registry import find_encoder
 
 BOS, EOS, PAD = 1, 2, 0
 
@@ -95,7 +95,7 @@ def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.encoder.frozen = True
-  info = ENCODERS[config.encoder.name]
+  info = find_encoder(config.encoder.name)
   grid = config.data.image_size // info.stride
   model = make_model(config, vocab_size, grid)
   features = jnp.zeros((1, config.data.num_views, grid * grid, info.channels))
@@ -107,7 +107,7 @@ def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[
 
 def count_patches(config: ConfigDict) -> int:
   """Returns N, the number of patches of all views of a study."""
-  return config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  return config.data.num_views * (config.data.image_size // find_encoder(config.encoder.name).stride) ** 2
 
 
 def make_encoded_images(config: ConfigDict, num_studies: int) -> EncodedImages:

@@ -4,7 +4,7 @@
 `source`, `sha256` (of the source file) and `pretraining_data`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import hashlib
 import io
 import json
@@ -33,17 +33,20 @@ def save_weights(path: epath.PathLike, variables: Mapping, meta: Mapping[str, An
     raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def load_weights(path: epath.PathLike, expected_variables: Mapping) -> tuple[dict, dict]:
+def load_weights(path: epath.PathLike, expected_variables: Mapping, fit: Callable | None = None) -> tuple[dict, dict]:
   """Returns the variables and the metadata of a file.
 
   Args:
     path: a file written by `mcsam import-weights`.
     expected_variables: a tree of arrays or shapes, which the file has to match by name and shape.
+    fit: function (arrays, expected shapes), both by flat name, that changes the file's arrays before that.
 
   Raises:
     UserError: the file is missing or damaged, or names or shapes differ; the message lists each.
   """
   flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {path}`")
+  if fit:
+    flat = fit(flat, {name: leaf.shape for name, leaf in flatten_variables(expected_variables).items()})
   error_prefix = f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"
   return match_variables(flat, expected_variables, error_prefix), meta
 

@@ -19,9 +19,7 @@ import json
 from typing import TYPE_CHECKING
 
 from etils import epath
-import jax
 from ml_collections import ConfigDict
-import numpy as np
 
 from input_pipeline import text
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer
@@ -29,7 +27,7 @@ from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write, open_lock_file
-from mcsam_jax.checkpoints.weights import load_weights
+from mcsam_jax.checkpoints.encoder_weights import check_encoder, load_encoder_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import (
@@ -38,7 +36,7 @@ from mcsam_jax.memory_init.initial_memory import (
   make_initial_memory,
   save_initial_memory,
 )
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.registry import find_encoder
 
 if TYPE_CHECKING:
   from mcsam_jax.checkpoints.init_from import Origin
@@ -80,14 +78,7 @@ class Workdir:
   @property
   def patch_grid(self) -> int:
     """Number of rows, and of columns, of patches in one image."""
-    return self.config.data.image_size // ENCODERS[self.config.encoder.name].stride
-
-
-def init_encoder_variables(config: ConfigDict) -> dict:
-  """Returns the variables of an untrained encoder, a pure function of config.seed."""
-  size = config.data.image_size
-  encoder = make_encoder(config.encoder.name)
-  return jax.jit(encoder.init)(jax.random.key(config.seed), np.zeros((1, size, size, 3), np.float32))
+    return self.config.data.image_size // find_encoder(self.config.encoder.name).stride
 
 
 def open_workdir(path: epath.PathLike, overrides: Iterable[str] = (), log: Callable[[str], None] = print) -> Workdir:
@@ -133,8 +124,9 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
     encoder_weights = config.encoder.weights
     if config.encoder.frozen and not encoder_weights:
       raise UserError("encoder.frozen=true needs encoder.weights, a file written by `mcsam import-weights`")
-    if encoder_weights:                                 # raises before any work is done
-      load_weights(encoder_weights, jax.eval_shape(lambda: init_encoder_variables(config)))
+    check_encoder(config)                               # raises before any work is done
+    if encoder_weights:
+      load_encoder_weights(encoder_weights, config)
     tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
   if encoder_weights and epath.Path(encoder_weights) != path / "encoder.npz":
@@ -199,7 +191,7 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
   initial_memory = load_initial_memory(path / "memory_bank") if has_memory_init(config) else None
   variables, meta = None, {}
   if (path / "encoder.npz").exists():
-    variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))
+    variables, meta = load_encoder_weights(path / "encoder.npz", config)
   inference_overrides = []
   for field in changed:
     section, _, name = field.partition(".")

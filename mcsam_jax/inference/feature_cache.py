@@ -30,8 +30,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.splits import dataset_dir, Split
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import hash_weights
-from mcsam_jax.checkpoints.workdir import init_encoder_variables, Workdir
+from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog

@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.splits import Split
 from mcsam_jax.models.inputs import normalize_images
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.models.visual_encoders.registry import find_encoder
 from mcsam_jax.progress import ProgressLog
 
 BATCH_SIZE = 32              # images per device
@@ -34,7 +34,7 @@ def encode_images(encoder: nn.Module, config: ConfigDict, variables: dict, pixel
 def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module, variables: dict,
                             log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [n, C]: the features of each study's first view, averaged over the patches; 0 without images."""
-  pooled = np.zeros((len(split), ENCODERS[config.encoder.name].channels), np.float32)
+  pooled = np.zeros((len(split), find_encoder(config.encoder.name).channels), np.float32)
   pool = lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1)
   for slots, batch in encode_records(config, split, range(len(split)), 1, pool, variables, "pooled features", log):
     pooled[slots] = batch

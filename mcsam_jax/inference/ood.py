@@ -25,7 +25,8 @@ import numpy as np
 from input_pipeline.splits import Split
 from input_pipeline.token_table import load_token_table
 from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
-from mcsam_jax.checkpoints.workdir import init_encoder_variables, Workdir
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
+from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.feature_cache import load_split_features

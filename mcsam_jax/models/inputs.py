@@ -1,9 +1,9 @@
 """Turns a batch of the input pipeline into the network's arguments, inside the jitted step.
 
-Hosts send uint8 images with one channel, a twelfth of the bytes that the encoder reads; normalization and the copy to
-three channels happen on the device.
+Hosts send uint8 images with one channel, a twelfth of the bytes that most encoders read; normalization and the copy to
+the encoder's channels happen on the device.
 
-Shapes: B studies, V views, P patches per view, C channels, T tokens.
+Shapes: B studies, V views, I input channels, P patches per view, C channels, T tokens.
 """
 
 import jax
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mcsam_jax.findings import LABEL_VALUES
 from mcsam_jax.models.contrastive import ContrastiveTargets
-from mcsam_jax.models.visual_encoders.registry import ENCODERS
+from mcsam_jax.models.visual_encoders.registry import find_encoder
 
 
 def model_inputs(config: ConfigDict, batch: dict, eos_id: int) -> tuple:
@@ -30,8 +30,8 @@ def visual_inputs(config: ConfigDict, batch: dict) -> tuple:
 
 
 def normalize_images(images: jax.Array, encoder_name: str) -> jax.Array:
-  """Returns images [B, V, height, width, 1] in 0..255 as the encoder expects them: float32 [B, V, height, width, 3]."""
-  spec = ENCODERS[encoder_name]
+  """Returns images [B, V, height, width, 1] in 0..255 as the encoder expects them: float32 [B, V, height, width, I]."""
+  spec = find_encoder(encoder_name)
   mean, std = jnp.array(spec.mean), jnp.array(spec.std)
   return (images.astype(jnp.float32) / 255 - mean) / std
 

@@ -15,8 +15,8 @@ Memory-based Cross-modal Semantic Alignment Network for Radiology Report Generat
 2404.00588). Sizes that the paper leaves open are config fields. This is R2GenCMN (Chen et al., ACL 2021) if alignment
 and memory tokens are off and its norm, ReLU, sinusoidal positions and `memory.query=word_position` are on.
 
-Shapes: B studies, V views, P patches per view, N = V * P patches of a study, C channels, T tokens of a report, L tokens
-or patches of one call, K beams or samples, S memory slots, F findings, H heads, D width.
+Shapes: B studies, V views, I input channels, P patches per view, N = V * P patches of a study, C channels, T tokens of
+a report, L tokens or patches of one call, K beams or samples, S memory slots, F findings, H heads, D width.
 """
 
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ class MCSAM(nn.Module):
     """Returns the logits of whole reports and, with alignment, the embeddings of images and reports.
 
     Args:
-      images: normalized images [B, V, height, width, 3], or features [B, V, P, C] of a frozen encoder.
+      images: normalized images [B, V, height, width, I], or features [B, V, P, C] of a frozen encoder.
       view_mask: bool [B, V], False where a view is absent.
       view_ids: int [B, V]: 0 frontal, 1 lateral, 2 other.
       tokens: int [B, T + 1]: bos, the report's tokens, eos, padding.
@@ -208,7 +208,7 @@ class MCSAM(nn.Module):
     """Returns the visual encoder's features [B, V, P, C]; returns features of a frozen encoder unchanged."""
     if images.ndim == 4:   # already features of a frozen encoder [B, V, P, C]
       return images
-    flat = images.reshape(-1, *images.shape[2:])                               # [B*V, height, width, 3]
+    flat = images.reshape(-1, *images.shape[2:])                               # [B*V, height, width, I]
     features = self.visual_encoder(flat, train and self.config.encoder.train_batch_norm)
     return features.reshape(*images.shape[:2], -1, features.shape[-1])
 

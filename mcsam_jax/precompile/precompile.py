@@ -146,8 +146,8 @@ def describe(config: ConfigDict, costs: Costs, most_expensive: Costs, topology: 
 def _model_flops(config: ConfigDict, costs: Costs, batch: int, vocab_size: int, devices: int,
                  what: str) -> tuple[float, str]:
   """Returns the FLOPs per step that count for utilization, on all devices, and how they were counted."""
-  if what == "train":
-    return train_flops(config, vocab_size, batch), "required by the network"
+  if what == "train" and (needed := train_flops(config, vocab_size, batch)) is not None:
+    return needed, "required by the network"
   return costs.flops * devices, "executed by the program"
 
 

@@ -12,7 +12,7 @@ from input_pipeline.batch import ArraySpec, batch_spec
 from mcsam_jax.distributed.mesh import batch_sharding, decode_batch_size, make_mesh, replicated, state_shardings
 from mcsam_jax.inference.search import lower_search
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, frozen_feature_shape
+from mcsam_jax.models.visual_encoders.registry import find_encoder, frozen_feature_shape
 from mcsam_jax.precompile.topology import Topology
 from mcsam_jax.training.reward.reward_state import init_reward_state
 from mcsam_jax.training.reward.rewards import get_term_weights
@@ -76,7 +76,7 @@ def lower_reward_update(config: ConfigDict, topology: Topology, vocab_size: int)
 
 def abstract_state(config: ConfigDict, mesh: Mesh, vocab_size: int, init_state: Callable = init_train_state):
   """Returns the model, its abstract train state with shardings, and the shardings."""
-  encoder = ENCODERS[config.encoder.name]
+  encoder = find_encoder(config.encoder.name)
   model = make_model(config, vocab_size, config.data.image_size // encoder.stride)
   sample = {name: jax.ShapeDtypeStruct(*spec) for name, spec in get_batch_spec(config, 1).items()}
   state = jax.eval_shape(functools.partial(init_state, model, config), sample)

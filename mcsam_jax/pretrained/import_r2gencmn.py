@@ -17,7 +17,7 @@ from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.workdir import create_workdir
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, frozen_feature_shape
+from mcsam_jax.models.visual_encoders.registry import find_encoder, frozen_feature_shape
 from mcsam_jax.pretrained import r2gencmn, torch_names
 from mcsam_jax.pretrained.conversion import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
@@ -79,7 +79,7 @@ def import_r2gencmn(src: str, workdir: str, config: ConfigDict, log: Callable[[s
 
 def _get_variable_shapes(config: ConfigDict, vocab_size: int) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each variable of the model and its image encoder by flat name."""
-  grid = config.data.image_size // ENCODERS[config.encoder.name].stride
+  grid = config.data.image_size // find_encoder(config.encoder.name).stride
   batch = empty_batch(config, 1, frozen_feature_shape(config))
   state = jax.eval_shape(lambda: init_train_state(make_model(config, vocab_size, grid), config, batch))
   params: dict = traverse_util.flatten_dict(

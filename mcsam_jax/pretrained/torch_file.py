@@ -1,7 +1,8 @@
 """Reads the tensors of a PyTorch checkpoint (.pth, .bin) without PyTorch and without executing code in the file.
 
 Such a file is a pickle, which can make its reader call any function. This reader only builds tensors, ordered
-dictionaries and plain containers, and refuses every other name. NumPy scalars, which training scripts store next to
+dictionaries and plain containers, gives inert stand-ins for the classes of a pickled model (`torch_module.py`), and
+refuses every other name. NumPy scalars, which training scripts store next to
 the tensors, are skipped. Files that end with .safetensors contain only tensors and are read by their own library.
 
 There are two pickle formats. Since version 1.6 `torch.save` writes a zip file: `NAME/data.pkl`, and one file of raw
@@ -21,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.pretrained.torch_module import collect_tensors, find_stand_in, StandIn
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # The dtypes are strings, so that the unpickler never returns an object that could be called or modified.
@@ -64,8 +66,10 @@ def read_state_dict(path: str, log: Callable[[str], None] = lambda line: None) -
     raise UserError(f"{path}: truncated, damaged, or not a PyTorch checkpoint "
                     f"({type(error).__name__}: {error}); download it again") from error
   for key in STATE_DICT_KEYS:
-    if isinstance(content, dict) and isinstance(content.get(key), dict):
+    if isinstance(content, dict) and isinstance(content.get(key), (dict, StandIn)):
       content = content[key]
+  if isinstance(content, StandIn):
+    content = collect_tensors(content)
   entries = content.items() if isinstance(content, dict) else ()
   tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, np.ndarray)}
   if not tensors:
@@ -155,8 +159,10 @@ class _Storages(dict):
     super().__init__()
     self.limit = limit          # bytes of the file: a damaged length must not exhaust the memory
 
-  def get_or_allocate(self, persistent_id: tuple) -> np.ndarray:
-    """Returns the storage to which a persistent id of the pickle refers."""
+  def get_or_allocate(self, persistent_id: tuple) -> np.ndarray | type:
+    """Returns the storage, or the stand-in of a class, to which a persistent id of the pickle refers."""
+    if len(persistent_id) == 4 and persistent_id[0] == "module":      # a class and its source code, in legacy files
+      return persistent_id[1]
     kind, dtype, key, _, length, *view = persistent_id
     if kind != "storage" or any(view):
       raise UserError(f"not a PyTorch checkpoint: its pickle refers to an unknown kind of object, {kind!r}")
@@ -194,6 +200,8 @@ class _TensorUnpickler(pickle.Unpickler):
                ("numpy.core.multiarray", "scalar"): _IgnoredScalar,
                ("numpy._core.multiarray", "scalar"): _IgnoredScalar,
                ("numpy", "dtype"): _IgnoredScalar, ("_codecs", "encode"): _IgnoredScalar}
+    if (module, name) not in allowed and (stand_in := find_stand_in(module, name)):
+      return stand_in
     if (module, name) not in allowed:
       raise UserError(f"refused to call {f'{module}.{name}'!r}, because a checkpoint may contain only tensors in plain "
                       "containers; save only the state_dict")

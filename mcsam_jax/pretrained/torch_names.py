@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, find_encoder, make_encoder
 from mcsam_jax.pretrained.conversion import TensorMapping
 
+ARCHITECTURES = ("resnet50", "resnet101", "efficientnet_lite0", "resnet_tiny")
 CLASSIFIER_PREFIXES = ("fc.", "_fc.")             # classifiers, which the encoders don't have
 
 
@@ -38,15 +39,22 @@ def is_ignored(torch_name: str) -> bool:
 MAPPING = TensorMapping(to_flax_name, is_ignored)
 
 
-def get_encoder_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of each variable of an encoder by flat name."""
-  variables = jax.eval_shape(make_encoder(architecture).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+def get_encoder_shapes(architecture: str, image_size: int | None = None) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of each variable of an encoder by flat name.
+
+  Args:
+    image_size: in pixels; only position embeddings depend on it.
+  """
+  spec = find_encoder(architecture)
+  size = image_size or 4 * spec.stride
+  image = jnp.zeros((1, size, size, spec.input_channels))
+  variables = jax.eval_shape(make_encoder(architecture).init, jax.random.key(0), image)
   flat: dict = traverse_util.flatten_dict(variables, sep="/")
   return {name: leaf.shape for name, leaf in flat.items()}
 
 
 def detect_architecture(tensors: dict[str, np.ndarray], source: str) -> str:
-  """Returns the encoder whose variable names differ least from those of `tensors`.
+  """Returns the encoder, of those with torchvision's or EfficientNet's names, that differs least from `tensors`.
 
   Args:
     tensors: a state dict.
@@ -56,7 +64,7 @@ def detect_architecture(tensors: dict[str, np.ndarray], source: str) -> str:
     UserError: less than half of the variables of that encoder are in `tensors`.
   """
   names = {to_flax_name(name, tensor.ndim) for name, tensor in tensors.items() if not is_ignored(name)}
-  candidates = {architecture: set(get_encoder_shapes(architecture)) for architecture in ENCODERS}
+  candidates = {architecture: set(get_encoder_shapes(architecture)) for architecture in ARCHITECTURES}
   best = min(candidates, key=lambda architecture: len(candidates[architecture] ^ names))
   if 2 * len(candidates[best] & names) < len(candidates[best]):
     known = ", ".join(name for name in ENCODERS if name != "resnet_tiny")

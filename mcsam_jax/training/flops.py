@@ -10,20 +10,19 @@ the selection of slots are not.
 Shapes: B studies, V views, N patches of a study, C channels, T tokens, M memory tokens, L = M + T, S slots, D width.
 """
 
-import dataclasses
+import math
 
 from ml_collections import ConfigDict
 
-from mcsam_jax.models.visual_encoders.efficientnet import EfficientNetLite, STAGES
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
-from mcsam_jax.models.visual_encoders.resnet import Bottleneck
+from mcsam_jax.models.visual_encoders.encoder_flops import count_encoder_flops
+from mcsam_jax.models.visual_encoders.registry import find_encoder
 
 IMAGE_ENCODER, FIRST_CONVOLUTION, PATCHES = "image encoder", "first convolution", "patches"
 UNUSED_SLOTS = "unused slots"     # products with the values of unselected slots: executed, but not needed
 
 
-def train_flops(config: ConfigDict, vocab_size: int, batch_size: int | None = None) -> float:
-  """Returns the operations that the model needs for one training step of the global batch.
+def train_flops(config: ConfigDict, vocab_size: int, batch_size: int | None = None) -> float | None:
+  """Returns the operations that the model needs for one training step of the global batch; None if unknown.
 
   The backward pass repeats each product of the forward pass twice, once for the gradient of either factor, except in
   the first trained layer, which needs no gradient of its input (images, or a frozen encoder's cached features, which
@@ -36,7 +35,8 @@ def train_flops(config: ConfigDict, vocab_size: int, batch_size: int | None = No
   """
   parts = forward_flops(config, vocab_size, batch_size or config.train.batch_size)
   first_layer = FIRST_CONVOLUTION if FIRST_CONVOLUTION in parts else PATCHES
-  return sum(flops * (2 if part == first_layer else 3) for part, flops in parts.items() if part != UNUSED_SLOTS)
+  total = sum(flops * (2 if part == first_layer else 3) for part, flops in parts.items() if part != UNUSED_SLOTS)
+  return None if math.isnan(total) else total
 
 
 def reward_flops(config: ConfigDict, vocab_size: int) -> float:
@@ -64,15 +64,14 @@ def reward_flops(config: ConfigDict, vocab_size: int) -> float:
 
 def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[str, float]:
   """Returns the operations of a forward pass over B studies and their reports, by part of the network."""
-  model, memory, encoder_spec = config.model, config.memory, ENCODERS[config.encoder.name]
+  model, memory, encoder_spec = config.model, config.memory, find_encoder(config.encoder.name)
   width, tokens, images = model.width, config.tokenizer.max_length, batch_size * config.data.num_views
   patches = config.data.num_views * (config.data.image_size // encoder_spec.stride) ** 2
   memory_tokens = model.num_memory_tokens if model.use_memory_tokens else 0
   parts = {}
   if not config.encoder.frozen:
-    convolutions = encoder_flops(config.encoder.name, config.data.image_size)
-    parts[FIRST_CONVOLUTION] = images * convolutions[0]
-    parts[IMAGE_ENCODER] = images * sum(convolutions[1:])
+    first, rest = count_encoder_flops(config.encoder.name, config.data.image_size)
+    parts[FIRST_CONVOLUTION], parts[IMAGE_ENCODER] = images * first, images * rest
   parts[PATCHES] = batch_size * patches * _dense(encoder_spec.channels, width)
 
   if model.use_memory:
@@ -100,52 +99,6 @@ def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[
   parts["decoder"] = batch_size * model.decoder_layers * (length * layer + _attention(length, length, width) + cross)
   parts["logits"] = batch_size * tokens * _dense(width, vocab_size)
   return parts
-
-
-def encoder_flops(name: str, image_size: int) -> list[float]:
-  """Returns the operations of each convolution for one image, in order, including those on padding."""
-  encoder, stack = make_encoder(name), _Stack(image_size)
-  if isinstance(encoder, EfficientNetLite):
-    stack.convolve(3, 2, 32)
-    for depth, kernel, stride, expansion, width in STAGES:
-      for block in range(depth):
-        hidden = expansion * stack.channels
-        if expansion > 1:
-          stack.convolve(1, 1, hidden)
-        stack.convolve(kernel, stride if block == 0 else 1, hidden, groups=hidden)
-        stack.convolve(1, 1, width)
-    stack.convolve(1, 1, 1280)
-    return stack.flops
-  stack.convolve(7, encoder.stem_stride, encoder.stem_width)
-  if encoder.stem_stride == 2:
-    stack.size = -(-stack.size // 2)                                 # max pool
-  for depth, width, stride in zip(encoder.depths, encoder.widths, encoder.strides):
-    for block in range(depth):
-      step, shortcut = stride if block == 0 else 1, dataclasses.replace(stack)    # shares the list `flops`
-      if encoder.block is Bottleneck:
-        stack.convolve(1, 1, width)
-        stack.convolve(3, step, width)
-        stack.convolve(1, 1, 4 * width)
-      else:
-        stack.convolve(3, step, width)
-        stack.convolve(3, 1, width)
-      if (shortcut.size, shortcut.channels) != (stack.size, stack.channels):
-        shortcut.convolve(1, step, stack.channels)
-  return stack.flops
-
-
-@dataclasses.dataclass
-class _Stack:
-  """A sequence of convolutions over one square image."""
-  size: int                                                          # pixels per side
-  channels: int = 3
-  flops: list[float] = dataclasses.field(default_factory=list)       # operations of each convolution so far
-
-  def convolve(self, kernel: int, stride: int, channels: int, groups: int = 1) -> None:
-    """Appends one convolution with padding `same`."""
-    self.size = -(-self.size // stride)
-    self.flops.append(self.size ** 2 * _dense(kernel ** 2 * self.channels // groups, channels))
-    self.channels = channels
 
 
 def _dense(inputs: int, outputs: int) -> int:

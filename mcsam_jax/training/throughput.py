@@ -20,7 +20,8 @@ class Throughput:
   waits. A copy to the devices that is unfinished when its step starts isn't counted; a profile shows it.
   """
 
-  def __init__(self, batch_size: int, first_step: int, num_chips: float, step_flops: float, peak_flops: float | None,
+  def __init__(self, batch_size: int, first_step: int, num_chips: float, step_flops: float | None,
+               peak_flops: float | None,
                clock: Callable[[], float] = time.monotonic):
     """Starts the clock at `first_step`.
 
@@ -28,8 +29,9 @@ class Throughput:
       batch_size: studies per step, all devices together.
       first_step: number of steps completed before this start of the run.
       num_chips: number of chips of all hosts.
-      step_flops: operations per step of the global batch, as counted by `flops.train_flops`.
-      peak_flops: operations per second and chip; None if no figure is published, which leaves out the utilization.
+      step_flops: operations per step of the global batch, as counted by `flops.train_flops`; None leaves out the
+        utilization.
+      peak_flops: operations per second and chip; None, if no figure is published, leaves it out, too.
       clock: returns the time in seconds.
     """
     self._batch_size, self._clock = batch_size, clock
@@ -66,6 +68,6 @@ class Throughput:
     figures = {"seconds_per_step": seconds / steps, "examples_per_second": examples_per_second,
                "examples_per_second_per_chip": examples_per_second / self._num_chips,
                "input_wait_share": min(self._input_wait / seconds, 1.0)}
-    if self._peak_flops:
+    if self._peak_flops and self._step_flops is not None:
       figures["mfu"] = self._step_flops * steps / seconds / (self._peak_flops * self._num_chips)
     return figures

@@ -250,7 +250,8 @@ def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.nd
     params["findings_head"] = params["findings_head"] | {"positive_weight": count_positive_weights(finding_labels)}
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
-    batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
+    if "batch_stats" in work.encoder_variables:
+      batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
   variables = replace_variables({"params": params, "batch_stats": batch_stats}, load_initial_variables(work))
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   state = jax.tree.map(make_global_array, dataclasses.replace(state, params=params, batch_stats=batch_stats), shardings)

@@ -20,7 +20,7 @@ from mcsam_jax.distributed import multihost
 from mcsam_jax.inference.image_encoder import compute_pooled_features
 from mcsam_jax.distributed.preemption import _SignalVotes
 from mcsam_jax.distributed.mesh import decode_batch_size, make_mesh
-from mcsam_jax.checkpoints.workdir import init_encoder_variables
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from tests.testing.fake_split import FakeSplit
 import cv2
 

@@ -6,8 +6,8 @@ import pytest
 
 from input_pipeline.builder.prepare import prepare
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.workdir import init_encoder_variables
 from mcsam_jax.errors import UserError
 from mcsam_jax.training.train import open_or_create_workdir, train
 from tests.testing.tiny import make_config, NETWORK, PHANTOMS

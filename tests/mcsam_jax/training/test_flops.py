@@ -9,6 +9,9 @@ from input_pipeline.batch import batch_spec
 from mcsam_jax import config as configs
 from mcsam_jax.models.contrastive import ContrastiveTargets
 from mcsam_jax.models.initialize import make_model
+from mcsam_jax.models.visual_encoders.densenet import DenseNet
+from mcsam_jax.models.visual_encoders.dinov2 import DinoV2
+from mcsam_jax.models.visual_encoders.encoder_flops import _add_densenet, _add_dinov2, _Stack, count_encoder_flops
 from mcsam_jax.training import flops
 from mcsam_jax.training.train_state import init_train_state
 from mcsam_jax.training.train_step import make_train_step
@@ -20,10 +23,24 @@ def load(name="phantom", **fields):
   return configs.load_config(name, [f"--config.{field.replace('__', '.')}={value}" for field, value in fields.items()])
 
 
-@pytest.mark.parametrize("name, billions", [("resnet50", 4.09), ("resnet101", 7.80)])
-def test_resnet_multiplications_agree_with_torchvision(name, billions):
+@pytest.mark.parametrize("name, billions", [
+    ("resnet50", 4.09), ("resnet101", 7.80), ("densenet121", 2.834 - 0.079)])       # two input channels less
+def test_multiplications_agree_with_torchvision(name, billions):
   # torchvision counts the classifier, too
-  assert sum(flops.encoder_flops(name, 224)) / 2e9 == pytest.approx(billions, rel=0.002)
+  assert sum(count_encoder_flops(name, 224)) / 2e9 == pytest.approx(billions, rel=0.002)
+
+
+@pytest.mark.parametrize("encoder, count, rel", [
+    (DenseNet((1, 2)), _add_densenet, 0.01),
+    (DinoV2(384, 2, 6), _add_dinov2, 0.03)], ids=["densenet", "dinov2"])
+def test_encoder_flops_agree_with_xla(encoder, count, rel):
+  """XLA also counts norms and activations, but no products with padding."""
+  channels = 1 if isinstance(encoder, DenseNet) else 3
+  stack = _Stack(224, channels)
+  count(stack, encoder)
+  image = jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
+  lowered = jax.jit(encoder.apply).lower(jax.eval_shape(encoder.init, jax.random.key(0), image), image)
+  assert sum(stack.flops) == pytest.approx(lowered.cost_analysis()["flops"], rel=rel)
 
 
 @pytest.mark.parametrize("fields", [
@@ -59,9 +76,9 @@ def test_training_costs_three_forward_passes_except_for_the_first_layer_and_unus
     assert parts[flops.UNUSED_SLOTS] > 0
     needed = sum(parts.values()) - parts[flops.UNUSED_SLOTS]
     assert flops.train_flops(config, VOCAB_SIZE, B) == 3 * needed - parts[first_layer]
-  convolutions = flops.encoder_flops("efficientnet_lite0", 192)
+  first, rest = count_encoder_flops("efficientnet_lite0", 192)
   assert flops.train_flops(trained, VOCAB_SIZE, B) - flops.train_flops(frozen, VOCAB_SIZE, B) == pytest.approx(
-      B * V * (3 * sum(convolutions) - convolutions[0]) + flops.forward_flops(frozen, VOCAB_SIZE, B)[flops.PATCHES])
+      B * V * (2 * first + 3 * rest) + flops.forward_flops(frozen, VOCAB_SIZE, B)[flops.PATCHES])
 
 
 @pytest.mark.slow

@@ -1,9 +1,5 @@
 """Encoders against their PyTorch originals, with weights converted by the same name maps as users' weights."""
 
-import json
-import pathlib
-import zlib
-
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -19,27 +15,7 @@ from mcsam_jax.pretrained.conversion import convert
 from mcsam_jax.pretrained.image_encoder import find_packaged_checkpoint
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.torch_names import get_encoder_shapes, MAPPING
-
-PARITY = pathlib.Path(__file__).parents[3] / "parity"
-
-
-def draw_by_name(name, shape):
-  """Returns the tensor that the parity files' rule gives a torchvision name."""
-  rs = np.random.RandomState(zlib.crc32(name.encode()) & 0xffffffff)
-  leaf = name.rpartition(".")[2]
-  if leaf == "num_batches_tracked":
-    return np.zeros(shape)
-  if leaf == "running_var":
-    return 0.5 + rs.random_sample(shape)
-  noise = rs.standard_normal(shape)
-  if len(shape) >= 2:
-    return noise / np.sqrt(np.prod(shape[1:]))
-  value = 1 + 0.1 * noise if leaf == "weight" else 0.1 * noise
-  return value * (0.3 if name.endswith("bn3.weight") else 1)
-
-
-def relative_error(actual, reference):
-  return np.abs(actual - reference).max() / np.abs(reference).max()
+from tests.testing.parity import draw_state_dict, PARITY, read_json, relative_error
 
 
 def extract_features(name, tensors, seed):
@@ -51,8 +27,7 @@ def extract_features(name, tensors, seed):
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
 def test_resnet_agrees_with_torchvision(name):
-  shapes = json.loads((PARITY / f"{name}_keys.json").read_text())
-  features = extract_features(name, {key: draw_by_name(key, shape) for key, shape in shapes.items()}, seed=3)
+  features = extract_features(name, draw_state_dict(read_json(f"{name}_keys.json")), seed=3)
   reference = np.load(PARITY / f"{name}.npz")
   assert features.shape == (2, 7, 7, ENCODERS[name].channels)
   assert relative_error(features[..., ::16], reference["features"].transpose(0, 2, 3, 1)) < 1e-4

@@ -1,0 +1,77 @@
+"""Finds a user's own function or class by the name that a config gives it: `package.module:name`.
+
+The fields that take such a name are listed in docs/extending.md.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from typing import Any
+
+from mcsam_jax.errors import UserError
+
+
+def is_import_name(value: str) -> bool:
+  """Returns whether a field's value names something to import, rather than one of the project's own choices."""
+  return ":" in value
+
+
+def load_by_name(field: str, value: str) -> Any:
+  """Returns the function or class `package.module:name`.
+
+  The module is installed, on PYTHONPATH, or in the working directory.
+
+  Args:
+    field: the config field, for errors.
+    value: its value.
+
+  Raises:
+    UserError: the value has another form, or the module or the name in it can't be found, imported or called.
+  """
+  if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+    raise UserError(f"{field}={value}: expected package.module:name, such as my_project.parts:make_part")
+  module_name, _, name = value.partition(":")
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())                    # last, so that it hides no installed package
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:                        # a user's own code may raise anything
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+      raise UserError(f"{field}={value}: there is no module {error.name}; install it, put its folder on PYTHONPATH, or "
+                      "run the command in that folder") from error
+    raise UserError(f"{field}={value}: importing {module_name} failed with "
+                    f"{type(error).__name__}: {error}") from error
+  if not hasattr(module, name):
+    close = difflib.get_close_matches(name, vars(module), 1)
+    raise UserError(f"{field}={value}: {module.__file__ or module_name} has no {name}"
+                    + (f", did you mean {close[0]}?" if close else ""))
+  found = getattr(module, name)
+  if not callable(found):
+    raise UserError(f"{field}={value}: {name} is a {type(found).__name__}, expected a function or class")
+  return found
+
+
+def call_by_name(field: str, value: str, *args, returns: type) -> Any:
+  """Returns what the function or class `package.module:name` gives for some arguments.
+
+  Args:
+    field: the config field, for errors.
+    value: its value.
+    args: arguments of the call.
+    returns: type that the result must have.
+
+  Raises:
+    UserError: see `load_by_name`; or the call fails, or returns something else.
+  """
+  function = load_by_name(field, value)
+  try:
+    result = function(*args)
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"{field}={value}: the call failed with {type(error).__name__}: {error}") from error
+  if not isinstance(result, returns):
+    raise UserError(f"{field}={value}: returned {type(result).__name__}, expected {returns.__name__}")
+  return result

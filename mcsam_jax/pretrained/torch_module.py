@@ -1,0 +1,68 @@
+"""Reads the tensors of a pickled PyTorch module through inert stand-ins for its classes.
+
+`torch.save(model)` writes the objects of a model rather than a state dict; torchxrayvision publishes such files. Its
+pickle names the class of every layer. Each name is answered by a new class that only keeps the attributes it is given:
+no library is imported, and nothing of the file or of PyTorch runs. Names outside of MODULES are refused as in any other
+checkpoint.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+# Libraries whose classes occur in such files.
+MODULES = ("torch", "torchvision", "torchxrayvision", "numpy", "copyreg", "copy_reg")
+SETS = {("builtins", "set"), ("__builtin__", "set")}       # of attribute names, in every module since PyTorch 1.4
+
+
+class StandIn:
+  """Takes the place of an object of any class: accepts any arguments and keeps the state that the pickle gives it."""
+
+  def __new__(cls, *_args, **_kwargs):
+    return super().__new__(cls)
+
+  def __init__(self, *_args, **_kwargs):
+    self.state: Any = None
+
+  def __setstate__(self, state):
+    self.state = state
+
+  def __setitem__(self, key, value):
+    pass
+
+  def append(self, value):
+    pass
+
+  def extend(self, values):
+    pass
+
+
+def find_stand_in(module: str, name: str) -> type | None:
+  """Returns an inert class for a name in a pickle; None for names that such files don't have."""
+  if (module, name) in SETS:
+    return set
+  if module.partition(".")[0] not in MODULES:
+    return None
+  return type(re.sub(r"\W", "_", name), (StandIn,), {})
+
+
+def collect_tensors(module: StandIn) -> dict[str, np.ndarray]:
+  """Returns the parameters and buffers of a pickled module by their names in its state dict.
+
+  A module that occurs more than once gives its tensors under the first name.
+  """
+  tensors: dict[str, np.ndarray] = {}
+  stack, seen = [(module, "")], set()
+  while stack:                                              # not recursive: a damaged file may nest any number of times
+    module, prefix = stack.pop()
+    state = getattr(module, "state", None)
+    if id(module) in seen or not isinstance(state, dict):
+      continue
+    seen.add(id(module))
+    parameters, buffers, children = (entries if isinstance(entries := state.get(kind), dict) else {}
+                                     for kind in ("_parameters", "_buffers", "_modules"))
+    tensors |= {f"{prefix}{name}": value for name, value in (*parameters.items(), *buffers.items())
+                if isinstance(value, np.ndarray)}
+    stack += [(child, f"{prefix}{name}.") for name, child in reversed(children.items()) if isinstance(child, StandIn)]
+  return tensors
