@@ -13,7 +13,8 @@ def get_config() -> ConfigDict:
   config.seed = 0                         # seed for initialization, record order, augmentation and dropout
 
   config.data = ConfigDict({
-      "name": "phantom",                  # phantom (synthetic, needs no files) | r2gen_json | mimic_cxr
+      "name": "phantom",                  # phantom (synthetic, needs no files) | r2gen_json | mimic_cxr, or
+                                          # package.module:make_builder for your own (docs/extending.md)
       "source_dir": "",                   # folder of annotation.json and images/ (r2gen_json), or of MIMIC-CXR-JPG
       "data_dir": "data",                 # folder for prepared records, vocabularies and cached features
       "restricted": False,                # True: keep report texts and ids out of logs, HTML pages and TensorBoard
@@ -50,7 +51,8 @@ def get_config() -> ConfigDict:
   })
 
   config.tokenizer = ConfigDict({
-      "kind": "word",                     # word (R2Gen's rules) | sentencepiece (byte pairs from the train reports)
+      "kind": "word",                     # word (R2Gen's rules) | sentencepiece (byte pairs from the train reports), or
+                                          # package.module:Class for your own (docs/extending.md)
       "threshold": 3,                     # word: rarer words become <unk> (R2Gen: 3 for IU X-Ray, 10 for MIMIC-CXR)
       "vocab_size": 1000,                 # sentencepiece: number of pieces, special tokens included
       "shared_special_ids": False,        # word: True uses id 0 for pad, bos and eos alike, as R2Gen does
@@ -58,7 +60,9 @@ def get_config() -> ConfigDict:
   })
 
   config.encoder = ConfigDict({
-      "name": "resnet50",                 # resnet50 | resnet101 | efficientnet_lite0 | resnet_tiny (for tests)
+      "name": "resnet50",                 # resnet50 | resnet101 | efficientnet_lite0 | densenet121 (torchxrayvision) |
+                                          # dinov2_small | dinov2_base | rad_dino | resnet_tiny (for tests), or
+                                          # package.module:function for your own (docs/extending.md)
       "weights": "",                      # .npz written by `mcsam import-weights`; "": random initialization
       "frozen": False,                    # True: no gradient, no augmentation; features are computed once and cached
       "train_batch_norm": False,          # False: keep the pretrained batch statistics
@@ -112,7 +116,8 @@ def get_config() -> ConfigDict:
       "learning_rate": 2e-3,              # peak learning rate of everything but the image encoder
       "encoder_learning_rate": 1e-3,      # peak learning rate of the image encoder
       "warmup_steps": 50,
-      "schedule": "cosine",               # decay after warm-up: cosine | linear | constant
+      "schedule": "cosine",               # decay after warm-up: cosine | linear | constant, or package.module:function
+                                          # for your own (docs/extending.md)
       "final_fraction": 0.05,             # learning rate at the last step, relative to the peak
       "weight_decay": 0.02,               # AdamW; kernels only
       "b1": 0.9,                          # AdamW: decay rate of the mean of gradients
@@ -131,6 +136,8 @@ def get_config() -> ConfigDict:
       "num_steps": 650,                   # may be raised later to extend a finished run in the same workdir
       "compute_dtype": "float32",         # float32 | bfloat16 (parameters stay float32) | float64 (parameters too)
       "grad_accum_steps": 1,              # microbatches per step, to save memory; loss and gradient are the batch's
+      "loss_term": "",                    # package.module:function of a loss term of your own (docs/extending.md)
+      "loss_term_weight": 1.0,            # weight of that term; the weight of the token loss is 1
       "remat": "none",                    # none | layers: recompute a layer's activations in the backward pass
       "log_every": 20,                    # steps; with alignment, each log costs two extra gradients (for their norms)
       "eval_every": 130,                  # steps between evaluations on val, each followed by a checkpoint
@@ -202,6 +209,8 @@ def get_config() -> ConfigDict:
       "chexbert_dtype": "float32",        # float32 | bfloat16 (faster on accelerators)
       "radeval": "",                      # extra scores from the package RadEval (extra `clinical`), which downloads
                                           # models: comma-separated names of metrics/radeval.py; "": none
+      "metrics": "",                      # package.module:function of metrics of your own, separated by commas (see
+                                          # docs/extending.md); "": none
       "num_permutations": 10,             # shuffled-images control: average over this many permutations of the images
       "seed": 0,                          # seed for the permutations and for bootstrap resampling
       "explain": False,                   # add explanations to the .jsonl (and to `mcsam report --json`): token

@@ -1,8 +1,9 @@
 """Tokenizers of reports: the word vocabulary of R2Gen, or SentencePiece trained on the same reports.
 
-Both implement `Tokenizer`. A report is always cleaned first (`text.clean`), and runs of whitespace count as one space,
+Both implement `Tokenizer`, as does a class of the user's own, which `tokenizer.kind` names as `package.module:Class`. A
+report is always cleaned first (`text.clean`), and runs of whitespace count as one space,
 so decode(encode(report)) == " ".join(clean(report).split()) if the report has no unknown words. A tokenizer is stored
-as a folder with `tokenizer.json` and, for SentencePiece, `sentencepiece.model`.
+as a folder with `tokenizer.json` (its `kind` tells the class) and, for SentencePiece, `sentencepiece.model`.
 
 Lengths: `max_length` counts the tokens after bos, eos included. A longer report loses its last words and always ends in
 eos. R2Gen truncates the ids, including bos and eos, to its `max_seq_length`, so a long report has one word less there,
@@ -23,6 +24,7 @@ import sentencepiece
 
 from input_pipeline import text
 from mcsam_jax.errors import UserError
+from mcsam_jax.extensions.by_name import call_by_name, is_import_name
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
@@ -35,7 +37,7 @@ class Tokenizer(abc.ABC):
   """Interface of all tokenizers.
 
   Attributes:
-    kind: "word" or "sentencepiece".
+    kind: value of `tokenizer.kind`.
     cleaning: the cleaning rules, one of `text.RULES`.
     pad_id, bos_id, eos_id, unk_id: ids of the special tokens; the first three may be equal.
     vocab_size: number of ids, including special tokens.
@@ -48,6 +50,16 @@ class Tokenizer(abc.ABC):
   unk_id: int = 3
   vocab_size: int
 
+  @classmethod
+  def build(cls, reports: Iterable[str], config: ConfigDict) -> "Tokenizer":
+    """Returns a tokenizer trained on raw reports; tokenizers of the user's own implement it."""
+    raise NotImplementedError(f"{cls.__name__}.build")
+
+  @classmethod
+  def load(cls, description: dict, directory: epath.Path) -> "Tokenizer":
+    """Returns a tokenizer from its tokenizer.json and its folder; tokenizers of the user's own implement it."""
+    raise NotImplementedError(f"{cls.__name__}.load")
+
   @abc.abstractmethod
   def encode(self, report: str) -> list[int]:
     """Returns the ids of a raw or cleaned report, without bos and eos, not truncated."""
@@ -58,7 +70,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def save(self, directory: epath.Path) -> None:
-    """Writes the files that `load_tokenizer` reads."""
+    """Writes the files that `load_tokenizer` reads, tokenizer.json by `write_description`."""
 
   @abc.abstractmethod
   def _join(self, ids: list[int]) -> str:
@@ -135,7 +147,7 @@ class WordTokenizer(Tokenizer):
 
   def save(self, directory: epath.Path) -> None:
     words = self._words[1:] if self.shared_special_ids else self._words[4:]
-    _write_json(directory, {"kind": self.kind, "cleaning": self.cleaning,
+    write_description(directory, {"kind": self.kind, "cleaning": self.cleaning,
                             "shared_special_ids": self.shared_special_ids, "words": words})
 
   def _join(self, ids: list[int]) -> str:
@@ -191,7 +203,7 @@ class SentencePieceTokenizer(Tokenizer):
 
   def save(self, directory: epath.Path) -> None:
     (directory / _MODEL_FILE).write_bytes(self._model)
-    _write_json(directory, {"kind": self.kind, "cleaning": self.cleaning,
+    write_description(directory, {"kind": self.kind, "cleaning": self.cleaning,
                             "model_sha256": hashlib.sha256(self._model).hexdigest()})
 
   def _join(self, ids: list[int]) -> str:
@@ -210,8 +222,12 @@ def build_tokenizer(config: ConfigDict, reports: Iterable[str]) -> Tokenizer:
   if kind == "word":
     return WordTokenizer.train(reports, cleaning, config.tokenizer.threshold,
                                config.tokenizer.shared_special_ids)
+  if is_import_name(kind):
+    tokenizer = call_by_name("tokenizer.kind", kind, reports, config, returns=Tokenizer, method="build")
+    tokenizer.kind, tokenizer.cleaning = kind, cleaning
+    return tokenizer
   if kind != "sentencepiece":
-    raise UserError(f"tokenizer.kind={kind}: expected word or sentencepiece")
+    raise UserError(f"tokenizer.kind={kind}: expected word or sentencepiece, or package.module:Class for your own")
   if config.tokenizer.shared_special_ids:
     raise UserError("tokenizer.shared_special_ids=True needs tokenizer.kind=word")
   return SentencePieceTokenizer.train(reports, cleaning, config.tokenizer.vocab_size)
@@ -228,6 +244,10 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
     stored = json.loads(path.read_text())
     if stored["kind"] == "word":
       return WordTokenizer(stored["words"], stored["cleaning"], stored["shared_special_ids"])
+    if is_import_name(stored["kind"]):
+      tokenizer = call_by_name("tokenizer.kind", stored["kind"], stored, path.parent, returns=Tokenizer, method="load")
+      tokenizer.kind, tokenizer.cleaning = stored["kind"], stored["cleaning"]
+      return tokenizer
     path, description = path.parent / _MODEL_FILE, stored
     model = path.read_bytes()
   except FileNotFoundError as error:
@@ -242,5 +262,6 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
   return SentencePieceTokenizer(model, description["cleaning"])
 
 
-def _write_json(directory: epath.Path, stored: dict) -> None:
+def write_description(directory: epath.Path, stored: dict) -> None:
+  """Writes tokenizer.json; `stored` has the tokenizer's `kind` and `cleaning` and whatever else it is made of."""
   (directory / _FILE).write_text(json.dumps(stored, indent=1) + "\n")

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.extensions.by_name import is_import_name, load_by_name
+from mcsam_jax.extensions.by_name import check_form, is_import_name
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, find_encoder
 
 CHOICES = {   # fields that take one of a few words
@@ -60,8 +60,10 @@ NOT_NEGATIVE = (
     "prepare.max_corrupt_records", "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps",
     "train.checkpoint_every", "train.eval_studies", "train.patience", "reward.cider", "reward.rouge_l",
     "reward.findings", "reward.cross_entropy_weight", "reward.kl_weight", "optimizer.warmup_steps",
-    "optimizer.weight_decay", "optimizer.clip_norm")
+    "optimizer.weight_decay", "optimizer.clip_norm", "train.loss_term_weight")
 BELOW_ONE = ("model.dropout", "optimizer.label_smoothing", "optimizer.ema_decay")        # and not negative
+# Fields that are empty or name a user's own functions, separated by commas.
+OWN_FUNCTIONS = ("train.loss_term", "eval.metrics")
 ABOVE_ZERO = ("decode.temperature", "reward.temperature", "model.align_temperature")
 
 
@@ -82,7 +84,7 @@ def check_values(values: Mapping[str, Any]) -> None:
 def _check_single_fields(values: Mapping[str, Any]) -> None:
   for field, choices in CHOICES.items():
     if field in OPEN_FIELDS and is_import_name(values[field]):
-      load_by_name(field, values[field])
+      check_form(field, values[field])                   # imported only by the command that needs it
     elif values[field] not in choices:
       words = ", ".join(choice or '""' for choice in choices)
       own = ", or package.module:name for one of your own" if field in OPEN_FIELDS else ""
@@ -90,6 +92,9 @@ def _check_single_fields(values: Mapping[str, Any]) -> None:
   for field, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{field}={value}: must be a finite number")
+  for field in OWN_FUNCTIONS:
+    for name in filter(None, values[field].split(",")):
+      check_form(field, name.strip())
   for fields, is_valid, requirement in (
       (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
       (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
@@ -132,8 +137,8 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
     raise UserError(f"eval.labeler=phantom reads only phantom reports; for data.name={data} set eval.labeler=rules")
   if values["decode.utility.head_weight"] and not values["model.findings_head"]:
     raise UserError("decode.utility.head_weight needs the findings head: set it to 0, or set model.findings_head=true")
-  has_labels = (data == "phantom" or data == "mimic_cxr" and values["data.mimic_cxr.labels"] != "none"
-                or values["train.labels"] != "records")
+  has_labels = (data == "phantom" or is_import_name(data)
+                or data == "mimic_cxr" and values["data.mimic_cxr.labels"] != "none" or values["train.labels"] != "records")
   for field, needs_labels, otherwise in (
       ("model.align_targets", values["model.align_targets"] == "label_similarity", "same_text"),
       ("model.findings_head", values["model.findings_head"], "false")):

@@ -7,7 +7,7 @@ import numpy as np
 
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.errors import UserError
-from mcsam_jax.extensions.by_name import is_import_name
+from mcsam_jax.extensions.by_name import describe, is_import_name
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, find_encoder, make_encoder
 
 
@@ -51,7 +51,7 @@ def check_encoder(config: ConfigDict) -> None:
     features, variables = jax.eval_shape(make_encoder(name).init_with_output, jax.random.key(0), image)
   except Exception as error:                             # a user's own code may raise anything
     raise UserError(f"encoder.name={name}: its module failed on an image {list(image.shape)} with "
-                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+                    f"{describe(error)}") from error
   expected = (1, size // spec.stride, size // spec.stride, spec.channels)
   if features.shape != expected:
     raise UserError(f"encoder.name={name}: its module returned features {list(features.shape)} for an image of {size} "

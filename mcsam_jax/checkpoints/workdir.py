@@ -48,7 +48,7 @@ RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*`
     "data.source_dir", "data.data_dir", "data.contact_sheet_restricted", "encoder.weights", "mesh.data", "mesh.fsdp",
     "mesh.tensor", "decode.batch_size", "eval.chexbert")
 # Fields of `decode` and `eval` that change no score, so they don't appear in the names of evaluation files.
-_NOT_IN_FILE_NAMES = ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain")
+_NOT_IN_FILE_NAMES = ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain", "metrics")
 
 
 @dataclasses.dataclass

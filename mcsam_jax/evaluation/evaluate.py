@@ -38,6 +38,7 @@ from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels, make_labeler
 from mcsam_jax.metrics.auc import compare_known_and_said
 from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.metrics.external.own_metrics import add_own_metrics, load_own_metrics
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
 
@@ -65,6 +66,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   mesh = make_mesh(config)
   labeler = make_labeler(config)
   parse_score_names(config.eval.radeval)              # a missing package should fail before any report is generated
+  load_own_metrics(config.eval.metrics)
   with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
     features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log)
@@ -141,6 +143,9 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   if config.eval.radeval:
     add_radeval(scores, study_scores, parse_score_names(config.eval.radeval), split.reports, hypotheses,
                 resample(subjects, config.eval.seed), log)
+  if config.eval.metrics:
+    add_own_metrics(scores, study_scores, load_own_metrics(config.eval.metrics), split.reports, hypotheses,
+                    resample(subjects, config.eval.seed))
   if slot_usage is not None:
     scores["memory_slot_usage"] = slot_usage
   known = {"samples": [report.finding_probs for report in reports if report.finding_probs is not None],

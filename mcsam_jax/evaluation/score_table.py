@@ -107,11 +107,13 @@ def _compare_with_baselines(scores: Mapping) -> Iterator[str]:
 
 
 def _describe_radeval(scores: Mapping) -> Iterator[str]:
-  radeval, bounds = scores.get("radeval"), scores.get("intervals", {}).get("radeval") or {}
-  if radeval:
-    yield "RadEval: " + ", ".join(
-        f"{name} {_format_number(value)}" + (f" ({_format_interval(bounds[name])})" if bounds.get(name) else "")
-        for name, value in radeval.items())
+  """Yields one line for the scores of RadEval, and one for the user's own metrics."""
+  for key, title in (("radeval", "RadEval"), ("own_metrics", "own metrics")):
+    values, bounds = scores.get(key), scores.get("intervals", {}).get(key) or {}
+    if values:
+      yield f"{title}: " + ", ".join(
+          f"{name} {_format_number(value)}" + (f" ({_format_interval(bounds[name])})" if bounds.get(name) else "")
+          for name, value in values.items())
 
 
 def _describe_label_averages(scores: Mapping) -> Iterator[str]:

@@ -125,7 +125,7 @@ def merge_tokens(tokenizer: Tokenizer, ids: np.ndarray, log_probs: np.ndarray, m
       break
     if token in (tokenizer.pad_id, tokenizer.bos_id):
       continue
-    if not groups or tokenizer.kind == "word" or vocabulary[token].startswith("▁"):
+    if not groups or tokenizer.kind != "sentencepiece" or vocabulary[token].startswith("▁"):
       groups.append([])
     groups[-1].append(position)
   words = [tokenizer.decode([int(ids[position]) for position in group]).strip() for group in groups]

@@ -18,6 +18,16 @@ def is_import_name(value: str) -> bool:
   return ":" in value
 
 
+def check_form(field: str, value: str) -> None:
+  """Checks the form of a name without importing anything.
+
+  Raises:
+    UserError: it is not package.module:name.
+  """
+  if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+    raise UserError(f"{field}={value}: expected package.module:name, such as my_project.parts:make_part")
+
+
 def load_by_name(field: str, value: str) -> Any:
   """Returns the function or class `package.module:name`.
 
@@ -30,8 +40,7 @@ def load_by_name(field: str, value: str) -> Any:
   Raises:
     UserError: the value has another form, or the module or the name in it can't be found, imported or called.
   """
-  if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
-    raise UserError(f"{field}={value}: expected package.module:name, such as my_project.parts:make_part")
+  check_form(field, value)
   module_name, _, name = value.partition(":")
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())                    # last, so that it hides no installed package
@@ -41,8 +50,7 @@ def load_by_name(field: str, value: str) -> Any:
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
       raise UserError(f"{field}={value}: there is no module {error.name}; install it, put its folder on PYTHONPATH, or "
                       "run the command in that folder") from error
-    raise UserError(f"{field}={value}: importing {module_name} failed with "
-                    f"{type(error).__name__}: {error}") from error
+    raise UserError(f"{field}={value}: importing {module_name} failed with {describe(error)}") from error
   if not hasattr(module, name):
     close = difflib.get_close_matches(name, vars(module), 1)
     raise UserError(f"{field}={value}: {module.__file__ or module_name} has no {name}"
@@ -53,25 +61,36 @@ def load_by_name(field: str, value: str) -> Any:
   return found
 
 
-def call_by_name(field: str, value: str, *args, returns: type) -> Any:
-  """Returns what the function or class `package.module:name` gives for some arguments.
+def call_by_name(field: str, value: str, *args, returns: type, method: str = "") -> Any:
+  """Returns what the function `package.module:name`, or a method of that class, gives for some arguments.
 
   Args:
     field: the config field, for errors.
     value: its value.
     args: arguments of the call.
     returns: type that the result must have.
+    method: name of a class method, to be called instead; the class is then a subclass of `returns`.
 
   Raises:
     UserError: see `load_by_name`; or the call fails, or returns something else.
   """
   function = load_by_name(field, value)
+  if method:
+    if not isinstance(function, type) or not issubclass(function, returns):
+      raise UserError(f"{field}={value}: expected a subclass of {returns.__module__}.{returns.__name__}")
+    function = getattr(function, method)
   try:
     result = function(*args)
   except UserError:
     raise
   except Exception as error:
-    raise UserError(f"{field}={value}: the call failed with {type(error).__name__}: {error}") from error
+    raise UserError(f"{field}={value}: the call failed with {describe(error)}") from error
   if not isinstance(result, returns):
     raise UserError(f"{field}={value}: returned {type(result).__name__}, expected {returns.__name__}")
   return result
+
+
+def describe(error: Exception) -> str:
+  """Returns type and message of an error of a user's own code in one line."""
+  lines = str(error).strip().splitlines()
+  return type(error).__name__ + (f": {lines[0]}" if lines else "")

@@ -54,8 +54,9 @@ def make_main_table(scores: Mapping) -> tuple[list[str], list[ScoreRow]]:
   if scores.get("labels"):
     columns += [("labels", "micro", "f1"), ("labels", "macro", "f1")]
     titles += ["micro-F1", "macro-F1"]
-  columns += [("radeval", name) for name in scores.get("radeval") or ()]
-  titles += [name.replace("_", " ") for name in scores.get("radeval") or ()]
+  for kind in ("radeval", "own_metrics"):
+    columns += [(kind, name) for name in scores.get(kind) or ()]
+    titles += [name.replace("_", " ") for name in scores.get(kind) or ()]
   without_protocol = [(path[0], path[-1]) if path[0] == "nlg" else path for path in columns]
 
   rows = [ScoreRow("this model", [_make_cell(scores, *path) for path in columns], "model"),

@@ -50,7 +50,7 @@ def reward_flops(config: ConfigDict, vocab_size: int) -> float:
   num_samples = options.num_samples
   parts = forward_flops(config, vocab_size, batch_size)
   image_encoder = sum(parts.get(part, 0) for part in (IMAGE_ENCODER, FIRST_CONVOLUTION))
-  patches = config.data.num_views * (config.data.image_size // ENCODERS[config.encoder.name].stride) ** 2
+  patches = config.data.num_views * (config.data.image_size // find_encoder(config.encoder.name).stride) ** 2
   shared = batch_size * model.decoder_layers * 2 * patches * _dense(model.width, model.width)      # patch keys, values
   reports = num_samples * (parts["decoder"] + parts["logits"] - shared) + shared
   forward = parts[PATCHES] + parts["encoder"] + parts.get("memory", 0) + reports

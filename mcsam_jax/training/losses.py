@@ -2,7 +2,7 @@
 
 The loss is the token cross-entropy, plus `model.align_weight` times the alignment loss, plus `model.findings_weight`
 times the findings loss. All terms are means over the global batch: the first over its tokens, the others over its
-studies.
+studies. A term of the user's own (`train.loss_term`), a mean over the studies, is part of the first.
 
 A batch is a dict of arrays with a leading axis B: `images` uint8 [B, V, H, W, 1] or `features` [B, V, P, C],
 `view_mask` [B, V], `view_ids` [B, V], `tokens` [B, T + 1], `labels` [B, 14], `record`, `epoch` and `valid` [B].
@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mcsam_jax.errors import UserError
+from mcsam_jax.extensions.by_name import call_by_name
 from mcsam_jax.models.inputs import contrastive_targets, model_inputs, token_mask
 from mcsam_jax.models.layers import at_least_float32
-from mcsam_jax.models.mcsam import MCSAM
+from mcsam_jax.models.mcsam import MCSAM, ModelOutputs
 from mcsam_jax.models.semantic_alignment import AlignmentOutput
 from mcsam_jax.training.augment import augment_batch
 
@@ -47,7 +49,8 @@ class ForwardOutput:
   """Forward-pass outputs for one batch or microbatch.
 
   Attributes:
-    token_loss: sum of the token losses divided by the number of tokens in the *whole* batch, scalar.
+    token_loss: sum of the token losses divided by the number of tokens in the *whole* batch, scalar; in training plus
+      the weighted term of the user's own.
     unsmoothed_token_loss: the same without label smoothing and without a gradient, scalar.
     finding_loss: sum of the findings losses divided by the number of studies in the whole batch, scalar; 0 without
       findings head.
@@ -81,12 +84,34 @@ def forward(model: MCSAM, config: ConfigDict, eos_id: int, params, batch_stats, 
     loss_sum = model.apply({"params": params}, outputs.finding_logits, batch["labels"], batch["valid"],
                            method="finding_loss")
     finding_loss = cast(jax.Array, loss_sum) / size.studies
+  token_loss = jnp.where(mask, smoothed, 0).sum() / size.tokens
+  if train and config.train.loss_term:
+    token_loss += compute_own_term(config, outputs, batch, mask)
   return ForwardOutput(
-      token_loss=jnp.where(mask, smoothed, 0).sum() / size.tokens,
+      token_loss=token_loss,
       unsmoothed_token_loss=jnp.where(mask, unsmoothed, 0).sum() / size.tokens,
       finding_loss=finding_loss,
       embeddings=(outputs.image_embedding, outputs.report_embedding) if config.model.use_alignment else None,
       batch_stats=updated.get("batch_stats", {}))
+
+
+def compute_own_term(config: ConfigDict, outputs: ModelOutputs, batch: dict, mask: jax.Array) -> jax.Array:
+  """Returns the weighted loss term `train.loss_term` of a batch or microbatch: its share of the whole batch's mean.
+
+  Args:
+    outputs: of the network for the batch.
+    mask: bool [B, T], True for the target tokens of valid studies.
+
+  Raises:
+    UserError: the function fails, or doesn't return one loss per study.
+  """
+  field, name = "train.loss_term", config.train.loss_term
+  per_study = call_by_name(field, name, outputs, batch, mask, returns=jax.Array)
+  if per_study.shape != batch["valid"].shape:
+    raise UserError(f"{field}={name}: returned {list(per_study.shape)}, expected one loss per study, "
+                    f"{list(batch['valid'].shape)}")
+  num_studies = per_study.size * config.train.grad_accum_steps
+  return config.train.loss_term_weight * jnp.where(batch["valid"], per_study, 0).sum() / num_studies
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:

@@ -1,9 +1,13 @@
 """AdamW with warm-up, decay, gradient clipping, and a separate learning rate for the image encoder."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
+
+from mcsam_jax.extensions.by_name import call_by_name, is_import_name
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -20,16 +24,23 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def learning_rate(config: ConfigDict, peak: float) -> optax.Schedule:
-  """Returns a schedule that rises linearly from 0 to `peak` during warm-up and then decays to its final fraction."""
+  """Returns a schedule that rises linearly from 0 to `peak` during warm-up and then decays to its final fraction.
+
+  Raises:
+    UserError: `optimizer.schedule` names a function of the user's own that can't be called or returns no schedule.
+  """
   fields = config.optimizer
   decay_steps = config.train.num_steps - fields.warmup_steps
-  decay = {
-      "cosine": optax.cosine_decay_schedule(peak, decay_steps, fields.final_fraction),
-      "linear": optax.linear_schedule(peak, peak * fields.final_fraction, decay_steps),
-      "constant": optax.constant_schedule(peak),
-  }
+  if is_import_name(fields.schedule):
+    decay = call_by_name("optimizer.schedule", fields.schedule, config, peak, decay_steps, returns=Callable)
+  else:
+    decay = {
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, fields.final_fraction),
+        "linear": optax.linear_schedule(peak, peak * fields.final_fraction, decay_steps),
+        "constant": optax.constant_schedule(peak),
+    }[fields.schedule]
   warmup = optax.linear_schedule(0.0, peak, fields.warmup_steps)
-  return optax.join_schedules([warmup, decay[fields.schedule]], [fields.warmup_steps])
+  return optax.join_schedules([warmup, decay], [fields.warmup_steps])
 
 
 def schedule_depends_on_length(config: ConfigDict) -> bool:

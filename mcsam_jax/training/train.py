@@ -37,6 +37,7 @@ from mcsam_jax.distributed.mesh import (
 from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
+from mcsam_jax.extensions.by_name import is_import_name, load_by_name
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
 from mcsam_jax.models.findings_head import count_positive_weights
 from mcsam_jax.models.initialize import make_model
@@ -67,6 +68,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     mesh = make_mesh(config)
     check_train_batch_size(config, mesh.shape)
     check_best_metric(config)
+    check_own_functions(config)
     log(f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), "
         f"mesh {dict(mesh.shape)}; {config.train.batch_size} studies per step, "
         f"{config.train.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'])} per device")
@@ -234,6 +236,17 @@ def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str]
     log(f"optimizer.schedule={config.optimizer.schedule} depends on train.num_steps: from here on the learning rates "
         f"are those of {config.train.num_steps} steps, so the result differs from a run of that length from the start")
   return work
+
+
+def check_own_functions(config: ConfigDict) -> None:
+  """Imports the user's own schedule and loss term, so that a wrong name stops the run before any work.
+
+  Raises:
+    UserError: there is no such function.
+  """
+  for field, name in (("optimizer.schedule", config.optimizer.schedule), ("train.loss_term", config.train.loss_term)):
+    if is_import_name(name):
+      load_by_name(field, name)
 
 
 def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.ndarray,

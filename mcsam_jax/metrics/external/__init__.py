@@ -1,0 +1,1 @@
+"""Metrics that are computed by code outside of this project."""
