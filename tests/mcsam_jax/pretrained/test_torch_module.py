@@ -19,9 +19,10 @@ from mcsam_jax.pretrained.torch_file import LEGACY_MAGIC, read_state_dict
 from mcsam_jax.pretrained.torch_module import collect_tensors, find_stand_in, StandIn
 from tests.testing.parity import draw_state_dict, read_json
 
-CLASSES = {"torch": ("FloatStorage", "Size"), "torch.nn.modules.conv": ("Conv2d",),
-           "torch.nn.modules.container": ("Sequential",), "torch.nn.parallel.data_parallel": ("DataParallel",),
-           "torchxrayvision.models": ("DenseNet",)}
+CLASSES = {"torch": ("FloatStorage", "Size"), "torch.nn": (), "torch.nn.modules": (),
+           "torch.nn.modules.conv": ("Conv2d",), "torch.nn.modules.container": ("Sequential",), "torch.nn.parallel": (),
+           "torch.nn.parallel.data_parallel": ("DataParallel",),
+           "torchxrayvision": (), "torchxrayvision.models": ("DenseNet",)}
 
 
 @pytest.fixture
