@@ -4,10 +4,10 @@ A frozen encoder gives an image the same features in every epoch, so training an
 
   <data_dir>/features/<digest>/<split>.npy    float16 [n, V, P, C]
 
-The digest covers everything that the features depend on: encoder, weights, data, image size, and the version of this
-code. Images are written in order, each to its slot [P, C]. The slot of an absent view is a hole in the file: it reads
-as zeros and takes no space. The file is called <split>.npy.unfinished until the last image is written; a later run
-continues at its end.
+The digest covers everything that the features depend on: encoder (with its code, if it is the user's own), weights,
+data, image size, and the version of this code. Images are written in order, each to its slot [P, C]. The slot of an
+absent view is a hole in the file: it reads as zeros and takes no space. The file is called <split>.npy.unfinished until
+the last image is written; a later run continues at its end.
 
 Shapes: n studies, V views, P patches per view, C channels.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -37,6 +38,7 @@ from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
+from mcsam_jax.extensions.by_name import is_import_name
 from mcsam_jax.inference.image_encoder import compute_pooled_features, encode_images, encode_records
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
@@ -103,9 +105,11 @@ def load_or_compute_features(config: ConfigDict, split: Split, encoder: nn.Modul
     UserError: the disk is full, or the folder can't be written.
   """
   blank = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 1), np.uint8)
-  per_image = jax.eval_shape(lambda pixels: encode_images(encoder, config, variables, pixels), blank).shape[1:]
-  shape = (len(split), config.data.num_views, *per_image)
-  path = _make_folder_name(config, split, variables) / f"{split.name}.npy"
+  encode = functools.partial(encode_images, encoder, config)
+  shape = (len(split), config.data.num_views, *jax.eval_shape(encode, variables, blank).shape[1:])
+  # The name of a user's own encoder says nothing about its code, which may have changed since the features were stored.
+  code = jax.jit(encode).lower(variables, blank).as_text() if is_import_name(config.encoder.name) else ""
+  path = _make_folder_name(config, split, variables, code) / f"{split.name}.npy"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     while not _is_complete(path, shape):
@@ -151,13 +155,14 @@ def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDi
       os.replace(unfinished, path)
 
 
-def _make_folder_name(config: ConfigDict, split: Split, variables: dict) -> pathlib.Path:
+def _make_folder_name(config: ConfigDict, split: Split, variables: dict, code: str) -> pathlib.Path:
   """Returns a folder whose name changes with everything that the features depend on."""
   data = config.data
   digest = hashlib.sha256(json.dumps([
       VERSION, config.encoder.name, hash_weights(variables), data.image_size, data.num_views,
       *([data.target, data.min_words] if data.min_words else []),      # they select the records
       str(dataset_dir(config)).removeprefix(str(data.data_dir))]).encode())    # its name covers all settings
+  digest.update(code.encode())
   # A few records reveal data that was prepared again under the same name.
   for index in np.linspace(0, len(split) - 1, min(len(split), 32)).astype(int):
     digest.update(b"".join(split[int(index)]["images"]))

@@ -2,22 +2,24 @@
 
 import collections
 import io
-import json
-import pathlib
 import pickle
 import struct
 import sys
 import types
 import zipfile
 
+from flax import traverse_util
+import jax
 import numpy as np
 import pytest
 
+from mcsam_jax.checkpoints.weights import read_weights
 from mcsam_jax.errors import UserError
+from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder
 from mcsam_jax.pretrained.image_encoder import import_image_encoder
 from mcsam_jax.pretrained.torch_file import LEGACY_MAGIC, read_state_dict
 from mcsam_jax.pretrained.torch_module import collect_tensors, find_stand_in, StandIn
-from tests.testing.parity import draw_state_dict, read_json
+from tests.testing.parity import draw_state_dict, PARITY, read_json, relative_error
 
 CLASSES = {"torch": ("FloatStorage", "Size"), "torch.nn": (), "torch.nn.modules": (),
            "torch.nn.modules.conv": ("Conv2d",), "torch.nn.modules.container": ("Sequential",), "torch.nn.parallel": (),
@@ -180,18 +182,19 @@ def test_a_module_that_contains_itself_or_is_nested_deeply_is_read():
   assert [name[-3:] for name in collect_tensors(deep)] == ["m.b"]
 
 
-def test_a_model_of_torchxrayvision_becomes_an_encoder(tmp_path, classes):
+def test_a_model_of_torchxrayvision_becomes_an_encoder_with_the_same_features(tmp_path, classes):
   tensors = draw_state_dict(read_json("densenet121_keys.json"))
   tensors["op_threshs"], lines = np.full(18, np.nan, np.float32), []
   path = write_file(tmp_path / "densenet.pt", build_tree(tensors, classes, "DenseNet"), classes, legacy=True)
   report = import_image_encoder(path, str(tmp_path / "w.npz"), log=lines.append)
   assert report.is_complete and report.architecture == "densenet121"
-  with np.load(tmp_path / "w.npz") as file:
-    meta = json.loads(str(file["meta"]))
-    kernel = file["params/denseblock4_denselayer16/conv2/kernel"]
-    var = file["batch_stats/norm5/var"]
+  assert len(report.converted) == 120 + 4 * 121                                # convolutions and norms
+  flat, meta = read_weights(tmp_path / "w.npz", "")
   assert meta["source"] == "densenet.pt" and "torchxrayvision" in meta["pretraining_data"]
-  np.testing.assert_array_equal(
-      kernel, tensors["features.denseblock4.denselayer16.conv2.weight"].transpose(2, 3, 1, 0))
-  np.testing.assert_array_equal(var, tensors["features.norm5.running_var"])
-  assert pathlib.Path(tmp_path / "w.npz").stat().st_size > 27e6
+  variables = traverse_util.unflatten_dict(flat, sep="/")
+  images = (np.random.RandomState(3).random_sample((2, 1, 224, 224)) * 2 - 1).astype(np.float32) * 1024
+  features = np.asarray(jax.jit(make_encoder("densenet121").apply)(variables, images.transpose(0, 2, 3, 1)))
+  reference = np.load(PARITY / "densenet121.npz")
+  assert features.shape == (2, 7, 7, find_encoder("densenet121").channels)
+  assert relative_error(features[..., ::8], reference["features"].transpose(0, 2, 3, 1)) < 1e-4
+  assert relative_error(features.mean((1, 2)), reference["features_mean"]) < 1e-4

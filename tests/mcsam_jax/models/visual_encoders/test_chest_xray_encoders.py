@@ -1,4 +1,4 @@
-"""DenseNet-121 and DINOv2 against torchvision and `transformers`, with weights named and converted as users' are."""
+"""DenseNet-121 and DINOv2: input ranges, image sizes, position embeddings; parity is in tests/mcsam_jax/pretrained."""
 
 import jax
 import jax.numpy as jnp
@@ -7,60 +7,30 @@ import pytest
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.inputs import normalize_images
+from mcsam_jax.models.visual_encoders.densenet import DenseNet
 from mcsam_jax.models.visual_encoders.dinov2 import DinoV2
 from mcsam_jax.models.visual_encoders.position_grid import fit_position_embeddings, make_resize_matrix, POSITIONS
-from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder
-from mcsam_jax.pretrained import densenet, dinov2
-from mcsam_jax.pretrained.conversion import convert
-from mcsam_jax.pretrained.torch_names import get_encoder_shapes
-from tests.testing.parity import draw_state_dict, PARITY, read_json, relative_error
 
 
-def flat_shapes(tree):
-  return {"/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+@pytest.mark.parametrize("module, channels", [(lambda remat: DenseNet((1, 1), remat=remat), 1),
+                                              (lambda remat: DinoV2(16, 1, 2, remat=remat), 3)], ids=["dense", "dino"])
+def test_rematerialized_encoders_have_the_same_variables(module, channels):
+  image = jnp.zeros((1, 224, 224, channels))
+  plain, recomputed = (jax.eval_shape(module(remat).init, jax.random.key(0), image) for remat in (False, True))
+  assert plain == recomputed
 
 
-def test_densenet_agrees_with_torchxrayvision():
-  tensors, reference = draw_state_dict(read_json("densenet121_keys.json")), np.load(PARITY / "densenet121.npz")
-  variables, report = convert(tensors, "densenet121", get_encoder_shapes("densenet121"), densenet.MAPPING)
-  assert report.is_complete and len(report.converted) == 120 + 4 * 121              # convolutions and norms
-  images = (np.random.RandomState(3).random_sample((2, 1, 224, 224)) * 2 - 1).astype(np.float32) * 1024
-  features = np.asarray(jax.jit(make_encoder("densenet121").apply)(variables, images.transpose(0, 2, 3, 1)))
-  assert features.shape == (2, 7, 7, find_encoder("densenet121").channels)
-  assert relative_error(features[..., ::8], reference["features"].transpose(0, 2, 3, 1)) < 1e-4
-  assert relative_error(features.mean((1, 2)), reference["features_mean"]) < 1e-4
-
-
-def draw_small_dinov2(image_size):
-  """Returns the parity file's small network and its variables for an image size."""
-  sizes = read_json("dinov2.json")["config"]
-  module = DinoV2(sizes["hidden_size"], sizes["num_hidden_layers"], sizes["num_attention_heads"])
-  shapes_at = lambda size: flat_shapes(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, 3))))
-  tensors = draw_state_dict(read_json("dinov2.json")["keys"])
-  assert dinov2.find_image_size(tensors, "file") == sizes["image_size"]
-  variables, report = convert(tensors, "dinov2", shapes_at(sizes["image_size"]), dinov2.MAPPING)
-  assert report.is_complete and report.ignored == ["embeddings.mask_token"]
-  flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-  variables["params"]["position_embeddings"] = fit_position_embeddings(flat, shapes_at(image_size))[POSITIONS]
-  return module, variables
-
-
-@pytest.mark.parametrize("image_size", [70, 112])
-def test_dinov2_agrees_with_transformers(image_size):
-  module, variables = draw_small_dinov2(image_size)
-  images = np.random.RandomState(image_size).random_sample((2, 3, image_size, image_size)) * 2 - 1
-  features = np.asarray(jax.jit(module.apply)(variables, images.astype(np.float32).transpose(0, 2, 3, 1)))
-  reference = np.load(PARITY / "dinov2_small.npz")[f"tokens_{image_size}"][:, 1:]      # without the class token
-  assert features.shape == (2, image_size // 14, image_size // 14, 48)
-  assert relative_error(features.reshape(reference.shape), reference) < 1e-5
-
-
-def test_rematerialized_encoders_have_the_same_variables():
-  for name in ("densenet121", "dinov2_small"):
-    image = jnp.zeros((1, 224, 224, find_encoder(name).input_channels))
-    plain, recomputed = (jax.eval_shape(make_encoder(name, remat=remat).init, jax.random.key(0), image)
-                         for remat in (False, True))
-    assert plain == recomputed
+def test_densenet_normalizes_by_the_batch_only_in_training():
+  encoder = DenseNet((1, 1), dtype=jnp.bfloat16)
+  image = jnp.zeros((2, 64, 64, 1))
+  variables = jax.eval_shape(encoder.init, jax.random.key(0), image)
+  apply = lambda train: jax.eval_shape(
+      lambda variables: encoder.apply(variables, image, train, mutable=["batch_stats"]), variables)
+  features, updated = apply(True)
+  assert features.dtype == jnp.bfloat16 and updated["batch_stats"] == variables["batch_stats"]
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  with pytest.raises(Exception, match="batch_stats"):
+    jax.eval_shape(lambda variables: encoder.apply(variables, image, True), variables)
 
 
 def test_other_image_sizes_are_refused_by_name():

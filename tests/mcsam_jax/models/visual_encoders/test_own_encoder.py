@@ -80,14 +80,10 @@ def test_weights_are_loaded_by_name_and_shape(tmp_path):
 
 
 def test_weights_of_an_encoder_with_other_normalization_are_refused(tmp_path):
-  save_weights(tmp_path / "w.npz", {"params": {"a": np.zeros(3)}}, {"architecture": "dinov2_base"})
-  config = make_config(PHANTOMS, encoder__name="rad_dino", data__image_size=28)
-  fit = {"params/a": np.zeros(3)}
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr("mcsam_jax.checkpoints.encoder_weights.load_weights",
-                  lambda *_: (fit, {"architecture": "dinov2_base"}))
-    with pytest.raises(UserError, match="w.npz.*dinov2_base.*rad_dino"):
-      load_encoder_weights(tmp_path / "w.npz", config)
+  config = make_config(PHANTOMS)
+  save_weights(tmp_path / "w.npz", init_encoder_variables(config), {"architecture": "dinov2_base"})
+  with pytest.raises(UserError, match="w.npz.*dinov2_base.*resnet_tiny"):
+    load_encoder_weights(tmp_path / "w.npz", config)
 
 
 @pytest.mark.slow
