@@ -13,6 +13,7 @@ import numpy as np
 
 # Libraries whose classes occur in such files.
 MODULES = ("torch", "torchvision", "torchxrayvision", "numpy", "copyreg", "copy_reg")
+MAX_NAME_LENGTH = 10_000                                   # deeper modules are those of a damaged file
 SETS = {("builtins", "set"), ("__builtin__", "set")}       # of attribute names, in every module since PyTorch 1.4
 
 
@@ -47,22 +48,26 @@ def find_stand_in(module: str, name: str) -> type | None:
   return type(re.sub(r"\W", "_", name), (StandIn,), {})
 
 
-def collect_tensors(module: StandIn) -> dict[str, np.ndarray]:
+def collect_tensors(module: StandIn, tensor_type: type = np.ndarray) -> dict[str, Any]:
   """Returns the parameters and buffers of a pickled module by their names in its state dict.
 
   A module that occurs more than once gives its tensors under the first name.
+
+  Args:
+    module: the stand-in of the outermost module.
+    tensor_type: type of the tensors in it.
   """
-  tensors: dict[str, np.ndarray] = {}
+  tensors: dict[str, Any] = {}
   stack, seen = [(module, "")], set()
   while stack:                                              # not recursive: a damaged file may nest any number of times
     module, prefix = stack.pop()
     state = getattr(module, "state", None)
-    if id(module) in seen or not isinstance(state, dict):
+    if id(module) in seen or not isinstance(state, dict) or len(prefix) > MAX_NAME_LENGTH:
       continue
     seen.add(id(module))
     parameters, buffers, children = (entries if isinstance(entries := state.get(kind), dict) else {}
                                      for kind in ("_parameters", "_buffers", "_modules"))
     tensors |= {f"{prefix}{name}": value for name, value in (*parameters.items(), *buffers.items())
-                if isinstance(value, np.ndarray)}
+                if isinstance(value, tensor_type)}
     stack += [(child, f"{prefix}{name}.") for name, child in reversed(children.items()) if isinstance(child, StandIn)]
   return tensors
