@@ -167,6 +167,7 @@ _SEEN = (r"(?:seen|identified|visuali[sz]ed|evident|present|appreciated|demonstr
 _CHANGE = r"(?:changed?|changes|increased?|decreased?|improve(?:d|ment)|progress(?:ion|ed)|worsen(?:ing|ed))"
 _MUCH = r"(?:\w+ly|significant|interval|appreciable|definite|substantial|relevant|further|major|evidence of|been|yet)"
 _CANNOT = r"(?:cannot|can not|can'?t|could not|unable to|not|difficult to|hard to|impossible to)"
+_ASSESSED = r"(?:assess|evaluat|determin|comment|interpret)ed(?: on)?"
 _END = r"(?=\W*(?:$|(?:on|in|by|at|given|and|but)\b))"
 CUES = (
     # Hides words that would otherwise be a cue: "no change in the effusion" negates nothing.
@@ -181,10 +182,12 @@ CUES = (
     )),
     ("ignore before", (
         r"(?:may|might|can|could)(?: \w+)? not be (?:\w+ )?" + _SEEN, r"precautions|protocol|workup|prophylaxis",
+        rf"{_BE}{_CANNOT}(?: be)?(?: \w+ly| well)? {_ASSESSED}", rf"{_BE}(?:not|non|un)~(?:assess|evalu)able",
     )),
     ("ignore after", (
         r"(?:history|hx|h/o|risk|setting|sequelae?|signs|symptoms)(?: (?:and|or) \w+)? of",
         r"(?:evaluat\w+|assess\w*|look\w*|check\w*|screen\w*|monitor|follow) for",
+        rf"{_CANNOT}(?: \w+ly| well)? (?:assess|evaluate|determine|comment on)(?! for)", r"assessment of",
         r"(?:in order )?to (?:exclude|rule out|ensure)", r"rule~out|r/o", r"evaluation of",
         r"(?:may|might|could|can) (?:obscure|hide|mask)", r"correlat\w+(?: \w+){0,4}? for",
         r"if(?: \w+){0,4}? (?:concern|suspicion|suspected|suspect\w*)(?: \w+)?", r"in (?:a |the )?patients? with",
@@ -213,7 +216,7 @@ CUES = (
         r"(?:(?:is|are|was|were|has|have|had|been|now|since|fully|completely|largely|entirely|interval\w*) )+"
         r"(?:resolved|cleared|disappeared|gone|absent|removed|withdrawn(?! \d)|extracted|replaced|excluded|ruled out)",
         rf"{_BE}(?:not|no longer|never|{_CONTRACTED}) {_HOW}{_SEEN}", r"(?:is|are) out",
-        r": (?:none|absent|negative|nil|no(?=\W*$))",
+        r": (?:none|absent|negative(?! for)|nil|no(?=\W*$))",
     )),
     ("negative around", (r"resolved|cleared|disappeared|removed|absent",)),
     ("negative after", (

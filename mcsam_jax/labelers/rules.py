@@ -1,9 +1,10 @@
-r"""A rule-based labeler of the 14 CheXpert findings, which reads a report sentence by sentence.
+r"""A rule-based labeler of the 14 CheXpert findings, which reads a report statement by statement.
 
 A report, raw or cleaned, gets for each finding one label: positive (present), uncertain (possible), negative (stated
 to be absent) or absent (not mentioned). There are four steps:
 
-1. The report is split into sentences, which are read independently.
+1. The report is split into statements (`statements`), which are read independently: sentences, items of lists, and
+   pairs such as "Effusion: no" (`key_values`).
 2. `rule_terms` finds the names of findings ("small effusion") and organs whose state determines a finding ("the heart
    is normal in size").
 3. Cues before and after a name ("no", "cannot be excluded") change its label. A cue's scope is its own claim: it
@@ -20,48 +21,18 @@ Enlarged Cardiomediastinum. docs/labeler.md reports the agreement with manual la
 from collections.abc import Sequence
 import functools
 import re
-from typing import NamedTuple
 
 from mcsam_jax.findings import FindingMention, FINDINGS
 from mcsam_jax.labelers import rule_terms
+from mcsam_jax.labelers.key_values import find_heading_label, get_finding, Pair, split_pair
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.normalize_text import normalize_text
+from mcsam_jax.labelers.statements import split_statements
+from mcsam_jax.labelers.term_scanner import compile_terms, find_cues, find_organs, find_states, find_terms, Match
 
 _RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
 _OTHER = "Other"                                # an abnormality that is not a finding of CheXpert
-
-
-class _Match(NamedTuple):
-  """A table entry found in a sentence: sentence[start:end]."""
-  meaning: str
-  start: int
-  end: int
-
-
-class _Scanner:
-  """Finds the entries of a table of `rule_terms` in a text, from left to right."""
-
-  def __init__(self, table: Sequence[tuple[str, Sequence[str]]]):
-    """Compiles the table into one regular expression with a group per entry."""
-    self._meanings = [meaning for meaning, _ in table]
-    self._pattern = _compile(
-        r"(?:(?<!\w)|(?=[:?]))(?:" + "|".join(f"({'|'.join(words)})" for _, words in table) + r")(?!\w)")
-
-  def __call__(self, text: str) -> list[_Match]:
-    """Returns the matches in a text."""
-    return [_Match(self._meanings[(match.lastindex or 0) - 1], *match.span())
-            for match in self._pattern.finditer(text)]
-
-
-def _compile(pattern: str) -> re.Pattern:
-  """Returns the regular expression of a pattern in the notation of `rule_terms`."""
-  return re.compile(pattern.replace(" ", r"[\s\-]+").replace("~", r"[\s\-]*"))
-
-
-_find_terms, _find_organs = _Scanner(rule_terms.TERMS), _Scanner(rule_terms.ORGANS)
-_find_states, _find_cues = _Scanner(rule_terms.STATES), _Scanner(rule_terms.CUES)
-_ASSERTED = _compile(rf"(?:[\s,]|\b(?:and|also)\b)*(?:{rule_terms.ASSERTED})\b")
-_SENTENCE_END = re.compile(r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;|\n[ \t]*\n")
+_ASSERTED = compile_terms(rf"(?:[\s,]|\b(?:and|also)\b)*(?:{rule_terms.ASSERTED})\b")
 _OR, _AND_OR = re.compile(r"\b(?:or|nor|versus|vs|andor)\b"), re.compile(r"\b(?:and|or|andor)\b")
 _OR_BEFORE, _OR_AFTER = re.compile(r"\b(?:or|andor)\s+(?:\w+\s+){0,2}$"), re.compile(r"[\s,]*(?:and/)?(?:or|andor)\b")
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|may|could|no|not|without|there)\b")
@@ -103,21 +74,89 @@ def find_mentions(report: str) -> list[FindingMention]:
 
 def _find_all_mentions(report: str) -> list[FindingMention]:
   """Returns the mentions of findings and of "Other" abnormalities."""
-  text, start, mentions = normalize_text(report), 0, []
-  for end, next_start in [*(match.span() for match in _SENTENCE_END.finditer(report)), (len(text), len(text))]:
-    mentions += [mention._replace(start=start + mention.start, end=start + mention.end)
-                 for mention in _read_sentence(text[start:end])]
-    start = next_start
-  return mentions
+  return [mention._replace(start=statement.start + mention.start, end=statement.start + mention.end)
+          for statement in split_statements(report)
+          for mention in _read_statement(statement.text, statement.heading, statement.label)]
 
 
-@functools.lru_cache(maxsize=1 << 14)          # many sentences recur in many reports
+# ---- Statements ------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1 << 14)          # many statements recur in many reports
+def _read_statement(text: str, heading: str, box_label: str) -> tuple[FindingMention, ...]:
+  """Returns the mentions in a statement, with offsets in it.
+
+  Args:
+    text: in lower case.
+    heading: the heading above it. It says what an item without a finding or an organ is about ("Heart", "enlarged"), or
+      gives its label to the findings below it ("No evidence of").
+    box_label: the label of a check box before the statement; "" if there is none.
+  """
+  label = box_label or find_heading_label(heading)
+  if label == "ignore":
+    return ()
+  pair = split_pair(text)
+  mentions = list(_read_pair(text, pair) if pair else _read_sentence(text))
+  if heading and not mentions and not find_terms(text) and not find_organs(text):
+    title = f"{heading}: "
+    start, end, whole = len(text) - len(text.lstrip()), len(text.rstrip()), split_pair(title + text)
+    mentions = [mention._replace(start=start, end=end)
+                for mention in (_read_pair(title + text, whole) if whole else ())]
+  if label:
+    mentions = [mention._replace(label=label) if mention.label == "positive" else mention for mention in mentions]
+  return tuple(mentions)
+
+
+def _read_pair(text: str, pair: Pair) -> Sequence[FindingMention]:
+  """Returns the mentions in a statement such as "pneumothorax: no" or "heart: enlarged"."""
+  key, value = pair.key, text[pair.value_start:]
+  shift = lambda mentions, offset: [mention._replace(start=mention.start + offset, end=mention.end + offset)
+                                    for mention in mentions]
+  in_value = shift(_read_sentence(value), pair.value_start)
+  name, end = get_finding(key), pair.key_start + len(key)
+  if name == "No Finding":
+    return [FindingMention(_OTHER, "positive", pair.key_start, end)] if pair.label == "negative" else in_value
+  in_key = ([FindingMention(name, "positive", pair.key_start, end)] if name
+            else shift(_read_sentence(key), pair.key_start))
+  if not in_key:
+    heading_label = find_heading_label(key)
+    if heading_label == "ignore":
+      return ()
+    whole = _read_sentence(text)
+    return ([mention._replace(label=heading_label) if mention.label == "positive" else mention for mention in in_value]
+            if heading_label else whole)
+  if pair.label is not None:
+    return [*_answer(in_key, pair.label), *in_value]
+  findings_in_value = {mention.finding for mention in in_value}
+  if findings_in_value & {mention.finding for mention in in_key}:
+    return in_value                            # "pneumothorax: there is no pneumothorax"
+  labels = {mention.label for mention in in_value}
+  if not in_value and name is None:
+    return _read_sentence(text)                # "effusion: small"
+  if not in_value:
+    cues = [cue.meaning.split()[0] for cue in find_cues(value) if cue.meaning not in ("neutral", "stop")]
+    labels = set(cues[:1])
+  label = labels.pop() if len(labels) == 1 else "positive"
+  return [*_answer(in_key, label), *in_value]   # "pneumonia: no consolidation"
+
+
+def _answer(in_key: Sequence[FindingMention], label: str) -> list[FindingMention]:
+  """Returns the mentions in a key, "effusion", with the label of its value: "no", "possible", "yes", "not assessed"."""
+  if label == "ignore":
+    return []
+  if label == "positive":
+    return list(in_key)
+  if label == "negative":                      # "lungs clear: no" doesn't say what is there
+    return [mention._replace(label=label) for mention in in_key if mention.label != "negative"]
+  return [mention._replace(label=label) if mention.label == "positive" else mention for mention in in_key]
+
+
 def _read_sentence(sentence: str) -> tuple[FindingMention, ...]:
   """Returns the mentions in a lower-case sentence, with offsets in the sentence."""
-  terms, organs = _find_terms(sentence), _find_organs(sentence)
+  terms, organs = find_terms(sentence), find_organs(sentence)
   if not terms and not organs:
     return ()
-  cues = _find_cues(sentence)
+  cues = find_cues(sentence)
   mentions = []
   for term in terms:
     if term.meaning != "ignore":
@@ -136,7 +175,7 @@ def _make_mentions(findings: str, label: str | None, start: int, end: int) -> li
 # ---- Cues ------------------------------------------------------------------------------------------------------------
 
 
-def _apply_cues(sentence: str, start: int, end: int, cues: list[_Match], terms: list[_Match]) -> str | None:
+def _apply_cues(sentence: str, start: int, end: int, cues: list[Match], terms: list[Match]) -> str | None:
   """Returns the label that the surrounding cues give to sentence[start:end]; None if they withdraw the mention."""
   cue_labels = _find_label_before(sentence, start, cues, terms), _find_label_after(sentence, end, cues)
   if "ignore" in cue_labels:
@@ -149,7 +188,7 @@ def _apply_cues(sentence: str, start: int, end: int, cues: list[_Match], terms: 
   return "positive"
 
 
-def _find_label_before(sentence: str, start: int, cues: list[_Match], terms: list[_Match]) -> str | None:
+def _find_label_before(sentence: str, start: int, cues: list[Match], terms: list[Match]) -> str | None:
   """Returns the label of the nearest cue before `start` that has it in its scope."""
   uncertain_cue = None
   for cue in reversed(cues):
@@ -169,7 +208,7 @@ def _find_label_before(sentence: str, start: int, cues: list[_Match], terms: lis
   return "uncertain" if uncertain_cue else None
 
 
-def _is_in_scope(sentence: str, cue: _Match, start: int, cues: list[_Match], terms: list[_Match]) -> bool:
+def _is_in_scope(sentence: str, cue: Match, start: int, cues: list[Match], terms: list[Match]) -> bool:
   """Returns whether the scope of a cue extends to a term that begins at `start`, after the cue."""
   if sentence.startswith(("differential", "consider"), cue.start):
     return True                                # these extend over a list of any length
@@ -184,7 +223,7 @@ def _is_in_scope(sentence: str, cue: _Match, start: int, cues: list[_Match], ter
   return True
 
 
-def _find_label_after(sentence: str, end: int, cues: list[_Match]) -> str | None:
+def _find_label_after(sentence: str, end: int, cues: list[Match]) -> str | None:
   """Returns the label of the nearest cue after `end` that has it in its scope."""
   for cue in cues:
     if cue.start < end or cue.meaning == "neutral":
@@ -204,10 +243,10 @@ def _find_label_after(sentence: str, end: int, cues: list[_Match]) -> str | None
 # ---- Organs ----------------------------------------------------------------------------------------------------------
 
 
-def _read_organs(sentence: str, organs: list[_Match], cues: list[_Match], terms: list[_Match]
+def _read_organs(sentence: str, organs: list[Match], cues: list[Match], terms: list[Match]
                  ) -> list[FindingMention]:
   """Returns the findings that the states of organs determine, as in "the heart is mildly enlarged"."""
-  states = _find_states(sentence)
+  states = find_states(sentence)
   mentions = []
   for organ in organs:
     if organ.meaning == "ignore" or any(term.start < organ.end and organ.start < term.end for term in terms):
@@ -223,8 +262,8 @@ def _read_organs(sentence: str, organs: list[_Match], cues: list[_Match], terms:
   return mentions
 
 
-def _find_state(sentence: str, organ: _Match, states: list[_Match], cues: list[_Match], terms: list[_Match]
-                ) -> _Match | None:
+def _find_state(sentence: str, organ: Match, states: list[Match], cues: list[Match], terms: list[Match]
+                ) -> Match | None:
   """Returns the state of an organ: directly before it, else the first one after it, else the last one before it.
 
   None if no state judges the organ: "stable", "obscured".

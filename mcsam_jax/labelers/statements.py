@@ -1,0 +1,210 @@
+"""Splits a report into statements: sentences, items of lists, rows of tables, and pairs such as "Heart: normal".
+
+People end their sentences with a full stop; language models also write lists, headings, Markdown and HTML, whose lines
+mostly end without one. A line break in wrapped prose, as in MIMIC-CXR, ends nothing. A line begins a new statement
+
+  after an empty line, <br> and the like, a heading or a row of a table,
+  if it begins with a bullet, a number, a check box or a key ("Heart:"), or
+  if it begins like a statement (a capital letter, "no", "there is"), and the line before it can't be continued: it
+  doesn't end with a comma or a word such as "or", "the" or "left".
+"""
+
+import re
+from typing import NamedTuple
+
+from mcsam_jax.labelers.key_values import (
+  ends_in_name,
+  find_heading_label,
+  is_title,
+  match_value,
+  MAX_KEY_WORDS,
+  split_pair,
+)
+from mcsam_jax.labelers.normalize_text import blank_markup, HARD_BREAK, normalize_text
+from mcsam_jax.labelers.term_scanner import find_organs, find_terms
+
+MAX_LENGTH = 2000          # characters; a longer sentence is cut, because the time of some patterns grows faster
+
+
+class Statement(NamedTuple):
+  """A part of a report that is read by itself."""
+  text: str                # in lower case, without markup; as long as the part of the report
+  start: int               # offset in the report
+  heading: str = ""        # the heading above it, in lower case
+  label: str = ""          # that a check box gives to its findings; "": none
+
+
+class _Line(NamedTuple):
+  """A line, without what marks it as an item."""
+  text: str
+  start: int
+  is_item: bool
+  is_heading: bool         # marked as one, as "# Findings"
+  label: str               # of a check box
+  follows_gap: bool        # an empty line or a hard break precedes it
+
+
+_LINE = re.compile(rf"([^\n{HARD_BREAK}]*)([\n{HARD_BREAK}]|$)")
+_RULE = re.compile(r"[\s|:+_]*(?:[-=*#~][\s|:+_]*){3,}")                          # "-----", "|---|---|"
+_BOXES = {"[ ]": "negative", "[]": "negative", "[-]": "negative", "(-)": "negative", "\u2610": "negative",
+          "\u2717": "negative", "\u2718": "negative", "\u274c": "negative", "[?]": "uncertain", "[x]": "", "[+]": "",
+          "(+)": "", "\u2611": "", "\u2612": "", "\u2713": "", "\u2714": "", "\u2705": ""}
+_BOX = re.compile("|".join(map(re.escape, _BOXES)), re.IGNORECASE)
+_MARKER = re.compile(
+    r"\s*(?:(?P<heading>#{1,6})(?=\s|\w)|[-+*\u2013\u2014o](?=\s)|[-*\u2013\u2014](?=(?-i:[A-Z]))|"
+    r"[>|\u2022\u2023\u2043\u25e6\u25cf\u25cb\u25aa\u25ab\u25a0\u25a1\u25b6\u25ba\u00b7\u2192\u00bb]+|"
+    rf"(?P<box>{_BOX.pattern})|\(?\d{{1,2}}[.)](?=\s|(?-i:[A-Z]))|\(?(?:[a-h]|i{{1,3}}|iv|v)\)(?=\s))", re.IGNORECASE)
+_SENTENCE_END = re.compile(
+    r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;|\s{40,}|-{4,}|[\u2022\u25aa\u25cf\u25e6\u2023]|"
+    r"(?<=\s)\(?\d{1,2}\)(?=\s)|(?P<cell>\|)|(?P<comma>,)(?=\s*[\"']?[A-Za-z][A-Za-z /\-]{1,40}[\"']?\s*[:=])|"
+    r"(?P<dash>\s[-\u2013\u2014])(?=\s+[A-Z])")
+_SECTION = re.compile(
+    r"[\s\"']*((?:(?:clinical|relevant|final|preliminary|overall)\s+)?(?:findings?|impressions?|conclusions?|report|"
+    r"results?|opinion|summary|assessment|interpretation|diagnos[ie]s|indications?|history|information|comparisons?|"
+    r"technique|recommendations?|reason for [a-z ]{1,30}))\s*:")
+_TITLE_LINE = re.compile(
+    r"(?:(?:findings?|impressions?|conclusions?|report|results?|opinion|summary|assessment|interpretation|lungs?|"
+    r"airways?|heart|cardiac|pleura|pleural space|mediastinum|hila|bones?|(?:support )?devices?|lines|tubes|abdomen|"
+    r"soft tissues|chest wall|diaphragm|other|indications?|history|clinical history|technique|comparisons?|"
+    r"recommendations?)(?:\s*(?:and|&|/|,)\s*)?)+")
+_KEY_LINE = re.compile(r"[\"'{]?[A-Za-z][A-Za-z0-9 /&,()'\-]{1,60}[\"']?\s*(?::|=)(?=\s|$|[A-Z\"'])")
+_CONTINUES = re.compile(
+    r"(?:[,/(&+\-]|\b(?:and|or|nor|but|with|without|of|in|at|on|to|for|from|by|as|than|the|an?|no|not|is|are|was|were|"
+    r"has|have|had|been|be|may|might|could|can|cannot|would|should|neither|either|any|this|that|these|which|there|vs|"
+    r"versus|per|into|within|over|above|below|its|between|near|through|along|behind|under|(?<!\bthe )(?:left|right)|"
+    r"small|tiny|trace|mild|moderate|large|severe|minimal|acute|chronic|focal|diffuse|pleural|pulmonary|cardiac|mediastinal|"
+    r"patchy|new|old|stable|increased|decreased|evidence|possible|likely|probable|bilateral|upper|lower|middle|mid|"
+    r"basilar|bibasilar|apical|hilar|lateral|interstitial|vascular|linear|hazy|remains?|appears?|seen|represents?|"
+    r"reflects?|also|again|only|both|displaced|rib|bony|airspace|space|\w+ly))\s*$", re.IGNORECASE)
+_CAPITAL = re.compile(r"(?!(?:Swan|Kerley|Port|Dobb?hoff|Hickman|Ghon|Hampton|Chilaiditi|Bochdalek|Morgagni|Ganz|Ewart|"
+                      r"Jude|Doctor|Dr|Mr|Mrs|Ms)\b)(?:[A-Z][a-z]+\b|A(?=\s+[a-z]))")
+_BEGINS = re.compile(
+    r"(?:no|there|the|an?|(?:(?:normal|enlarged|clear|stable)\s+)?(?:heart|lungs|cardi\w+|mediast\w+)|left|right|small|"
+    r"tiny|trace|mild|moderate|severe|large|bilateral|bibasilar|possible|probable|patchy|old|picc|endotracheal|et|ng|"
+    r"tracheostomy|pacemaker)\b", re.IGNORECASE)
+NARROWEST_PROSE = 60       # columns; a line break before them wasn't made by wrapping
+
+
+def split_statements(report: str) -> list[Statement]:
+  """Returns the statements of a report in the order of the text."""
+  lines = _read_lines(blank_markup(report))
+  statements: list[Statement] = []
+  heading, index, has_content = "", 0, False
+  while index < len(lines):
+    line = lines[index]
+    if has_content and not line.is_item and (line.follows_gap or lines[index - 1].is_item):
+      heading = ""
+    if _is_heading(lines, index):
+      heading, has_content = normalize_text(line.text).strip(" \t:"), False
+      index += 1
+      continue
+    end = index + 1
+    while end < len(lines) and not _begins_statement(lines, end):
+      end += 1
+    heading = _split_sentences(lines[index:end], heading, statements)
+    index, has_content = end, True
+  return statements
+
+
+def _read_lines(text: str) -> list[_Line]:
+  """Returns the lines of a text that hold more than markup."""
+  lines, follows_gap = [], True
+  for match in _LINE.finditer(text):
+    content, start, end = match[1], match.start(), match.end(1)
+    if not content.strip() or _RULE.fullmatch(content):
+      follows_gap = True
+      continue
+    is_item = is_heading = False
+    label = ""
+    for _ in range(4):
+      marker = _MARKER.match(text, start, end)
+      if not marker:
+        break
+      is_item, is_heading, start = True, is_heading or bool(marker["heading"]), marker.end()
+      if marker["box"]:
+        label = _BOXES[marker["box"].lower()]
+    if text[start:end].strip():
+      lines.append(_Line(text[start:end], start, is_item and not is_heading, is_heading, label, follows_gap))
+    follows_gap = match[2] == HARD_BREAK
+  return lines
+
+
+def _is_heading(lines: list[_Line], index: int) -> bool:
+  """Returns whether a line only names what the lines below it are about."""
+  line, text = lines[index], normalize_text(lines[index].text).strip()
+  if index + 1 == len(lines):
+    return False
+  next_line = lines[index + 1]
+  if text.endswith(":"):
+    return len(text.split()) <= MAX_KEY_WORDS and not (find_terms(text) and next_line.text.rstrip().endswith(":"))
+  is_capital, next_text = line.text.lstrip()[:1].isupper(), next_line.text.lstrip()
+  if _TITLE_LINE.fullmatch(text):
+    return is_capital and (next_line.is_item or next_line.follows_gap or not next_text[:1].islower())
+  if not is_title(text):
+    return False
+  if match_value(normalize_text(next_line.text)) and ends_in_name(text) and (
+      line.follows_gap or is_capital == next_text[:1].isupper()):
+    return True                                        # "Pneumothorax", and "None" in the next line
+  return line.is_heading and not next_line.is_heading
+
+
+def _begins_statement(lines: list[_Line], index: int) -> bool:
+  """Returns whether a line begins a new statement, instead of continuing the one before it."""
+  before, line = lines[index - 1], lines[index]
+  if before.text.rstrip().endswith("?") and match_value(normalize_text(line.text)):
+    return False                                       # the answer to a question
+  if line.follows_gap or line.is_item or line.is_heading or before.is_heading or _is_heading(lines, index):
+    return True
+  text = line.text.lstrip()
+  if split_pair(normalize_text(before.text)) and (_KEY_LINE.match(text) or split_pair(normalize_text(text))):
+    return True
+  if _CONTINUES.search(before.text):                   # "Fracture: no" is complete, "there is no" is not
+    return not text[:1].islower() and any(
+        pair and pair.label for pair in (split_pair(normalize_text(before.text)), split_pair(normalize_text(text))))
+  if _KEY_LINE.match(text) or _CAPITAL.match(text):
+    return True
+  if not _BEGINS.match(text):
+    return False
+  reported, first_word = re.split(r"[.;:]\s", normalize_text(before.text))[-1], text.split()[0]
+  return len(before.text.rstrip()) + 1 + len(first_word) <= NARROWEST_PROSE and bool(
+      find_terms(reported) or find_organs(reported))
+
+
+def _split_sentences(lines: list[_Line], heading: str, statements: list[Statement]) -> str:
+  """Appends the sentences of lines that belong together; returns the heading of what follows."""
+  first, parts = lines[0], [lines[0].text]
+  for before, line in zip(lines, lines[1:]):
+    parts += ["\n" + " " * (line.start - before.start - len(before.text) - 1), line.text]
+  text = "".join(parts)
+  normalized = normalize_text(text)
+  start = 0
+  for end, next_start in [*_find_sentence_ends(text, normalized, first.is_item), (len(text), len(text))]:
+    while section := _SECTION.match(normalized, start, end):
+      heading, start = " ".join(section[1].split()), section.end()
+    for part_start in range(start, end, MAX_LENGTH):
+      part = normalized[part_start:min(end, part_start + MAX_LENGTH)]
+      if part.strip():
+        statements.append(Statement(part, first.start + part_start, heading, first.label))
+    if find_heading_label(heading) == "ignore":
+      pair = split_pair(normalized[start:end])
+      if pair and not find_terms(pair.key) and find_heading_label(pair.key) is None:
+        heading = pair.key                             # another section
+        statements[-1] = statements[-1]._replace(heading=heading)
+    start = next_start
+  return heading
+
+
+def _find_sentence_ends(text: str, normalized: str, is_item: bool) -> list[tuple[int, int]]:
+  """Returns (end of a sentence, start of the next one) for each end of a sentence inside a text."""
+  ends, start = [], 0
+  for match in _SENTENCE_END.finditer(text):
+    if match["comma"] and not re.search(r"[:=]", text[start:match.start()]):
+      continue                                         # "Pneumothorax: no, effusion: yes", but not prose with a colon
+    value = match_value(normalized[match.end():match.end() + 60])
+    if match["dash"] and (not is_item or value):
+      continue                                         # "- No edema - No effusion", but not "Edema - No"
+    if match["cell"] and value and not re.search(r"[:=|]", text[start:match.start()]):
+      continue                                         # the cell beside the name of a finding
+    ends.append(match.span())
+    start = match.end()
+  return ends
