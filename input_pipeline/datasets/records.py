@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
+from mcsam_jax.json_files import replace_surrogates
 
 SPLITS = ("train", "val", "test")
 TEXT_FIELDS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",
@@ -70,10 +71,10 @@ def serialize(record: dict) -> bytes:
   example = _Example()
   fields = example.features.feature
   for field in TEXT_FIELDS:
-    fields[field].bytes_list.value.append(record[field].encode())
+    fields[field].bytes_list.value.append(replace_surrogates(record[field]).encode())
   fields["images"].bytes_list.value.extend(record["images"])
   for field in ("dicom_ids", "source_views"):
-    fields[field].bytes_list.value.extend(text.encode() for text in record[field])
+    fields[field].bytes_list.value.extend(replace_surrogates(text).encode() for text in record[field])
   fields["views"].int64_list.value.extend(VIEWS.index(view) for view in record["views"])
   for finding in FINDINGS:
     fields[f"labels/{finding}"].int64_list.value.append(LABEL_VALUES.index(record["labels"][finding]))

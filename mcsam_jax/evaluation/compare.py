@@ -120,8 +120,9 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   samples = [_mean_over_runs([score(weights) for score in arm], run_weights)
              for arm, run_weights in zip(arms, resample_runs(arm_sizes, len(weights), seed))]
   notes = {**scorer.notes, **_note_seeds(arm_sizes), **({} if len(weights) else {"intervals": ONE_SUBJECT_NOTE})}
+  notes |= reference_table.notes
   for run, order in zip(runs, orders):
-    notes |= warn_of_copies(reference_table, run, order)
+    notes |= run.notes | warn_of_copies(reference_table, run, order)
   result = {
       **{name: {"files": list(map(str, paths)), **_to_floats(mean), "runs": [_to_floats(run)["nlg"] for run in by_run]}
          for name, paths, mean, by_run in zip("ab", (a, b), points, run_points)},

@@ -11,14 +11,13 @@ Errors name the file and the line or entry, never an id or a text: the data set 
 from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
-import json
-import re
 from typing import NamedTuple
 
 from etils import epath
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import LABEL_VALUES
+from mcsam_jax.json_files import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
 
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
 SUBJECT_FIELDS = ("subject", "subject_id", "patient_id", "patient")
@@ -47,6 +46,7 @@ class ReportTable(NamedTuple):
   locations: list[str]              # where each study is in the file: "line 7", "entry 7 of test"
   text_field: str                   # the field that the texts were read from
   id_field: str | None              # the field that the ids were read from
+  notes: dict[str, str] = {}        # what a reader of the scores has to know about the file
 
 
 def read_reports(path: str, role: str, split: str = "test", text_field: str | None = None,
@@ -85,19 +85,20 @@ def read_reports(path: str, role: str, split: str = "test", text_field: str | No
     texts = subjects or ids or locations
   else:
     texts = [_read_text(path, location, row, text_field) for location, row in zip(locations, rows)]
-  return ReportTable(str(path), ids, texts, subjects, rows, locations, text_field, id_field)
+  num_replaced = 0 if role == "subjects" else sum(text != row[text_field] for text, row in zip(texts, rows)
+                                                  if isinstance(row[text_field], str))
+  return ReportTable(str(path), ids, texts, subjects, rows, locations, text_field, id_field,
+                     {str(path): SURROGATE_NOTE.format(count=num_replaced)} if num_replaced else {})
 
 
 def _read_rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
   """Yields (location, row) of a file of any supported kind."""
   try:
-    content = path.read_bytes().decode("utf-8-sig")
+    content = decode_text(path.read_bytes(), path)
   except FileNotFoundError as error:
     raise UserError(f"{path} not found") from error
   except IsADirectoryError as error:
     raise UserError(f"{path} is a folder: give a file of reports") from error
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
   suffix = path.suffix.lower()
   if suffix == ".txt":
     for number, line in enumerate(content.removesuffix("\n").split("\n") if content else (), 1):
@@ -105,11 +106,11 @@ def _read_rows(path: epath.Path, split: str) -> Iterator[tuple[str, object]]:
   elif suffix == ".jsonl":
     for number, line in enumerate(content.split("\n"), 1):
       if line.strip():
-        yield f"line {number}", _parse_json(path, f"line {number}", line)
+        yield f"line {number}", parse_json(line, path, f"line {number}")
   elif suffix in (".csv", ".tsv"):
     yield from _read_csv_rows(path, content, "\t" if suffix == ".tsv" else ",")
   elif suffix == ".json":
-    yield from _read_json_rows(path, _parse_json(path, "", content), split)
+    yield from _read_json_rows(path, parse_json(content, path), split)
   else:
     raise UserError(f"{path}: reports are read from .jsonl, .json, .csv, .tsv or .txt, not from "
                     f"{suffix or 'a file without such an ending'}")
@@ -136,7 +137,7 @@ def _read_csv_rows(path: epath.Path, content: str, delimiter: str) -> Iterator[t
 def _read_json_rows(path: epath.Path, content: object, split: str) -> Iterator[tuple[str, object]]:
   if isinstance(content, Mapping) and isinstance(content.get("train"), list):
     if not isinstance(content.get(split), list):
-      raise MissingSplit(f"{path} has no split {split}, it has {_list_fields(content)}: choose with --split")
+      raise MissingSplit(f"{path} has no split {split}, it has {list_names(content)}: choose with --split")
     if not content[split]:
       raise MissingSplit(f"{path} holds no reports in its split {split}")
     rows, suffix = content[split], f" of {split}"
@@ -152,24 +153,6 @@ def _read_json_rows(path: epath.Path, content: object, split: str) -> Iterator[t
     yield f"entry {number}{suffix}", row
 
 
-def _parse_json(path: epath.Path, location: str, content: str) -> object:
-  try:
-    return json.loads(content, object_pairs_hook=lambda pairs: _make_object(path, location, pairs))
-  except ValueError as error:
-    raise UserError(f"{path}{location and ' ' + location}: not JSON ({error})") from error
-
-
-def _make_object(path: epath.Path, location: str, pairs: Sequence[tuple[str, object]]) -> dict:
-  """Returns a JSON object, and refuses one that has a name twice, of which `json` would keep the last value."""
-  content = {}
-  for number, (name, value) in enumerate(pairs, 1):
-    if name in content:
-      raise UserError(f"{path}{location and ' ' + location}: entry {number} of an object has the name of an earlier "
-                      "entry; give one report per study")
-    content[name] = value
-  return content
-
-
 def _find_field(path: str, location: str, row: Mapping, requested: str | None, candidates: Sequence[str], role: str,
                 fix: str) -> str:
   """Returns the requested field, or the first candidate that the row has; `fix` is what the user can do."""
@@ -181,18 +164,12 @@ def _find_field(path: str, location: str, row: Mapping, requested: str | None, c
     problem = f"no field {requested or 'any of ' + ', '.join(candidates)} for {role}"
     if epath.Path(path).suffix.lower() in (".csv", ".tsv"):          # without a header its fields are a report's text
       raise UserError(f"{path} line 1: {problem} among its {len(row)} columns: give it a header, or {fix}")
-    raise UserError(f"{path} {location}: {problem}; its fields are {_list_fields(row)}: {fix}")
+    raise UserError(f"{path} {location}: {problem}; its fields are {list_names(row)}: {fix}")
   return field
 
 
-def _list_fields(row: Mapping) -> str:
-  """Returns the names of fields, without those that could be an id or a text."""
-  names = [name for name in row if re.fullmatch("[A-Za-z_]{1,30}", name)][:10]
-  num_hidden = len(row) - len(names)
-  return ", ".join([*names, *([f"{num_hidden} that aren't shown"] if num_hidden else [])])
-
-
 def _read_text(path: str, location: str, row: Mapping, field: str) -> str:
+  """Returns the text in a field of a row, in a form that can be encoded."""
   value = row.get(field)
   if isinstance(value, list) and len(value) == 1:               # pycocoevalcap's format: a list of one text
     value = value[0]
@@ -202,7 +179,7 @@ def _read_text(path: str, location: str, row: Mapping, field: str) -> str:
     problem = ("is missing" if field not in row else "is null: give an empty text for an empty report"
                if value is None else f"is not a text but {type(value).__name__}")
     raise UserError(f"{path} {location}: field {field} {problem}")
-  return value
+  return replace_surrogates(value)
 
 
 def _read_subjects(path: str, rows: Sequence[Mapping], locations: Sequence[str], field: str,

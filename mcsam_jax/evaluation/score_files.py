@@ -67,7 +67,8 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       f"{reference_table.text_field} of {reference_table.path}")
   order = match_studies(reference_table, prediction_table)
   hypotheses = [prediction_table.texts[row] for row in order]
-  notes = warn_of_copies(reference_table, prediction_table, order)
+  notes = {**reference_table.notes, **prediction_table.notes,
+           **warn_of_copies(reference_table, prediction_table, order)}
   if reference_table.ids is None or prediction_table.ids is None:
     notes["order"] = (f"{(reference_table if reference_table.ids is None else prediction_table).path} has no ids: "
                       "reports are matched by their order in both files; if a field holds ids, name it with --id-field")

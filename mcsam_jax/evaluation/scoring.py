@@ -47,6 +47,9 @@ from mcsam_jax.metrics.protocols import (
   UNKNOWN,
 )
 
+ONE_STUDY_NOTES = {"shuffled_images": "left out: a single study has no other study's images",
+                   "CIDEr": "0 by definition: in a single reference no word is rarer than another"}
+
 
 def score_reports(
     *, ids: Sequence[str], references: Sequence[str], hypotheses: Sequence[str],
@@ -86,7 +89,7 @@ def score_reports(
     meteor: a running METEOR; None starts one for this call.
 
   Returns:
-    The scores; for each study {metric: score} under the main protocol; and for each study {"reference", "generated"},
+    The scores, in which the control of a single study is None with a note; for each study {metric: score} under the main protocol; and for each study {"reference", "generated"},
     the labels of both reports (of the labeler's findings), or None without a labeler. In the scores, `intervals` has
     the same nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
 
@@ -127,7 +130,9 @@ def score_reports(
     bounds[kind] = {name: compute_system_intervals(system, weights) for name, system in systems.items()}
   if constants:
     scores["baselines"]["constant"]["chosen_for"] = _describe_constants(constants, constant_systems, restricted)
-  for control in scores["controls"].values():
+  if len(ids) == 1:
+    scores["controls"] = bounds["controls"] = {"shuffled_images": None}
+  for control in filter(None, scores["controls"].values()):
     cider = control["model_minus_this"]["nlg"]["CIDEr"]
     control |= {"num_permutations": len(shuffled_hypotheses),
                 "num_permutations_METEOR": min(METEOR_PERMUTATIONS, len(shuffled_hypotheses)),
@@ -146,7 +151,8 @@ def score_reports(
                       "main_protocol": scorer.main_protocol,
                       "CIDEr": "document frequencies come from all references, also in resamples and subsets",
                       "reference_unk_fraction": tokenizer and _unk_fraction(references, *preparation)},
-      "notes": {**scorer.notes, **({} if len(weights) else {"intervals": ONE_SUBJECT_NOTE})},
+      "notes": {**scorer.notes, **({} if len(weights) else {"intervals": ONE_SUBJECT_NOTE}),
+                **(ONE_STUDY_NOTES if len(ids) == 1 else {})},
   }
   return scores, per_study, _pair_labels(scorer, hypotheses)
 
@@ -155,13 +161,14 @@ def derangements(num_studies: int, num_permutations: int, seed: int) -> np.ndarr
   """Returns permutations int64 [P, B] without fixed points, which give each study the images of another one.
 
   No two of them agree anywhere: they are the rotations of one random cycle, so there are at most B - 1 of them and
-  P <= `num_permutations`. A generated report is a function of the images alone, so what a model writes for study i
+  P <= `num_permutations`; a single study has none. A generated report is a function of the images alone, so what a model writes for study i
   from permuted images is what it wrote for the study that these images belong to.
   """
   cycle = np.random.default_rng(seed).permutation(num_studies)
   shifts = np.arange(1, min(num_permutations, num_studies - 1) + 1)
   permutations = np.empty((len(shifts), num_studies), np.int64)
-  permutations[:, cycle] = [np.roll(cycle, shift) for shift in shifts]
+  for row, shift in zip(permutations, shifts):
+    row[cycle] = np.roll(cycle, shift)
   return permutations
 
 

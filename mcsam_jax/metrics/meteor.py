@@ -8,9 +8,12 @@ Shapes: B pairs of reports.
 
 from collections.abc import Sequence
 import contextlib
+import os
 import pathlib
+import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from typing import IO, NoReturn
@@ -19,6 +22,13 @@ import numpy as np
 from pycocoevalcap.meteor import meteor as pycoco_meteor
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+# Java takes the encoding of texts and of file names from these; its default in the locale C is ASCII.
+_JAVA = ("java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
+_JAR_FOLDER = pathlib.Path(pycoco_meteor.__file__).absolute().parent
+# Without -a, METEOR looks for its paraphrases at the URL of the jar, in which a blank and an "e" with an accent are
+# escaped, and finds no such file.
+_METEOR = (*_JAVA, "-Xmx2G", "-jar", pycoco_meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm", "-a",
+           os.path.join("data", "paraphrase-en.gz"))
 NUM_STATS = 23                # numbers that METEOR returns per pair
 # METEOR's protocol can't transmit an empty text; these words replace it and match no other word.
 _NO_REFERENCE, _NO_HYPOTHESIS = "emptyreference", "emptyhypothesis"
@@ -38,7 +48,8 @@ class Meteor:
   def __init__(self, start_seconds: float = 120.0, pair_seconds: float = 0.1):
     """Sets the timeout of a call: `start_seconds` + `pair_seconds` per pair. The process starts when first needed."""
     self._start_seconds, self._pair_seconds = start_seconds, pair_seconds
-    self._process: pycoco_meteor.Meteor | None = None
+    self._process: subprocess.Popen[bytes] | None = None
+    self._errors: IO[bytes] | None = None                   # what Java writes to stderr
     self._failure = ""
     self._cache: dict[tuple[str, str], list[float]] = {}    # (reference, hypothesis) -> statistics
 
@@ -81,12 +92,13 @@ class Meteor:
       raise JavaUnavailable(self._failure)
     if self._process is None:
       self._process = self._start_process()
-    process = self._process.meteor_p
+    process = self._process
     assert process.stdin is not None and process.stdout is not None
     seconds = self._start_seconds + self._pair_seconds * len(pairs)
     timeout = threading.Timer(seconds, process.kill)
     # All queries are sent at once: a round trip per pair would take as long as the scoring itself.
-    queries = "".join(f"SCORE ||| {reference} ||| {hypothesis}\n" for reference, hypothesis in pairs).encode()
+    queries = "".join(f"SCORE ||| {reference} ||| {hypothesis}\n" for reference, hypothesis in pairs
+                      ).encode("utf-8", "replace")
     writer = threading.Thread(target=_write, args=(process.stdin, queries), daemon=True)
     start_time = time.monotonic()
     timeout.start()
@@ -96,10 +108,10 @@ class Meteor:
       if any(len(answer) != NUM_STATS for answer in answers):
         raise ValueError(f"expected {NUM_STATS} numbers")
       return [_ignore_single_chunk(answer) for answer in answers]
-    except (OSError, ValueError) as error:                  # a closed pipe, or an answer that is not a number
-      self._close()
+    except (OSError, ValueError):                           # a closed pipe, or an answer that is not a number
       timed_out = time.monotonic() - start_time >= seconds
-      self._fail(f"took more than {seconds:.0f} s" if timed_out else f"ended early ({type(error).__name__})")
+      reason = self._close(0 if timed_out else 2)           # a process that fails needs a moment to say why
+      self._fail(f"took more than {seconds:.0f} s" if timed_out else f"ended early ({reason or 'without a message'})")
     finally:
       timeout.cancel()
       writer.join(1.0)
@@ -110,11 +122,13 @@ class Meteor:
       with contextlib.suppress(JavaUnavailable):            # the first query will raise it again
         self._process = self._start_process()
 
-  def _start_process(self) -> pycoco_meteor.Meteor:
+  def _start_process(self) -> subprocess.Popen[bytes]:
     if not shutil.which("java"):
       self._fail("is not installed")
     try:
-      return pycoco_meteor.Meteor()
+      self._errors = tempfile.TemporaryFile()               # a pipe that nobody reads would fill up and block Java
+      return subprocess.Popen(_METEOR, cwd=_JAR_FOLDER, env=_make_environment(), stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=self._errors)
     except OSError as error:
       self._fail(f"does not start ({error})")
 
@@ -122,19 +136,24 @@ class Meteor:
     self._failure = f"METEOR needs Java, which {reason}"
     raise JavaUnavailable(self._failure)
 
-  def _close(self) -> None:
+  def _close(self, seconds: float = 0) -> str:
+    """Ends the process after `seconds` at most; returns what it said about a failure, "" if nothing."""
     if self._process is None:
-      return
-    wrapper, self._process = self._process, None
-    if wrapper.lock.locked():                     # a failed call leaves it locked, and __del__ would wait forever
-      wrapper.lock.release()
-    process = wrapper.meteor_p
+      return ""
+    process, self._process = self._process, None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(seconds)
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
+    for pipe in (process.stdin, process.stdout):
       if pipe is not None:
         with contextlib.suppress(OSError):                  # buffered data has no reader any more
           pipe.close()
+    if self._errors is None:
+      return ""
+    with self._errors as errors:
+      errors.seek(0)
+      return _find_java_error(errors.read(1 << 16))
 
 
 def compute_meteor(stats: np.ndarray) -> np.ndarray:
@@ -170,20 +189,38 @@ def ptb_tokenize(texts: list[str], seconds: float = 300.0) -> list[str]:
   """
   if not shutil.which("java"):
     raise JavaUnavailable("PTB tokens need Java, which is not installed")
-  jar = pathlib.Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-  command = ["java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar),
-             "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+  jar = pathlib.Path(ptbtokenizer.__file__).absolute().with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+  command = [*_JAVA, "-cp", jar.name, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
+             "-encoding", "UTF-8"]
   try:
-    result = subprocess.run(command, input="".join(" ".join(text.split()) + "\n" for text in texts),
-                            capture_output=True, encoding="utf-8", timeout=seconds, check=True)
+    result = subprocess.run(command, input="".join(" ".join(text.split()) + "\n" for text in texts), cwd=jar.parent,
+                            env=_make_environment(), capture_output=True, encoding="utf-8", errors="replace",
+                            timeout=seconds, check=True)
   except subprocess.TimeoutExpired as error:
     raise JavaUnavailable(f"PTB tokens need Java, which took more than {seconds:.0f} s") from error
-  except (OSError, subprocess.CalledProcessError, UnicodeError) as error:
-    raise JavaUnavailable(f"PTB tokens need Java, which failed ({type(error).__name__})") from error
+  except (OSError, subprocess.CalledProcessError) as error:
+    reason = _find_java_error((getattr(error, "stderr", None) or "").encode()) or type(error).__name__
+    raise JavaUnavailable(f"PTB tokens need Java, which failed ({reason})") from error
   lines = result.stdout.split("\n")[:-1]
   if len(lines) != len(texts):
     raise JavaUnavailable(f"PTB tokens need Java, which returned {len(lines)} lines for {len(texts)} reports")
   return [" ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS) for line in lines]
+
+
+def _make_environment() -> dict[str, str]:
+  """Returns the environment for Java: in a locale without UTF-8 it can't open files with other names than ASCII."""
+  return {**os.environ, "LC_ALL": "C.UTF-8"}
+
+
+def _find_java_error(output: bytes) -> str:
+  """Returns the first line of Java's own output that names an error; "" without one.
+
+  Lines that quote the input are left out, since reports may be restricted.
+  """
+  lines = output.decode("utf-8", "replace").splitlines()
+  errors = [line for line in lines if re.search(r"error|exception|could not|unable", line, re.IGNORECASE)
+            and not re.search(r"SCORE|\|\|\||Untokenizable", line)]
+  return " ".join(errors[0].split())[:300] if errors else ""
 
 
 def _ignore_single_chunk(stats: list[float]) -> list[float]:

@@ -64,7 +64,8 @@ def clean_hypothesis(report: str, cleaning: str) -> str:
   """Returns a generated report cleaned like a reference; an empty one stays empty, and `<unk>` is kept."""
   if not report.strip():
     return ""
-  protected = text.clean(report.replace(UNKNOWN, "\0"), cleaning)      # cleaning leaves this character alone
+  # Cleaning leaves NUL alone; a NUL of the report itself is a blank.
+  protected = text.clean(report.replace("\0", " ").replace(UNKNOWN, "\0"), cleaning)
   return collapse_whitespace(protected.replace("\0", UNKNOWN))
 
 
