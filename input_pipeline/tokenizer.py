@@ -25,6 +25,7 @@ import sentencepiece
 from input_pipeline import text
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import call_by_name, is_import_name
+from mcsam_jax.json_files import decode_text, parse_json
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
@@ -132,11 +133,19 @@ class WordTokenizer(Tokenizer):
     """Returns a tokenizer of the words that occur at least `threshold` times in `reports`.
 
     No word can be confused with a special token, because cleaning deletes "<".
+
+    Raises:
+      UserError: no word occurs that often.
     """
     counts = collections.Counter()
     for report in reports:
       counts.update(text.clean(report, cleaning).split())
     words = [word for word, count in counts.items() if count >= threshold]
+    if not any(map(_is_word, words)):
+      highest = max((count for word, count in counts.items() if _is_word(word)), default=0)
+      raise UserError(f"threshold {threshold}: no word occurs that often in the training reports, where the "
+                      f"most frequent one occurs {highest:,} times: lower tokenizer.threshold (`mcsam score`: "
+                      "--threshold)")
     return cls(sorted([*words, UNK] if shared_special_ids else words), cleaning, shared_special_ids)
 
   def encode(self, report: str) -> list[int]:
@@ -241,7 +250,7 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
   """
   path = epath.Path(directory) / _FILE
   try:
-    stored = json.loads(path.read_text())
+    stored = _check_description(parse_json(decode_text(path.read_bytes(), path), path))
     if stored["kind"] == "word":
       return WordTokenizer(stored["words"], stored["cleaning"], stored["shared_special_ids"])
     if is_import_name(stored["kind"]):
@@ -253,13 +262,56 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: restore it, or run `mcsam prepare` and train in a new workdir"
                     ) from error
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it or delete its folder "
+  except (ValueError, UserError) as error:
+    raise UserError(f"{path} is damaged ({error}): restore it or delete its folder "
                     "and run `mcsam prepare`") from error
   if hashlib.sha256(model).hexdigest() != description.get("model_sha256"):
     raise UserError(f"{path} is damaged (its SHA-256 differs from that in {_FILE}): restore it or delete "
                     "its folder and run `mcsam prepare`")
-  return SentencePieceTokenizer(model, description["cleaning"])
+  try:
+    return SentencePieceTokenizer(model, description["cleaning"])
+  except RuntimeError as error:
+    raise UserError(f"{path} is no model of SentencePiece: restore it or delete its folder and run `mcsam prepare`"
+                    ) from error
+
+
+def measure_unk_fraction(tokenizer: Tokenizer, reports: Iterable[str]) -> float:
+  """Returns the fraction of the tokens of raw or cleaned reports that are <unk>."""
+  num_tokens = num_unknown = 0
+  for report in reports:
+    ids = tokenizer.encode(report)
+    num_tokens += len(ids)
+    num_unknown += ids.count(tokenizer.unk_id)
+  return num_unknown / max(num_tokens, 1)
+
+
+def _is_word(token: str) -> bool:
+  """Returns whether a token is more than punctuation."""
+  return any(map(str.isalnum, token))
+
+
+def _check_description(stored: object) -> dict:
+  """Returns the content of tokenizer.json if it describes a tokenizer.
+
+  Raises:
+    ValueError: a field is missing or has another type; the message names it.
+  """
+  kind = stored.get("kind") if isinstance(stored, dict) else None
+  if not isinstance(stored, dict) or kind not in ("word", "sentencepiece") and not is_import_name(kind):
+    raise ValueError("kind isn't word, sentencepiece or package.module:Class")
+  if stored.get("cleaning") not in text.RULES:
+    raise ValueError(f"cleaning isn't one of {', '.join(text.RULES)}")
+  if stored["kind"] == "word":
+    words = stored.get("words")
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+      raise ValueError("words isn't a list of texts")
+    if len(set(words)) < len(words):
+      raise ValueError("words has a word twice")
+    if not isinstance(stored.get("shared_special_ids"), bool):
+      raise ValueError("shared_special_ids isn't true or false")
+    if stored["shared_special_ids"] != (UNK in words) or {PAD, BOS, EOS} & set(words):
+      raise ValueError("words doesn't fit shared_special_ids")
+  return stored
 
 
 def write_description(directory: epath.Path, stored: dict) -> None:

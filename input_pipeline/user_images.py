@@ -27,6 +27,7 @@ import PIL.Image
 from input_pipeline import dicom, images
 from input_pipeline.datasets.mimic_cxr.tables import classify_view
 from mcsam_jax.errors import UnreadableFile
+from mcsam_jax.home import expand_home
 
 # How files are grouped into studies: by the rules above, all into one, one study per folder, or one per file.
 GROUPINGS = ("auto", "all", "folder", "file")
@@ -118,7 +119,7 @@ def find_studies(paths: Sequence[str], grouping: str = "auto") -> FoundStudies:
   """
   found, by_study, seen = FoundStudies([], [], 0), {}, set()
   for name in paths:
-    path = epath.Path(name).expanduser()
+    path = expand_home(name)
     is_folder = path.is_dir()
     try:
       listed = list(_list_files(path, str(name))) if is_folder else [(path, str(name))]

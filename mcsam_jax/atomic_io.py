@@ -21,7 +21,9 @@ def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
   Raises:
     OSError: the file system's error. What was at `path` is unchanged, and no temporary file remains.
   """
-  data = content.encode() if isinstance(content, str) else content
+  data = content
+  if isinstance(data, str):                         # names of files may hold bytes that are no text
+    data = data.encode("utf-8", "backslashreplace")
   path = epath.Path(path)
   if "://" not in str(path):
     if _is_stream(str(path)):

@@ -18,6 +18,7 @@ from mcsam_jax import __version__
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.config_rules import check_values
 from mcsam_jax.errors import UserError
+from mcsam_jax.home import expand_home
 
 CONFIGS_DIR = pathlib.Path(__file__).parents[1] / "configs"
 PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights",
@@ -91,7 +92,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
   """Returns a path that doesn't depend on the working directory; URLs of buckets (gs://...) stay as they are."""
-  return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+  return epath.Path(path) if "://" in str(path) else expand_home(path).resolve()
 
 
 def check_fields(config: ConfigDict, reference: ConfigDict, source: str) -> None:

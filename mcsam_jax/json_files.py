@@ -12,8 +12,8 @@ import re
 from mcsam_jax.errors import UserError
 
 REPLACEMENT = "\ufffd"
-SURROGATE_NOTE = ("{count} texts held half of a surrogate pair, which no encoding can store: it was replaced by U+FFFD; "
-                  "the program that wrote them cut a character in two")
+SURROGATE_NOTE = ("half of a surrogate pair, which no encoding can store, was replaced by U+FFFD; texts that held one: "
+                  "{count}. The program that wrote them cut a character in two")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _OTHER_ENCODINGS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
                     (codecs.BOM_UTF16_BE, "UTF-16"))

@@ -20,14 +20,16 @@ from input_pipeline.builder.tokenizer import load_or_build_tokenizer, tokenizer_
 from input_pipeline.builder.write_errors import explain_write_errors
 from input_pipeline.splits import count_skipped, is_prepared, open_split, Split
 from input_pipeline.token_table import load_token_table
-from input_pipeline.tokenizer import Tokenizer
+from input_pipeline.tokenizer import measure_unk_fraction, Tokenizer
+
+MANY_UNKNOWN = 0.1            # fraction of <unk> in a split above which a warning is logged
 
 
 def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str, dict]:
   """Builds the records and the tokenizer unless they exist, and logs a summary.
 
   Returns:
-    For each split a dictionary with `studies`, `images`, `mean_words` and `distinct_reports`.
+    For each split a dictionary with `studies`, `images`, `mean_words`, `distinct_reports` and `unk_fraction`.
 
   Raises:
     UserError: the source is invalid, records are corrupt, or the disk is full. Nothing that looks finished is left.
@@ -47,6 +49,11 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str,
   if counts:
     log(format_record_counts(builder, counts))
   log(_format_summary(summary))
+  for name, row in summary.items():
+    if row.get("unk_fraction", 0) > MANY_UNKNOWN:
+      log(f"warning: {row['unk_fraction']:.0%} of the words of {name} become <unk>, because they occur less than "
+          f"tokenizer.threshold={config.tokenizer.threshold} times in the training reports: lower it, or check the "
+          "reports and data.cleaning")
   log(f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
   log(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
        "  mcsam init-memory --config C --workdir W\n"
@@ -73,6 +80,7 @@ def _summarize(split: Split, tokenizer: Tokenizer) -> dict:
       "images": int((load_token_table(split, tokenizer).views >= 0).sum()),
       "mean_words": sum(len(report.split()) for report in cleaned) / len(cleaned),
       "distinct_reports": len(set(cleaned)),
+      "unk_fraction": measure_unk_fraction(tokenizer, cleaned),
   }
 
 

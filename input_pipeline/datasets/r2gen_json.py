@@ -17,7 +17,7 @@ The annotation is validated in full before the first image is read.
 import collections
 from collections.abc import Iterator
 import hashlib
-import json
+import os
 import re
 
 from etils import epath
@@ -28,6 +28,10 @@ from input_pipeline import images
 from input_pipeline.datasets import records
 from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
+from mcsam_jax.json_files import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
+
+FIELDS = ("id", "study_id", "subject_id", "report", "image_path", "split")     # the fields of an entry that are used
+MAX_PATH_LENGTH = 1000                 # characters
 
 
 class R2GenJson(records.RecordBuilder):
@@ -39,18 +43,21 @@ class R2GenJson(records.RecordBuilder):
   show_ids: bool                         # whether errors name records, studies and subjects
 
   def plan(self) -> records.BuildPlan:
-    return records.BuildPlan(read_annotation(self.source_dir / "annotation.json", show_ids=self.show_ids))
+    entries = read_annotation(self.source_dir / "annotation.json", show_ids=self.show_ids)
+    num_replaced = sum(replace_surrogates(entry["report"]) != entry["report"]
+                       for rows in entries.values() for entry in rows)
+    return records.BuildPlan(entries, notes=[SURROGATE_NOTE.format(count=num_replaced)] if num_replaced else [])
 
   def describe_entry(self, entry: dict) -> str:
-    return str(entry["id"])
+    return _get_name(entry, "id")
 
   def build_record(self, entry: dict) -> dict:
     paths = entry["image_path"]
     return {
         **records.make_empty_record(),
-        "id": str(entry["id"]),
-        "study_id": _get_study_id(entry),
-        "subject_id": str(entry.get("subject_id", entry["id"])),
+        "id": _get_name(entry, "id"),
+        "study_id": _get_name(entry, "study_id"),
+        "subject_id": _get_name(entry, "subject_id"),
         "images": [images.load_jpeg(self._find_image(path), self.data.short_side, self.data.dicom_rendering)
                    for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
@@ -109,16 +116,16 @@ def read_annotation(path: epath.Path, show_ids: bool = True) -> dict[str, list[d
     UserError: the file can't be read or has invalid entries; the message describes the first error and counts the rest.
   """
   try:
-    annotation = json.loads(path.read_text())
+    annotation = parse_json(decode_text(path.read_bytes(), path), path)
   except FileNotFoundError as error:
     raise UserError(f"{path} not found; set --config.data.source_dir to the folder that contains it") from error
-  except ValueError as error:
-    raise UserError(f"{path} is not valid JSON ({error})") from error
   errors = list(_find_errors(annotation, show_ids))
   if errors:
     more = f" (and {len(errors) - 1} more errors in this file)" if len(errors) > 1 else ""
     raise UserError(f"{path}: {errors[0]}{more}")
-  return {split: annotation[split] for split in SPLITS}
+  assert isinstance(annotation, dict)
+  return {split: [{field: entry[field] for field in FIELDS if field in entry} for entry in annotation[split]]
+          for split in SPLITS}
 
 
 def _find_errors(annotation, show_ids: bool) -> Iterator[str]:
@@ -129,19 +136,23 @@ def _find_errors(annotation, show_ids: bool) -> Iterator[str]:
   occurrences = collections.defaultdict(list)   # (kind, id) of record, study, subject -> (split, entry name) pairs
   for split in SPLITS:
     if not isinstance(annotation.get(split), list) or not annotation[split]:
-      keys = ", ".join(map(repr, annotation)) or "none"
-      yield f"split {split!r} is missing, empty or not a list; the splits of the file are: {keys}"
+      yield (f"split {split!r} is missing, empty or not a list; the splits of the file are: "
+             f"{list_names(annotation)}")
       continue
     for position, entry in enumerate(annotation[split]):
       name = f"entry {position} of split {split}"
       if not isinstance(entry, dict) or str(entry.get("id", "")) == "":
         yield f"{name} has no field 'id'"
         continue
-      yield from _find_entry_errors(entry, split, f"record {entry['id']}" if show_ids else name)
-      occurrences["record", str(entry["id"])].append((split, name))
-      occurrences["study", _get_study_id(entry)].append((split, name))
+      no_name = next((field for field in ("id", "study_id", "subject_id") if not _is_name(entry.get(field, ""))), None)
+      if no_name:
+        yield f"{name}: its field {no_name!r} is {type(entry[no_name]).__name__}; expected a text or a number"
+        continue
+      yield from _find_entry_errors(entry, split, f"record {_get_name(entry, 'id')}" if show_ids else name)
+      occurrences["record", _get_name(entry, "id")].append((split, name))
+      occurrences["study", _get_name(entry, "study_id")].append((split, name))
       if "subject_id" in entry:
-        occurrences["subject", str(entry["subject_id"])].append((split, name))
+        occurrences["subject", _get_name(entry, "subject_id")].append((split, name))
   # Studies and subjects first: a record that is listed in two splits is reported as its study.
   for (kind, key), where in sorted(occurrences.items(), key=lambda item: item[0][0] == "record"):
     name = f"{kind} {key}" if show_ids else f"the {kind} of {where[0][1]}"
@@ -161,9 +172,24 @@ def _find_entry_errors(entry: dict, split: str, name: str) -> Iterator[str]:
   report, paths = entry.get("report"), entry.get("image_path")
   if not isinstance(report, str) or not re.search(r"[^\W_]", report):      # "..." is not a report either
     yield f"{name} has an empty report; add its text or remove the record"
-  if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
+  if not isinstance(paths, list) or not paths or not all(map(_is_file_name, paths)):
     yield f"{name} has no images: image_path must be a list of file names"
 
 
-def _get_study_id(entry: dict) -> str:
-  return str(entry.get("study_id", entry["id"]))
+def _is_name(value: object) -> bool:
+  """Returns whether a value can name a record, a study or a subject."""
+  return isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value       # not NaN
+
+
+def _is_file_name(value: object) -> bool:
+  """Returns whether a value can be the path of a file."""
+  try:
+    return (isinstance(value, str) and 0 < len(value) <= MAX_PATH_LENGTH and "\0" not in value
+            and bool(os.fsencode(value)))
+  except UnicodeEncodeError:                          # half of a surrogate pair
+    return False
+
+
+def _get_name(entry: dict, field: str) -> str:
+  """Returns the name of an entry's record, study or subject; the record's where the entry has no other."""
+  return replace_surrogates(str(entry.get(field, entry["id"])))

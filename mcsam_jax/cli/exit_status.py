@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 
@@ -12,7 +13,7 @@ from mcsam_jax.retryable import is_retryable
 def run_verb(args: argparse.Namespace, overrides: list[str]) -> int:
   """Runs `args.run(args, overrides)` and returns the exit status; a failure is reported in one line on stderr."""
   def report(message: str) -> None:
-    print(f"mcsam {args.verb}: {message}", file=sys.stderr)
+    print(f"mcsam {args.verb}: {escape_controls(message)}", file=sys.stderr)
 
   try:
     args.run(args, overrides)
@@ -55,6 +56,12 @@ def explain_library_error(error: Exception) -> str | None:
   if module.startswith("tensorflow.python.framework.errors"):      # mostly of buckets
     return one_line(error)
   return None
+
+
+def escape_controls(message: str) -> str:
+  """Returns a message in one line that a terminal only shows: file names may hold line breaks and escape sequences."""
+  return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: " " if match[0] in "\n\t" else match[0].encode(
+      "unicode_escape").decode(), message)
 
 
 def one_line(error: Exception, max_length: int | None = None) -> str:

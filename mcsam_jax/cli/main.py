@@ -6,8 +6,10 @@ what they need when they run, so that `mcsam --help` is instant.
 
 import argparse
 import contextlib
+import io
 import os
 import signal
+import sys
 import threading
 import warnings
 
@@ -33,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     0 on success; 2 when the user can fix something (one line on stderr says what); 75 after SIGTERM or a lost host,
     when the same command continues the work; 130 after Ctrl-C; verbs may add others.
   """
+  let_output_survive_any_encoding()
   parser = make_parser()
   args, overrides = parser.parse_known_args(argv)
   silence_libraries()
@@ -82,6 +85,13 @@ def sigterm_raises_preempted():
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def let_output_survive_any_encoding() -> None:
+  """Makes characters that the terminal can't show, such as a file name in Chinese in cp1252, appear as \\uXXXX."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
 
 
 def silence_libraries() -> None:

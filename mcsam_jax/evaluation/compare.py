@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 
-from etils import epath
 import numpy as np
 
 from input_pipeline.tokenizer import load_tokenizer, WordTokenizer
@@ -30,6 +29,7 @@ from mcsam_jax.evaluation.report_files import (
 )
 from mcsam_jax.evaluation.score_files import check_preparation, make_labeler
 from mcsam_jax.evaluation.scorer import mean_nlg_score, Scorer
+from mcsam_jax.home import expand_home
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import (
   LEVEL,
@@ -133,7 +133,7 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
       "support": _count_support(scorer), "notes": notes}
   log(format_comparison(result))
   if json_path:
-    atomic_write(json_path, json.dumps(result, indent=2) + "\n")
+    atomic_write(expand_home(json_path), json.dumps(result, indent=2) + "\n")
     log(f"comparison: {json_path}")
   return result
 
@@ -194,12 +194,12 @@ def _find_evaluated_values(runs: Sequence[ReportTable], requested: Mapping) -> d
 
 def _read_preparation(path: str) -> Mapping:
   """Returns how `mcsam evaluate` prepared the references of a run, {} for files that it didn't write."""
-  scores_path = epath.Path(path).with_suffix(".json")
+  scores_path = expand_home(path).with_suffix(".json")
   try:
     preparation = json.loads(scores_path.read_text())["preparation"] if scores_path.exists() else {}
     return ({"cleaning": str(preparation["cleaning"]), "max_length": int(preparation["max_length"])}
             if preparation else {})
-  except (ValueError, TypeError, LookupError):
+  except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
     return {}
 
 
@@ -211,7 +211,7 @@ def _find_tokenizer(runs: Sequence[ReportTable], train: str | None, cleaning: st
   """
   if train:
     return WordTokenizer.train(read_reports(train, "references", "train").texts, cleaning, threshold, False)
-  folders = [epath.Path(run.path).parent.parent / "tokenizer" for run in runs]
+  folders = [expand_home(run.path).parent.parent / "tokenizer" for run in runs]
   if not all((folder / "tokenizer.json").exists() for folder in folders):
     return None
   first, *others = map(load_tokenizer, dict.fromkeys(folders))
@@ -257,7 +257,9 @@ def _read_stored_scores(runs: Sequence[ReportTable], orders: Sequence[Sequence[i
   if not all(isinstance(row.get("scores"), Mapping) for run in runs for row in run.rows):
     return [{}] * len(runs)
   by_run = [[run.rows[row]["scores"] for row in order] for run, order in zip(runs, orders)]
-  names = [name for name in by_run[0][0] if name not in METRICS and all(name in rows[0] for rows in by_run)]
+  is_score = lambda value: value is None or isinstance(value, (int, float))
+  names = [name for name in by_run[0][0] if name not in METRICS and all(name in rows[0] for rows in by_run)
+           and all(is_score(scores.get(name)) for rows in by_run for scores in rows)]
   return [{name: np.array([scores.get(name) for scores in rows], float) for name in names} for rows in by_run]
 
 

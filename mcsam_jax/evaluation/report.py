@@ -28,6 +28,7 @@ from mcsam_jax.config import absolute_path
 from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.explain.user_images import explain_user_images
+from mcsam_jax.home import find_cache_folder
 from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_fit_detector, OOD_FILE, OODDetector
 from mcsam_jax.inference.predictor import Prediction, Predictor
 
@@ -204,6 +205,8 @@ def enable_compilation_cache() -> None:
   except (OSError, StopIteration):
     processor = platform.processor()
   kind = hashlib.sha256(f"{platform.machine()} {processor}".encode()).hexdigest()[:10]
-  cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  jax.config.update("jax_compilation_cache_dir", str(Path(cache_home) / "mcsam" / f"xla-{kind}"))
+  cache_folder = find_cache_folder()
+  if cache_folder is None:
+    return
+  jax.config.update("jax_compilation_cache_dir", str(cache_folder / "mcsam" / f"xla-{kind}"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -17,6 +17,7 @@ from etils import epath
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import LABEL_VALUES
+from mcsam_jax.home import expand_home
 from mcsam_jax.json_files import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
 
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
@@ -64,7 +65,7 @@ def read_reports(path: str, role: str, split: str = "test", text_field: str | No
     UserError: the file or a field is missing, an id occurs twice, or a text is not a string.
   """
   rows, locations = [], []
-  for location, row in _read_rows(epath.Path(path), split):
+  for location, row in _read_rows(expand_home(path), split):
     if not isinstance(row, Mapping):
       raise UserError(f"{path} {location}: expected an object with an id and a report, found {type(row).__name__}")
     rows.append(row)

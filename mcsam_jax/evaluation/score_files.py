@@ -17,6 +17,7 @@ from mcsam_jax.evaluation.report_files import (
 )
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
+from mcsam_jax.home import expand_home
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.rules import make_rules_labeler
 from mcsam_jax.metrics.bootstrap import resample
@@ -123,7 +124,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
   log(format_table(scores))
   if json_path:
-    atomic_write(json_path, json.dumps(scores, indent=2) + "\n")
+    atomic_write(expand_home(json_path), json.dumps(scores, indent=2) + "\n")
     log(f"scores: {json_path}")
   return scores
 

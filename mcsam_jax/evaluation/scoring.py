@@ -89,9 +89,10 @@ def score_reports(
     meteor: a running METEOR; None starts one for this call.
 
   Returns:
-    The scores, in which the control of a single study is None with a note; for each study {metric: score} under the main protocol; and for each study {"reference", "generated"},
-    the labels of both reports (of the labeler's findings), or None without a labeler. In the scores, `intervals` has
-    the same nesting with {"low", "high"} in place of each number, or None where all studies belong to one subject.
+    The scores, in which the control of a single study is None, with a note; for each study {metric: score} under the
+    main protocol; and for each study {"reference", "generated"}, the labels of both reports (of the labeler's
+    findings), or None without a labeler. In the scores, `intervals` has the same nesting with {"low", "high"} in place
+    of each number, or None where all studies belong to one subject.
 
   Raises:
     UserError: there is no study, a study occurs twice, or lists differ in length.
@@ -161,8 +162,8 @@ def derangements(num_studies: int, num_permutations: int, seed: int) -> np.ndarr
   """Returns permutations int64 [P, B] without fixed points, which give each study the images of another one.
 
   No two of them agree anywhere: they are the rotations of one random cycle, so there are at most B - 1 of them and
-  P <= `num_permutations`; a single study has none. A generated report is a function of the images alone, so what a model writes for study i
-  from permuted images is what it wrote for the study that these images belong to.
+  P <= `num_permutations`; a single study has none. A generated report is a function of the images alone, so what a
+  model writes for study i from permuted images is what it wrote for the study that these images belong to.
   """
   cycle = np.random.default_rng(seed).permutation(num_studies)
   shifts = np.arange(1, min(num_permutations, num_studies - 1) + 1)

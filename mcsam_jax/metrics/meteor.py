@@ -213,14 +213,14 @@ def _make_environment() -> dict[str, str]:
 
 
 def _find_java_error(output: bytes) -> str:
-  """Returns the first line of Java's own output that names an error; "" without one.
+  """Returns the first line of Java's own output that names an error, else the last line; "" without any.
 
   Lines that quote the input are left out, since reports may be restricted.
   """
-  lines = output.decode("utf-8", "replace").splitlines()
-  errors = [line for line in lines if re.search(r"error|exception|could not|unable", line, re.IGNORECASE)
-            and not re.search(r"SCORE|\|\|\||Untokenizable", line)]
-  return " ".join(errors[0].split())[:300] if errors else ""
+  lines = [" ".join(line.split()) for line in output.decode("utf-8", "replace").splitlines()
+           if line.strip() and not re.search(r"SCORE|\|\|\||Untokenizable", line)]
+  errors = [line for line in lines if re.search(r"error|exception|could not|unable", line, re.IGNORECASE)]
+  return next(iter([*errors, *lines[-1:]]), "")[:300]
 
 
 def _ignore_single_chunk(stats: list[float]) -> list[float]:

@@ -42,7 +42,7 @@ class ReportArchive:
     name = f"{study}.txt"
     try:
       if self._archive is None:
-        return (self.path / name).read_text()
+        return (self.path / name).read_bytes().decode()
       return self._archive.read(self._names[name]).decode()
     except (KeyError, FileNotFoundError) as error:
       raise UnreadableFile(self.path / name, "no report") from error

@@ -32,7 +32,7 @@ def empty_two_reports(annotation):
 @pytest.mark.parametrize("change,message", [
     (lambda a: a["train"][1].pop("split"), "record train1 has no field 'split'"),
     (lambda a: a["train"][1].update(split="test"), "record train1 .*train.*'split'"),
-    (lambda a: a.pop("val"), "split 'val'.* 'train', 'test'"),
+    (lambda a: a.pop("val"), "split 'val'.* train, test"),
     (lambda a: a.update(val=[]), "split 'val'"),
     (move_to_val, r"study train1 .*train and val.* \(and 1 more"),
     (share_subject, "subject 77 .*train and test"),

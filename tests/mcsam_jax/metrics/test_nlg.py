@@ -6,11 +6,14 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
+from pycocoevalcap.meteor import meteor as pycoco_meteor
 import pytest
 
+from mcsam_jax.metrics import meteor as meteor_module
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor, ptb_tokenize
 from mcsam_jax.metrics.nlg import aggregate_nlg, compute_nlg, METRICS
 from mcsam_jax.metrics.rouge import find_lcs_length
@@ -24,9 +27,25 @@ needs_java = pytest.mark.skipif(not shutil.which("java"), reason="METEOR: Java i
 
 
 @pytest.fixture(scope="module")
-def meteor():
-  with Meteor() as process:
+def meteor(tmp_path_factory):
+  """A METEOR that runs in a folder with blanks and letters outside ASCII, in a locale that knows ASCII alone."""
+  folder = tmp_path_factory.mktemp("an installed package \u00e9\u00fc \u80ba", numbered=False)
+  for name in (pycoco_meteor.METEOR_JAR, "data"):
+    (folder / name).symlink_to(pathlib.Path(pycoco_meteor.__file__).absolute().with_name(name))
+  with pytest.MonkeyPatch.context() as patch, Meteor() as process:
+    patch.setattr(meteor_module, "_JAR_FOLDER", folder)
+    patch.setenv("LC_ALL", "C")
     yield process
+
+
+class PycocoMeteor(pycoco_meteor.Meteor):
+  """pycocoevalcap's METEOR on a process that runs already."""
+
+  def __init__(self, process):
+    self.meteor_p, self.lock = process, threading.Lock()
+
+  def __del__(self):
+    """Leaves the process to the fixture."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +84,7 @@ def test_summed_meteor_statistics_give_the_score_of_its_java(meteor, expected):
   references = [pair["reference"] for pair in expected["pairs"][:40]] + ["a", "the heart is big", "no effusion"]
   hypotheses = [pair["hypothesis"] for pair in expected["pairs"][:40]] + ["a", "the heart is big", "clear lungs"]
   score, scores = meteor.score(references, hypotheses)
-  corpus, per_study = meteor._process.compute_score(               # in the same process
+  corpus, per_study = PycocoMeteor(meteor._process).compute_score(
       {i: [text] for i, text in enumerate(references)}, {i: [text] for i, text in enumerate(hypotheses)})
   assert score == pytest.approx(corpus, abs=1e-14) and scores == pytest.approx(per_study, abs=1e-14)
 
@@ -177,6 +196,8 @@ def test_meteor_scores_texts_that_its_protocol_cannot_transmit(meteor):
   hypotheses = ["", "", "lungs ||| are\nclear\r\n", "|||"]
   _, per_study = meteor.score(references, hypotheses)
   assert per_study == [0, 0, 1, 0]
+  _, per_study = meteor.score(["\u00e9 lung", "caf\u00e9", "a \ud83d b"], ["\u00fc lung", "caf\u00e9", "a \ud83d b"])
+  assert per_study[1:] == [1, 1] and 0 < per_study[0] < 0.5       # "\u00e9" and "\u00fc" are different words
 
 
 def test_without_java_only_meteor_is_missing(monkeypatch, tmp_path):
@@ -196,8 +217,22 @@ def test_a_java_crash_costs_meteor_alone(script, monkeypatch, tmp_path):
   scores = compute_nlg(REFERENCES, HYPOTHESES)
   assert scores.corpus["METEOR"] is None and "ended early" in scores.notes["METEOR"]
   assert scores.corpus["BLEU_1"] > 0
-  with pytest.raises(JavaUnavailable):
+  with pytest.raises(JavaUnavailable) as failure:
     ptb_tokenize(REFERENCES)
+  if "Bad option" in script:                                            # Java's own words
+    assert "Bad option" in scores.notes["METEOR"] and "Bad option" in str(failure.value)
+
+
+def test_a_missing_jar_is_named(monkeypatch, tmp_path):
+  monkeypatch.setattr(meteor_module, "_JAR_FOLDER", tmp_path)
+  if shutil.which("java"):
+    assert pycoco_meteor.METEOR_JAR in compute_nlg(REFERENCES, HYPOTHESES).notes["METEOR"]
+
+
+def test_javas_words_hold_no_report(monkeypatch, tmp_path):
+  fake_java(tmp_path, "read line; echo \"Error in $line\" >&2; echo Error: out of memory >&2; exit 1", monkeypatch)
+  note = compute_nlg(REFERENCES, HYPOTHESES).notes["METEOR"]
+  assert "out of memory" in note and "heart" not in note
 
 
 def test_a_hanging_java_is_killed_and_not_started_again(monkeypatch, tmp_path):
@@ -218,6 +253,6 @@ def test_the_process_ends_with_the_context(monkeypatch, tmp_path):
   with Meteor() as process:
     score, per_study = process.score(["a b c d"] * 2, ["a b"] * 2)        # an equal pair is sent once
     assert [score, *per_study] == pytest.approx([expected] * 3)
-    child = process._process.meteor_p
+    child = process._process
     assert child.poll() is None
   assert child.poll() is not None
