@@ -25,7 +25,7 @@ import sentencepiece
 from input_pipeline import text
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import call_by_name, is_import_name
-from mcsam_jax.json_files import decode_text, parse_json
+from mcsam_jax.files.json_text import decode_text, parse_json
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
@@ -297,7 +297,8 @@ def _check_description(stored: object) -> dict:
     ValueError: a field is missing or has another type; the message names it.
   """
   kind = stored.get("kind") if isinstance(stored, dict) else None
-  if not isinstance(stored, dict) or kind not in ("word", "sentencepiece") and not is_import_name(kind):
+  if not isinstance(stored, dict) or kind not in ("word", "sentencepiece") and not (
+      isinstance(kind, str) and is_import_name(kind)):
     raise ValueError("kind isn't word, sentencepiece or package.module:Class")
   if stored.get("cleaning") not in text.RULES:
     raise ValueError(f"cleaning isn't one of {', '.join(text.RULES)}")

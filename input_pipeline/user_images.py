@@ -27,7 +27,7 @@ import PIL.Image
 from input_pipeline import dicom, images
 from input_pipeline.datasets.mimic_cxr.tables import classify_view
 from mcsam_jax.errors import UnreadableFile
-from mcsam_jax.home import expand_home
+from mcsam_jax.files.home import expand_home
 
 # How files are grouped into studies: by the rules above, all into one, one study per folder, or one per file.
 GROUPINGS = ("auto", "all", "folder", "file")

@@ -18,7 +18,7 @@ from mcsam_jax import __version__
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.config_rules import check_values
 from mcsam_jax.errors import UserError
-from mcsam_jax.home import expand_home
+from mcsam_jax.files.home import expand_home
 
 CONFIGS_DIR = pathlib.Path(__file__).parents[1] / "configs"
 PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights",

@@ -27,10 +27,10 @@ LAYERS = (
 )
 # Modules without any import of the project, which every unit may use.
 LEAVES = {"mcsam_jax", "mcsam_jax.errors", "mcsam_jax.findings", "mcsam_jax.retryable", "mcsam_jax.atomic_io",
-          "mcsam_jax.hardware", "mcsam_jax.home", "mcsam_jax.json_files", "mcsam_jax.partitioning", "mcsam_jax.progress",
-          "mcsam_jax.extensions", "mcsam_jax.extensions.by_name"}
-LEAF_IMPORTS = {(leaf, "mcsam_jax.errors") for leaf in ("mcsam_jax.retryable", "mcsam_jax.home", "mcsam_jax.json_files",
-                                                        "mcsam_jax.extensions.by_name")}
+          "mcsam_jax.hardware", "mcsam_jax.partitioning", "mcsam_jax.progress", "mcsam_jax.files",
+          "mcsam_jax.files.home", "mcsam_jax.files.json_text", "mcsam_jax.extensions", "mcsam_jax.extensions.by_name"}
+LEAF_IMPORTS = {(leaf, "mcsam_jax.errors") for leaf in ("mcsam_jax.retryable", "mcsam_jax.files.home",
+                                                        "mcsam_jax.files.json_text", "mcsam_jax.extensions.by_name")}
 
 MAX_LINES = 400
 MAX_FILES = 14

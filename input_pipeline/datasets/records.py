@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mcsam_jax.files.json_text import replace_surrogates
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
-from mcsam_jax.json_files import replace_surrogates
 
 SPLITS = ("train", "val", "test")
 TEXT_FIELDS = ("id", "study_id", "subject_id", "findings", "impression", "indication", "history", "technique",

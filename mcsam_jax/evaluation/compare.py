@@ -29,7 +29,7 @@ from mcsam_jax.evaluation.report_files import (
 )
 from mcsam_jax.evaluation.score_files import check_preparation, make_labeler
 from mcsam_jax.evaluation.scorer import mean_nlg_score, Scorer
-from mcsam_jax.home import expand_home
+from mcsam_jax.files.home import expand_home
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import (
   LEVEL,
@@ -77,6 +77,8 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   """
   def read_table(path: str, role: str) -> ReportTable:
     return read_reports(path, role, split, prediction_field if role == "predictions" else reference_field, id_field)
+
+  result_path = json_path and expand_home(json_path)
 
   # The runs of both arms, and how their references are prepared and labeled.
   runs = [read_table(path, "predictions") for path in (*a, *b)]
@@ -132,9 +134,9 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
       "fields": {"references": reference_table.text_field, "predictions": [run.text_field for run in runs]},
       "support": _count_support(scorer), "notes": notes}
   log(format_comparison(result))
-  if json_path:
-    atomic_write(expand_home(json_path), json.dumps(result, indent=2) + "\n")
-    log(f"comparison: {json_path}")
+  if result_path:
+    atomic_write(result_path, json.dumps(result, indent=2) + "\n")
+    log(f"comparison: {result_path}")
   return result
 
 

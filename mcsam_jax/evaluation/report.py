@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 import platform
 import sys
@@ -28,7 +27,7 @@ from mcsam_jax.config import absolute_path
 from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.explain.user_images import explain_user_images
-from mcsam_jax.home import find_cache_folder
+from mcsam_jax.files.home import find_cache_folder
 from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_fit_detector, OOD_FILE, OODDetector
 from mcsam_jax.inference.predictor import Prediction, Predictor
 

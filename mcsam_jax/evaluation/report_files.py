@@ -16,9 +16,9 @@ from typing import NamedTuple
 from etils import epath
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.home import expand_home
+from mcsam_jax.files.json_text import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
 from mcsam_jax.findings import LABEL_VALUES
-from mcsam_jax.home import expand_home
-from mcsam_jax.json_files import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
 
 ID_FIELDS = ("id", "study_id", "image_id", "dicom_id", "uid", "name", "filename")
 SUBJECT_FIELDS = ("subject", "subject_id", "patient_id", "patient")

@@ -17,7 +17,7 @@ from mcsam_jax.evaluation.report_files import (
 )
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
-from mcsam_jax.home import expand_home
+from mcsam_jax.files.home import expand_home
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.rules import make_rules_labeler
 from mcsam_jax.metrics.bootstrap import resample
@@ -61,6 +61,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   """
   # The reports, one prediction per reference.
   cleaning, threshold, max_length = check_preparation(cleaning, threshold, max_length)
+  scores_path = json_path and expand_home(json_path)
   radeval_names = parse_score_names(radeval)
   reference_table = read_reports(references, "references", split, reference_field, id_field)
   prediction_table = read_reports(predictions, "predictions", split, prediction_field, id_field)
@@ -123,9 +124,9 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
             "fields": {"predictions": prediction_table.text_field, "references": reference_table.text_field},
             **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
   log(format_table(scores))
-  if json_path:
-    atomic_write(expand_home(json_path), json.dumps(scores, indent=2) + "\n")
-    log(f"scores: {json_path}")
+  if scores_path:
+    atomic_write(scores_path, json.dumps(scores, indent=2) + "\n")
+    log(f"scores: {scores_path}")
   return scores
 
 

@@ -26,7 +26,7 @@ from mcsam_jax.labelers.term_scanner import find_organs, find_terms
 MAX_LENGTH = 2000          # characters; a longer sentence is cut, because the time of some patterns grows faster
 
 
-class Statement(NamedTuple):
+class ReportStatement(NamedTuple):
   """A part of a report that is read by itself."""
   text: str                # in lower case, without markup; as long as the part of the report
   start: int               # offset in the report
@@ -85,10 +85,10 @@ _BEGINS = re.compile(
 NARROWEST_PROSE = 60       # columns; a line break before them wasn't made by wrapping
 
 
-def split_statements(report: str) -> list[Statement]:
+def split_statements(report: str) -> list[ReportStatement]:
   """Returns the statements of a report in the order of the text."""
   lines = _read_lines(blank_markup(report))
-  statements: list[Statement] = []
+  statements: list[ReportStatement] = []
   heading, index, has_content = "", 0, False
   while index < len(lines):
     line = lines[index]
@@ -170,7 +170,7 @@ def _begins_statement(lines: list[_Line], index: int) -> bool:
       find_terms(reported) or find_organs(reported))
 
 
-def _split_sentences(lines: list[_Line], heading: str, statements: list[Statement]) -> str:
+def _split_sentences(lines: list[_Line], heading: str, statements: list[ReportStatement]) -> str:
   """Appends the sentences of lines that belong together; returns the heading of what follows."""
   first, parts = lines[0], [lines[0].text]
   for before, line in zip(lines, lines[1:]):
@@ -184,7 +184,7 @@ def _split_sentences(lines: list[_Line], heading: str, statements: list[Statemen
     for part_start in range(start, end, MAX_LENGTH):
       part = normalized[part_start:min(end, part_start + MAX_LENGTH)]
       if part.strip():
-        statements.append(Statement(part, first.start + part_start, heading, first.label))
+        statements.append(ReportStatement(part, first.start + part_start, heading, first.label))
     if find_heading_label(heading) == "ignore":
       pair = split_pair(normalized[start:end])
       if pair and not find_terms(pair.key) and find_heading_label(pair.key) is None:
