@@ -1,5 +1,6 @@
 """The word tokenizer agrees with R2Gen; both kinds round-trip, truncate as documented, and can be saved and loaded."""
 
+import hashlib
 import json
 
 from etils import epath
@@ -96,6 +97,46 @@ def test_invalid_settings_are_named():
                           ({"kind": "sentencepiece", "shared_special_ids": True}, "shared_special_ids")]:
     with pytest.raises(UserError, match=message):
       build(**fields)
+
+
+def test_a_threshold_above_every_count_is_refused():
+  for shared_special_ids in (False, True):
+    with pytest.raises(UserError, match="threshold 99.*2 times"):       # full stops alone are no vocabulary
+      tokenizers.WordTokenizer.train(["Heart big. Heart small."] + ["..."] * 100, "iu_xray", 99, shared_special_ids)
+  assert tokenizers.WordTokenizer.train(["Heart big. Heart small."], "iu_xray", 2, False).get_vocabulary()[4:] == [".", "heart"]
+
+
+def test_the_fraction_of_unknown_words():
+  tokenizer = tokenizers.WordTokenizer.train(["heart big", "heart"], "iu_xray", 2, False)         # knows "heart" and "."
+  assert tokenizers.measure_unk_fraction(tokenizer, ["heart big", "a heart"]) == pytest.approx(2 / 6)
+  assert tokenizers.measure_unk_fraction(tokenizer, []) == 0
+
+
+@pytest.mark.parametrize("change", [
+    {"kind": "bpe"}, {"kind": []}, {"cleaning": "none"}, {"cleaning": {}}, {"words": "abc"}, {"words": [1, 2]},
+    {"words": ["a", "a"]}, {"words": None}, {"words": [""]}, {"words": [["a"]]}, {"shared_special_ids": "no"},
+    {"shared_special_ids": True}, {"words": ["<pad>"]}])
+def test_fields_of_another_type_are_named(change, tmp_path):
+  build("word").save(epath.Path(tmp_path))
+  path = tmp_path / "tokenizer.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(UserError, match=f"tokenizer.json .*{next(iter(change))}"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[" * 3000, b"[]", b"null", b"\xff", b"{}", b'"word"', b"1"])
+def test_a_tokenizer_that_is_no_description_is_named(content, tmp_path):
+  (tmp_path / "tokenizer.json").write_bytes(content)
+  with pytest.raises(UserError, match="tokenizer.json .*damaged"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+def test_a_model_that_is_none_of_sentencepiece_is_named(tmp_path):
+  (tmp_path / "sentencepiece.model").write_bytes(b"no model")
+  (tmp_path / "tokenizer.json").write_text(json.dumps({
+      "kind": "sentencepiece", "cleaning": "iu_xray", "model_sha256": hashlib.sha256(b"no model").hexdigest()}))
+  with pytest.raises(UserError, match="sentencepiece.model"):
+    tokenizers.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("kind,name", [("word", "tokenizer.json"), ("sentencepiece", "tokenizer.json"),

@@ -63,3 +63,8 @@ def test_a_lock_file_keeps_its_content_and_is_no_link(tmp_path):
   assert target.read_text() == "three years of work"
   with open_lock_file(tmp_path / "new"):
     assert (tmp_path / "new").exists()
+
+
+def test_text_that_has_no_encoding_is_escaped(tmp_path):
+  atomic_write(tmp_path / "x.txt", "report of \udcff\u80ba.png")
+  assert (tmp_path / "x.txt").read_bytes() == b"report of \\udcff\xe8\x82\xba.png"

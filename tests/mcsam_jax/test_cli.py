@@ -97,3 +97,9 @@ def test_a_wrong_argument_gets_one_line_that_points_to_help(arguments, message, 
     main(arguments)
   err = capsys.readouterr().err
   assert exited.value.code == 2 and err.startswith(message) and err.count("\n") == 1 and " --help" in err
+
+
+def test_an_error_cannot_control_the_terminal(capsys):
+  assert run_failing_verb(UserError("\x1b[31mred\x07 \x9b2J\nsecond line: a file")) == 2
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1 and "\x1b" not in err and "\x9b" not in err and "second line: a file" in err

@@ -109,3 +109,57 @@ def test_another_annotation_has_another_folder(source):
   first = r2gen_json.make_builder(config).data_dir
   rewrite(folder, lambda annotation: annotation["train"][0].update(report="Something else."))
   assert r2gen_json.make_builder(config).data_dir != first
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda a: a["train"][1].update(id=None), "entry 1 of split train.*'id'"),
+    (lambda a: a["train"][1].update(id={"a": 1}), "entry 1 of split train.*'id'"),
+    (lambda a: a["train"][1].update(subject_id=[]), "entry 1 of split train.*'subject_id'"),
+    (lambda a: a["train"][1].update(study_id=True), "entry 1 of split train.*'study_id'"),
+    (lambda a: a["test"][2].update(image_path=["a\0.jpg"]), "record test2 has no images"),
+    (lambda a: a["test"][2].update(image_path=["\ud83d.jpg"]), "record test2 has no images"),
+    (lambda a: a["test"][2].update(image_path=["a" * 5000]), "record test2 has no images"),
+    (lambda a: a["test"][2].update(report=["text"]), "record test2 has an empty report")])
+def test_fields_of_another_type_are_named(source, change, message):
+  folder, _ = source
+  rewrite(folder, change)
+  with pytest.raises(UserError, match=message):
+    r2gen_json.read_annotation(folder / "annotation.json")
+
+
+@pytest.mark.parametrize("content, part", [
+    ("[" * 3000, "annotation.json"), ('{"train": [], "train": []}', "entry 2"), ('{"The heart is big.": 1}', "1 that")])
+def test_annotations_that_cannot_be_read_as_one(tmp_path, content, part):
+  (tmp_path / "annotation.json").write_text(content)
+  with pytest.raises(UserError, match=part) as error:
+    r2gen_json.read_annotation(tmp_path / "annotation.json")
+  assert "heart" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_byte_order_mark_surrogates_and_rare_words(source):
+  """An annotation with a byte-order mark is read; halves of surrogate pairs are replaced; <unk> is warned of."""
+  folder, config = source
+  def change(annotation):
+    annotation["train"][1].update(id="train1\ud83d", report="Lungs \ud83d clear.", extra=[[[]]])
+    annotation["test"][2]["report"] = "Quite unusual words stand here instead."
+  rewrite(folder, change)
+  path = folder / "annotation.json"
+  path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+  lines = []
+  summary = prepare(config, log=lines.append)
+  record = splits.open_split(config, "train")[1]
+  assert record["id"] == "train1\ufffd" and record["findings"] == "Lungs \ufffd clear."
+  assert any("U+FFFD" in line and "1." in line for line in lines)
+  # 4 reports of 9 words in test are known but for their number, and one of 7 words has only its full stop in train.
+  cleaned = ["the lungs are clear . size is 0 ."] * 4 + ["quite unusual words stand here instead ."]
+  assert sum(map(len, map(str.split, cleaned))) == 43
+  assert summary["test"]["unk_fraction"] == pytest.approx(6 / 43) and summary["train"]["unk_fraction"] == 0
+  assert [line.split()[-1] for line in lines if line.startswith("warning")] and sum(
+      line.startswith("warning: 14% of the words of test") for line in lines) == 1
+
+
+def test_a_threshold_above_every_count_leaves_no_tokenizer(source):
+  _, config = source
+  config.tokenizer.threshold = 1000
+  with pytest.raises(UserError, match="threshold 1000"):
+    prepare(config, log=lambda line: None)

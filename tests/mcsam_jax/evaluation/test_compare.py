@@ -300,3 +300,20 @@ def test_the_verb_prints_a_table_and_needs_two_arms(tmp_path, capsys):
   for arguments in ([a], [a, "--b", b], [a, b, b], ["--a", a]):
     assert main(["compare", *arguments]) == 2
     assert "--a FILE... --b FILE..." in capsys.readouterr().err
+
+
+def test_one_study_is_compared(tmp_path):
+  for name in ("a", "b", "r"):
+    (tmp_path / f"{name}.json").write_text('{"s": "lungs are clear \\ud83d"}')
+  result = run(str(tmp_path / "a.json"), str(tmp_path / "b.json"), references=str(tmp_path / "r.json"),
+               json_path=str(tmp_path / "out.json"))
+  assert result["a"]["nlg"]["BLEU_1"] == pytest.approx(1) and result["a"]["nlg"]["CIDEr"] == 0
+  assert result["a_minus_b"]["nlg"]["BLEU_1"] == {"difference": 0, "low": None, "high": None}
+  assert {str(tmp_path / f"{name}.json") for name in "abr"} <= result["notes"].keys()
+  assert json.loads((tmp_path / "out.json").read_text()) == result
+
+
+def test_stored_scores_that_are_no_numbers_are_left_out(tmp_path):
+  texts = draw_reports(0, 4)
+  path = write(tmp_path / "x.jsonl", texts, texts, scores=[{"radgraph": "0.5", "green": 0.5, "x": [1]}] * 4)
+  assert run(path, path)["a"]["radeval"] == {"green": 0.5}

@@ -83,3 +83,41 @@ def test_a_study_with_a_blank_subject_is_a_subject_of_its_own(tmp_path):
       {"id": name, "report": text, "subject_id": {"s1": "p", "s2": "p"}.get(name)}) + "\n"
       for name, text in REFERENCES.items()))
   assert read_reports(str(tmp_path / "null.jsonl"), "references").subjects == ["p", "p", "s3", "s4"]
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.tsv", "x.txt"])
+def test_a_byte_order_mark_changes_nothing(tmp_path, name):
+  contents = {"x.json": '[{"id": "a", "pred": "b c"}]', "x.jsonl": '{"id": "a", "pred": "b c"}\n',
+              "x.csv": "id,pred\na,b c\n", "x.tsv": "id\tpred\na\tb c\n", "x.txt": "b c\n"}
+  tables = []
+  for encoding in ("utf-8", "utf-8-sig"):
+    (tmp_path / name).write_bytes(contents[name].encode(encoding))
+    tables.append(read_reports(str(tmp_path / name), "predictions"))
+  assert tables[0] == tables[1] and tables[0].texts == ["b c"]
+  (tmp_path / name).write_bytes(contents[name].encode("utf-16"))
+  with pytest.raises(UserError, match=f"{name}.*UTF-16"):
+    read_reports(str(tmp_path / name), "predictions")
+
+
+@pytest.mark.parametrize("content", [
+    r'{"a\ud83d": "The heart is \ud83d", "b": "clear"}', r'[{"id": "a\ud83d", "pred": "The heart is \ud83d"}, {"id": '
+    r'"b", "pred": "clear"}]'])
+def test_lone_surrogates_are_replaced_with_a_note(tmp_path, content):
+  (tmp_path / "x.json").write_text(content)
+  table = read_reports(str(tmp_path / "x.json"), "predictions")
+  assert table.texts == ["The heart is \ufffd", "clear"] and table.ids == ["a\ufffd", "b"]
+  assert list(table.notes) == [str(tmp_path / "x.json")] and "1" in table.notes[str(tmp_path / "x.json")]
+
+
+def test_ids_that_a_replacement_makes_equal_are_refused(tmp_path):
+  (tmp_path / "x.json").write_text(r'{"a\ud83d": "x", "a\ud83e": "y"}')
+  with pytest.raises(UserError, match="x.json entry 2"):
+    read_reports(str(tmp_path / "x.json"), "predictions")
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_deep_brackets_get_one_line(tmp_path, name):
+  for content in ("[" * 3000, '[{"id": "a", "pred": ' + "[" * 3000 + "]" * 3000 + "}]"):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+      read_reports(str(tmp_path / name), "predictions")

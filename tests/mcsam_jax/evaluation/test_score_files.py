@@ -238,3 +238,29 @@ def test_output_of_evaluate_serves_as_predictions_and_references(folder):
   scores = score(folder, "eval.jsonl", "eval.jsonl")
   assert scores["nlg"] == score(folder)["nlg"] and scores["num_subjects"] == 3
   np.testing.assert_array_less(0, scores["nlg"]["clean"]["CIDEr"])
+
+
+@pytest.mark.parametrize("train", [None, "annotation.json"])
+def test_one_study_is_scored(folder, train):
+  """Identical texts: every n-gram matches, and CIDEr weights all words by log(1 / 1) = 0, as pycocoevalcap does."""
+  (folder / "one.json").write_text(json.dumps({"s3": NORMAL}))
+  options = {"train": train} if train else {}
+  scores = score(folder, "one.json", "one.json", json_path=str(folder / "out.json"), **options)
+  nlg = scores["nlg"]["clean"]
+  assert [nlg[metric] for metric in ("BLEU_1", "BLEU_4", "ROUGE_L", "CIDEr")] == pytest.approx([1, 1, 1, 0], abs=1e-6)
+  assert scores["num_studies"] == 1 and scores["controls"] == {"shuffled_images": None}
+  assert scores["intervals"]["nlg"]["clean"]["BLEU_4"] is None and scores["intervals"]["num_samples"] == 0
+  assert {"shuffled_images", "intervals", "CIDEr"} <= scores["notes"].keys()
+  assert json.loads((folder / "out.json").read_text()) == scores
+
+
+def test_lone_surrogates_are_scored_and_noted(folder):
+  (folder / "h.json").write_text(r'{"a": "The heart is enlarged. \ud83d", "b": "No effusion.", "c": "Clear."}')
+  scores = score(folder, "h.json", "h.json", json_path=str(folder / "out.json"), with_texts=True)
+  assert scores["nlg"]["clean"]["BLEU_1"] == pytest.approx(1) and str(folder / "h.json") in scores["notes"]
+  assert json.loads((folder / "out.json").read_text(encoding="utf-8")) == scores
+
+
+def test_a_threshold_above_every_count_is_refused(folder):
+  with pytest.raises(UserError, match="threshold 99"):
+    score(folder, train="annotation.json", threshold=99)

@@ -318,3 +318,17 @@ def test_scoring_imports_neither_jax_nor_tensorflow():
           "sys.exit(str({'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert done.stderr.strip() == "set()"
+
+
+def test_a_single_study_has_no_control(arguments):
+  one = {name: values[:1] if isinstance(values, list) and len(values) == 6 else values
+         for name, values in arguments.items()}
+  for features in ("initial_features", "model_features"):
+    if one.get(features):
+      one[features] = {**one[features], "split": one[features]["split"][:1]}
+  one["shuffled_hypotheses"] = shuffle_hypotheses(one["hypotheses"], 10, seed=0)
+  assert one["shuffled_hypotheses"] == [] and derangements(1, 10, seed=0).shape == (0, 1)
+  scores, rows, _ = score_reports(**one)
+  assert scores["num_studies"] == len(rows) == 1 and scores["controls"] == {"shuffled_images": None}
+  assert "shuffled_images" in scores["notes"] and json.loads(json.dumps(scores, allow_nan=False)) == scores
+  assert "1.000" in format_table(scores) and list_statistics(scores) and make_main_table(scores)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from input_pipeline.tokenizer import SentencePieceTokenizer, WordTokenizer
-from mcsam_jax.metrics.protocols import apply_protocol
+from mcsam_jax.metrics.protocols import apply_protocol, clean_hypothesis
 
 TRAIN = ["The heart is normal. No effusion.", "The heart is big. No effusion.",
          "The lungs are clear. No effusion."]
@@ -80,3 +80,7 @@ def test_raw_agrees_with_pycocoevalcap(tokenizer):
 def test_an_unknown_protocol_is_an_error(tokenizer):
   with pytest.raises(ValueError, match="protocol r2:"):
     apply_protocol("r2", TRAIN, TRAIN, tokenizer, "iu_xray", 60)
+
+
+def test_a_nul_character_is_no_unknown_word():
+  assert clean_hypothesis("lungs\0 clear <unk>", "iu_xray") == "lungs clear <unk> ."
