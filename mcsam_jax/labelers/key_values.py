@@ -40,13 +40,18 @@ _OTHER_PAIR = re.compile(r"[\s\"']*(?P<key>[a-z][a-z0-9\s,/&()'\-]{1,80}?)(?:\s+
 _BRACKET_PAIR = re.compile(r"[\s\"']*(?P<key>[a-z][a-z0-9\s,/&'\-]{1,80}?)\s*[(\[](?P<value>[^()\[\]]*)[)\]][\s.]*")
 _WORD_PAIR = re.compile(r"\s*(?P<key>[a-z][a-z0-9\s/&'\-]{1,60}?)\s+"
                         r"(?P<value>(?:yes|no|none|absent|present|negative|positive)[\s.]*)")
+_COMMA_PAIR = re.compile(r"[\s\"']*(?P<key>[a-z][a-z0-9\s/&'\-]{1,60}?)[\s\"']*,[\s\"']*(?P<value>[\w.\-]+)[\s\"']*")
 _OTHER_PAIRS = ((_OTHER_PAIR, re.compile(r"[-\u2014\u2192|?\t]|\s{3}")), (_BRACKET_PAIR, re.compile(r"[)\]]")),
+                (_COMMA_PAIR, re.compile(r",")),
                 (_WORD_PAIR, re.compile(r"(?:yes|no|none|absent|present|negative|positive)[\s.]*$")))
 _QUESTION = re.compile(r"\W*(?:size|enlarged|clear|in place|seen|present|visible)?\W*")
 _FINDING_NAMES = {name.lower(): name for name in FINDINGS} | {
     "enlarged cardiomediastinal silhouette": "Enlarged Cardiomediastinum", "lung opacities": "Lung Opacity",
     "lung lesions": "Lung Lesion", "pleural effusions": "Pleural Effusion", "fractures": "Fracture",
     "support device": "Support Devices", "no findings": "No Finding", "other pleural abnormality": "Pleural Other"}
+
+# Keys below the name of a finding, whose value is that of the finding.
+_STATUS_KEY = re.compile(r"(?:present|presence|status|answer|result|finding|label|value|detected|seen|identified)")
 
 # ---- Headings --------------------------------------------------------------------------------------------------------
 _ANY = r"(?: (?:of|for|seen|present|identified|detected|found|noted|visible|evident|evidence|signs?|findings?|the|" \
@@ -92,7 +97,7 @@ def split_pair(text: str) -> Pair | None:
   for pattern, separators in _OTHER_PAIRS:
     match = pattern.fullmatch(text) if separators.search(text) else None
     if match and len(match["key"].split()) <= MAX_KEY_WORDS and (value := match_value(match["value"])) and (
-        ends_in_name(match["key"])):
+        ends_in_name(match["key"]) or get_finding(match["key"])):
       return Pair(match["key"], match.start("key"), value[0], match.start("value") + value[1])
   return None
 
@@ -101,6 +106,12 @@ def ends_in_name(key: str) -> bool:
   """Returns whether a text ends in the name of a finding or an organ, or in what is asked about it."""
   names = [*find_terms(key), *find_organs(key)]
   return bool(names) and bool(_QUESTION.fullmatch(key, max(name.end for name in names)))
+
+
+def join_heading(heading: str, text: str) -> str:
+  """Returns an item with its heading as the key: "effusion: small" for "small" or "status: small" below "effusion"."""
+  pair = _COLON_PAIR.fullmatch(text)
+  return f"{heading}: {pair['value'] if pair and _STATUS_KEY.fullmatch(pair['key']) else text}"
 
 
 def get_finding(key: str) -> str | None:

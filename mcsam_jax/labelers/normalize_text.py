@@ -23,7 +23,7 @@ _TAGS = re.compile(
     r"<(?P<close>/?)(?:(?P<heading>h[1-6])|(?P<item>li|dd)|(?P<cell>td|th)|"
     r"(?P<block>br|hr|p|div|section|ul|ol|dl|dt|table|thead|tbody|tr|html|body)|"
     r"b|i|u|s|em|strong|span|font|small|big|mark|code|pre|sup|sub|a)(?:\s[^<>]{0,200})?/?>"
-    r"|&(?:nbsp|ensp|emsp|thinsp|#160|#xa0);|\\[nr]|\\t(?![a-z])|\r\n", re.IGNORECASE)
+    r"|(?P<leader>\.{4,})|&(?:nbsp|ensp|emsp|thinsp|#160|#xa0);|\\[nr]|\\t(?![a-z])|\r\n", re.IGNORECASE)
 _BOLD_LINE = re.compile(r"(?m)^([ \t>]*)(\*\*|__)(?=[^\s*_])([^\n*]{1,200}?)\2(:?[ \t]*)$")
 _EMPHASIS = re.compile(r"(?<![*\w])(\*{1,3}|_{1,3}|`{1,3}|~~)(?=[^\s*_`~])([^\n*`]{1,400}?)(?<=[^\s*_`~])\1(?![*\w])")
 
@@ -47,13 +47,15 @@ def blank_markup(report: str) -> str:
 
 
 def _replace_tag(match: re.Match) -> str:
-  """Returns plain text of the same length for an HTML tag, an entity or a line end."""
+  """Returns plain text of the same length for an HTML tag, an entity, a line of dots or a line end."""
   found, closes = match[0], match["close"]
   plain = _ESCAPES.get(found.lower(), "")
   if match["heading"] or match["item"]:
     plain = HARD_BREAK if closes else HARD_BREAK + ("# " if match["heading"] else "- ")
   elif match["block"]:
     plain = HARD_BREAK
+  elif match["leader"]:                                # "Edema ........ No"
+    plain = ":"
   elif match["cell"] and closes:
     plain = " |"
   return plain.ljust(len(found))

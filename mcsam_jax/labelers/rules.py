@@ -24,7 +24,7 @@ import re
 
 from mcsam_jax.findings import FindingMention, FINDINGS
 from mcsam_jax.labelers import rule_terms
-from mcsam_jax.labelers.key_values import find_heading_label, get_finding, Pair, split_pair
+from mcsam_jax.labelers.key_values import find_heading_label, get_finding, join_heading, Pair, split_pair
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.normalize_text import normalize_text
 from mcsam_jax.labelers.statements import split_statements
@@ -98,10 +98,10 @@ def _read_statement(text: str, heading: str, box_label: str) -> tuple[FindingMen
   pair = split_pair(text)
   mentions = list(_read_pair(text, pair) if pair else _read_sentence(text))
   if heading and not mentions and not find_terms(text) and not find_organs(text):
-    title = f"{heading}: "
-    start, end, whole = len(text) - len(text.lstrip()), len(text.rstrip()), split_pair(title + text)
+    joined, start, end = join_heading(heading, text), len(text) - len(text.lstrip()), len(text.rstrip())
+    joined_pair = split_pair(joined)
     mentions = [mention._replace(start=start, end=end)
-                for mention in (_read_pair(title + text, whole) if whole else ())]
+                for mention in (_read_pair(joined, joined_pair) if joined_pair else ())]
   if label:
     mentions = [mention._replace(label=label) if mention.label == "positive" else mention for mention in mentions]
   return tuple(mentions)

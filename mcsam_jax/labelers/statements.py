@@ -53,10 +53,12 @@ _BOX = re.compile("|".join(map(re.escape, _BOXES)), re.IGNORECASE)
 _MARKER = re.compile(
     r"\s*(?:(?P<heading>#{1,6})(?=\s|\w)|[-+*\u2013\u2014o](?=\s)|[-*\u2013\u2014](?=(?-i:[A-Z]))|"
     r"[>|\u2022\u2023\u2043\u25e6\u25cf\u25cb\u25aa\u25ab\u25a0\u25a1\u25b6\u25ba\u00b7\u2192\u00bb]+|"
-    rf"(?P<box>{_BOX.pattern})|\(?\d{{1,2}}[.)](?=\s|(?-i:[A-Z]))|\(?(?:[a-h]|i{{1,3}}|iv|v)\)(?=\s))", re.IGNORECASE)
+    rf"(?P<box>{_BOX.pattern})|\(?\d{{1,2}}[.)](?=\s|(?-i:[A-Z]))|\(?(?:[a-h]|i{{1,3}}|iv|v)\)(?=\s)|"
+    r"(?:q(?:uestion)?|a(?:nswer)?)\s?\d{0,2}:(?=\s))", re.IGNORECASE)
 _SENTENCE_END = re.compile(
     r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;|\s{40,}|-{4,}|[\u2022\u25aa\u25cf\u25e6\u2023]|"
-    r"(?<=\s)\(?\d{1,2}\)(?=\s)|(?P<cell>\|)|(?P<comma>,)(?=\s*[\"']?[A-Za-z][A-Za-z /\-]{1,40}[\"']?\s*[:=])|"
+    r"(?<=\s)\(?\d{1,2}\)(?=\s)|(?P<cell>\|)|[(\[](?P<answer>[^()\[\]]{1,30})[)\]],|"
+    r"(?P<comma>,|\t|\s{3,})(?=\s*[\"']?[A-Za-z][A-Za-z /\-]{1,40}[\"']?\s*[:=])|"
     r"(?P<dash>\s[-\u2013\u2014])(?=\s+[A-Z])")
 _SECTION = re.compile(
     r"[\s\"']*((?:(?:clinical|relevant|final|preliminary|overall)\s+)?(?:findings?|impressions?|conclusions?|report|"
@@ -75,13 +77,18 @@ _CONTINUES = re.compile(
     r"small|tiny|trace|mild|moderate|large|severe|minimal|acute|chronic|focal|diffuse|pleural|pulmonary|cardiac|mediastinal|"
     r"patchy|new|old|stable|increased|decreased|evidence|possible|likely|probable|bilateral|upper|lower|middle|mid|"
     r"basilar|bibasilar|apical|hilar|lateral|interstitial|vascular|linear|hazy|remains?|appears?|seen|represents?|"
-    r"reflects?|also|again|only|both|displaced|rib|bony|airspace|space|\w+ly))\s*$", re.IGNORECASE)
+    r"reflects?|also|again|only|both|displaced|rib|bony|airspace|space|"
+    r"(?!\w*(?:megaly|anomaly))\w+ly))\s*$", re.IGNORECASE)
 _CAPITAL = re.compile(r"(?!(?:Swan|Kerley|Port|Dobb?hoff|Hickman|Ghon|Hampton|Chilaiditi|Bochdalek|Morgagni|Ganz|Ewart|"
                       r"Jude|Doctor|Dr|Mr|Mrs|Ms)\b)(?:[A-Z][a-z]+\b|A(?=\s+[a-z]))")
 _BEGINS = re.compile(
     r"(?:no|there|the|an?|(?:(?:normal|enlarged|clear|stable)\s+)?(?:heart|lungs|cardi\w+|mediast\w+)|left|right|small|"
     r"tiny|trace|mild|moderate|severe|large|bilateral|bibasilar|possible|probable|patchy|old|picc|endotracheal|et|ng|"
     r"tracheostomy|pacemaker)\b", re.IGNORECASE)
+_CONTINUATION = re.compile(
+    r"(?:or|and|nor|but|with|without|of|in|at|on|to|for|from|by|as|than|is|are|was|were|has|have|had|may|might|could|can|"
+    r"cannot|which|that|versus|vs|due|secondary|consistent|compatible|suggest\w*|represent\w*|reflect\w*|seen|noted|"
+    r"identified|also|likely|possibly|not|however)\b", re.IGNORECASE)
 NARROWEST_PROSE = 60       # columns; a line break before them wasn't made by wrapping
 
 
@@ -89,6 +96,7 @@ def split_statements(report: str) -> list[ReportStatement]:
   """Returns the statements of a report in the order of the text."""
   lines = _read_lines(blank_markup(report))
   statements: list[ReportStatement] = []
+  width = max((len(line.text.rstrip()) for line in lines), default=0)
   heading, index, has_content = "", 0, False
   while index < len(lines):
     line = lines[index]
@@ -99,7 +107,7 @@ def split_statements(report: str) -> list[ReportStatement]:
       index += 1
       continue
     end = index + 1
-    while end < len(lines) and not _begins_statement(lines, end):
+    while end < len(lines) and not _begins_statement(lines, end, width):
       end += 1
     heading = _split_sentences(lines[index:end], heading, statements)
     index, has_content = end, True
@@ -142,14 +150,20 @@ def _is_heading(lines: list[_Line], index: int) -> bool:
     return is_capital and (next_line.is_item or next_line.follows_gap or not next_text[:1].islower())
   if not is_title(text):
     return False
-  if match_value(normalize_text(next_line.text)) and ends_in_name(text) and (
+  value = match_value(normalize_text(next_line.text))
+  if value and not find_terms(normalize_text(next_line.text)) and ends_in_name(text) and (
       line.follows_gap or is_capital == next_text[:1].isupper()):
     return True                                        # "Pneumothorax", and "None" in the next line
   return line.is_heading and not next_line.is_heading
 
 
-def _begins_statement(lines: list[_Line], index: int) -> bool:
-  """Returns whether a line begins a new statement, instead of continuing the one before it."""
+def _begins_statement(lines: list[_Line], index: int, width: int) -> bool:
+  """Returns whether a line begins a new statement, instead of continuing the one before it.
+
+  Args:
+    width: the length of the longest line. If the line before is shorter than wrapping to this width would have made it,
+      it was ended on purpose.
+  """
   before, line = lines[index - 1], lines[index]
   if before.text.rstrip().endswith("?") and match_value(normalize_text(line.text)):
     return False                                       # the answer to a question
@@ -163,11 +177,13 @@ def _begins_statement(lines: list[_Line], index: int) -> bool:
         pair and pair.label for pair in (split_pair(normalize_text(before.text)), split_pair(normalize_text(text))))
   if _KEY_LINE.match(text) or _CAPITAL.match(text):
     return True
-  if not _BEGINS.match(text):
+  states = lambda text: bool(find_terms(text) or find_organs(text))
+  length = len(before.text.rstrip()) + 1 + len(text.split()[0])
+  if not states(re.split(r"[.;:]\s", normalize_text(before.text))[-1]):
     return False
-  reported, first_word = re.split(r"[.;:]\s", normalize_text(before.text))[-1], text.split()[0]
-  return len(before.text.rstrip()) + 1 + len(first_word) <= NARROWEST_PROSE and bool(
-      find_terms(reported) or find_organs(reported))
+  return (length <= NARROWEST_PROSE and bool(_BEGINS.match(text))
+          or length <= width and len(before.text.split()) > 1 and not _CONTINUATION.match(text)
+          and states(normalize_text(text)))
 
 
 def _split_sentences(lines: list[_Line], heading: str, statements: list[ReportStatement]) -> str:
@@ -177,7 +193,7 @@ def _split_sentences(lines: list[_Line], heading: str, statements: list[ReportSt
     parts += ["\n" + " " * (line.start - before.start - len(before.text) - 1), line.text]
   text = "".join(parts)
   normalized = normalize_text(text)
-  start = 0
+  start, has_list_key = 0, False
   for end, next_start in [*_find_sentence_ends(text, normalized, first.is_item), (len(text), len(text))]:
     while section := _SECTION.match(normalized, start, end):
       heading, start = " ".join(section[1].split()), section.end()
@@ -185,8 +201,12 @@ def _split_sentences(lines: list[_Line], heading: str, statements: list[ReportSt
       part = normalized[part_start:min(end, part_start + MAX_LENGTH)]
       if part.strip():
         statements.append(ReportStatement(part, first.start + part_start, heading, first.label))
+    pair = split_pair(normalized[start:end]) if ":" in normalized[start:end] else None
+    if pair and normalized[end:next_start] == ";" and find_heading_label(pair.key) in ("negative", "uncertain"):
+      heading, has_list_key = pair.key, True           # "absent: effusion; edema"
+    elif has_list_key and normalized[end:next_start] != ";":
+      heading, has_list_key = "", False
     if find_heading_label(heading) == "ignore":
-      pair = split_pair(normalized[start:end])
       if pair and not find_terms(pair.key) and find_heading_label(pair.key) is None:
         heading = pair.key                             # another section
         statements[-1] = statements[-1]._replace(heading=heading)
@@ -201,6 +221,11 @@ def _find_sentence_ends(text: str, normalized: str, is_item: bool) -> list[tuple
     if match["comma"] and not re.search(r"[:=]", text[start:match.start()]):
       continue                                         # "Pneumothorax: no, effusion: yes", but not prose with a colon
     value = match_value(normalized[match.end():match.end() + 60])
+    if match["answer"]:                                # "effusion (no), edema (yes)"
+      if match_value(match["answer"].lower()):
+        ends.append((match.end() - 1, match.end()))
+        start = match.end()
+      continue
     if match["dash"] and (not is_item or value):
       continue                                         # "- No edema - No effusion", but not "Edema - No"
     if match["cell"] and value and not re.search(r"[:=|]", text[start:match.start()]):

@@ -103,11 +103,12 @@ def test_a_threshold_above_every_count_is_refused():
   for shared_special_ids in (False, True):
     with pytest.raises(UserError, match="threshold 99.*2 times"):       # full stops alone are no vocabulary
       tokenizers.WordTokenizer.train(["Heart big. Heart small."] + ["..."] * 100, "iu_xray", 99, shared_special_ids)
-  assert tokenizers.WordTokenizer.train(["Heart big. Heart small."], "iu_xray", 2, False).get_vocabulary()[4:] == [".", "heart"]
+  tokenizer = tokenizers.WordTokenizer.train(["Heart big. Heart small."], "iu_xray", 2, False)
+  assert tokenizer.get_vocabulary()[4:] == [".", "heart"]
 
 
 def test_the_fraction_of_unknown_words():
-  tokenizer = tokenizers.WordTokenizer.train(["heart big", "heart"], "iu_xray", 2, False)         # knows "heart" and "."
+  tokenizer = tokenizers.WordTokenizer.train(["heart big", "heart"], "iu_xray", 2, False)  # knows "heart" and "."
   assert tokenizers.measure_unk_fraction(tokenizer, ["heart big", "a heart"]) == pytest.approx(2 / 6)
   assert tokenizers.measure_unk_fraction(tokenizer, []) == 0
 

@@ -1,14 +1,15 @@
 """A home folder that is unknown costs the cache, and a path that needs it is refused by name."""
 
+import io
 import os
 import pathlib
 import pwd
-import subprocess
 import sys
 
 import pytest
 
 from mcsam_jax import config
+from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.home import expand_home, find_cache_folder
 
@@ -56,20 +57,21 @@ def test_report_runs_without_a_cache(homeless, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "cp437"])
-def test_output_survives_a_terminal_with_another_encoding(tmp_path, encoding):
+def test_output_survives_a_terminal_with_another_encoding(tmp_path, encoding, monkeypatch):
   """Files with a Chinese name, and with bytes that are no text, are named in the output."""
-  name = tmp_path / "\u80ba\u90e8-\u00e9.json"
-  name.write_text('{"a": "Lungs are clear.", "b": "No effusion."}')
-  raw = os.fsencode(tmp_path) + b"/\xff.json"
-  pathlib.Path(os.fsdecode(raw)).write_bytes(name.read_bytes())
-  environment = {**os.environ, "PYTHONIOENCODING": encoding, "PATH": str(tmp_path)}
-  result = subprocess.run(
-      [sys.executable, "-m", "mcsam_jax", "score", "--predictions", name, "--references", raw, "--labeler", "none",
-       "--json", tmp_path / "\u80ba.out"], env=environment, capture_output=True, check=False)
-  assert result.returncode == 0, result.stderr
-  assert rb"\u80ba\u90e8-" in result.stdout and rb"\udcff" in result.stdout and b"BLEU-1" in result.stdout
+  name, raw = tmp_path / "\u80ba\u90e8-\u00e9.json", os.fsdecode(os.fsencode(tmp_path) + b"/\xff.json")
+  for path in (name, pathlib.Path(raw)):
+    path.write_text('{"a": "Lungs are clear.", "b": "No effusion."}')
+  monkeypatch.setenv("PATH", str(tmp_path))
+
+  def run(*arguments):
+    out, err = io.BytesIO(), io.BytesIO()
+    for stream, buffer in (("stdout", out), ("stderr", err)):
+      monkeypatch.setattr(sys, stream, io.TextIOWrapper(buffer, encoding, "strict", write_through=True))
+    return main(["score", "--labeler", "none", *arguments]), out.getvalue(), err.getvalue()
+
+  status, out, _ = run("--predictions", str(name), "--references", raw, "--json", str(tmp_path / "\u80ba.out"))
+  assert status == 0 and rb"\u80ba\u90e8-" in out and rb"\udcff" in out and b"BLEU-1" in out
   assert (tmp_path / "\u80ba.out").exists()
-  environment["PYTHONIOENCODING"] = f"{encoding}:strict"
-  result = subprocess.run([sys.executable, "-m", "mcsam_jax", "score", "--predictions", tmp_path / "\u80ba",
-                           "--references", raw], env=environment, capture_output=True, check=False)
-  assert result.returncode == 2 and result.stderr.count(b"\n") == 1 and rb"\u80ba" in result.stderr
+  status, _, err = run("--predictions", str(tmp_path / "\u80ba"), "--references", raw)
+  assert status == 2 and err.count(b"\n") == 1 and rb"\u80ba" in err
