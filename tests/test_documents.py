@@ -21,7 +21,7 @@ MAX_README_LINES = 150
 COMMAND = re.compile(r"(?:^|(?<=\s))mcsam (?=[a-z])")
 CONTINUATION = re.compile(r"\\\n\s*")
 FILE_NAME = re.compile(rf"(?<![\w/.$-])((?:{'|'.join(SOURCES)})/[\w/.-]+\.\w+)")
-FILE_SUFFIXES = {"npz", "json", "jsonl", "md", "py", "bin", "pth", "html", "safetensors"}
+FILE_SUFFIXES = {"npz", "json", "jsonl", "md", "py", "bin", "pth", "html", "log", "safetensors"}
 documents = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
