@@ -42,6 +42,8 @@ def load_by_name(field: str, value: str) -> Any:
   """
   check_form(field, value)
   module_name, _, name = value.partition(":")
+  if module_name.partition(".")[0] in sys.stdlib_module_names:      # a config from elsewhere must not call os.abort
+    raise UserError(f"{field}={value}: {module_name} is a module of Python itself, expected one of your own")
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())                    # last, so that it hides no installed package
   try:
