@@ -19,8 +19,8 @@ from input_pipeline.wordpiece import WordPiece
 from mcsam_jax.checkpoints.weights import match_variables, read_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.labelers.packing import pack, PackedBatch
-from mcsam_jax.models.bert import BertConfig
-from mcsam_jax.models.chexbert import CheXbert, CLASSES, FINDINGS, variable_shapes
+from mcsam_jax.models.text_labeler.bert import BertConfig
+from mcsam_jax.models.text_labeler.chexbert import CheXbert, CLASSES, FINDINGS, variable_shapes
 
 HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXbert) and run "
               "`mcsam import-weights chexbert chexbert.pth {path} --vocabulary vocab.txt`, "

@@ -25,7 +25,7 @@ class PackedRow:
 
 @dataclasses.dataclass
 class PackedBatch:
-  """The inputs of `models.bert.Bert` for a batch of rows, and the index of each text."""
+  """The inputs of `models.text_labeler.bert.Bert` for a batch of rows, and the index of each text."""
   ids: np.ndarray             # int32 [R, T]; 0 after the last text
   positions: np.ndarray       # int32 [R, T], of each token in its text
   text_ids: np.ndarray        # int32 [R, T], which of its row's texts each token belongs to; -1 after the last text

@@ -15,8 +15,8 @@ from flax import traverse_util
 from input_pipeline.wordpiece import read_vocabulary
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.bert import BertConfig
-from mcsam_jax.models.chexbert import variable_shapes
+from mcsam_jax.models.text_labeler.bert import BertConfig
+from mcsam_jax.models.text_labeler.chexbert import variable_shapes
 from mcsam_jax.pretrained.conversion import convert, ImportReport, TensorMapping
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.wrappers import peel_wrappers

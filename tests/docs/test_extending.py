@@ -1,6 +1,7 @@
 """The examples of docs/extending.md run as they stand there."""
 
 import csv
+import importlib
 import json
 import pathlib
 import re
@@ -77,7 +78,7 @@ def test_encoder(tmp_path):
   config = make_config(PHANTOMS, encoder__name="my_encoder:make_spec", data__image_size=64)
   check_encoder(config)
   sys.modules.pop("my_weights", None)
-  from my_weights import convert
+  convert = importlib.import_module("my_weights").convert
   convert(tmp_path / "w.npz")
   variables, meta = load_encoder_weights(tmp_path / "w.npz", config)
   assert variables["params"]["Conv_0"]["kernel"].shape == (3, 3, 1, 16) and meta["pretraining_data"] == "none"
@@ -120,8 +121,7 @@ def test_loss_term(microbatches):
 
 
 def test_a_loss_term_of_another_shape_is_refused(monkeypatch):
-  import my_loss
-  monkeypatch.setattr(my_loss, "z_loss", lambda outputs, batch, mask: jnp.zeros(()))
+  monkeypatch.setattr(importlib.import_module("my_loss"), "z_loss", lambda outputs, batch, mask: jnp.zeros(()))
   config = make_config(train__loss_term="my_loss:z_loss")
   with pytest.raises(UserError, match=r"train.loss_term=my_loss:z_loss.*\[\].*\[4\]"):
     jax.eval_shape(lambda valid: compute_own_term(config, None, {"valid": valid}, None), np.ones(4, bool))

@@ -13,8 +13,8 @@ import pytest
 from mcsam_jax import findings
 from mcsam_jax.labelers import chexbert
 from mcsam_jax.labelers.chexbert import CheXbertClassifier, CLASSES
-from mcsam_jax.models.bert import BertConfig
-from mcsam_jax.models.chexbert import variable_shapes
+from mcsam_jax.models.text_labeler.bert import BertConfig
+from mcsam_jax.models.text_labeler.chexbert import variable_shapes
 from tests.testing import simulated_devices
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]

@@ -14,8 +14,8 @@ from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers.chexbert import CheXbertClassifier
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import make_labeler
-from mcsam_jax.models.bert import BertConfig
-from mcsam_jax.models.chexbert import variable_shapes
+from mcsam_jax.models.text_labeler.bert import BertConfig
+from mcsam_jax.models.text_labeler.chexbert import variable_shapes
 
 
 def config(*fields, name="phantom"):

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from mcsam_jax.cli import main
 from mcsam_jax.errors import UserError
 from mcsam_jax.labelers.chexbert import CheXbertClassifier, load_chexbert
-from mcsam_jax.models.bert import BertConfig
+from mcsam_jax.models.text_labeler.bert import BertConfig
 from mcsam_jax.pretrained.chexbert import import_chexbert
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "lung", "##s", "are", "clear", "."]
