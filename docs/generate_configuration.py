@@ -27,8 +27,8 @@ unknown name, a wrong type or an impossible value stops the command before any w
 `config.json`; when it is evaluated, fields of `decode`, `eval` and `mesh` may be set to other values.
 
 [configs/default.py](../configs/default.py) is the schema. The configs beside it start from it and change
-[these fields](#what-each-config-changes); `mcsam config show --config NAME` prints all values of one. For your own, copy one
-of them and pass its path to `--config`.
+[these fields](#what-each-config-changes); `mcsam config show --config NAME` prints all values of one. For your own,
+copy one of them and pass its path to `--config`.
 """
 
 Row = tuple[str, str, str]            # field, default, explanation
