@@ -1,4 +1,7 @@
-"""Loads, overrides, checks, saves and compares configs; configs/default.py is their schema."""
+"""Loads, overrides, checks, saves and compares configs; configs/default.py is their schema.
+
+Importing this module doesn't import JAX, so that the command line can report a mistyped field at once.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
@@ -16,7 +19,6 @@ from ml_collections import ConfigDict
 
 from mcsam_jax import __version__
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.config_rules import check_values
 from mcsam_jax.errors import UserError
 
 CONFIGS_DIR = pathlib.Path(__file__).parents[1] / "configs"
@@ -45,12 +47,7 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
   Raises:
     UserError: there is no such file; it fails, or lacks fields; a field is unknown, or has a wrong type or value.
   """
-  path = epath.Path(name)
-  if path.suffix != ".py":
-    path = epath.Path(CONFIGS_DIR / f"{name}.py")
-  if not path.exists():
-    names = ", ".join(sorted(path.stem for path in CONFIGS_DIR.glob("[!_]*.py")))
-    raise UserError(f"no config {name}: give the path of a .py file, or one of {names}")
+  path = find_config(name)
   spec = importlib.util.spec_from_file_location(path.stem, path)
   assert spec and spec.loader, path
   module = importlib.util.module_from_spec(spec)
@@ -67,10 +64,31 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
   return apply_overrides(config, overrides)
 
 
-def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
-  """Returns a checked and locked copy of a config, with `--config.field=value` applied and paths made absolute."""
-  config = config.copy_and_resolve_references()
+def find_config(name: str) -> epath.Path:
+  """Returns the path of a config file, given by its path or by its name in the project's configs/.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  path = epath.Path(name)
+  if path.suffix != ".py":
+    path = epath.Path(CONFIGS_DIR / f"{name}.py")
+  if not path.exists():
+    names = sorted(path.stem for path in CONFIGS_DIR.glob("[!_]*.py"))
+    close = difflib.get_close_matches(name, names, 1)
+    raise UserError(f"no config {name}" + (f", did you mean {close[0]}?" if close else
+                                           f": give the path of a .py file, or one of {', '.join(names)}"))
+  return path
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+  """Returns {field: value} of arguments `--config.section.field=value`.
+
+  Raises:
+    UserError: an argument has another form, a field is unknown, or a value has the wrong type.
+  """
   defaults = flatten_config(default_config())                 # determine types: a file may set a float field to 1
+  values = {}
   for argument in overrides:
     field, equals, text = argument.removeprefix("--config.").partition("=")
     if not argument.startswith("--config.") or not equals:
@@ -78,10 +96,18 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     if field not in defaults:
       raise UserError(f"--config.{field}: no such field{_suggest_field(field, defaults)}")
     try:
-      config.update_from_flattened_dict({field: _PARSERS[type(defaults[field])](text)})
+      values[field] = _PARSERS[type(defaults[field])](text)
     except (ValueError, KeyError) as error:
       expected = "true or false" if isinstance(defaults[field], bool) else type(defaults[field]).__name__
       raise UserError(f"--config.{field}={text}: expected {expected}") from error
+  return values
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+  """Returns a checked and locked copy of a config, with `--config.field=value` applied and paths made absolute."""
+  from mcsam_jax.config_rules import check_values  # imports JAX
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(parse_overrides(overrides))
   values = flatten_config(config)
   paths = {field: str(absolute_path(values[field])) for field in PATH_FIELDS if values[field]}
   config.update_from_flattened_dict(paths)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import json
+import shlex
 import textwrap
 import time
 
@@ -74,7 +75,8 @@ def demo(workdir: str, overrides: Sequence[str] = (), log=print) -> None:
     write_image_files(split[study["record"]], image_folder / study["id"])
   log(f"\nexamples with their images: {figure_path}")
   log(f"demo finished in {(time.monotonic() - start) / 60:.1f} min; next:\n"
-      f"  mcsam report --workdir {workdir} {image_folder}      # generates reports for image files\n"
+      f"  {shlex.join(['mcsam', 'report', '--workdir', workdir, str(image_folder)])}"
+      "      # generates reports for image files\n"
       "  'Train on your own files' in README.md")
 
 

@@ -48,9 +48,7 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str,
     log(format_record_counts(builder, counts))
   log(_format_summary(summary))
   log(f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
-  log(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
-       "  mcsam init-memory --config C --workdir W\n"
-       "  mcsam train --config C --workdir W")
+  log(f"Done in {time.monotonic() - started:.0f} s.")
   return summary
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import hashlib
 import io
 import json
+import shlex
 from typing import Any
 
 from etils import epath
@@ -43,7 +44,7 @@ def load_weights(path: epath.PathLike, expected_variables: Mapping) -> tuple[dic
   Raises:
     UserError: the file is missing or damaged, or names or shapes differ; the message lists each.
   """
-  flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {path}`")
+  flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {shlex.quote(str(path))}`")
   error_prefix = f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"
   return match_variables(flat, expected_variables, error_prefix), meta
 

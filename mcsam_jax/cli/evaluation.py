@@ -2,7 +2,7 @@
 
 import argparse
 
-from mcsam_jax.cli.verb import add_step, add_workdir, refuse_overrides, Verb
+from mcsam_jax.cli.verb import add_step, add_workdir, Verb
 from mcsam_jax.errors import UserError
 
 
@@ -74,7 +74,6 @@ def add_score_arguments(parser):
 
 def run_score(args, overrides):
   from mcsam_jax.evaluation.score_files import score_files
-  refuse_overrides(overrides)
   score_files(args.predictions, args.references, train=args.train, split=args.split, labeler=args.labeler,
               subjects=args.subjects, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
               prediction_field=args.prediction_field, reference_field=args.reference_field, id_field=args.id_field,
@@ -94,7 +93,6 @@ def add_compare_arguments(parser):
 
 def run_compare(args, overrides):
   from mcsam_jax.evaluation.compare import compare
-  refuse_overrides(overrides)
   a, b = args.a or args.files[:1], args.b or args.files[1:]
   if not a or not b or bool(args.a) != bool(args.b) or len(args.files) != (0 if args.a else 2):
     raise UserError("give two files, or the runs of each side: --a FILE... --b FILE...")
@@ -106,11 +104,13 @@ def run_compare(args, overrides):
 
 VERBS = (
     Verb("evaluate", "generate and score the reports of a split; --config.decode.field=value sets how",
-         add_evaluate_arguments, run_evaluate),
+         add_evaluate_arguments, run_evaluate, "mcsam evaluate --workdir runs/a --split test"),
     Verb("report", "generate reports of your own images; research software, not a medical device",
-         add_report_arguments, run_report),
+         add_report_arguments, run_report, "mcsam report --workdir runs/a chest_pa.png chest_lateral.png"),
     Verb("score", "score any model's reports, given as .jsonl, .json, .csv or .txt, with intervals and baselines",
-         add_score_arguments, run_score, takes_config_fields=False),
+         add_score_arguments, run_score, "mcsam score --predictions theirs.jsonl --references annotation.json --page "
+         "theirs.html", takes_config_fields=False),
     Verb("compare", "is A better than B? Paired differences with intervals over the same studies",
-         add_compare_arguments, run_compare, takes_config_fields=False),
+         add_compare_arguments, run_compare, "mcsam compare runs/a/eval/test-1000.jsonl runs/b/eval/test-1000.jsonl",
+         takes_config_fields=False),
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import hashlib
 import importlib.util
 import os
+import shlex
 
 from etils import epath
 import numpy as np
@@ -34,10 +35,11 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print)
   tensors = read_state_dict(path, log)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: an R2GenCMN model, not an image encoder; use "
-                    f"`mcsam import-weights model {path} WORKDIR --config r2gencmn`")
+                    f"`mcsam import-weights model {shlex.quote(str(path))} WORKDIR --config r2gencmn`")
   if any(name.startswith("linear_heads.") for name in tensors):
-    raise UserError(f"{path}: a CheXbert model, not an image encoder; use `mcsam import-weights chexbert {path} {dst} "
-                    "--vocabulary vocab.txt` with the vocabulary of bert-base-uncased")
+    raise UserError(f"{path}: a CheXbert model, not an image encoder; use `mcsam import-weights chexbert "
+                    f"{shlex.join([str(path), str(dst)])} --vocabulary vocab.txt` with the "
+                    "vocabulary of bert-base-uncased")
   is_medclip = medclip.is_medclip(tensors)
   if is_medclip:
     architecture, mapping = "resnet50", medclip.MAPPING
@@ -55,7 +57,8 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print)
       "sha256": hashlib.sha256(epath.Path(path).read_bytes()).hexdigest(),
       "pretraining_data": "MedCLIP's" if is_medclip else infer_pretraining_data(tensors),
   })
-  log(f"wrote {dst}; use it with --config.encoder.name={architecture} --config.encoder.weights={dst}")
+  log(f"wrote {dst}; use it with --config.encoder.name={architecture} "
+      f"{shlex.quote(f'--config.encoder.weights={dst}')}")
   return report
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import shlex
 from typing import cast
 
 import jax
@@ -70,6 +71,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     # Host 0 holds the workdir's lock until the run ends.
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
     config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
+    next_command = f"mcsam evaluate --workdir {shlex.quote(str(work.path))} --split test"
 
     # Data. The first start reads all records once: for their tokens, and for the features of a frozen encoder.
     train_split, val_split = work.open_split("train"), work.open_split("val")
@@ -113,7 +115,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
 
     eval_is_missing = first_step > 0 and is_eval_step(first_step) and not checkpoints.scores.get(first_step)
     if first_step >= num_steps and not eval_is_missing:
-      log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
+      log(f"already trained for {first_step} steps; next: {next_command}")
       checkpoints.close()
       return
 
@@ -166,7 +168,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
         raise
     watchdog.beat("waiting until the last checkpoint is written")
     checkpoints.close()
-    log(f"trained {num_steps} steps; next: mcsam evaluate --workdir {work.path} --split test")
+    log(f"trained {num_steps} steps; next: {next_command}")
 
 
 def open_or_create_workdir(workdir: str, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
