@@ -67,17 +67,28 @@ def add_score_arguments(parser):
   add("--radeval", default="", metavar="NAMES",
       help="additional scores of the package RadEval, such as radgraph,ratescore")
   add("--subjects", metavar="FILE", help="subject of each study; default: as the references say")
-  add("--with-texts", action="store_true", help="let --json contain the most frequent and the constant reports; don't "
-      "use it with data that must not be shared")
+  add("--page", default="", metavar="FILE", help="also write an HTML page with tables and charts, and with "
+      "--with-texts every study")
+  add("--with-texts", action="store_true", help="let --json contain the most frequent and the constant reports, and "
+      "--page every study; don't use it with data that must not be shared")
+  add("--by-order", action="store_true", help="match predictions and references by their order, whatever their ids")
   add_report_file_arguments(parser)
+  for file, text in (("train", "the training report; default: that of --reference-field"),
+                     ("subject", "the subject in --subjects; default: a common name")):
+    add(f"--{file}-field", metavar="NAME", help=f"field with {text}")
+  for file in ("prediction", "reference", "subject"):
+    add(f"--{file}-id-field", metavar="NAME", help=f"field with the id in the {file} file; default: --id-field")
 
 
 def run_score(args, overrides):
   from mcsam_jax.evaluation.score_files import score_files
   score_files(args.predictions, args.references, train=args.train, split=args.split, labeler=args.labeler,
               subjects=args.subjects, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
-              prediction_field=args.prediction_field, reference_field=args.reference_field, id_field=args.id_field,
-              radeval=args.radeval, seed=args.seed, json_path=args.json, with_texts=args.with_texts)
+              prediction_field=args.prediction_field, reference_field=args.reference_field,
+              train_field=args.train_field, subject_field=args.subject_field, id_field=args.id_field,
+              prediction_id_field=args.prediction_id_field, reference_id_field=args.reference_id_field,
+              subject_id_field=args.subject_id_field, by_order=args.by_order, radeval=args.radeval, seed=args.seed,
+              json_path=args.json, page_path=args.page, with_texts=args.with_texts)
 
 
 def add_compare_arguments(parser):

@@ -143,6 +143,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
                 resample(subjects, config.eval.seed), log)
   if slot_usage is not None:
     scores["memory_slot_usage"] = slot_usage
+  if config.data.name == "phantom":
+    scores |= _measure_on_phantoms(workdir, split, reports, explanations, log)
   finding_probs = [report.finding_probs for report in reports if report.finding_probs]
   if labels and len(finding_probs) == len(reports):
     scores["known_findings"] = compare_known_and_said(finding_probs, [each["reference"] for each in labels],
@@ -167,3 +169,18 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   log(f"scores: {scores_path}, one line per study: {table_path}"
       + (f", HTML report: {html_path}" if config.eval.html_report else ""))
   return scores
+
+
+def _measure_on_phantoms(workdir: Workdir, split: Split, reports: Sequence[GeneratedReport],
+                         explanations: ReportExplanations | None, log) -> dict:
+  """Returns what is known only where findings were drawn: whether details agree, and where heat maps should point."""
+  from input_pipeline.datasets.phantom.attributes import compare_attributes, count_agreement
+  from mcsam_jax.explain.pointing_game import play_pointing_game
+  measured: dict = {"attributes": count_agreement(
+      pair for report in reports for pair in compare_attributes(split.reports[report.record], report.text))}
+  if explanations is not None:
+    log("pointing game: do the heat maps point at the drawn findings?")
+    measured["pointing_game"] = play_pointing_game(
+        workdir.config.data.phantom.seed, split, [report.record for report in reports],
+        [report.text for report in reports], explanations.per_report, workdir.patch_grid)
+  return measured
