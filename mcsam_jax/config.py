@@ -3,7 +3,7 @@
 Importing this module doesn't import JAX, so that the command line can report a mistyped field at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import difflib
 import importlib
@@ -26,6 +26,7 @@ PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "en
                "memory_init.word_vectors", "eval.chexbert")
 RUNTIME_SECTIONS = ("decode", "eval", "mesh", "prepare")      # may differ from what a workdir was trained with
 VERSION_KEY = "mcsam_jax_version"                             # in config.json; version 0.1 didn't write it
+SOFTWARE_KEY = "software"                                     # in config.json: what wrote it, for people
 _PARSERS: dict[type, Callable[[str], Any]] = {
     str: str, int: int, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()]}
 _project_modules: dict[str, ModuleType] = {}                  # the package `configs` and its modules, once imported
@@ -129,9 +130,10 @@ def check_fields(config: ConfigDict, reference: ConfigDict, source: str) -> None
       raise UserError(f"{source}: field {field} is missing; start from configs/default.py")
 
 
-def save_config(config: ConfigDict, path: epath.Path) -> None:
-  """Writes a config and this version's number to `path` as JSON, atomically."""
-  atomic_write(path, json.dumps({VERSION_KEY: __version__, **config.to_dict()}, indent=2) + "\n")
+def save_config(config: ConfigDict, path: epath.Path, software: Mapping | None = None) -> None:
+  """Writes a config, this version's number and a description of the software to `path` as JSON, atomically."""
+  header = {VERSION_KEY: __version__, **({SOFTWARE_KEY: software} if software else {})}
+  atomic_write(path, json.dumps({**header, **config.to_dict()}, indent=2) + "\n")
 
 
 def read_config(path: epath.PathLike, log: Callable[[str], None] = print) -> ConfigDict:
@@ -155,6 +157,7 @@ def read_config(path: epath.PathLike, log: Callable[[str], None] = print) -> Con
     raise UserError(f"{path} was written by mcsam-jax 0.1; version {__version__} can't open its workdirs, because "
                     "fields and parameters were renamed: train again, or use version 0.1 for this workdir")
   version = content.pop(VERSION_KEY)
+  content.pop(SOFTWARE_KEY, None)
   config, saved = default_config(), flatten_config(ConfigDict(content))
   defaults = flatten_config(config)
   _check_known_fields(saved, defaults, str(path) if version == __version__ else

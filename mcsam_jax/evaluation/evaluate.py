@@ -12,6 +12,7 @@ import numpy as np
 from input_pipeline.pipeline import eval_batches
 from input_pipeline.splits import Split
 from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.mesh import decode_batch_size, local_rows, make_mesh
@@ -135,7 +136,9 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
       reference_labels=get_true_labels(labeler, config, split), restricted=config.data.restricted,
       seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train))
   scores = {"split": split.name, "step": step,
-            "models": [{"workdir": model.workdir, "step": model.step} for model in models],
+            "models": [{"workdir": model.workdir, "step": model.step, "seed": each.config.seed}
+                       for model, each in zip(models, workdirs)],
+            "software": describe_software(),
             "pretraining_data": workdir.pretraining_data, "decode": config.decode.to_dict(),
             "labeler": labeler.name if labeler else "none", **scores}
   if config.eval.radeval:

@@ -5,6 +5,7 @@ import json
 from input_pipeline import text
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
 from mcsam_jax.evaluation.report_files import (
@@ -129,7 +130,8 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   scores["notes"] |= notes
   scores = {"predictions": str(predictions), "references": str(references),
             "fields": {"predictions": prediction_table.text_field, "references": reference_table.text_field},
-            **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
+            **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler,
+            "software": describe_software(), **scores}
   log(format_table(scores))
   if json_path:
     atomic_write(json_path, json.dumps(scores, indent=2) + "\n")

@@ -40,6 +40,7 @@ from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
 from mcsam_jax.training.optimizer import schedule_depends_on_length
+from mcsam_jax.training.run_log.console_log import ConsoleLog
 from mcsam_jax.training.train_state import init_train_state, TrainState
 from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 from mcsam_jax.training.validation import check_best_metric, Validation
@@ -54,9 +55,10 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     Preempted: a host received SIGTERM or Ctrl-C; the steps completed until then, if any, are saved.
   """
   with contextlib.ExitStack() as on_exit:
-    # Watchdog, devices, signals.
+    # Console log, watchdog, devices, signals.
+    console = on_exit.enter_context(ConsoleLog(log))
     watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
-    log = watchdog.beat_on_log(multihost.log_on_host0(log))
+    log = watchdog.beat_on_log(multihost.log_on_host0(console))
     mesh = make_mesh(config)
     check_train_batch_size(config, mesh.shape)
     check_best_metric(config)
@@ -70,6 +72,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       work = multihost.host0_then_others(lambda: open_or_create_workdir(workdir, config, log), context=stop.immediate)
     # Host 0 holds the workdir's lock until the run ends.
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
+    multihost.run_on_host0(lambda: console.open(work.path, f"seed {config.seed}"))
     config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
     next_command = f"mcsam evaluate --workdir {shlex.quote(str(work.path))} --split test"
 
@@ -132,6 +135,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     def evaluate_and_save(step: int) -> None:
       result = evaluate_val(state.variables)
       metrics_logger.log_eval(step, result)
+      console.flush()
       checkpoints.save(step, state, result.scores, data_position(step))
 
     # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
