@@ -11,7 +11,7 @@ def add_demo_arguments(parser):
 
 
 def run_demo(args, overrides):
-  from mcsam_jax.demo import demo
+  from mcsam_jax.demo.demo import demo
   demo(args.workdir, overrides)
 
 

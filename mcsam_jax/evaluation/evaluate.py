@@ -136,9 +136,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
       reference_labels=get_true_labels(labeler, config, split), restricted=config.data.restricted,
       seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train))
   scores = {"split": split.name, "step": step,
-            "models": [{"workdir": model.workdir, "step": model.step, "seed": each.config.seed}
-                       for model, each in zip(models, workdirs)],
-            "software": describe_software(),
+            "models": [{"workdir": model.workdir, "step": model.step} for model in models],
+            "seeds": [each.config.seed for each in workdirs], "software": describe_software(),
             "pretraining_data": workdir.pretraining_data, "decode": config.decode.to_dict(),
             "labeler": labeler.name if labeler else "none", **scores}
   if config.eval.radeval:
