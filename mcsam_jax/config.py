@@ -1,6 +1,9 @@
-"""Loads, overrides, checks, saves and compares configs; configs/default.py is their schema."""
+"""Loads, overrides, checks, saves and compares configs; configs/default.py is their schema.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+Importing this module doesn't import JAX, so that the command line can report a mistyped field at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import difflib
 import importlib
@@ -16,7 +19,6 @@ from ml_collections import ConfigDict
 
 from mcsam_jax import __version__
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.config_rules import check_values
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.home import expand_home
 
@@ -25,6 +27,7 @@ PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "en
                "memory_init.word_vectors", "train.init_from", "eval.chexbert")
 RUNTIME_SECTIONS = ("decode", "eval", "mesh", "prepare")      # may differ from what a workdir was trained with
 VERSION_KEY = "mcsam_jax_version"                             # in config.json; version 0.1 didn't write it
+SOFTWARE_KEY = "software"                                     # in config.json: what wrote it, for people
 _PARSERS: dict[type, Callable[[str], Any]] = {
     str: str, int: int, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()]}
 _project_modules: dict[str, ModuleType] = {}                  # the package `configs` and its modules, once imported
@@ -46,12 +49,7 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
   Raises:
     UserError: there is no such file; it fails, or lacks fields; a field is unknown, or has a wrong type or value.
   """
-  path = epath.Path(name)
-  if path.suffix != ".py":
-    path = epath.Path(CONFIGS_DIR / f"{name}.py")
-  if not path.exists():
-    names = ", ".join(sorted(path.stem for path in CONFIGS_DIR.glob("[!_]*.py")))
-    raise UserError(f"no config {name}: give the path of a .py file, or one of {names}")
+  path = find_config(name)
   spec = importlib.util.spec_from_file_location(path.stem, path)
   assert spec and spec.loader, path
   module = importlib.util.module_from_spec(spec)
@@ -68,10 +66,31 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> ConfigDict:
   return apply_overrides(config, overrides)
 
 
-def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
-  """Returns a checked and locked copy of a config, with `--config.field=value` applied and paths made absolute."""
-  config = config.copy_and_resolve_references()
+def find_config(name: str) -> epath.Path:
+  """Returns the path of a config file, given by its path or by its name in the project's configs/.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  path = epath.Path(name)
+  if path.suffix != ".py":
+    path = epath.Path(CONFIGS_DIR / f"{name}.py")
+  if not path.exists():
+    names = sorted(path.stem for path in CONFIGS_DIR.glob("[!_]*.py"))
+    close = difflib.get_close_matches(name, names, 1)
+    raise UserError(f"no config {name}" + (f", did you mean {close[0]}?" if close else
+                                           f": give the path of a .py file, or one of {', '.join(names)}"))
+  return path
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+  """Returns {field: value} of arguments `--config.section.field=value`.
+
+  Raises:
+    UserError: an argument has another form, a field is unknown, or a value has the wrong type.
+  """
   defaults = flatten_config(default_config())                 # determine types: a file may set a float field to 1
+  values = {}
   for argument in overrides:
     field, equals, text = argument.removeprefix("--config.").partition("=")
     if not argument.startswith("--config.") or not equals:
@@ -79,10 +98,18 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     if field not in defaults:
       raise UserError(f"--config.{field}: no such field{_suggest_field(field, defaults)}")
     try:
-      config.update_from_flattened_dict({field: _PARSERS[type(defaults[field])](text)})
+      values[field] = _PARSERS[type(defaults[field])](text)
     except (ValueError, KeyError) as error:
       expected = "true or false" if isinstance(defaults[field], bool) else type(defaults[field]).__name__
       raise UserError(f"--config.{field}={text}: expected {expected}") from error
+  return values
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+  """Returns a checked and locked copy of a config, with `--config.field=value` applied and paths made absolute."""
+  from mcsam_jax.config_rules import check_values  # imports JAX
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(parse_overrides(overrides))
   values = flatten_config(config)
   paths = {field: str(absolute_path(values[field])) for field in PATH_FIELDS if values[field]}
   config.update_from_flattened_dict(paths)
@@ -104,9 +131,10 @@ def check_fields(config: ConfigDict, reference: ConfigDict, source: str) -> None
       raise UserError(f"{source}: field {field} is missing; start from configs/default.py")
 
 
-def save_config(config: ConfigDict, path: epath.Path) -> None:
-  """Writes a config and this version's number to `path` as JSON, atomically."""
-  atomic_write(path, json.dumps({VERSION_KEY: __version__, **config.to_dict()}, indent=2) + "\n")
+def save_config(config: ConfigDict, path: epath.Path, software: Mapping | None = None) -> None:
+  """Writes a config, this version's number and a description of the software to `path` as JSON, atomically."""
+  header = {VERSION_KEY: __version__, **({SOFTWARE_KEY: software} if software else {})}
+  atomic_write(path, json.dumps({**header, **config.to_dict()}, indent=2) + "\n")
 
 
 def read_config(path: epath.PathLike, log: Callable[[str], None] = print) -> ConfigDict:
@@ -130,6 +158,7 @@ def read_config(path: epath.PathLike, log: Callable[[str], None] = print) -> Con
     raise UserError(f"{path} was written by mcsam-jax 0.1; version {__version__} can't open its workdirs, because "
                     "fields and parameters were renamed: train again, or use version 0.1 for this workdir")
   version = content.pop(VERSION_KEY)
+  content.pop(SOFTWARE_KEY, None)
   config, saved = default_config(), flatten_config(ConfigDict(content))
   defaults = flatten_config(config)
   _check_known_fields(saved, defaults, str(path) if version == __version__ else

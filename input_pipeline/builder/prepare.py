@@ -55,9 +55,7 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str,
           f"tokenizer.threshold={config.tokenizer.threshold} times in the training reports: lower it, or check the "
           "reports and data.cleaning")
   log(f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size} ids: {tokenizer_dir(config)}")
-  log(f"Done in {time.monotonic() - started:.0f} s. Next, with the same --config:\n"
-       "  mcsam init-memory --config C --workdir W\n"
-       "  mcsam train --config C --workdir W")
+  log(f"Done in {time.monotonic() - started:.0f} s.")
   return summary
 
 

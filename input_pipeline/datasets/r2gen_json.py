@@ -6,10 +6,11 @@ The file is {"train": [...], "val": [...], "test": [...]}. Each entry has `id`,
 relative to its subfolder `images/` or to the folder itself. Reports are stored
 unchanged in `findings`.
 
-The file doesn't name the views. Of two images the first is taken as the frontal
-and the second as the lateral view, the order of R2Gen's IU X-Ray (where, in a
-study without a lateral image, the second one is frontal as well). A single
-image (MIMIC-CXR) and every further image are `other`.
+R2Gen's files don't name the views. Of two images the first is taken as the
+frontal and the second as the lateral view, the order of R2Gen's IU X-Ray (where,
+in a study without a lateral image, the second one is frontal as well). A single
+image (MIMIC-CXR) and every further image are `other`. Entries that have the
+fields `views` or `labels` (annotation_fields.py) are read as they say.
 
 The annotation is validated in full before the first image is read.
 """
@@ -26,6 +27,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import images
 from input_pipeline.datasets import records
+from input_pipeline.datasets.annotation_fields import find_field_errors, order_images, read_labels, read_views
 from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.json_text import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
@@ -52,7 +54,9 @@ class R2GenJson(records.RecordBuilder):
     return _get_name(entry, "id")
 
   def build_record(self, entry: dict) -> dict:
-    paths = entry["image_path"]
+    views, source_views = read_views(entry)
+    order = order_images(views) if "views" in entry else range(len(views))
+    paths = [entry["image_path"][index] for index in order]
     return {
         **records.make_empty_record(),
         "id": _get_name(entry, "id"),
@@ -61,9 +65,11 @@ class R2GenJson(records.RecordBuilder):
         "images": [images.load_jpeg(self._find_image(path), self.data.short_side, self.data.dicom_rendering)
                    for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
-        "views": ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * (len(paths) - 2)],
-        "source_views": [""] * len(paths),
+        "views": [views[index] for index in order],
+        "source_views": [source_views[index] for index in order],
         "findings": entry["report"],
+        "labels": read_labels(entry),
+        "labels_from": "annotation.json" if "labels" in entry else "",
     }
 
   def _find_image(self, path: str) -> epath.Path:
@@ -88,7 +94,10 @@ def make_builder(config: ConfigDict) -> R2GenJson:
   if config.data.dicom_rendering != "voi":
     prefix += f"{config.data.dicom_rendering}-"
   if path.exists():
-    name = prefix + hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    content = path.read_bytes()
+    # Records of version 1.0.0 that were built before these fields were read lack them.
+    has_new_fields = any(field in content for field in (b'"views"', b'"labels"'))
+    name = prefix + hashlib.sha256(content + b"views, labels" * has_new_fields).hexdigest()[:10]
   else:
     records_dir = epath.Path(config.data.data_dir) / R2GenJson.name
     prepared = list(records_dir.glob(f"{prefix}*/{R2GenJson.VERSION}"))
@@ -174,6 +183,7 @@ def _find_entry_errors(entry: dict, split: str, name: str) -> Iterator[str]:
     yield f"{name} has an empty report; add its text or remove the record"
   if not isinstance(paths, list) or not paths or not all(map(_is_file_name, paths)):
     yield f"{name} has no images: image_path must be a list of file names"
+  yield from find_field_errors(entry, name)
 
 
 def _is_name(value: object) -> bool:

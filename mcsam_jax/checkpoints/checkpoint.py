@@ -23,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mcsam_jax.checkpoints import manifest
+from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.distributed import multihost
 from mcsam_jax.errors import UserError
 from mcsam_jax.retryable import is_retryable
@@ -89,7 +90,8 @@ class Checkpoints:
       return
     self.scores[step] = dict(scores)
     self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
-    metadata = {"step": step, "scores": dict(scores), "data_position": dict(data_position or {})}
+    metadata = {"step": step, "scores": dict(scores), "data_position": dict(data_position or {}),
+                "software": describe_software()}
     self._finishing = threading.Thread(target=self._finish, args=(step, metadata), name=f"manifest of {step}")
     self._finishing.start()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import hashlib
 import io
 import json
+import shlex
 from typing import Any
 
 from etils import epath
@@ -44,7 +45,7 @@ def load_weights(path: epath.PathLike, expected_variables: Mapping, fit: Callabl
   Raises:
     UserError: the file is missing or damaged, or names or shapes differ; the message lists each.
   """
-  flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {path}`")
+  flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {shlex.quote(str(path))}`")
   if fit:
     flat = fit(flat, {name: leaf.shape for name, leaf in flatten_variables(expected_variables).items()})
   error_prefix = f"{path} ({meta.get('architecture')}) doesn't fit the configured encoder"

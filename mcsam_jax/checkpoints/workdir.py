@@ -8,6 +8,8 @@
     checkpoints/      Orbax checkpoints
     eval/             scores and reports
     logs/             TensorBoard
+    metrics.jsonl     the metrics of each logged step; metrics.png draws them (training/run_log/)
+    train.log         what `mcsam train` printed, over all starts
     nonfinite-*.json  records of a step whose loss was not finite (training/nonfinite.py)
 """
 
@@ -28,6 +30,7 @@ from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write, open_lock_file
 from mcsam_jax.checkpoints.encoder_weights import check_encoder, load_encoder_weights
+from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import (
@@ -140,7 +143,8 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
     elif json.loads(settings.read_text()) != memory_init_settings(config):
       raise UserError(f"{settings.parent} was made with other settings than this config's (see {settings.name} in it): "
                       "run `mcsam init-memory` again with this config, or use a new workdir")
-  configs.save_config(config, path / "config.json")     # last: a workdir with a config is complete
+  # Last: a workdir with a config is complete.
+  configs.save_config(config, path / "config.json", describe_software())
   return open_workdir(path)
 
 
@@ -218,7 +222,7 @@ def _reopen(path: epath.Path, config: ConfigDict, log: Callable[[str], None]) ->
                     f"{num_steps}: use a new workdir, or {saved_steps} steps or more")
   if num_steps > saved_steps:
     with acquire_lock(path, log):
-      configs.save_config(config, path / "config.json")
+      configs.save_config(config, path / "config.json", describe_software())
     log(f"{path}: train.num_steps raised from {saved_steps} to {num_steps}")
     saved = config
   values = configs.flatten_config(config)

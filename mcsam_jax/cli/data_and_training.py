@@ -1,6 +1,8 @@
 """Verbs that prepare data and train: demo, prepare, data, init-memory, train."""
 
-from mcsam_jax.cli.verb import add_config, add_workdir, require_at_least, Verb
+from pathlib import Path
+
+from mcsam_jax.cli.verb import add_config, add_workdir, print_next_command, require_at_least, Verb
 from mcsam_jax.errors import UserError
 
 
@@ -9,7 +11,7 @@ def add_demo_arguments(parser):
 
 
 def run_demo(args, overrides):
-  from mcsam_jax.demo import demo
+  from mcsam_jax.demo.demo import demo
   demo(args.workdir, overrides)
 
 
@@ -26,6 +28,8 @@ def run_prepare(args, overrides):
   config = load_config(args.config, [*overrides, *["--config.prepare.show_ids=true"] * args.show_ids])
   check_bucket_private(config)
   prepare(config)
+  print_next_command("train", "--config", args.config, "--workdir", f"runs/{Path(args.config).stem}",
+                     overrides=overrides)
 
 
 def add_data_arguments(parser):
@@ -61,7 +65,7 @@ def run_init_memory(args, overrides):
   if config.memory_init.kind == "random":
     raise UserError("memory_init.kind=random needs no memory bank: `mcsam train` draws the slots")
   init_memory(args.workdir, config)
-  print(f"next: mcsam train --config {args.config} --workdir {args.workdir}")
+  print_next_command("train", "--config", args.config, "--workdir", args.workdir, overrides=overrides)
 
 
 def add_train_arguments(parser):
@@ -79,11 +83,13 @@ def run_train(args, overrides):
 
 VERBS = (
     Verb("demo", "prepare, train and evaluate on synthetic X-rays: about ten minutes on two CPU cores",
-         add_demo_arguments, run_demo),
-    Verb("prepare", "build sharded records and the vocabulary from source files", add_prepare_arguments, run_prepare),
+         add_demo_arguments, run_demo, "mcsam demo --workdir runs/demo"),
+    Verb("prepare", "build sharded records and the vocabulary from source files", add_prepare_arguments, run_prepare,
+         "mcsam prepare --config iu_xray --config.data.source_dir=/path/to/iu_xray"),
     Verb("data", "write a contact sheet: the images and reports of a few batches, as the model sees them",
-         add_data_arguments, run_data),
+         add_data_arguments, run_data, "mcsam data --config phantom --out sheet.png"),
     Verb("init-memory", "learn topics of the training reports for the memory bank of a workdir",
-         add_init_memory_arguments, run_init_memory),
-    Verb("train", "train a model in a workdir, or continue from its last checkpoint", add_train_arguments, run_train),
+         add_init_memory_arguments, run_init_memory, "mcsam init-memory --config phantom --workdir runs/a"),
+    Verb("train", "train a model in a workdir, or continue from its last checkpoint", add_train_arguments, run_train,
+         "mcsam train --config phantom --workdir runs/a --config.train.num_steps=1000"),
 )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mcsam_jax.cli.verb import add_step, add_workdir, refuse_overrides, Verb
+from mcsam_jax.cli.verb import add_step, add_workdir, Verb
 from mcsam_jax.errors import UserError
 
 
@@ -67,18 +67,28 @@ def add_score_arguments(parser):
   add("--radeval", default="", metavar="NAMES",
       help="additional scores of the package RadEval, such as radgraph,ratescore")
   add("--subjects", metavar="FILE", help="subject of each study; default: as the references say")
-  add("--with-texts", action="store_true", help="let --json contain the most frequent and the constant reports; don't "
-      "use it with data that must not be shared")
+  add("--page", default="", metavar="FILE", help="also write an HTML page with tables and charts, and with "
+      "--with-texts every study")
+  add("--with-texts", action="store_true", help="let --json contain the most frequent and the constant reports, and "
+      "--page every study; don't use it with data that must not be shared")
+  add("--by-order", action="store_true", help="match predictions and references by their order, whatever their ids")
   add_report_file_arguments(parser)
+  for file, text in (("train", "the training report; default: that of --reference-field"),
+                     ("subject", "the subject in --subjects; default: a common name")):
+    add(f"--{file}-field", metavar="NAME", help=f"field with {text}")
+  for file in ("prediction", "reference", "subject"):
+    add(f"--{file}-id-field", metavar="NAME", help=f"field with the id in the {file} file; default: --id-field")
 
 
 def run_score(args, overrides):
   from mcsam_jax.evaluation.score_files import score_files
-  refuse_overrides(overrides)
   score_files(args.predictions, args.references, train=args.train, split=args.split, labeler=args.labeler,
               subjects=args.subjects, cleaning=args.cleaning, threshold=args.threshold, max_length=args.max_length,
-              prediction_field=args.prediction_field, reference_field=args.reference_field, id_field=args.id_field,
-              radeval=args.radeval, seed=args.seed, json_path=args.json, with_texts=args.with_texts)
+              prediction_field=args.prediction_field, reference_field=args.reference_field,
+              train_field=args.train_field, subject_field=args.subject_field, id_field=args.id_field,
+              prediction_id_field=args.prediction_id_field, reference_id_field=args.reference_id_field,
+              subject_id_field=args.subject_id_field, by_order=args.by_order, radeval=args.radeval, seed=args.seed,
+              json_path=args.json, page_path=args.page, with_texts=args.with_texts)
 
 
 def add_compare_arguments(parser):
@@ -94,7 +104,6 @@ def add_compare_arguments(parser):
 
 def run_compare(args, overrides):
   from mcsam_jax.evaluation.compare import compare
-  refuse_overrides(overrides)
   a, b = args.a or args.files[:1], args.b or args.files[1:]
   if not a or not b or bool(args.a) != bool(args.b) or len(args.files) != (0 if args.a else 2):
     raise UserError("give two files, or the runs of each side: --a FILE... --b FILE...")
@@ -106,11 +115,13 @@ def run_compare(args, overrides):
 
 VERBS = (
     Verb("evaluate", "generate and score the reports of a split; --config.decode.field=value sets how",
-         add_evaluate_arguments, run_evaluate),
+         add_evaluate_arguments, run_evaluate, "mcsam evaluate --workdir runs/a --split test"),
     Verb("report", "generate reports of your own images; research software, not a medical device",
-         add_report_arguments, run_report),
+         add_report_arguments, run_report, "mcsam report --workdir runs/a chest_pa.png chest_lateral.png"),
     Verb("score", "score any model's reports, given as .jsonl, .json, .csv or .txt, with intervals and baselines",
-         add_score_arguments, run_score, takes_config_fields=False),
+         add_score_arguments, run_score, "mcsam score --predictions theirs.jsonl --references annotation.json --page "
+         "theirs.html", takes_config_fields=False),
     Verb("compare", "is A better than B? Paired differences with intervals over the same studies",
-         add_compare_arguments, run_compare, takes_config_fields=False),
+         add_compare_arguments, run_compare, "mcsam compare runs/a/eval/test-1000.jsonl runs/b/eval/test-1000.jsonl",
+         takes_config_fields=False),
 )

@@ -1,15 +1,17 @@
 """Parses the command line of `mcsam` and runs one verb.
 
 A verb is a module-level object with `name`, `summary`, `add_arguments(parser)` and `run(args, overrides)`. Verbs import
-what they need when they run, so that `mcsam --help` is instant.
+what they need when they run, so that `mcsam --help` and messages about mistyped names are instant.
 """
 
 import argparse
+from collections.abc import Callable
 import contextlib
 import io
 import os
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 
@@ -17,9 +19,11 @@ from absl import logging
 
 from mcsam_jax import __version__
 from mcsam_jax.cli import exit_status
+from mcsam_jax.cli.arguments import check_arguments, join_config_values, Parser
 from mcsam_jax.cli.data_and_training import VERBS as DATA_AND_TRAINING
 from mcsam_jax.cli.evaluation import VERBS as EVALUATION
 from mcsam_jax.cli.tools import VERBS as TOOLS
+from mcsam_jax.cli.verb import Verb
 from mcsam_jax.errors import Preempted
 
 VERBS = (*DATA_AND_TRAINING, *EVALUATION, *TOOLS)     # in the order of `mcsam --help`
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
   """
   let_output_survive_any_encoding()
   parser = make_parser()
-  args, overrides = parser.parse_known_args(argv)
+  args, overrides = parser.parse_known_args(join_config_values(sys.argv[1:] if argv is None else argv))
   silence_libraries()
   with sigterm_raises_preempted():
     status = exit_status.run_verb(args, overrides)
@@ -46,29 +50,31 @@ def main(argv: list[str] | None = None) -> int:
   return status
 
 
-class Parser(argparse.ArgumentParser):
-  """An argument parser that reports a wrong argument in one line and points to --help."""
-
-  def error(self, message: str):
-    self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def make_parser() -> Parser:
   """Returns the parser of all verbs."""
   parser = Parser("mcsam", description="Writes reports of chest X-rays with MCSAM. Config fields are set as "
-                  "--config.field.name=value.")
+                  "--config.field.name=value.", epilog="example: mcsam demo; `mcsam VERB --help` has one for each verb")
   parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
   subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
   for verb in VERBS:
     fields = "" if not verb.takes_config_fields else (
         "Config fields, all explained in configs/default.py, are set as --config.field.name=value. ")
     subparser = subparsers.add_parser(
-        verb.name, help=verb.summary, description=verb.summary,
-        epilog=f"{fields}Exit status: 0 on success; 2 if something must be fixed first; 75 after SIGTERM or a lost "
-               f"host: run the same command again{verb.exit_note}.")
+        verb.name, help=verb.summary, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{textwrap.fill(verb.summary, 100)}\n\nexample:\n  {verb.example}",
+        epilog=textwrap.fill(f"{fields}Exit status: 0 on success; 2 if something must be fixed first; 75 after SIGTERM "
+                             f"or a lost host: run the same command again{verb.exit_note}.", 100))
     verb.add_arguments(subparser)
-    subparser.set_defaults(run=verb.run)
+    subparser.set_defaults(run=make_run(verb, subparser))
   return parser
+
+
+def make_run(verb: Verb, parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace, list[str]], None]:
+  """Returns the verb's `run`, which first checks the arguments."""
+  def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    check_arguments(parser, args, overrides, verb.takes_config_fields)
+    verb.run(args, overrides)
+  return run
 
 
 @contextlib.contextmanager

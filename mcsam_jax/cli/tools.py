@@ -1,9 +1,37 @@
-"""Verbs around training and evaluation: import-weights, precompile, benchmark."""
+"""Verbs around training and evaluation: config, import-weights, precompile, benchmark."""
 
 from pathlib import Path
+import shlex
 import sys
 
 from mcsam_jax.cli.verb import add_config, refuse_overrides, require_at_least, Verb
+
+
+def add_config_arguments(parser):
+  actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+  show = actions.add_parser("show", help="print every field of a config with its value")
+  add_config(show)
+  show.add_argument("--json", action="store_true", help="print the config as JSON, nested by section")
+
+
+def run_config(args, overrides):
+  import json
+
+  from mcsam_jax.config import apply_overrides, default_config, flatten_config, load_config
+  config = load_config(args.config, overrides)
+  if args.json:
+    print(json.dumps(config.to_dict(), indent=2))
+    return
+  defaults = flatten_config(apply_overrides(default_config(), ()))
+  for field, value in flatten_config(config).items():
+    change = "" if value == defaults[field] else f"    # default: {_format_value(defaults[field])}"
+    print(f"{field}={_format_value(value)}{change}")
+
+
+def _format_value(value) -> str:
+  """Returns the value of a field as it is typed after `--config.field=`."""
+  text = str(value).lower() if isinstance(value, bool) else str(value)
+  return shlex.quote(text) if text else ""
 
 
 def add_import_weights_arguments(parser):
@@ -138,8 +166,13 @@ def run_benchmark(args, overrides):
 
 
 VERBS = (
-    Verb("import-weights", "convert weights of other frameworks", add_import_weights_arguments, run_import_weights),
+    Verb("config", "print the fields of a config: mcsam config show", add_config_arguments, run_config,
+         "mcsam config show --config iu_xray --config.train.batch_size=32"),
+    Verb("import-weights", "convert weights of other frameworks", add_import_weights_arguments, run_import_weights,
+         "mcsam import-weights encoder resnet50-0676ba61.pth data/resnet50.npz"),
     Verb("precompile", "compile for a TPU pod without one: does it fit, and what limits its speed?",
-         add_precompile_arguments, run_precompile, exit_note="; 3: it doesn't fit in memory"),
-    Verb("benchmark", "measure this machine; figures as JSON", add_benchmark_arguments, run_benchmark),
+         add_precompile_arguments, run_precompile, "mcsam precompile --config mimic_cxr --topology v5e:16x16",
+         exit_note="; 3: it doesn't fit in memory"),
+    Verb("benchmark", "measure this machine; figures as JSON", add_benchmark_arguments, run_benchmark,
+         "mcsam benchmark decode --config mimic_cxr --studies 8 32"),
 )

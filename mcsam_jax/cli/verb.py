@@ -1,8 +1,9 @@
 """What every verb of the command line has, and the arguments that several verbs share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import shlex
 
 from mcsam_jax.errors import UserError
 
@@ -16,6 +17,7 @@ class Verb:
     summary: one line for `mcsam --help`.
     add_arguments: adds the verb's arguments to its parser.
     run: takes the parsed arguments and the remaining ones (config overrides).
+    example: a command for the verb's help.
     takes_config_fields: whether `--config.field=value` may follow.
     exit_note: added to the list of exit statuses in the help.
   """
@@ -23,6 +25,7 @@ class Verb:
   summary: str
   add_arguments: Callable[[argparse.ArgumentParser], None]
   run: Callable[[argparse.Namespace, list[str]], None]
+  example: str = ""
   takes_config_fields: bool = True
   exit_note: str = ""
 
@@ -42,6 +45,11 @@ def add_step(parser: argparse.ArgumentParser) -> None:
   """Adds --step, the checkpoint to load."""
   parser.add_argument("--step", type=int, help="step of the checkpoint; default: the best on val by train.best_metric, "
                       "or the last one if no metric is set")
+
+
+def print_next_command(verb: str, *arguments: str, overrides: Sequence[str] = ()) -> None:
+  """Prints the command that the user may want to run next, quoted so that it can be pasted into a shell."""
+  print(f"next: {shlex.join(['mcsam', verb, *arguments, *overrides])}")
 
 
 def refuse_overrides(overrides: list[str]) -> None:

@@ -34,6 +34,18 @@ def make_result_path(workdirs: Sequence[Workdir], split: Split, step: int, suffi
   return workdirs[0].path / "eval" / f"{name}.{suffix}"
 
 
+def find_pointing_game(workdir: Workdir, step: int) -> dict | None:
+  """Returns the pointing game of a checkpoint from an evaluation of it, test before val before train; None if none."""
+  for split in ("test", "val", "train"):
+    try:
+      scores = json.loads((workdir.path / "eval" / f"{split}-{step}.json").read_text())
+    except (FileNotFoundError, ValueError):
+      continue
+    if isinstance(scores, dict) and scores.get("pointing_game"):
+      return scores["pointing_game"]
+  return None
+
+
 def list_subjects(split: Split) -> list[str]:
   """Returns the subject of each record; a record without one is a subject of its own."""
   return [record["subject_id"] or record["id"] for record in split.metadata]

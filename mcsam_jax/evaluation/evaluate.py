@@ -12,6 +12,7 @@ import numpy as np
 from input_pipeline.pipeline import eval_batches
 from input_pipeline.splits import Split
 from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.distributed import multihost
 from mcsam_jax.distributed.mesh import decode_batch_size, local_rows, make_mesh
@@ -138,6 +139,7 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
       seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train))
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": model.workdir, "step": model.step} for model in models],
+            "seeds": [each.config.seed for each in workdirs], "software": describe_software(),
             "pretraining_data": workdir.pretraining_data, "decode": config.decode.to_dict(),
             "labeler": labeler.name if labeler else "none", **scores}
   if config.eval.radeval:
@@ -154,6 +156,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   if labels and known:
     scores["known_findings"] = compare_known_and_said([each["reference"] for each in labels],
                                                       scores["labels"]["per_finding"], **known)
+  if config.data.name == "phantom":
+    scores |= _measure_on_phantoms(workdir, split, reports, explanations, log)
 
   # Files. The scores come last, so that everything else exists once they do.
   scores_path, table_path, html_path = (make_result_path(workdirs, split, step, suffix)
@@ -174,3 +178,18 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   log(f"scores: {scores_path}, one line per study: {table_path}"
       + (f", HTML report: {html_path}" if config.eval.html_report else ""))
   return scores
+
+
+def _measure_on_phantoms(workdir: Workdir, split: Split, reports: Sequence[GeneratedReport],
+                         explanations: ReportExplanations | None, log) -> dict:
+  """Returns what is known only where findings were drawn: whether details agree, and where heat maps should point."""
+  from input_pipeline.datasets.phantom.attributes import compare_attributes, count_agreement
+  from mcsam_jax.explain.pointing_game import play_pointing_game
+  measured: dict = {"attributes": count_agreement(
+      pair for report in reports for pair in compare_attributes(split.reports[report.record], report.text))}
+  if explanations is not None:
+    log("pointing game: do the heat maps point at the drawn findings?")
+    measured["pointing_game"] = play_pointing_game(
+        workdir.config.data.phantom.seed, split, [report.record for report in reports],
+        [report.text for report in reports], explanations.per_report, workdir.patch_grid)
+  return measured

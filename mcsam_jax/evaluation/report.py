@@ -26,6 +26,7 @@ from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.config import absolute_path
 from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
+from mcsam_jax.evaluation.eval_files import find_pointing_game
 from mcsam_jax.explain.user_images import explain_user_images
 from mcsam_jax.files.home import find_cache_folder
 from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_fit_detector, OOD_FILE, OODDetector
@@ -187,7 +188,8 @@ def _write_html(path: epath.Path, predictor: Predictor, results: Sequence[Predic
              subtitle=f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} from image files, "
                       f"step {predictor.loaded.step}, {predictor.search} search",
              findings=labeler.findings if labeler else (), slots=slots, train_reports=train.reports if train else (),
-             restricted=restricted, show_restricted=restricted)
+             pointing_game=find_pointing_game(work, predictor.loaded.step), restricted=restricted,
+             show_restricted=restricted)
 
 
 def enable_compilation_cache() -> None:

@@ -30,7 +30,7 @@ TEXT_FIELDS = {
     "subjects": (*SUBJECT_FIELDS, "text"),
 }
 _FIX_TEXT_FIELD = {"predictions": "name it with --prediction-field", "references": "name it with --reference-field",
-                   "subjects": "rename the field"}
+                   "subjects": "name it with --subject-field"}
 
 
 class MissingSplit(UserError):

@@ -5,6 +5,7 @@ import json
 from input_pipeline import text
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
 from mcsam_jax.evaluation.report_files import (
@@ -18,6 +19,7 @@ from mcsam_jax.evaluation.report_files import (
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
 from mcsam_jax.files.home import expand_home
+from mcsam_jax.html_report.score_page import write_score_page
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.rules import make_rules_labeler
 from mcsam_jax.metrics.bootstrap import resample
@@ -34,8 +36,11 @@ MANY_UNKNOWN = 0.1            # fraction of <unk> words in the references above 
 def score_files(predictions: str, references: str, *, train: str | None = None, split: str = "test",
                 labeler: str = "rules", subjects: str | None = None, cleaning: str | None = None,
                 threshold: int | None = None, max_length: int | None = None, prediction_field: str | None = None,
-                reference_field: str | None = None, id_field: str | None = None, radeval: str = "", seed: int = 0,
-                json_path: str | None = None, with_texts: bool = False, log=print) -> dict:
+                reference_field: str | None = None, train_field: str | None = None, subject_field: str | None = None,
+                id_field: str | None = None, prediction_id_field: str | None = None,
+                reference_id_field: str | None = None, subject_id_field: str | None = None, by_order: bool = False,
+                radeval: str = "", seed: int = 0, json_path: str | None = None, page_path: str | None = None,
+                with_texts: bool = False, log=print) -> dict:
   """Scores a file of predictions against a file of references; returns the scores of `scoring.score_reports`.
 
   Args:
@@ -50,10 +55,16 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
     threshold: words that occur less often in train are <unk> under r2gen; None: R2Gen's for `cleaning`.
     max_length: maximum report length under r2gen in words, the end of the report counted as one; None: R2Gen's for
       `cleaning`.
-    prediction_field, reference_field, id_field: the fields of texts and ids; None: as `report_files` finds them.
+    prediction_field, reference_field, train_field, subject_field: the field of each file's texts, or subjects; None:
+      as `report_files` finds it, but the training reports are in the field of the references if that is given.
+    id_field: the field of the ids in all files; None: as `report_files` finds it.
+    prediction_id_field, reference_id_field, subject_id_field: the field of one file's ids; None: `id_field`.
+    by_order: matches predictions and references by their order, whatever their ids; without it, only files without ids
+      are matched so, and the first line warns of it.
     radeval: names of further scores, separated by commas (see metrics/radeval.py).
     seed: of the resampling and of the permutations.
     json_path: where the scores are written.
+    page_path: where an HTML page is written; it shows the studies only with `with_texts`.
     with_texts: includes the most common report and the constant ones. Not for data that must not be shared.
 
   Raises:
@@ -61,22 +72,22 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   """
   # The reports, one prediction per reference.
   cleaning, threshold, max_length = check_preparation(cleaning, threshold, max_length)
-  scores_path = json_path and expand_home(json_path)
+  json_path, page_path = json_path and expand_home(json_path), page_path and expand_home(page_path)
   radeval_names = parse_score_names(radeval)
-  reference_table = read_reports(references, "references", split, reference_field, id_field)
-  prediction_table = read_reports(predictions, "predictions", split, prediction_field, id_field)
+  if page_path and not page_path.endswith((".html", ".htm")):
+    raise UserError(f"--page {page_path}: expected a name that ends in .html")
+  reference_table = read_reports(references, "references", split, reference_field, reference_id_field or id_field)
+  prediction_table = read_reports(predictions, "predictions", split, prediction_field, prediction_id_field or id_field)
+  order, order_note = _match_predictions(reference_table, prediction_table, by_order)
+  if order_note and not by_order:
+    log(f"WARNING: {order_note['order']}; --by-order says that this is intended, and --id-field names a field with ids")
   log(f"predictions: field {prediction_table.text_field} of {prediction_table.path}; references: field "
       f"{reference_table.text_field} of {reference_table.path}")
-  order = match_studies(reference_table, prediction_table)
   hypotheses = [prediction_table.texts[row] for row in order]
-  notes = {**reference_table.notes, **prediction_table.notes,
+  notes = {**reference_table.notes, **prediction_table.notes, **order_note,
            **warn_of_copies(reference_table, prediction_table, order)}
-  if reference_table.ids is None or prediction_table.ids is None:
-    notes["order"] = (f"{(reference_table if reference_table.ids is None else prediction_table).path} has no ids: "
-                      "reports are matched by their order in both files; if a field holds ids, name it with --id-field")
-    log(notes["order"])
   ids = reference_table.ids or prediction_table.ids or reference_table.locations
-  study_subjects = _read_subjects(reference_table, subjects, split, id_field)
+  study_subjects = _read_subjects(reference_table, subjects, split, subject_field, subject_id_field or id_field)
 
   # Their scores.
   train_reports = val_reports = tokenizer = constants = None
@@ -84,7 +95,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   with Meteor() as meteor:
     meteor.start()                                    # Java starts while the constants are searched for
     if train:
-      train_reports, val_reports = _read_train_and_val(train, reference_field, id_field)
+      train_reports, val_reports = _read_train_and_val(train, train_field or reference_field, id_field)
       tokenizer = WordTokenizer.train(train_reports, cleaning, threshold, False)
       log(f"searching the constant report that is best on {'val' if val_reports else 'train'}, for each metric (a "
           "minute or more)")
@@ -92,7 +103,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
       constants = find_constants(*inputs, meteor)
       if report_labeler:
         constants |= find_label_constants(*inputs, report_labeler)
-    scores, rows, _ = score_reports(
+    scores, rows, labels = score_reports(
         ids=ids, references=reference_table.texts, hypotheses=hypotheses,
         shuffled_hypotheses=shuffle_hypotheses(hypotheses, NUM_PERMUTATIONS, seed), train_reports=train_reports,
         initial_features=None, constants=constants, tokenizer=tokenizer, cleaning=cleaning, max_length=max_length,
@@ -122,12 +133,35 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   scores["notes"] |= notes
   scores = {"predictions": str(predictions), "references": str(references),
             "fields": {"predictions": prediction_table.text_field, "references": reference_table.text_field},
-            **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler, **scores}
+            **({"train": str(train), "threshold": threshold} if train else {}), "labeler": labeler,
+            "software": describe_software(), **scores}
   log(format_table(scores))
-  if scores_path:
-    atomic_write(scores_path, json.dumps(scores, indent=2) + "\n")
-    log(f"scores: {scores_path}")
+  if json_path:
+    atomic_write(json_path, json.dumps(scores, indent=2) + "\n")
+    log(f"scores: {json_path}")
+  if page_path:
+    write_score_page(page_path, predictions, ids, reference_table.texts, hypotheses, scores, rows, labels,
+                     report_labeler.findings if report_labeler else (), with_texts)
+    log(f"page: {page_path}")
   return scores
+
+
+def _match_predictions(references: ReportTable, predictions: ReportTable, by_order: bool
+                       ) -> tuple[list[int], dict[str, str]]:
+  """Returns for each reference the row of its prediction, and a note if they are matched by order.
+
+  Raises:
+    UserError: see `match_studies`; or they should be matched by order, although their ids are the same in another one.
+  """
+  without_ids = next((table.path for table in (references, predictions) if table.ids is None), None)
+  if by_order:
+    if not without_ids and references.ids != predictions.ids and set(references.ids) == set(predictions.ids):
+      raise UserError(f"--by-order: {references.path} and {predictions.path} have the same ids in another order: leave "
+                      "--by-order out, so that reports are matched by id")
+    return (match_studies(references._replace(ids=None), predictions),
+            {"order": "reports are matched by their order in both files, as --by-order says"})
+  note = {"order": f"{without_ids} has no ids: reports are matched by their order in both files"} if without_ids else {}
+  return match_studies(references, predictions), note
 
 
 def check_preparation(cleaning: str | None, threshold: int | None, max_length: int | None) -> tuple[str, int, int]:
@@ -168,12 +202,14 @@ def _read_train_and_val(path: str, reference_field: str | None, id_field: str | 
     return train.texts, None
 
 
-def _read_subjects(references: ReportTable, path: str | None, split: str, id_field: str | None) -> list[str] | None:
+def _read_subjects(references: ReportTable, path: str | None, split: str, field: str | None, id_field: str | None
+                   ) -> list[str] | None:
   """Returns the subject of each study from the file at `path`, or else from the references; None if unknown."""
   if path is None:
     return references.subjects
-  table = read_reports(path, "subjects", split, id_field=id_field)
+  table = read_reports(path, "subjects", split, field, id_field)
   if references.ids and table.ids is None:
     raise UserError(f"{table.path} has no ids but {references.path} has: add them, or name their field with "
-                    "--id-field; matched by order alone, studies could get the subjects of other studies")
+                    "--subject-id-field or --id-field; matched by order alone, studies could get the subjects of other "
+                    "studies")
   return [table.texts[row] for row in match_studies(references, table, "subject")]

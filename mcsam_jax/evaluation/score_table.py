@@ -36,7 +36,7 @@ def format_table(scores: Mapping) -> str:
     lines.append("micro-F1, macro-F1: all findings, uncertain as negative; macro over the findings that occur in the "
                  "references" + (f"; labeler: {scores['labeler']}" if scores.get("labeler") else ""))
   for describe in (_describe_radeval, _compare_with_baselines, _describe_label_averages, _describe_known_findings,
-                   _describe_unseen_references, _describe_texts):
+                   _describe_details, _describe_heat_maps, _describe_unseen_references, _describe_texts):
     lines += describe(scores)
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
 
@@ -137,6 +137,24 @@ def _describe_known_findings(scores: Mapping) -> Iterator[str]:
              if rates.get(source, {}).get("auc") is not None]
     if parts:
       yield f"known (AUC of {title}) and said (F1): {', '.join(parts)}"
+
+
+def _describe_details(scores: Mapping) -> Iterator[str]:
+  """Yields one line: of the findings that both reports state, how often their details agree."""
+  attributes = scores.get("attributes")
+  if attributes:
+    yield "details of the findings that both reports state: " + ", ".join(
+        f"{name} right in {counts['agree']} of {counts['total']} ({counts['agree'] / counts['total']:.1%})"
+        for name, counts in attributes.items())
+
+
+def _describe_heat_maps(scores: Mapping) -> Iterator[str]:
+  """Yields one line: how often heat maps point at the finding."""
+  rates = (scores.get("pointing_game") or {}).get("all")
+  if rates and rates["n"]:
+    yield (f"heat maps of {rates['n']} drawn findings that are mentioned: the maximum is on the finding in "
+           f"{rates['own_map']:.1%}, that of another study's map in {rates['another_map']:.1%}, a random patch in "
+           f"{rates['random_patch']:.1%}")
 
 
 def _describe_unseen_references(scores: Mapping) -> Iterator[str]:

@@ -11,12 +11,15 @@ import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mcsam_jax.explain.explanations import Explanation
-from mcsam_jax.explain.slots import SlotDescription
 from mcsam_jax.findings import LABEL_VALUES
+
+if TYPE_CHECKING:                          # these import JAX, which a page of scored files doesn't need
+  from mcsam_jax.explain.explanations import Explanation
+  from mcsam_jax.explain.slots import SlotDescription
 
 LOG_PROB_SCALE = 4000           # steps per nat: a log-probability is stored in two bytes, down to -16.4
 
@@ -34,7 +37,7 @@ class PageData:
 
 
 def build_page_data(studies: Iterable[Mapping], findings: Sequence[str],
-                    save_image: Callable[[str, bytes], None] | None, slots: Sequence[SlotDescription],
+                    save_image: Callable[[str, bytes], None] | None, slots: "Sequence[SlotDescription]",
                     train_reports: Sequence[str]) -> PageData:
   """Returns the data of a page; studies are read one at a time.
 
@@ -46,8 +49,9 @@ def build_page_data(studies: Iterable[Mapping], findings: Sequence[str],
     train_reports: one per training record; those that a study's explanation names are stored.
   """
   columns = {"findings": list(findings), "id": [], "warnings": [], "generated": [], "reference": [], "views": [],
-             "scores": {}, "meanLogProb": [], "labels": [], "generatedMentions": [], "referenceMentions": [],
-             "words": [], "logProbs": [], "slots": [], "neighbors": [], "slotDescriptions": {}, "trainReports": {}}
+             "scores": {}, "meanLogProb": [], "labels": [], "differences": [], "generatedMentions": [],
+             "referenceMentions": [], "words": [], "logProbs": [], "slots": [], "neighbors": [],
+             "slotDescriptions": {}, "trainReports": {}}
   blobs, scores = [], {}
   for number, study in enumerate(studies):
     columns["id"].append(study["id"])
@@ -55,6 +59,7 @@ def build_page_data(studies: Iterable[Mapping], findings: Sequence[str],
     columns["generated"].append(study["generated"])
     columns["reference"].append(study.get("reference"))
     columns["labels"].append(_encode_labels(study, findings))
+    columns["differences"].append(_encode_differences(study, findings))
     columns["generatedMentions"].append(_encode_mentions(study.get("mentions", ()), findings))
     columns["referenceMentions"].append(_encode_mentions(study.get("reference_mentions", ()), findings))
     for metric, value in study.get("scores", {}).items():
@@ -87,7 +92,7 @@ def to_json(data) -> str:
           .replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _encode_explanation(explanation: Explanation | None, generated: str) -> dict:
+def _encode_explanation(explanation: "Explanation | None", generated: str) -> dict:
   """Returns the entries of one study in the columns that hold its explanation."""
   if explanation is None:
     return {"meanLogProb": None, "words": None, "logProbs": "", "slots": [], "neighbors": []}
@@ -107,6 +112,14 @@ def _encode_labels(study: Mapping, findings: Sequence[str]) -> str:
   reference = study.get("reference_labels") or {}
   return "".join(f"{4 * LABEL_VALUES.index(reference.get(finding, 'absent')) + LABEL_VALUES.index(label):x}"
                  for finding in findings for label in [study["labels"].get(finding, "absent")])
+
+
+def _encode_differences(study: Mapping, findings: Sequence[str]) -> dict[int, str] | None:
+  """Returns {index of the finding: how its details differ}; None if details aren't compared."""
+  differences = study.get("differences")
+  if differences is None:
+    return None
+  return {index: differences[finding] for index, finding in enumerate(findings) if finding in differences}
 
 
 def _encode_mentions(mentions: Iterable, findings: Sequence[str]) -> list[int]:

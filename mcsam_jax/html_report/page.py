@@ -12,24 +12,28 @@ from collections.abc import Iterator, Mapping, Sequence
 import importlib.resources
 import io
 import math
-from typing import Protocol
+from typing import Protocol, TYPE_CHECKING
 
 from etils import epath
 import jinja2
 import PIL.Image
 
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.explain.slots import SlotDescription
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.data import build_page_data, to_json
+from mcsam_jax.html_report.forest import make_forest
 from mcsam_jax.html_report.image_folder import ImageFolder
 from mcsam_jax.html_report.scores import (
+  get_protocol,
   KNOWLEDGE_SOURCES,
   list_statistics,
   make_finding_rows,
   make_label_averages,
   make_main_table,
 )
+
+if TYPE_CHECKING:                          # imports JAX, which a page of scored files doesn't need
+  from mcsam_jax.explain.slots import SlotDescription
 
 MAX_IMAGE_SIDE = 512            # pixels of the shorter side of an image on the page
 MAX_EMBEDDED_STUDIES = 300      # with more studies, images are files next to the page
@@ -48,8 +52,9 @@ class StudyCollection(Protocol):
 
 
 def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyCollection, *, title: str,
-               subtitle: str = "", findings: Sequence[str] = FINDINGS, slots: Sequence[SlotDescription] = (),
-               train_reports: Sequence[str] = (), restricted: bool = False, show_restricted: bool = False) -> None:
+               subtitle: str = "", findings: Sequence[str] = FINDINGS, slots: "Sequence[SlotDescription]" = (),
+               train_reports: Sequence[str] = (), pointing_game: Mapping | None = None, restricted: bool = False,
+               show_restricted: bool = False, how_to_show_studies: str = "") -> None:
   """Writes the page atomically; with more than MAX_EMBEDDED_STUDIES studies, first writes images to NAME_images/.
 
   Images that an earlier page of the same path wrote are deleted; a user's own files are not touched (image_folder.py).
@@ -61,6 +66,7 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
     reference: the reference report; None or absent if it isn't known.
     scores: {metric: number} of this study; optional, as are all keys below.
     labels, reference_labels: {finding: label} of the generated report and of the reference.
+    differences: {finding: how its side, size or other details differ from the reference's}; absent: not compared.
     mentions, reference_mentions: mentions of findings in both reports: objects with finding, label, start, end
       (characters).
     warnings: texts that are shown above the report.
@@ -73,8 +79,11 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
     findings: the findings that are marked and can be filtered by.
     slots: descriptions of all memory slots, from `slots.describe_slots`.
     train_reports: one per training record; the neighbors in explanations are indices of it.
+    pointing_game: how often the model's heat maps point at findings, from `pointing_game.play_pointing_game`; None: it
+      was not measured.
     restricted: whether the data set is restricted; then studies are left out.
     show_restricted: shows the studies of a restricted data set, too.
+    how_to_show_studies: a notice for a page without studies.
   """
   path = epath.Path(path)
   studies_hidden = restricted and not show_restricted
@@ -85,22 +94,30 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
   page_data = build_page_data(map(_shrink_images, studies), findings, save_image, slots, train_reports)
   folder.write_list()
   page_data.columns["imageFolder"] = folder.name if save_image else None
+  page_data.columns["pointingGame"] = _encode_pointing_game(pointing_game, findings)
 
   scores = scores or {}
   known_findings = scores.get("known_findings") or {}
   knowledge_sources = {source: title for source, title in KNOWLEDGE_SOURCES.items()
                        if known_findings and all(source in row for row in known_findings.values())}
+  forest = make_forest(scores)
   titles, rows = make_main_table(scores)
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                    lstrip_blocks=True)
   environment.filters["score"] = lambda value: "–" if value is None or math.isnan(value) else f"{value:.3f}"
+  environment.filters["percent"] = lambda value: f"{value:.0%}".replace("%", " %")
+  environment.filters["points"] = lambda value: f"{100 * value:+.0f}".replace("-", "−")
   template = environment.from_string(read_asset("page.html"))
   atomic_write(path, template.render(
-      title=title, subtitle=subtitle, titles=titles, rows=rows, averages=make_label_averages(scores),
-      finding_rows=make_finding_rows(scores), known_findings=known_findings,
-      knowledge_sources=knowledge_sources, statistics=list_statistics(scores),
+      title=title, subtitle=subtitle, titles=titles, rows=rows, protocol=get_protocol(scores),
+      forest=forest, forest_verdicts=any(row.verdict for panel in forest for row in panel.rows),
+      averages=make_label_averages(scores), finding_rows=make_finding_rows(scores), pointing_game=pointing_game or {},
+      known_findings=known_findings, knowledge_sources=knowledge_sources,
+      statistics=list_statistics(scores),
       notes=sorted(map(str, (scores.get("notes") or {}).values())), num_studies=len(studies),
-      studies_hidden=studies_hidden, restricted=restricted,
+      studies_hidden=studies_hidden, restricted=restricted, how_to_show_studies=how_to_show_studies,
+      with_maps=any(name.startswith("maps-") for name, _ in page_data.blobs),
+      details_compared=any(differences is not None for differences in page_data.columns["differences"]),
       with_intervals=any(cell.has_interval for row in rows for cell in row.cells),
       data=to_json(page_data.columns), blobs=page_data.blobs, style=read_asset("page.css"),
       script="\n".join(map(read_asset, SCRIPTS))).encode("utf-8", "replace"))
@@ -109,6 +126,14 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
 def read_asset(name: str) -> str:
   """Returns the text of a file in `assets`."""
   return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _encode_pointing_game(pointing_game: Mapping | None, findings: Sequence[str]) -> dict[int, list] | None:
+  """Returns [name, n, share of hits, the same of another study's map] by index of the finding, of all under -1."""
+  indices = {"all": -1, **{finding: index for index, finding in enumerate(findings)}}
+  rates_by_index = {indices[name]: [name, rates["n"], round(rates["own_map"], 3), round(rates["another_map"], 3)]
+                    for name, rates in (pointing_game or {}).items() if name in indices and rates["n"]}
+  return rates_by_index if -1 in rates_by_index else None
 
 
 def _shrink_images(study: Mapping) -> dict:

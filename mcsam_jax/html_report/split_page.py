@@ -30,6 +30,7 @@ class SplitStudies:
   explanations: Sequence[Explanation] | None
   labels: Sequence[Mapping] | None                    # {"reference", "generated"} of each study
   find_mentions: Callable | None                      # report -> its mentions of findings
+  find_differences: Callable | None                   # reference, report -> {finding: how its details differ}
 
   def __len__(self) -> int:
     return len(self.reports)
@@ -47,6 +48,8 @@ class SplitStudies:
         study |= {"labels": self.labels[index]["generated"], "reference_labels": self.labels[index]["reference"]}
       if self.labels and self.find_mentions:
         study |= {"mentions": self.find_mentions(report.text), "reference_mentions": self.find_mentions(reference)}
+      if self.find_differences:
+        study["differences"] = self.find_differences(reference, report.text)
       yield study
 
 
@@ -64,7 +67,7 @@ def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, r
   """
   config = work.config
   studies = SplitStudies(work, split, reports, study_scores, explanations and explanations.per_report, labels,
-                         get_mention_finder(config.eval.labeler))
+                         get_mention_finder(config.eval.labeler), get_difference_finder(config.eval.labeler))
   num_models = len(scores.get("models", [1]))
   subtitle = (f"{len(reports):,} studies of {config.data.name}, "
               + (f"ensemble of {num_models} models, the first" if num_models > 1 else "checkpoint")
@@ -73,7 +76,7 @@ def write_split_page(path: epath.Path, work: Workdir, split: Split, step: int, r
     subtitle += "; explanations are those of the first model"
   write_page(path, scores, studies, title=f"Chest X-ray reports, {split.name} split", subtitle=subtitle,
              findings=findings, slots=explanations.slots if explanations else (),
-             train_reports=work.open_split("train").reports,
+             train_reports=work.open_split("train").reports, pointing_game=scores.get("pointing_game"),
              restricted=config.data.restricted, show_restricted=config.eval.html_report_restricted)
 
 
@@ -90,3 +93,15 @@ def get_mention_finder(labeler: str) -> Callable | None:
     return None
   from mcsam_jax.labelers.rules import find_mentions
   return find_mentions
+
+
+def get_difference_finder(labeler: str) -> Callable[[str, str], dict[str, str]] | None:
+  """Returns the function that describes how the details of stated findings differ; None where that isn't known.
+
+  Args:
+    labeler: a value of eval.labeler; only the grammar of phantom reports tells side, size and severity.
+  """
+  if labeler != "phantom":
+    return None
+  from input_pipeline.datasets.phantom.attributes import compare_attributes, describe_differences
+  return lambda reference, generated: describe_differences(compare_attributes(reference, generated))

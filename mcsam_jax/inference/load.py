@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import shlex
 
 import jax
 from jax.sharding import Mesh
@@ -52,8 +53,8 @@ def load_model(workdir: Workdir, mesh: Mesh, step: int | None = None,
   checkpoints = Checkpoints(workdir.path, best_metric=config.train.best_metric, read_only=True)
   step = checkpoints.best() if step is None else step
   if step is None:
-    raise UserError(f"{workdir.path} has no checkpoint yet: run `mcsam train --config ... --workdir {workdir.path}` "
-                    "first")
+    raise UserError(f"{workdir.path} has no checkpoint yet: run `mcsam train --config ... --workdir "
+                    f"{shlex.quote(str(workdir.path))}` first")
   model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
   sample_batch = empty_batch(config, 1, frozen_feature_shape(config))
   abstract = jax.eval_shape(functools.partial(init_checkpoint_variables, model, config, sample_batch))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 import hashlib
 import importlib.util
 import os
+import shlex
 
 from etils import epath
 import numpy as np
@@ -68,7 +69,8 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print,
       "sha256": hashlib.sha256(epath.Path(path).read_bytes()).hexdigest(),
       "pretraining_data": "MedCLIP's" if is_medclip else infer_pretraining_data(tensors, architecture),
   })
-  log(f"wrote {dst}; use it with --config.encoder.name={architecture} --config.encoder.weights={dst}")
+  log(f"wrote {dst}; use it with --config.encoder.name={architecture} "
+      f"{shlex.quote(f'--config.encoder.weights={dst}')}")
   return report
 
 

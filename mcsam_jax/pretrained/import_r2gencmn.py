@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import hashlib
+import shlex
 
 from etils import epath
 from flax import traverse_util
@@ -74,7 +75,7 @@ def import_r2gencmn(src: str, workdir: str, config: ConfigDict, log: Callable[[s
   checkpoints = Checkpoints(work.path, best_metric=config.train.best_metric)
   checkpoints.save(0, create_train_state(config, params, batch_stats), {})
   checkpoints.close()
-  log(f"created {workdir}; next: mcsam evaluate --workdir {workdir}, or mcsam train to train further")
+  log(f"created {workdir}; next: mcsam evaluate --workdir {shlex.quote(str(workdir))}    # or mcsam train")
   return report
 
 

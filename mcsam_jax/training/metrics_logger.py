@@ -23,6 +23,8 @@ from mcsam_jax.training import nonfinite
 from mcsam_jax.training.flops import reward_flops, train_flops
 from mcsam_jax.training.optimizer import learning_rate
 from mcsam_jax.training.profiler import Profiler
+from mcsam_jax.training.run_log.curves import draw_curves
+from mcsam_jax.training.run_log.metrics_file import MetricsFile
 from mcsam_jax.training.throughput import Throughput
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ MIN_WAIT_SHARE_SHOWN = 0.1        # share of time spent waiting for input that t
 
 
 class MetricsLogger:
-  """Logs the metrics of one run to TensorBoard and, one line per logged step, to the terminal.
+  """Logs the metrics of one run to TensorBoard, metrics.jsonl and, one line per logged step, the terminal.
 
   All hosts read and check the metrics; host 0 alone writes them and profiles.
   """
@@ -53,8 +55,9 @@ class MetricsLogger:
     self._first_step = first_step
     self._in_flight: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
     self._learning_rates = compute_learning_rates(config, first_step)
-    self._profiler = None
+    self._profiler = self._metrics_file = None
     if jax.process_index() == 0:
+      self._metrics_file = MetricsFile(workdir, first_step, log)
       self._profiler = Profiler(workdir, config, first_step, log, self._read_all)
 
   def iterate_steps(self, batches: Iterable[_Batch]) -> Iterator[tuple[int, _Batch]]:
@@ -90,13 +93,19 @@ class MetricsLogger:
       NonFiniteError: a step's loss or gradient norm is not finite.
     """
     self._read_all()
+    if self._metrics_file:
+      self._metrics_file.flush()
     if self._profiler:
       self._profiler.stop()
 
   def log_eval(self, step: int, result: "EvalResult") -> None:
-    """Logs the result of an evaluation on the val split after `step`."""
+    """Logs the result of an evaluation on the val split after `step`, and draws the curves of the run so far."""
     result.write(self._writer, step)
     self._log("  val  " + "  ".join(f"{name} {value:.3f}" for name, value in result.scores.items()))
+    if self._metrics_file:
+      self._metrics_file.add(step, {f"val/{name}": value for name, value in result.scores.items()})
+      self._metrics_file.flush()
+      draw_curves(self._metrics_file.rows, self._workdir, self._config.train.best_metric, self._log)
 
   def restart_clock(self, step: int) -> None:
     """Excludes the time since `step` from the throughput, because it was spent on something other than training."""
@@ -125,9 +134,11 @@ class MetricsLogger:
       speed = self._throughput.measure(step)
       self._log(format_progress(step, self._config.train.num_steps, scalars, speed))
       self.restart_clock(step)
-      self._writer.write_scalars(
-          step, {f"train/{name}": value for name, value in (scalars | self._learning_rates[step]).items()}
-          | {f"speed/{name}": value for name, value in speed.items()})
+      values = ({f"train/{name}": value for name, value in (scalars | self._learning_rates[step]).items()}
+                | {f"speed/{name}": value for name, value in speed.items()})
+      self._writer.write_scalars(step, values)
+      if self._metrics_file:
+        self._metrics_file.add(step, values)
 
 
 def make_metrics_logger(config: ConfigDict, workdir: epath.Path, first_step: int, num_records: int, vocab_size: int,

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import shlex
 from typing import cast
 
 import jax
@@ -48,6 +49,7 @@ from mcsam_jax.training.optimizer import schedule_depends_on_length
 from mcsam_jax.training.reward.reward_state import init_reward_state
 from mcsam_jax.training.reward.reward_step import RewardStep
 from mcsam_jax.training.reward.rewards import RewardScorer
+from mcsam_jax.training.run_log.console_log import ConsoleLog
 from mcsam_jax.training.train_state import init_train_state, TrainState
 from mcsam_jax.training.train_step import make_term_gradient_norms, make_train_step
 from mcsam_jax.training.validation import check_best_metric, Validation
@@ -62,9 +64,10 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     Preempted: a host received SIGTERM or Ctrl-C; the steps completed until then, if any, are saved.
   """
   with contextlib.ExitStack() as on_exit:
-    # Watchdog, devices, signals.
+    # Console log, watchdog, devices, signals.
+    console = on_exit.enter_context(ConsoleLog(log))
     watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
-    log = watchdog.beat_on_log(multihost.log_on_host0(log))
+    log = watchdog.beat_on_log(multihost.log_on_host0(console))
     mesh = make_mesh(config)
     check_train_batch_size(config, mesh.shape)
     check_best_metric(config)
@@ -83,7 +86,9 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
                                          context=stop.immediate)
     # Host 0 holds the workdir's lock until the run ends.
     on_exit.enter_context(multihost.run_on_host0(lambda: acquire_lock(work.path, log)) or contextlib.nullcontext())
+    multihost.run_on_host0(lambda: console.open(work.path, f"seed {config.seed}"))
     config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
+    next_command = f"mcsam evaluate --workdir {shlex.quote(str(work.path))} --split test"
 
     # Data. The first start reads all records once: for their tokens, and for the features of a frozen encoder.
     train_split, val_split = work.open_split("train"), work.open_split("val")
@@ -138,7 +143,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     eval_is_missing = ((first_step > 0 or bool(config.train.init_from)) and is_eval_step(first_step)
                        and not checkpoints.scores.get(first_step))
     if is_finished(first_step) and not eval_is_missing:
-      log(f"already trained for {first_step} steps; next: mcsam evaluate --workdir {work.path} --split test")
+      log(f"already trained for {first_step} steps; next: {next_command}")
       checkpoints.close()
       return
 
@@ -160,6 +165,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     def evaluate_and_save(step: int) -> None:
       result = evaluate_val(state.variables)
       metrics_logger.log_eval(step, result)
+      console.flush()
       checkpoints.save(step, state, result.scores, data_position(step))
 
     # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
@@ -203,7 +209,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     if completed < num_steps:
       log(f"stopped early: {config.train.best_metric} on val hasn't improved for {config.train.patience} evaluations "
           "(train.patience)")
-    log(f"trained {completed} steps; next: mcsam evaluate --workdir {work.path} --split test")
+    log(f"trained {completed} steps; next: {next_command}")
 
 
 def count_evaluations_since_best(config: ConfigDict, checkpoints: Checkpoints, step: int) -> int:

@@ -5,6 +5,7 @@ of each view have separate random streams, so the same patient can be drawn with
 other findings, and the images differ only by those findings.
 """
 
+from collections.abc import Collection
 import dataclasses
 
 import numpy as np
@@ -42,16 +43,24 @@ def draw_study(seed, findings: tuple[Finding, ...] | None = None) -> PhantomStud
   return PhantomStudy(patient, tuple(findings), views, images)
 
 
-def locate_findings(seed, min_change: int = 12) -> dict[str, tuple[np.ndarray, ...]]:
+def locate_findings(seed, min_change: int = 12, only: Collection[str] | None = None
+                    ) -> dict[str, tuple[np.ndarray, ...]]:
   """Returns the mask of each finding of `draw_study(seed)`, by name: bool [256, 256], one per view.
 
   A pixel belongs to a finding if drawing the study without that finding changes the pixel by more than `min_change`
   of 255 gray levels. The mask of an enlarged heart is thus the region of the enlargement, and that of a pneumothorax
   the region where lung is missing.
+
+  Args:
+    seed: an int or a sequence of ints.
+    min_change: gray levels.
+    only: names of findings to locate; None: all that the study has.
   """
   study = draw_study(seed)
   masks = {}
   for finding in study.findings:
+    if only is not None and finding.name not in only:
+      continue
     without = draw_study(seed, tuple(other for other in study.findings if other is not finding))
     masks[finding.name] = tuple(np.abs(image.astype(np.int16) - image_without) > min_change
                                 for image, image_without in zip(study.images, without.images))

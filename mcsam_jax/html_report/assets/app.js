@@ -21,6 +21,7 @@
   const studies = new Studies(JSON.parse(byId("data").textContent));
   if (!studies.count) {
     byId("help-button").hidden = true;
+    byId("print").addEventListener("click", () => print());
     return;
   }
   const hide = (selector) => document.querySelectorAll(selector).forEach((node) => { node.hidden = true; });
@@ -36,7 +37,8 @@
   fill(byId("finding"), [[-1, "any finding"], ...studies.data.findings.map((name, number) => [number, name])]);
   fill(byId("relation"), studies.hasReference
     ? [["any", "all studies"], ["reference", "positive in the reference"], ["agree", "agrees"], ["missed", "missed"],
-       ["invented", "invented"], ["wrong", "missed or invented"], ["right", "no error"]]
+       ["invented", "invented"], ["wrong", "missed or invented"], ["right", "no error"],
+       ...(studies.comparesDetails ? [["differs", "differs in a detail"]] : [])]
     : [["any", "all studies"]]);
   fill(byId("sort"), [...studies.sortKeys].map(([value, key]) => [value, key.name]));
 
@@ -107,6 +109,21 @@
     if (!actions[event.key]) return;
     event.preventDefault();
     actions[event.key]();
+  });
+
+  // Printing draws all studies of the list. The button waits until their images can be drawn; the browser's own command
+  // doesn't, so images that were never in sight may be missing there.
+  function showAll() {
+    list.showAll();
+    byId("print-note").textContent = list.order.length === studies.count ? ""
+      : `${byId("count").textContent}: those that the search and the filters select`;
+    return [...document.querySelectorAll("article img")];
+  }
+  addEventListener("beforeprint", showAll);
+  addEventListener("afterprint", () => list.showVisible());
+  byId("print").addEventListener("click", async () => {
+    await Promise.allSettled(showAll().map((image) => image.decode()));
+    print();
   });
 
   addEventListener("resize", updateScrollMargin);

@@ -1,8 +1,8 @@
 // The card of one study: images, both reports with marked findings, and the explanation.
 // All text is inserted as text nodes, never as HTML.
 
-const MARK_SIGNS = {agree: "✓", missed: "−", invented: "+"};
-const MARK_WORDS = {agree: "agrees", missed: "missed", invented: "invented"};
+const MARK_SIGNS = {agree: "✓", differs: "≈", missed: "−", invented: "+"};
+const MARK_WORDS = {agree: "agrees", differs: "differs in a detail", missed: "missed", invented: "invented"};
 const getHeatColor = () => getComputedStyle(document.documentElement).getPropertyValue("--heat").split(",").map(Number);
 
 function make(tag, attributes = {}, ...children) {
@@ -27,7 +27,7 @@ class Card {
     const warnings = data.warnings[study].map((text) =>
       make("p", {class: "warning"}, make("strong", {}, "Warning: "), text));
     this.node = make("article", attributes, this.makeHeader(), ...warnings,
-                     make("div", {class: "body"}, this.makeImages(), this.makeReports()), this.makeExplanation());
+                     make("div", {class: this.views.length ? "body" : "body without-images"}, this.makeImages(), this.makeReports()), this.makeExplanation());
     this.addListeners();
     this.show(-1);
   }
@@ -51,7 +51,9 @@ class Card {
       this.canvases.push(canvas);
       return make("figure", {}, make("div", {class: "xray"}, image, canvas), make("figcaption", {}, view));
     });
-    return make("div", {class: `images columns-${Math.min(figures.length, 2)}`}, ...figures);
+    if (!figures.length) return null;
+    this.caveat = make("p", {class: "caveat"});
+    return make("div", {class: `images columns-${Math.min(figures.length, 2)}`}, ...figures, this.caveat);
   }
 
   loadImage(image, number) {
@@ -102,7 +104,8 @@ class Card {
     const name = RELATION_NAMES[mark.relation] || "stated";
     const title = `${studies.data.findings[mark.finding]}${MARK_WORDS[name] ? `, ${MARK_WORDS[name]}` : ""}: ` +
       (studies.hasReference ? `reference ${LABEL_NAMES[studies.reference[index]]}, generated ` : "") +
-      LABEL_NAMES[studies.generated[index]];
+      LABEL_NAMES[studies.generated[index]] +
+      (name === "differs" ? `; ${studies.getDifference(study, mark.finding)}` : "");
     return make("mark", {class: name, title});
   }
 
@@ -133,6 +136,7 @@ class Card {
       if (!relation && !(stated && !studies.hasReference)) return;
       chips.push(make("li", {class: relation || "stated"},
                       MARK_SIGNS[relation] ? `${MARK_SIGNS[relation]} ` : "", finding,
+                      relation === "differs" ? `: ${studies.getDifference(study, number)}` : "",
                       make("span", {class: "visually-hidden"}, relation ? ` ${MARK_WORDS[relation]}` : "")));
     });
     return chips.length ? make("ul", {class: "chips", "aria-label": "Findings"}, ...chips) : null;
@@ -210,6 +214,15 @@ class Card {
     });
   }
 
+  // Says how far the heat map of a word can be trusted.
+  describeCaveat(word) {
+    const rates = this.studies.getPointingRates(this.study, this.words[word]);
+    if (!rates) return "A hint, not a proof: how often such maps are right was not measured.";
+    const [name, number, own, another] = rates, percent = (share) => `${Math.round(100 * share)} %`;
+    return `A hint: ${percent(own)} of ${name === "all" ? "findings’" : name} maps lie on ${name === "all" ? "the finding" : "it"}` +
+      ` (n\u00a0=\u00a0${number}), another study’s ${percent(another)}.`;
+  }
+
   // Keeps showing a word (-1: none) after the pointer leaves it. Returns the text for a screen reader.
   pin(word) {
     this.pinned = word;
@@ -233,13 +246,15 @@ class Card {
     if (word < 0) {
       this.description = "";
       this.wordInfo.replaceChildren(
-        make("span", {class: "hint"}, "Point at a word, or use → and ←, to see where the model looked."));
+        make("span", {class: "hint"}, this.data.words[this.study] === null && !this.data.logProbs[this.study] ? ""
+          : "Point at a word, or use → and ←, to see where the model looked."));
       return;
     }
     this.spans[word].classList.add("current");
     const {text, probability} = this.words[word];
     const percent = probability === null ? "" : probability < 0.001 ? "< 0.1 %"
       : `${(100 * probability).toFixed(1)} %`;
+    if (this.caveat) this.caveat.textContent = maps ? this.describeCaveat(word) : "";
     const location = maps ? describeMaximum(maps, word, this.views) : "";
     this.description = [percent && `probability ${percent}`,
                         location && `most attention: ${location}`].filter(Boolean).join("; ");

@@ -19,6 +19,23 @@ class List {
     this.hasEstimate = false;                             // whether the estimate comes from measured cards
   }
 
+  // Draws all cards one below the other, for printing, until `showVisible`.
+  showAll() {
+    if (this.isShowingAll) return;
+    this.isShowingAll = true;
+    this.host.classList.add("all");
+    this.order.forEach((study) => this.host.append(this.getCard(study).node));
+    this.labelCards([...this.order.map((study) => [study, this.cards.get(study)])]);
+  }
+
+  // Draws only the cards near the window again.
+  showVisible() {
+    this.isShowingAll = false;
+    this.host.classList.remove("all");
+    this.layOut();
+    this.draw();
+  }
+
   setOrder(order) {
     this.order = order;
     this.positions = new Map(order.map((study, position) => [study, position]));
@@ -74,6 +91,7 @@ class List {
   }
 
   draw() {
+    if (this.isShowingAll) return;
     const top = this.getTop(), first = this.findPosition(-top - OVERSCAN);
     const last = this.findPosition(innerHeight - top + OVERSCAN);
     const visible = new Set(this.order.slice(first, last + 1));
@@ -83,14 +101,21 @@ class List {
     for (let i = first; i <= Math.min(last, this.order.length - 1); i++) this.getCard(this.order[i]);
     // Tab and screen readers follow the order of elements, so it must be the order on the screen.
     const inOrder = [...this.cards].sort(([a], [b]) => this.positions.get(a) - this.positions.get(b));
+    this.labelCards(inOrder);
     let previous = null;
-    for (const [study, card] of inOrder) {
-      card.node.setAttribute("aria-posinset", this.positions.get(study) + 1);
-      card.node.setAttribute("aria-setsize", this.order.length);
-      card.position.textContent = `${this.positions.get(study) + 1} of ${this.order.length}`;
+    for (const [, card] of inOrder) {
       const next = previous ? previous.nextSibling : this.host.firstChild;
       if (next !== card.node) this.host.insertBefore(card.node, next);
       previous = card.node;
+    }
+  }
+
+  // Writes the position in the list on each of the cards [[study, card], ...].
+  labelCards(cards) {
+    for (const [study, card] of cards) {
+      card.node.setAttribute("aria-posinset", this.positions.get(study) + 1);
+      card.node.setAttribute("aria-setsize", this.order.length);
+      card.position.textContent = `${this.positions.get(study) + 1} of ${this.order.length}`;
     }
   }
 
@@ -115,6 +140,7 @@ class List {
 
   // Stores measured heights, and scrolls so that the cards in sight stay where they are.
   updateHeights(entries) {
+    if (this.isShowingAll) return;
     const anchor = this.findPosition(-this.getTop()), oldOffset = this.offsets[anchor];
     let changed = false;
     for (const entry of entries) {

@@ -2,9 +2,10 @@
 "use strict";
 
 const ABSENT = 0, NEGATIVE = 1, UNCERTAIN = 2, POSITIVE = 3;
-const NONE = 0, AGREE = 1, MISSED = 2, INVENTED = 3;
-const RELATION_NAMES = ["", "agree", "missed", "invented"];
+const NONE = 0, AGREE = 1, DIFFERS = 2, MISSED = 3, INVENTED = 4;      // DIFFERS: in side, size or another detail
+const RELATION_NAMES = ["", "agree", "differs", "missed", "invented"];
 const LABEL_NAMES = ["not mentioned", "negative", "uncertain", "positive"];
+const MIN_POINTED = 10;                                   // findings that a rate of their own needs
 const LOG_PROB_SCALE = 4000;                              // as in html_report/data.py
 
 class Studies {
@@ -13,6 +14,7 @@ class Studies {
     this.count = data.id.length;
     const numFindings = this.numFindings = data.findings.length;
     this.hasReference = data.reference.some((report) => report !== null);
+    this.comparesDetails = data.differences.some((differences) => differences !== null);
     this.hasLabels = data.labels.some((digits) => digits !== "");
     // Of each study and finding: both labels, and how they compare.
     this.reference = new Uint8Array(this.count * numFindings);
@@ -25,8 +27,9 @@ class Studies {
         this.reference[index] = digit >> 2;
         this.generated[index] = digit & 3;
         this.relations[index] = this.compareLabels(data.reference[study] !== null, digit >> 2, digit & 3);
+        if (this.relations[index] === AGREE && this.getDifference(study, finding)) this.relations[index] = DIFFERS;
         // "No Finding" follows from the other findings, so it is not an error of its own.
-        if (this.relations[index] > AGREE && data.findings[finding] !== "No Finding") this.errors[study]++;
+        if (this.relations[index] > DIFFERS && data.findings[finding] !== "No Finding") this.errors[study]++;
       }
     });
     this.texts = data.generated.map((report, study) =>
@@ -50,6 +53,11 @@ class Studies {
     if (!hasReference) return NONE;
     if (reference === POSITIVE) return generated === POSITIVE ? AGREE : MISSED;
     return generated === POSITIVE ? INVENTED : NONE;
+  }
+
+  // Returns how the details of a finding differ; undefined if they don't, or aren't compared.
+  getDifference(study, finding) {
+    return this.data.differences[study]?.[finding];
   }
 
   getRelation(study, finding) {
@@ -84,7 +92,7 @@ class Studies {
   // Returns whether a finding (-1: any finding) of a study has a relation.
   matches(study, finding, relation) {
     if (relation === "right" && finding < 0) return this.errors[study] === 0;
-    if (relation === "right") return this.getRelation(study, finding) <= AGREE;
+    if (relation === "right") return this.getRelation(study, finding) <= DIFFERS;
     if (relation === "wrong" && finding < 0) return this.errors[study] > 0;
     if (relation === "any" && finding < 0) return true;
     const start = study * this.numFindings;
@@ -92,7 +100,8 @@ class Studies {
       if (finding < 0 && this.data.findings[i] === "No Finding") continue;
       const actual = this.relations[start + i];
       if (relation === "any" && (actual !== NONE || this.generated[start + i] === POSITIVE)) return true;
-      if (relation === "wrong" && actual > AGREE) return true;
+      if (relation === "wrong" && actual > DIFFERS) return true;
+      if (relation === "agree" && actual === DIFFERS) return true;
       if (relation === "reference" && this.reference[start + i] === POSITIVE) return true;
       if (RELATION_NAMES[actual] === relation && actual !== NONE) return true;
     }
@@ -121,6 +130,18 @@ class Studies {
     return words;
   }
 
+  // Returns how often heat maps point at findings: [name, number, share of hits, share by another study's map], of the
+  // finding that a word of the generated report names or of all; null if it wasn't measured.
+  getPointingRates(study, word) {
+    const rates = this.data.pointingGame, flat = this.data.generatedMentions[study];
+    if (!rates) return null;
+    for (let i = 0; i < flat.length; i += 4) {
+      const isNamed = flat[i] < word.start + word.text.length && flat[i + 1] > word.start && flat[i + 3] === POSITIVE;
+      if (isNamed && rates[flat[i + 2]]?.[1] >= MIN_POINTED) return rates[flat[i + 2]];
+    }
+    return rates[-1];
+  }
+
   // Returns the mentions to mark in a report: start, end, relation, finding, label; in order, without overlaps.
   getMarks(study, inReference) {
     const flat = (inReference ? this.data.referenceMentions : this.data.generatedMentions)[study];
@@ -131,7 +152,7 @@ class Studies {
       const relation = this.getRelation(study, finding);
       const shown = relation === MISSED ? inReference ? label === POSITIVE : true
         : relation === INVENTED ? inReference ? true : label === POSITIVE
-        : relation === AGREE ? label === POSITIVE : !this.hasReference && label === POSITIVE;
+        : relation === AGREE || relation === DIFFERS ? label === POSITIVE : !this.hasReference && label === POSITIVE;
       if (!shown || start < end) continue;
       marks.push({start, end: stop, relation, finding, label});
       end = stop;

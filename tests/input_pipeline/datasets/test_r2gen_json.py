@@ -7,6 +7,7 @@ import pytest
 from input_pipeline import datasets, splits
 from input_pipeline.builder.prepare import prepare
 from input_pipeline.datasets import r2gen_json
+from input_pipeline.datasets.annotation_fields import order_images
 from mcsam_jax.errors import UserError
 
 
@@ -164,3 +165,42 @@ def test_a_threshold_above_every_count_leaves_no_tokenizer(source):
   config.tokenizer.threshold = 1000
   with pytest.raises(UserError, match="threshold 1000"):
     prepare(config, log=lambda line: None)
+def test_views_and_labels_of_an_entry_become_those_of_the_record(source):
+  folder, config = source
+  entry_of = lambda annotation: annotation["val"][1]
+  before = r2gen_json.make_builder(config).data_dir
+  rewrite(folder, lambda annotation: entry_of(annotation).update(
+      views=["LL", "PA"], labels={"Edema": "uncertain", "Pneumonia": 1, "Fracture": 0, "No Finding": None}))
+  rewrite(folder, lambda annotation: annotation["val"][2].update(views=["frontal", "Frontal"]))
+  assert r2gen_json.make_builder(config).data_dir != before
+  prepare(config, log=lambda line: None)
+  without, record, twice = splits.open_split(config, "val")
+  assert (record["views"], record["source_views"]) == (["frontal", "lateral"], ["PA", "LL"])
+  assert record["dicom_ids"] == ["val1_1", "val1_0"]                          # the frontal image comes first
+  assert record["images"][0] == splits.open_split(config, "val")[1]["images"][0] != record["images"][1]
+  stated = {finding: label for finding, label in record["labels"].items() if label != "absent"}
+  assert stated == {"Edema": "uncertain", "Pneumonia": "positive", "Fracture": "negative"}
+  assert record["labels_from"] and not without["labels_from"]
+  assert set(without["labels"].values()) == {"absent"} and without["views"] == ["other"]
+  assert twice["views"] == ["frontal", "frontal"] and twice["dicom_ids"] == ["val2_0", "val2_1"]
+
+
+@pytest.mark.parametrize("views, order", [
+    (["lateral", "frontal"], [1, 0]), (["frontal", "frontal", "lateral"], [0, 2, 1]), (["other"], [0]),
+    (["other", "lateral", "frontal", "lateral"], [2, 1, 3, 0])])
+def test_the_first_images_of_a_record_are_of_different_views(views, order):
+  assert order_images(views) == order
+
+
+@pytest.mark.parametrize("fields, part", [
+    ({"views": ["PA"]}, "views"), ({"views": "PA"}, "views"), ({"views": ["PA", "frntal"]}, "views"),
+    ({"views": ["PA", 3]}, "views"), ({"labels": ["Edema"]}, "labels"), ({"labels": {"Oedema": 1}}, "unknown finding"),
+    ({"labels": {"Edema": "yes"}}, "Edema"), ({"labels": {"Edema": 2}}, "Edema"),
+    ({"labels": {"Edema": True}}, "Edema")])
+def test_invalid_views_and_labels_are_refused_before_images_are_read(source, fields, part, monkeypatch):
+  folder, config = source
+  rewrite(folder, lambda annotation: annotation["test"][2].update(fields))
+  monkeypatch.setattr("input_pipeline.images.load_jpeg", lambda *_: pytest.fail("an image was read"))
+  with pytest.raises(UserError, match=f"record test2.*{part}") as error:
+    prepare(config, log=lambda line: None)
+  assert "frntal" not in str(error.value) and "Oedema" not in str(error.value)

@@ -21,7 +21,7 @@ from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir
-from mcsam_jax.demo import write_image_files
+from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text

@@ -224,7 +224,8 @@ def test_the_verb_imports_neither_jax_nor_tensorflow(folder):
       [sys.executable, "-c", code, *map(str, arguments), "--labeler", "none"], capture_output=True, text=True,
       env={**os.environ, "PYTHONPATH": str(root), "PATH": ""})
   done = run("score", "--predictions", folder / "predictions.jsonl", "--references", folder / "annotation.json",
-             "--train", folder / "annotation.json")
+             "--train", folder / "annotation.json", "--page", folder / "page.html", "--with-texts")
+  assert (folder / "page.html").exists()
   assert done.stderr.strip() == "set()" and "4 studies of 3 subjects, protocol r2gen" in done.stdout
   done = run("compare", folder / "predictions.jsonl", folder / "predictions.json", "--references",
              folder / "references.jsonl")
@@ -264,3 +265,49 @@ def test_lone_surrogates_are_scored_and_noted(folder):
 def test_a_threshold_above_every_count_is_refused(folder):
   with pytest.raises(UserError, match="threshold 99"):
     score(folder, train="annotation.json", threshold=99)
+def test_reports_are_matched_by_order_after_a_warning_in_the_first_line_or_when_told_to(folder):
+  def run(predictions, references, **options):
+    lines = []
+    scores = score_files(str(folder / predictions), str(folder / references), log=lines.append, **options)
+    return scores, lines[0].startswith("WARNING") and "order" in lines[0]
+
+  expected, warned = run("predictions.jsonl", "references.jsonl")
+  assert not warned and "order" not in expected["notes"]
+  for predictions, references in (("predictions.txt", "references.txt"), ("predictions.txt", "references.jsonl")):
+    scores, warned = run(predictions, references)
+    assert warned and "order" in scores["notes"] and scores["nlg"] == expected["nlg"]
+    scores, warned = run(predictions, references, by_order=True)
+    assert not warned and "order" in scores["notes"] and scores["nlg"] == expected["nlg"]
+  (folder / "other_ids.jsonl").write_text("".join(
+      json.dumps({"id": f"x{name}", "generated": WRITTEN[name]}) + "\n" for name in REFERENCES))
+  with pytest.raises(UserError, match="no id in common"):
+    run("other_ids.jsonl", "references.jsonl")
+  scores, _ = run("other_ids.jsonl", "references.jsonl", by_order=True)
+  assert scores["nlg"] == expected["nlg"] and scores["num_subjects"] == 3
+  with pytest.raises(UserError, match="--by-order.*predictions.jsonl.*another order"):
+    run("predictions.jsonl", "references.jsonl", by_order=True)
+
+
+def test_each_file_may_name_its_fields_differently(folder):
+  write = lambda name, rows: (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+  write("p.jsonl", ({"key": name, "text": "not this", "ours": text} for name, text in WRITTEN.items()))
+  write("r.jsonl", ({"number": name, "text": "nor this", "truth": text} for name, text in REFERENCES.items()))
+  write("t.jsonl", ({"note": "nor that", "report_of_train": text} for text in (HEART, FLUID, NORMAL)))
+  write("s.jsonl", ({"study": name, "patient": "one", "person": person} for name, person in SUBJECTS.items()))
+  scores = score(folder, "p.jsonl", "r.jsonl", train="t.jsonl", subjects="s.jsonl", threshold=1,
+                 prediction_field="ours", reference_field="truth", train_field="report_of_train",
+                 subject_field="person", prediction_id_field="key", reference_id_field="number",
+                 subject_id_field="study")
+  assert scores["nlg"]["clean"] == score(folder)["nlg"]["clean"] and scores["num_subjects"] == 3
+  assert scores["nlg"]["r2gen"]["BLEU_1"] > 0.9
+
+
+def test_a_page_shows_the_studies_only_on_request(folder):
+  for with_texts in (False, True):
+    score(folder, page_path=str(folder / "page.html"), with_texts=with_texts)
+    page = (folder / "page.html").read_text()
+    assert "Pleural Effusion" in page and "Protocol clean" in page
+    assert all((report in page) == with_texts for report in (HEART, *WRITTEN.values()))
+    assert ("--with-texts" in page) != with_texts
+  with pytest.raises(UserError, match="page.txt"):
+    score(folder, page_path=str(folder / "page.txt"))

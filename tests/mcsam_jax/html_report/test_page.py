@@ -184,9 +184,9 @@ def test_user_images_have_neither_scores_nor_reference(tmp_path, studies):
 def test_score_tables_show_known_scores_and_intervals(studies):
   scores = make_scores(studies, PHANTOM_FINDINGS)
   titles, rows = page_scores.make_main_table(scores)
-  assert titles == ["BLEU-1", "BLEU-4", "CIDEr", "micro-F1", "macro-F1"]             # METEOR is unknown everywhere
+  assert titles == ["CIDEr", "micro-F1", "macro-F1", "BLEU-1", "BLEU-4"]             # METEOR is unknown everywhere
   assert [row.name for row in rows] == ["this model", "shuffled images", "constant report"]
-  assert rows[0].cells[0].low == pytest.approx(0.7) and not rows[2].cells[0].has_interval and not rows[2].cells[3].known
+  assert rows[0].cells[3].low == pytest.approx(0.7) and not rows[2].cells[3].has_interval and not rows[2].cells[1].known
   assert rows[0].cells[0].best and not rows[1].cells[0].best
   names = [row.name for row in page_scores.make_label_averages(scores)]
   assert names[:3] == ["micro", "macro (present)", "uncertain negative, all findings, micro"]
@@ -232,7 +232,7 @@ def test_page_shows_what_the_model_knows_beside_what_it_says(tmp_path, studies):
   text = squeeze((tmp_path / "known.html").read_text())
   assert summary in text and "area under the ROC curve" in text
   assert '<tr><th scope="row">Edema</th><td>5</td><td>0.819<small>0.031</small></td><td>0.250</td></tr>' in text
-  assert '<tr><th scope="row">Fracture</th><td>0</td><td>–<small>0.100</small></td><td>0.000</td></tr>' in text
+  assert '<tr><th scope="row">Fracture</th><td>0</td><td>–<small>0.100</small></td><td>–</td></tr>' in text
   assert "Known by the findings head" not in text
   for row, auc in zip(scores["known_findings"].values(), (0.9, 0.5)):
     row["head"] = {"auc": auc, "calibration_error": 0.02}

@@ -92,6 +92,12 @@ def test_evaluate_scores_each_study_once_beside_baselines_and_control(trained, e
   assert set(scores["nlg"]) == {"r2gen", "clean", "raw"}
   assert scores["controls"]["shuffled_images"]["nlg"]["r2gen"].keys() == scores["nlg"]["r2gen"].keys()
   assert scores["pretraining_data"] == "none"
+  assert scores["seeds"] == [0] and {"attributes", "pointing_game"} <= scores.keys()
+  config, manifest = (json.loads((trained / name).read_text()) for name in (
+      "config.json", "checkpoints/60/manifest.json"))
+  for software in (scores["software"], config["software"], manifest["metadata"]["software"]):
+    assert software["mcsam_jax"] and "commit" in software and software["packages"]["jax"] == jax.__version__
+  assert (trained / "metrics.png").stat().st_size > 5000
   page = (trained / "eval" / "test-60.html").read_text()
   assert all(json.dumps(line["generated"])[1:-1] in page and line["id"] in page for line in lines)
 
@@ -248,6 +254,13 @@ def test_a_run_resumed_before_a_damaged_checkpoint_equals_an_uninterrupted_one_b
   train(configs.load_config("phantom", make_overrides(data_dir)), str(workdir), log=lines.append)
   assert any("checkpoint 60 is damaged" in line and str(file) in line for line in lines)
   assert f"resumed at step {FIRST_HALF}" in lines
+  rows, expected = ([json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+                    for path in (workdir, trained))
+  assert [row["step"] for row in rows] == [row["step"] for row in expected] == [30, 60]      # each step once
+  same = lambda row: {name: value for name, value in row.items() if name.startswith(("train/", "val/"))}
+  assert list(map(same, rows)) == list(map(same, expected)) and "val/CIDEr" in rows[1] and "train/loss" in rows[1]
+  console = (workdir / "train.log").read_text()
+  assert console.count("== mcsam train") == 2 and all(line in console for line in lines)
   jax.tree.map(np.testing.assert_array_equal, read_params(workdir), read_params(trained))
 
 

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 import json
-import textwrap
+import shlex
 import time
 
 from etils import epath
-import matplotlib.figure
 
 from input_pipeline.builder.prepare import prepare
 from input_pipeline.datasets.records import Record
-from input_pipeline.images import decode
 from input_pipeline.splits import open_split, Split
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.demo.picture import draw_examples
 from mcsam_jax.errors import UserError
 from mcsam_jax.evaluation.evaluate import evaluate
 from mcsam_jax.evaluation.score_table import format_table
@@ -69,12 +68,13 @@ def demo(workdir: str, overrides: Sequence[str] = (), log=print) -> None:
   for study in examples:
     log(f"\n{study['id']}\n  reference  {study['reference']}\n  generated  {study['generated']}")
   figure_path, image_folder = root / "demo.png", root / "phantoms"
-  draw_examples(examples, split, figure_path)
+  draw_examples(examples, split, config.data.phantom.seed, figure_path)
   for study in examples:
     write_image_files(split[study["record"]], image_folder / study["id"])
   log(f"\nexamples with their images: {figure_path}")
   log(f"demo finished in {(time.monotonic() - start) / 60:.1f} min; next:\n"
-      f"  mcsam report --workdir {workdir} {image_folder}      # generates reports for image files\n"
+      f"  {shlex.join(['mcsam', 'report', '--workdir', workdir, str(image_folder)])}"
+      "      # generates reports for image files\n"
       "  'Train on your own files' in README.md")
 
 
@@ -97,17 +97,3 @@ def write_image_files(record: Record, folder: epath.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for view, jpeg in zip(record["views"], record["images"]):
     (folder / f"{view}.jpg").write_bytes(jpeg)
-
-
-def draw_examples(studies: Sequence[dict], split: Split, path: epath.Path) -> None:
-  """Writes a figure with the frontal image of each study beside its reference and generated report."""
-  figure = matplotlib.figure.Figure(figsize=(10, 3.2 * len(studies)))
-  for row, study in enumerate(studies):
-    image_axes = figure.add_subplot(len(studies), 2, 2 * row + 1)
-    text_axes = figure.add_subplot(len(studies), 2, 2 * row + 2)
-    image_axes.imshow(decode(split[study["record"]]["images"][0], 256)[..., 0], cmap="gray", vmin=0, vmax=255)
-    image_axes.axis("off")
-    text_axes.axis("off")
-    reports = [f"{name}\n" + "\n".join(textwrap.wrap(study[name], 60)) for name in ("reference", "generated")]
-    text_axes.text(0, 1, "\n\n".join(reports), va="top", fontsize=9)
-  figure.savefig(path, dpi=90, bbox_inches="tight")
