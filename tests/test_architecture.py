@@ -13,10 +13,11 @@ SOURCES = ("mcsam_jax", "input_pipeline", "configs")
 # A unit (a package or module) may import the units that its layer or its own line below allows: everything in lower
 # layers, plus the siblings that are listed after the arrow.
 LAYERS = (
-    {"mcsam_jax.__main__": ["mcsam_jax.cli"], "mcsam_jax.cli": ["mcsam_jax.demo"], "mcsam_jax.demo": []},
+    {"mcsam_jax.__main__": ["mcsam_jax.cli"], "mcsam_jax.cli": ["mcsam_jax.demo"], "mcsam_jax.demo": [],
+     "mcsam_jax.api": []},
     {"mcsam_jax.precompile": ["mcsam_jax.training"], "mcsam_jax.benchmark": ["mcsam_jax.training"],
      "mcsam_jax.pretrained": ["mcsam_jax.training"], "mcsam_jax.contact_sheet": ["mcsam_jax.training"],
-     "mcsam_jax.evaluation": [], "mcsam_jax.training": []},
+     "mcsam_jax.export": ["mcsam_jax.evaluation"], "mcsam_jax.evaluation": [], "mcsam_jax.training": []},
     {"mcsam_jax.html_report": ["mcsam_jax.explain", "mcsam_jax.inference"],
      "mcsam_jax.explain": ["mcsam_jax.inference"], "mcsam_jax.inference": []},
     {"mcsam_jax.metrics": ["mcsam_jax.labelers"], "mcsam_jax.labelers": ["mcsam_jax.checkpoints"],
@@ -28,7 +29,10 @@ LAYERS = (
 # Modules without any import of the project, which every unit may use.
 LEAVES = {"mcsam_jax", "mcsam_jax.errors", "mcsam_jax.findings", "mcsam_jax.retryable", "mcsam_jax.atomic_io",
           "mcsam_jax.hardware", "mcsam_jax.partitioning", "mcsam_jax.progress"}
-LEAF_IMPORTS = {("mcsam_jax.retryable", "mcsam_jax.errors")}
+LEAF_IMPORTS = {("mcsam_jax.retryable", "mcsam_jax.errors"),
+                # The public names, imported at their first use.
+                *(("mcsam_jax", module) for module in ("mcsam_jax.api", "mcsam_jax.config", "mcsam_jax.errors",
+                                                       "mcsam_jax.evaluation.evaluate", "mcsam_jax.training.train"))}
 
 MAX_LINES = 400
 MAX_FILES = 14
@@ -125,6 +129,8 @@ LIGHT = {
     "mcsam_jax.evaluation.report": ("tensorflow",),
     "mcsam_jax.evaluation.score_files": ("jax", "tensorflow"),
     "mcsam_jax.cli": ("jax", "tensorflow"),
+    "mcsam_jax.api": ("tensorflow",),
+    "mcsam_jax.export": ("tensorflow",),
 }
 
 

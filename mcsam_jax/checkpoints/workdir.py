@@ -27,6 +27,7 @@ from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write, open_lock_file
+from mcsam_jax.checkpoints import exported
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
@@ -56,7 +57,7 @@ class Workdir:
     config: the saved config, with overrides applied.
     tokenizer: the tokenizer that training used.
     initial_memory: initial memory slots; None without memory, or with a random one.
-    encoder_variables: content of encoder.npz; None without such a file.
+    encoder_variables: content of encoder.npz (or encoder.safetensors); None without such a file.
     pretraining_data: the data that encoder.npz was pretrained on.
     inference_overrides: fields of `decode` and `eval` that overrides changed ("beam_size=1", ...), for file names.
   """
@@ -106,11 +107,15 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
   A larger `train.num_steps` than the saved one extends the run: the new config is saved.
 
   Raises:
-    UserError: the workdir holds another config, or was trained for more steps; a weights file is missing or doesn't
-      fit; another run is training in a workdir to be extended; a restricted data set is in a public bucket.
+    UserError: the workdir holds another config or an exported model, or was trained for more steps; a weights file is
+      missing or doesn't fit; another run is training in a workdir to be extended; a restricted data set is in a public
+      bucket.
   """
   path = configs.absolute_path(path)
   check_bucket_private(config, path)
+  if exported.is_exported(path):
+    raise UserError(f"{path} holds an exported model, which can't be trained further: train in the workdir that it "
+                    "came from, or in a new one")
   if (path / "config.json").exists():
     return _reopen(path, config, log)
   if config.encoder.frozen and not config.encoder.weights:
@@ -167,7 +172,9 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
       raise UserError(f"--config.{field}: the trained model depends on this field; to change it, use a new workdir")
   initial_memory = load_initial_memory(path / "memory_bank") if has_memory_init(config) else None
   variables, meta = None, {}
-  if (path / "encoder.npz").exists():
+  if exported.is_exported(path):
+    variables, meta = exported.load_encoder(path, jax.eval_shape(lambda: init_encoder_variables(config)))
+  elif (path / "encoder.npz").exists():
     variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))
   inference_overrides = []
   for field in changed:

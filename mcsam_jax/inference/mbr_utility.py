@@ -51,11 +51,18 @@ class MbrUtility:
     self._findings_reader = _FindingsReader(config, self.cleaned_train_reports) if self._utility.findings else None
 
   def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None) -> Choice:
-    """Returns the candidate with the highest expected utility; of equal ones the first sample.
+    """Returns the candidate with the highest expected utility; the arguments are those of `rank`."""
+    return self.rank(samples, train_report_probs, 1)[0]
+
+  def rank(self, samples: Sequence[str], train_report_probs: np.ndarray | None, count: int) -> list[Choice]:
+    """Returns the `count` candidates with the highest expected utility, fewer if there are fewer different texts.
+
+    Of candidates with the same utility the first sample comes first.
 
     Args:
       samples: texts of all samples; equal ones count as often as they occur.
       train_report_probs: [R], probabilities of the training reports for the study's images; None: not used.
+      count: number of candidates to return, at most.
     """
     first_of = {}
     for number, text in enumerate(samples):
@@ -78,10 +85,9 @@ class MbrUtility:
       gain = compute_findings_gain(stated, probabilities, self._utility.finding_threshold)
       utilities = utilities + self._utility.findings * gain
       finding_probs = dict(zip(reader.findings, probabilities.round(4).tolist()))
-    best = int(utilities.argmax())
-    if best < len(distinct):
-      return Choice(first_of[distinct[best]][0], None, finding_probs)
-    return Choice(None, int(added[best - len(distinct)]), finding_probs)
+    return [Choice(first_of[distinct[index]][0], None, finding_probs) if index < len(distinct) else
+            Choice(None, int(added[index - len(distinct)]), finding_probs)
+            for index in np.argsort(-utilities, kind="stable")[:count].tolist()]
 
   def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values: Callable[[], np.ndarray],
               weights: np.ndarray | None) -> np.ndarray:

@@ -21,7 +21,6 @@ from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.coherence import compute_npmi
 from mcsam_jax.memory_init.kmeans import compute_kmeans_topics, sample_random_topics
-from mcsam_jax.memory_init.topics import learn_topics
 from mcsam_jax.memory_init.word_vectors import compute_tf_idf, make_word_vectors, WordVectors
 
 KINDS = ("topics", "kmeans", "random")
@@ -68,6 +67,7 @@ def make_initial_memory(reports: list[str], config: ConfigDict, seed: int,
   log(f"memory: {fields.kind}, {len(reports)} reports, {len(words.words)} content words, {num_slots} slots of width "
       f"{width}")
   if fields.kind == "topics":
+    from mcsam_jax.memory_init.topics import learn_topics  # not at the top: ott-jax takes seconds to import
     topics = learn_topics(words, compute_tf_idf(reports, words.words), fields.num_topics, fields.epsilon,
                           fields.steps, fields.batch_size, fields.learning_rate, rng, log)
   elif fields.kind == "kmeans":

@@ -1,0 +1,27 @@
+"""Keeps compiled programs between processes, so that only the first one waits for the compiler."""
+
+import hashlib
+import os
+from pathlib import Path
+import platform
+
+import jax
+
+
+def enable_compilation_cache() -> None:
+  """Lets JAX cache compiled programs between calls, unless the user has chosen a place (JAX_COMPILATION_CACHE_DIR).
+
+  The programs contain neither images nor reports. A program compiled for one processor may not run on another one that
+  shares the home folder, so each kind of processor has a folder of its own.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
+    return
+  try:
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(line for line in cpuinfo if line.startswith(("flags", "Features")))
+  except (OSError, StopIteration):
+    processor = platform.processor()
+  kind = hashlib.sha256(f"{platform.machine()} {processor}".encode()).hexdigest()[:10]
+  cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  jax.config.update("jax_compilation_cache_dir", str(Path(cache_home) / "mcsam" / f"xla-{kind}"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
