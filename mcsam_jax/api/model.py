@@ -111,19 +111,9 @@ class Model:
   def stream(self, studies: Any, *, search: str | None = None, beam_size: int | None = None, num_return: int = 1,
              token_log_probs: bool = True, **decode) -> Iterator[StudyReport]:
     """Yields what `generate` returns, each report as soon as its batch is finished, for any number of studies."""
-    if search == "greedy":
-      if beam_size not in (None, 1):
-        raise UserError(f"search=greedy has one beam, not beam_size={beam_size}")
-      search, beam_size = "beam", 1
-    fields = decode | ({} if beam_size is None else {"beam_size": beam_size})
-    if search is not None and search not in SEARCHES:
-      raise UserError(f"search={search}: must be one of {', '.join(SEARCHES)}")
-    if search is None:
-      search = self._predictor.search
-      for note in self._predictor.notes:
-        warnings.warn(note, stacklevel=2)
-    generator = self._make_generator(search, num_return, token_log_probs, fields)
-    return self._stream(generator, search, studies)
+    generator, chosen = self._choose_generator(search, beam_size, num_return, token_log_probs, **decode)
+    predictions = self._predictor.predict(self._read(studies), generator)
+    return (self._make_report(prediction, chosen) for prediction in predictions)
 
   def log_probs(self, study: Any, text: str | Sequence[str], truncate: bool = False) -> Any:
     """Returns the log-probability of a report given the images of a study: a `ScoredReport`, or a list for a list.
@@ -174,7 +164,9 @@ class Model:
     tokenizer, max_length = self.tokenizer, self.config.tokenizer.max_length
     user_study = self._read_one(study)
     if text is None:
-      generated = self._generate_read_study(user_study, generate)
+      generator, _ = self._choose_generator(**{"token_log_probs": False, **generate})
+      prediction, = self._predictor.predict([user_study], generator)
+      generated = prediction.report
     else:
       if generate:
         raise UserError(f"explain: {', '.join(generate)} can't be set for a given text")
@@ -232,8 +224,24 @@ class Model:
 
   # Internals.
 
-  def _make_generator(self, search: str, num_return: int, token_log_probs: bool, fields: dict) -> ReportGenerator:
-    """Returns a generator of reports; those of earlier calls are kept, as they hold compiled programs."""
+  def _choose_generator(self, search: str | None = None, beam_size: int | None = None, num_return: int = 1,
+                        token_log_probs: bool = True, **decode) -> tuple[ReportGenerator, str]:
+    """Returns a generator of reports, and its search; the arguments are those of `generate`.
+
+    Generators are kept, as they hold compiled programs.
+    """
+    if search is not None and search not in SEARCHES:
+      raise UserError(f"search={search}: must be one of {', '.join(SEARCHES)}")
+    if not isinstance(num_return, int):
+      raise UserError(f"num_return={num_return!r}: expected a whole number")
+    if search == "greedy":
+      if beam_size not in (None, 1):
+        raise UserError(f"search=greedy has one beam, not beam_size={beam_size}")
+      search, beam_size = "beam", 1
+    for note in self._predictor.notes if search is None else ():
+      warnings.warn(note, stacklevel=4)
+    search = search or self._predictor.search
+    fields = decode | ({} if beam_size is None else {"beam_size": beam_size})
     key = search, num_return, token_log_probs, tuple(sorted((name, str(value)) for name, value in fields.items()))
     if key not in self._generators:
       arguments = [f"--config.decode.{name}={value}" for name, value in fields.items()]
@@ -242,11 +250,7 @@ class Model:
       if search == "mbr" and not train_reports:
         train_reports = self._predictor.workdir.open_split("train").reports
       self._generators[key] = self._predictor.make_generator(config, search, num_return, token_log_probs, train_reports)
-    return self._generators[key]
-
-  def _stream(self, generator: ReportGenerator, search: str, studies: Any) -> Iterator[StudyReport]:
-    for prediction in self._predictor.predict(self._read(studies), generator):
-      yield self._make_report(prediction, search)
+    return self._generators[key], search
 
   def _make_report(self, prediction: Prediction, search: str) -> StudyReport:
     study, report = prediction.study, prediction.report
@@ -259,26 +263,20 @@ class Model:
     return StudyReport(nbest, [file.view for file in study.files], prediction.similarity, messages, search,
                        report.finding_probs)
 
-  def _generate_read_study(self, study: UserStudy, options: dict) -> GeneratedReport:
-    """Returns the generated report of a study that has been read, with the options of `generate`."""
-    options = {"num_return": 1, "token_log_probs": False, **options}
-    search = options.pop("search", None) or self._predictor.search
-    if search == "greedy":
-      search, options["beam_size"] = "beam", 1
-    generator = self._make_generator(search, options.pop("num_return"), options.pop("token_log_probs"), options)
-    prediction, = self._predictor.predict([study], generator)
-    return prediction.report
+  @property
+  def _default_view(self) -> str:
+    """The view of a single image of which nothing is known."""
+    detector = self._predictor.ood_detector
+    return detector.first_view if detector else "frontal"
 
   def _read(self, studies: Any) -> Iterator[UserStudy]:
     """Yields the studies, read ahead by threads."""
-    detector = self._predictor.ood_detector
-    default_view = detector.first_view if detector else "frontal"
-    read = lambda item: read_study(*item, self.config, default_view)
+    read = lambda item: read_study(item[0], item[1], self.config, self._default_view)
     yield from ordered_map(read, iterate_studies(studies), self.config.train.host_threads)
 
   def _read_one(self, study: Any) -> UserStudy:
     """Returns one study; a list holds its views."""
-    return next(self._read([study]))
+    return read_study("the study", study, self.config, self._default_view)
 
   def _make_batch(self, studies: Sequence[UserStudy]) -> dict:
     """Returns the images of at most B studies as global arrays, without reports."""

@@ -51,7 +51,7 @@ def read_export_info(path: epath.Path) -> dict[str, Any]:
 
 def save_tensors(path: epath.Path, variables: Mapping, metadata: Mapping[str, str]) -> None:
   """Writes variables by flat name, atomically."""
-  tensors = {name: np.ascontiguousarray(value) for name, value in flatten_variables(variables).items()}
+  tensors = {name: np.asarray(value, order="C") for name, value in flatten_variables(variables).items()}
   atomic_write(path, safetensors.numpy.save(tensors, metadata=dict(metadata)))
 
 

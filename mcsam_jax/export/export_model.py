@@ -27,6 +27,7 @@ from mcsam_jax.checkpoints.exported import (
 )
 from mcsam_jax.checkpoints.weights import read_weights
 from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
+from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.errors import UserError
 from mcsam_jax.export.model_card import write_model_card
@@ -52,12 +53,14 @@ def export_model(workdir: str, out: str, step: int | None = None, overrides: Seq
     log: takes a line of progress.
 
   Raises:
-    UserError: the workdir has no checkpoint, or not that step; or `out` exists and is not empty.
+    UserError: the workdir has no checkpoint, or not that step; `out` exists and is not empty; or it is in a public
+      bucket, and the data set is restricted.
   """
   folder = configs.absolute_path(out)
   if folder.exists() and (not folder.is_dir() or next(iter(folder.iterdir()), None) is not None):
     raise UserError(f"{folder} exists and is not empty: give the name of a new folder")
   work = open_workdir(workdir, [*ONE_DEVICE, *overrides], log)
+  check_bucket_private(work.config, folder)
   mesh = make_mesh(work.config, jax.local_devices()[:1])
   with jax.set_mesh(mesh):
     loaded = load_model(work, mesh, step, log)

@@ -78,8 +78,8 @@ def _describe_data(work: Workdir) -> str:
   sizes = ", ".join(f"{config.data.phantom[f'num_{split}']} in {split}" for split in ("train", "val", "test"))
   sections = {"findings": "the section findings", "impression": "the section impression",
               "both": "the sections findings and impression"}
-  return (names.get(config.data.name, config.data.name) + (f" ({sizes})" if config.data.name == "phantom" else "")
-          + f"; it writes {sections[config.data.target]}, cleaned by the rules `{config.data.cleaning}`")
+  name = str(names.get(config.data.name, config.data.name)) + (f" ({sizes})" if config.data.name == "phantom" else "")
+  return f"{name}; it writes {sections[config.data.target]}, cleaned by the rules `{config.data.cleaning}`"
 
 
 def _list_scores(work: Workdir, step: int) -> Iterator[str]:

@@ -126,6 +126,7 @@ class ReportGenerator:
       if sample is not None:
         nbest.append(Hypothesis(texts[sample], ids[sample], float(log_probs[sample])))
       else:
+        assert train_report is not None
         train_ids = self.tokenizer.encode_for_training(self.train_reports[train_report],
                                                        self.config.tokenizer.max_length)[1:]
         nbest.append(Hypothesis(self.tokenizer.decode(train_ids), train_ids, None))

@@ -29,10 +29,11 @@ def make_token_log_probs_fn(model: MCSAM, config: ConfigDict, special_ids: Speci
     memory = module.project_memory()
     encoded = module.encode_images(images, view_mask, view_ids, memory, train=False)
     conditioning = module.image_conditioning(encoded.image_embedding)
-    repeat = lambda leaf: None if leaf is None else jnp.repeat(leaf, num_reports, axis=0)
+    repeat = lambda array: jnp.repeat(array, num_reports, axis=0)                         # [B, ...] -> [B * L, ...]
     ids = ids.reshape(-1, length)                                                              # [B * L, T]
     tokens = jnp.concatenate([jnp.full_like(ids[:, :1], special_ids.bos_id), ids], axis=1)     # [B * L, T + 1]
-    x = module.embed_tokens(tokens[:, :-1], np.arange(length), repeat(conditioning),
+    x = module.embed_tokens(tokens[:, :-1], np.arange(length),
+                            None if conditioning is None else repeat(conditioning),
                             module.vocabulary_responses(memory, train=False), memory, train=False)
     logits = module.decoder(x, repeat(encoded.patches), repeat(encoded.patch_mask), train=False)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), ids[..., None], axis=-1)[..., 0]

@@ -23,6 +23,7 @@ GENERATE = """if True:
                     for each in report.nbest]))
   explanation = model.explain(studies[0])
   print(json.dumps([explanation.words, explanation.log_probs.tolist(), explanation.heat_maps.tolist()]))
+  assert path.startswith("gs://") or "tensorflow" not in sys.modules
   print(json.dumps([model.encode(studies).image_embedding.tolist(), len(model.memory_topics())]))
 """
 

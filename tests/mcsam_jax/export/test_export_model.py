@@ -47,7 +47,7 @@ def original(workdir, tmp_path_factory):
       write_image_files(record, images / f"{number}")
   studies = sorted(images.iterdir())
   copy = tmp_path_factory.mktemp("original") / "run"
-  model = mcsam_jax.load(workdir)                                # fits the detector, if no other test has done so
+  model = mcsam_jax.load(workdir)
   shutil.copytree(workdir, copy)
   write_scores(copy)
   return copy, model, model.generate(studies, num_return=2), studies
@@ -112,6 +112,26 @@ def test_the_model_card_has_scores_with_intervals_limits_and_licences(exported):
   assert "not a medical device" in card and "resnet.pth" in card and "icence" in card and "phantom" in card
 
 
+def test_no_report_of_a_restricted_data_set_leaves(workdir, tmp_path):
+  copy, out = tmp_path / "run", tmp_path / "out"
+  shutil.copytree(workdir, copy)
+  config = json.loads((copy / "config.json").read_text())
+  config["data"]["restricted"] = True
+  (copy / "config.json").write_text(json.dumps(config))
+  write_scores(copy)
+  export_model(str(copy), str(out), log=lambda line: None)
+  work = open_workdir(copy)
+  sentences = {sentence.strip().lower() for split in ("train", "val", "test") for report in
+               work.open_split(split).reports for sentence in report.split(".")}
+  sentences = {sentence.encode() for sentence in sentences if len(sentence.split()) > 2} | {b"secret"}
+  ids = {name.encode() for split in ("train", "val", "test") for name in work.open_split(split).ids}
+  assert len(sentences) > 10 and len(ids) > 20
+  for path in out.rglob("*"):
+    data = path.read_bytes().lower() if path.is_file() else b""
+    assert not [each for each in sentences | ids if each in data], path
+  assert "restricted" in (out / "README.md").read_text()
+
+
 def test_training_in_an_exported_folder_is_refused(exported, tmp_path):
   config = make_config(FIELDS, {"data.data_dir": tmp_path, "encoder.frozen": False})
   with pytest.raises(UserError, match="exported"):
@@ -135,14 +155,13 @@ def test_other_steps_and_damaged_files_are_named(exported, tmp_path):
       mcsam_jax.load(copy)
 
 
-def test_nothing_is_overwritten(exported, original, tmp_path):
-  before = sorted(exported.rglob("*"))
-  with pytest.raises(UserError, match=str(exported)):
-    export_model(str(exported), str(exported), log=lambda line: None)
-  assert sorted(exported.rglob("*")) == before
-  with pytest.raises(UserError, match="nowhere"):
-    export_model(str(tmp_path / "nowhere"), str(tmp_path / "out"), log=lambda line: None)
-  assert not (tmp_path / "out").exists()
+def test_nothing_is_overwritten(exported, tmp_path, capsys):
+  before = {path: path.stat().st_mtime_ns for path in exported.rglob("*")}
+  assert cli.main(["export", "--workdir", str(exported), str(exported)]) == 2
+  assert str(exported) in capsys.readouterr().err
+  assert {path: path.stat().st_mtime_ns for path in exported.rglob("*")} == before
+  assert cli.main(["export", "--workdir", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+  assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_program_gives_the_same_ids_where_the_package_cannot_be_imported(original, exported, model, tmp_path):
