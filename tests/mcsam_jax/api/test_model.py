@@ -131,8 +131,8 @@ def test_searches_and_settings(model, split):
   assert greedy.text == one_beam.text and one_beam.token_log_probs is None
   sampled, = model.generate([split[0]], search="mbr", num_samples=4, num_return=3)
   assert sampled.search == "mbr" and len({each.text for each in sampled.nbest}) == len(sampled.nbest)
-  for wrong in ({"search": "best"}, {"num_return": 3}, {"num_return": "2"}, {"num_return": 0}, {"beem_size": 3}, {"beam_size": "x"}, {"beam_size": 0},
-                {"search": "greedy", "beam_size": 2}):
+  for wrong in ({"search": "best"}, {"num_return": 3}, {"num_return": "2"}, {"num_return": 0}, {"beem_size": 3},
+                {"beam_size": "x"}, {"beam_size": 0}, {"search": "greedy", "beam_size": 2}):
     with pytest.raises(UserError):
       model.generate([split[0]], **wrong)
 
