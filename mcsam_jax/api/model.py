@@ -240,17 +240,17 @@ class Model:
       search, beam_size = "beam", 1
     for note in self._predictor.notes if search is None else ():
       warnings.warn(note, stacklevel=4)
-    search = search or self._predictor.search
+    chosen: str = search or self._predictor.search
     fields = decode | ({} if beam_size is None else {"beam_size": beam_size})
-    key = search, num_return, token_log_probs, tuple(sorted((name, str(value)) for name, value in fields.items()))
+    key = chosen, num_return, token_log_probs, tuple(sorted((name, str(value)) for name, value in fields.items()))
     if key not in self._generators:
       arguments = [f"--config.decode.{name}={value}" for name, value in fields.items()]
       config = configs.apply_overrides(self.config, arguments) if arguments else self.config
       train_reports = self._predictor.train_reports
-      if search == "mbr" and not train_reports:
+      if chosen == "mbr" and not train_reports:
         train_reports = self._predictor.workdir.open_split("train").reports
-      self._generators[key] = self._predictor.make_generator(config, search, num_return, token_log_probs, train_reports)
-    return self._generators[key], search
+      self._generators[key] = self._predictor.make_generator(config, chosen, num_return, token_log_probs, train_reports)
+    return self._generators[key], chosen
 
   def _make_report(self, prediction: Prediction, search: str) -> StudyReport:
     study, report = prediction.study, prediction.report

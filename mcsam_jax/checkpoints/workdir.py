@@ -31,12 +31,7 @@ from mcsam_jax.checkpoints import exported
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.initial_memory import (
-  InitialMemory,
-  load_initial_memory,
-  make_initial_memory,
-  save_initial_memory,
-)
+from mcsam_jax.memory_init.initial_memory import InitialMemory, load_initial_memory, save_initial_memory
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
 RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*` may, too
@@ -229,6 +224,7 @@ def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], N
   path = configs.absolute_path(path)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
+  from mcsam_jax.memory_init.make_initial_memory import make_initial_memory  # not at the top: imports for seconds
   log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]
   initial_memory = make_initial_memory(reports, config, config.seed, log)

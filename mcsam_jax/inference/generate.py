@@ -17,7 +17,6 @@ from mcsam_jax.decoding.beam_search import NO_HYPOTHESIS
 from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference.ensemble import Ensemble
-from mcsam_jax.inference.mbr_utility import Choice, MbrUtility
 from mcsam_jax.inference.search import embed_reports, make_search_fn, uses_retrieval
 from mcsam_jax.inference.token_log_probs import make_token_log_probs_fn
 from mcsam_jax.models.mcsam import DecodeConstants, MCSAM
@@ -68,7 +67,10 @@ class ReportGenerator:
       raise UserError(f"{num_return} best reports of a study: must be from 1 to {field}, which is {available}")
     self.models, self.config, self.tokenizer, self.mesh = models, config, tokenizer, mesh
     self.train_reports, self._uses_retrieval = train_reports, uses_retrieval(config, search)
-    self._utility = MbrUtility(config, tokenizer, train_reports) if search == "mbr" else None
+    self._utility = None
+    if search == "mbr":
+      from mcsam_jax.inference.mbr_utility import MbrUtility  # not at the top: imports scipy and the labelers
+      self._utility = MbrUtility(config, tokenizer, train_reports)
     self._make_constants = jax.jit(Ensemble(models).make_decode_constants, out_shardings=replicated(mesh))
     self._search_fn = jax.jit(make_search_fn(models, config, tokenizer, search, num_return),
                               out_shardings=replicated(mesh))
@@ -117,12 +119,13 @@ class ReportGenerator:
     """
     texts = [self.tokenizer.decode(candidate) for candidate in ids]
     if self._utility is None:            # an empty beam, of which the search had no report, isn't one of the best
-      choices = [Choice(candidate, None, None) for candidate in range(len(ids))
-                 if candidate == 0 or log_probs[candidate] > NO_HYPOTHESIS]
+      chosen, finding_probs = [(candidate, None) for candidate in range(len(ids))
+                               if candidate == 0 or log_probs[candidate] > NO_HYPOTHESIS], None
     else:
       choices = self._utility.rank(texts, train_report_probs, self._num_return)
+      chosen, finding_probs = [choice[:2] for choice in choices], choices[0].finding_probs
     nbest = []
-    for sample, train_report, _ in choices:
+    for sample, train_report in chosen:
       if sample is not None:
         nbest.append(Hypothesis(texts[sample], ids[sample], float(log_probs[sample])))
       else:
@@ -131,7 +134,7 @@ class ReportGenerator:
                                                        self.config.tokenizer.max_length)[1:]
         nbest.append(Hypothesis(self.tokenizer.decode(train_ids), train_ids, None))
     best = nbest[0]
-    return GeneratedReport(record, best.text, best.ids, best.log_prob, choices[0].finding_probs, nbest)
+    return GeneratedReport(record, best.text, best.ids, best.log_prob, finding_probs, nbest)
 
   def _add_token_log_probs(self, variables: dict, batch: dict, reports: dict[int, GeneratedReport]) -> None:
     """Adds the log-probability of each token to the best reports, given by row of the batch."""

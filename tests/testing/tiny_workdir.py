@@ -7,9 +7,15 @@ import jax
 
 from input_pipeline.batch import empty_batch
 from input_pipeline.builder.prepare import prepare
+from input_pipeline.pipeline import eval_batches
+from input_pipeline.splits import Split
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.workdir import create_workdir, init_encoder_variables
+from mcsam_jax.checkpoints.workdir import create_workdir, init_encoder_variables, Workdir
+from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.inference.feature_cache import load_split_features
+from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
+from mcsam_jax.inference.load import load_model
 from mcsam_jax.inference.ood import load_or_fit_detector
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
@@ -45,3 +51,15 @@ def make_tiny_workdir(root: pathlib.Path, **changes) -> epath.Path:
   checkpoints.close()
   load_or_fit_detector(work, lambda line: None)            # so that nothing needs the records any more
   return work.path
+
+
+def generate_as_evaluate(work: Workdir, split: Split) -> list[GeneratedReport]:
+  """Returns the reports that `mcsam evaluate` generates of a split: from its records, in batches of the pipeline."""
+  mesh = make_mesh(work.config)
+  with jax.set_mesh(mesh):
+    loaded = load_model(work, mesh, None, lambda line: None)
+    features = load_split_features(work, split, lambda line: None)
+    reports = ReportGenerator([loaded.model], work.config, work.tokenizer, mesh, "beam")(
+        [loaded.variables], eval_batches(split, work.tokenizer, work.config, work.config.decode.batch_size, features))
+  assert len({report.text for report in reports}) > 3
+  return reports

@@ -12,17 +12,12 @@ import PIL.Image
 import pytest
 
 from input_pipeline import images
-from input_pipeline.pipeline import eval_batches
 import mcsam_jax
 from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.demo import write_image_files
-from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.errors import UserError
-from mcsam_jax.inference.feature_cache import load_split_features
-from mcsam_jax.inference.generate import ReportGenerator
-from mcsam_jax.inference.load import load_model
 from mcsam_jax.models.inputs import token_mask
-from tests.testing.tiny_workdir import STEP
+from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +33,7 @@ def split(workdir):
 @pytest.fixture(scope="module")
 def evaluated(workdir, split):
   """Returns the reports that `mcsam evaluate` generates of the val split."""
-  work = open_workdir(workdir)
-  mesh = make_mesh(work.config)
-  with jax.set_mesh(mesh):
-    loaded = load_model(work, mesh, None, lambda line: None)
-    features = load_split_features(work, split, lambda line: None)
-    reports = ReportGenerator([loaded.model], work.config, work.tokenizer, mesh, "beam")(
-        [loaded.variables], eval_batches(split, work.tokenizer, work.config, 4, features))
-  assert len({report.text for report in reports}) > 3
-  return reports
+  return generate_as_evaluate(open_workdir(workdir), split)
 
 
 @pytest.fixture(scope="module")

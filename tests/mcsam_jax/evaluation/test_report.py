@@ -6,37 +6,26 @@ import json
 import shutil
 import types
 
-import jax
 import numpy as np
 import PIL.Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 import pytest
 
-from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
 from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.demo import write_image_files
-from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.inference.feature_cache import load_split_features
-from mcsam_jax.inference.generate import ReportGenerator
-from mcsam_jax.inference.load import load_model
-from tests.testing.tiny_workdir import STEP
+from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
 @pytest.fixture(scope="module")
 def evaluated(workdir):
   """Returns study id -> (record, report that `mcsam evaluate` generates) of the val split."""
   work = open_workdir(workdir)
-  split, mesh = work.open_split("val"), make_mesh(work.config)
-  with jax.set_mesh(mesh):
-    member = load_model(work, mesh, None, lambda line: None)
-    features = load_split_features(work, split, lambda line: None)
-    reports = ReportGenerator([member.model], work.config, work.tokenizer, mesh, "beam")(
-        [member.variables], eval_batches(split, work.tokenizer, work.config, 4, features))
-  assert len({report.text for report in reports}) > 3
+  split = work.open_split("val")
+  reports = generate_as_evaluate(work, split)
   return {split.ids[report.record]: (split[report.record], report) for report in reports}
 
 
