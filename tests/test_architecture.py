@@ -130,7 +130,6 @@ LIGHT = {
     "mcsam_jax.evaluation.score_files": ("jax", "tensorflow"),
     "mcsam_jax.cli": ("jax", "tensorflow"),
     "mcsam_jax.api": ("tensorflow",),
-    "mcsam_jax.export": ("tensorflow",),
 }
 
 

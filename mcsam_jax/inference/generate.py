@@ -62,9 +62,9 @@ class ReportGenerator:
     Raises:
       UserError: see `MbrUtility`; or `num_return` exceeds the beams or samples of a study.
     """
-    field = "decode.beam_size" if search == "beam" else "decode.num_samples"
-    if not 1 <= num_return <= (available := config.decode[field.partition(".")[2]]):
-      raise UserError(f"{num_return} best reports of a study: must be from 1 to {field}, which is {available}")
+    field = "beam_size" if search == "beam" else "num_samples"
+    if not 1 <= num_return <= config.decode[field]:
+      raise UserError(f"{num_return} best reports of a study: must be from 1 to decode.{field}={config.decode[field]}")
     self.models, self.config, self.tokenizer, self.mesh = models, config, tokenizer, mesh
     self.train_reports, self._uses_retrieval = train_reports, uses_retrieval(config, search)
     self._utility = None

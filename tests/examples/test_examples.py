@@ -23,6 +23,7 @@ def demo(workdir, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_generate(demo, monkeypatch, capsys):
   images = sorted((demo / "phantoms" / "phantom-0").iterdir())
   monkeypatch.setattr(sys, "argv", ["generate.py", str(demo), *map(str, images), "--nbest", "2"])

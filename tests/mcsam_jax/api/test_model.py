@@ -21,8 +21,8 @@ from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
 @pytest.fixture(scope="module")
-def model(workdir):
-  return mcsam_jax.load(workdir)
+def model(tiny_model):
+  return tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def write_scores(workdir):
 
 
 @pytest.fixture(scope="module")
-def original(workdir, tmp_path_factory):
+def original(workdir, tiny_model, tmp_path_factory):
   """Returns a copy of the workdir, its model, its reports of three studies, and the folders of their images."""
   images = tmp_path_factory.mktemp("images")
   for number, record in enumerate(open_workdir(workdir).open_split("val")):
@@ -47,10 +47,9 @@ def original(workdir, tmp_path_factory):
       write_image_files(record, images / f"{number}")
   studies = sorted(images.iterdir())
   copy = tmp_path_factory.mktemp("original") / "run"
-  model = mcsam_jax.load(workdir)
   shutil.copytree(workdir, copy)
   write_scores(copy)
-  return copy, model, model.generate(studies, num_return=2), studies
+  return copy, tiny_model, tiny_model.generate(studies, num_return=2), studies
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +79,7 @@ def test_an_exported_model_gives_the_same_reports(original, model):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(model.variables), jax.device_get(first.variables))
 
 
+@pytest.mark.slow
 def test_report_opens_an_exported_model(original, exported, capsys):
   _, _, expected, studies = original
   assert cli.main(["report", "--workdir", str(exported), *map(str, studies), "--json"]) == 0
