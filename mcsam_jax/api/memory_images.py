@@ -84,7 +84,8 @@ def _has_color(image: PIL.Image.Image) -> bool:
 
 def _read_original(image: PIL.Image.Image) -> bytes | None:
   """Returns the file of an image as `PIL.Image.open` has returned it; None once its pixels were read, or changed."""
-  if not isinstance(image, PIL.ImageFile.ImageFile) or not image.tile or image.fp is None:
+  if (not isinstance(image, PIL.ImageFile.ImageFile) or not image.tile or image.fp is None
+      or image.format not in (*images.FORMATS, "MPO")):
     return None
   position = image.fp.tell()
   image.fp.seek(0)

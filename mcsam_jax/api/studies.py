@@ -116,7 +116,10 @@ def _read_in_given_order(name: str, files: list[ImageFile], views: list[str], co
 
 def _find_files(name: str, path: str | os.PathLike) -> list[ImageFile]:
   """Returns the image files at a path; raises UserError if there is none, or one that is no radiograph."""
-  found = user_images.find_studies([os.fspath(path)], "all")
+  try:
+    found = user_images.find_studies([os.fspath(path)], "all")
+  except (ValueError, TypeError) as error:               # such as a null byte, or a path of bytes
+    raise UserError(f"{name}: {path!r} is no path ({error})") from error
   if found.unreadable:
     error = found.unreadable[0]
     raise UserError(f"{name}: {error.path}: {error.reason}")

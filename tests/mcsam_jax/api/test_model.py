@@ -184,7 +184,8 @@ def test_arrays_count_as_the_files_that_hold_them(model, tmp_path):
 
 
 @pytest.mark.parametrize("study, named", [
-    ("no_such_file.png", "no_such_file.png"), (b"not an image", "studies[0]"), ([], "studies[0]"), (3, "studies[0]"),
+    ("no_such_file.png", "no_such_file.png"), ("a\0b.png", "studies[0]"), (b"not an image", "studies[0]"),
+    ([], "studies[0]"), (3, "studies[0]"),
     (["no_such_file.png", np.zeros((9, 9), np.uint8)], "no_such_file.png"),
     (np.zeros((0, 9), np.uint8), "studies[0]"), (np.zeros((4, 9, 9, 9)), "studies[0]"),
     (np.full((9, 9), np.nan), "studies[0]"), (np.zeros((9, 9), complex), "studies[0]"),
