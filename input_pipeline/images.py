@@ -78,11 +78,20 @@ def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes
         # Decodes a large JPEG at 1/2, 1/4 or 1/8 of its size, but at least twice the final size: four times as fast.
         image.draft("L", (2 * short_side, 2 * short_side))
       image.load()                                  # raises an error for a truncated file
-      if is_gray_jpeg and image.getexif().get(_ORIENTATION, 1) == 1 and not 0 < short_side < min(image.size):
+      if is_gray_jpeg and is_upright(image) and not 0 < short_side < min(image.size):
         return data
-      white_is_zero = (isinstance(image, PIL.TiffImagePlugin.TiffImageFile)
-                       and image.tag_v2.get(_PHOTOMETRIC) == 0)
-      gray = to_grayscale(PIL.ImageOps.exif_transpose(image), white_is_zero)
+      gray = to_upright_grayscale(image)
+  return gray_to_jpeg(gray, short_side)
+
+
+def to_upright_grayscale(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Returns an opened image in 8-bit grayscale, turned as its EXIF orientation says; see `to_grayscale`."""
+  white_is_zero = isinstance(image, PIL.TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+  return to_grayscale(PIL.ImageOps.exif_transpose(image), white_is_zero)
+
+
+def gray_to_jpeg(gray: PIL.Image.Image, short_side: int) -> bytes:
+  """Returns an 8-bit grayscale image as a JPEG whose shorter side has at most `short_side` pixels; 0: no limit."""
   scale = short_side / min(gray.size)
   if 0 < scale < 1:
     width, height = gray.size
@@ -90,6 +99,11 @@ def to_jpeg(data: bytes, short_side: int, dicom_rendering: str = "voi") -> bytes
   encoded = io.BytesIO()
   gray.save(encoded, "JPEG", quality=JPEG_QUALITY)
   return encoded.getvalue()
+
+
+def is_upright(image: PIL.Image.Image) -> bool:
+  """Returns whether an image is shown as it is stored, according to its EXIF orientation."""
+  return image.getexif().get(_ORIENTATION, 1) == 1
 
 
 def to_grayscale(image: PIL.Image.Image, white_is_zero: bool = False) -> PIL.Image.Image:

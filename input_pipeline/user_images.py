@@ -11,7 +11,7 @@ is the frontal, the second the lateral.
 Nothing from a DICOM header leaves this module except the view and warnings in fixed words: no name, number or date.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import io
 import os
@@ -181,7 +181,8 @@ def order_views(files: Sequence[ImageFile], single_view: str = "frontal") -> lis
   return best + sorted((file for file in ranked if file not in best), key=lambda file: order.index(file.view))
 
 
-def read_study(files: Sequence[ImageFile], data: ConfigDict, single_view: str = "frontal") -> UserStudy:
+def read_study(files: Sequence[ImageFile], data: ConfigDict, single_view: str = "frontal",
+               read: Callable[[ImageFile, int, str], tuple[bytes, bool]] | None = None) -> UserStudy:
   """Reads up to `data.num_views` images of a study, converted like the images of records.
 
   An image that can't be read is noted and replaced by the next one.
@@ -189,14 +190,16 @@ def read_study(files: Sequence[ImageFile], data: ConfigDict, single_view: str = 
   Args:
     data: `config.data`.
     single_view: see `order_views`.
+    read: takes the place of `read_jpeg`, for images that are not in files.
   """
+  read = read or read_jpeg
   study = UserStudy([], [], [], [], [])
   for file in order_views(files, single_view):
     if len(study.files) == data.num_views:
       study.unused.append(file)
       continue
     try:
-      jpeg, in_color = read_jpeg(file, data.short_side, data.dicom_rendering)
+      jpeg, in_color = read(file, data.short_side, data.dicom_rendering)
     except UnreadableFile as error:
       study.unreadable.append(error)
       continue

@@ -25,6 +25,20 @@ def shared():
   return find
 
 
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+  """A workdir whose checkpoint has random weights that give different studies different reports."""
+  from tests.testing.tiny_workdir import make_tiny_workdir
+  return make_tiny_workdir(tmp_path_factory.mktemp("workdir"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(workdir):
+  """The model of `workdir`, from `mcsam_jax.load`."""
+  import mcsam_jax
+  return mcsam_jax.load(workdir)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory, worker_id):
   """Programs that several tests compile are compiled once per run, in whichever worker needs them first.

@@ -13,10 +13,11 @@ SOURCES = ("mcsam_jax", "input_pipeline", "configs")
 # A unit (a package or module) may import the units that its layer or its own line below allows: everything in lower
 # layers, plus the siblings that are listed after the arrow.
 LAYERS = (
-    {"mcsam_jax.__main__": ["mcsam_jax.cli"], "mcsam_jax.cli": ["mcsam_jax.demo"], "mcsam_jax.demo": []},
+    {"mcsam_jax.__main__": ["mcsam_jax.cli"], "mcsam_jax.cli": ["mcsam_jax.demo"], "mcsam_jax.demo": [],
+     "mcsam_jax.api": []},
     {"mcsam_jax.precompile": ["mcsam_jax.training"], "mcsam_jax.benchmark": ["mcsam_jax.training"],
      "mcsam_jax.pretrained": ["mcsam_jax.training"], "mcsam_jax.contact_sheet": ["mcsam_jax.training"],
-     "mcsam_jax.evaluation": [], "mcsam_jax.training": []},
+     "mcsam_jax.export": ["mcsam_jax.evaluation"], "mcsam_jax.evaluation": [], "mcsam_jax.training": []},
     {"mcsam_jax.html_report": ["mcsam_jax.explain", "mcsam_jax.inference"],
      "mcsam_jax.explain": ["mcsam_jax.inference"], "mcsam_jax.inference": []},
     {"mcsam_jax.metrics": ["mcsam_jax.labelers"], "mcsam_jax.labelers": ["mcsam_jax.checkpoints"],
@@ -31,6 +32,9 @@ LEAVES = {"mcsam_jax", "mcsam_jax.errors", "mcsam_jax.findings", "mcsam_jax.retr
           "mcsam_jax.files.home", "mcsam_jax.files.json_text", "mcsam_jax.extensions", "mcsam_jax.extensions.by_name"}
 LEAF_IMPORTS = {(leaf, "mcsam_jax.errors") for leaf in ("mcsam_jax.retryable", "mcsam_jax.files.home",
                                                         "mcsam_jax.files.json_text", "mcsam_jax.extensions.by_name")}
+# The public names, imported at their first use.
+LEAF_IMPORTS |= {("mcsam_jax", module) for module in ("mcsam_jax.api", "mcsam_jax.config", "mcsam_jax.errors",
+                                                      "mcsam_jax.evaluation.evaluate", "mcsam_jax.training.train")}
 
 MAX_LINES = 400
 MAX_FILES = 14
@@ -121,7 +125,7 @@ def test_no_unit_imports_itself_in_a_circle():
 LIGHT_UNITS = {             # by the libraries that they must not load
     ("jax", "tensorflow"): ("mcsam_jax.evaluation.score_files", "mcsam_jax.cli"),
     ("tensorflow",): ("mcsam_jax.models", "mcsam_jax.decoding", "mcsam_jax.metrics", "mcsam_jax.labelers",
-                      "mcsam_jax.inference", "mcsam_jax.evaluation.report"),
+                      "mcsam_jax.inference", "mcsam_jax.evaluation.report", "mcsam_jax.api"),
 }
 
 

@@ -21,6 +21,7 @@ import json
 from typing import TYPE_CHECKING
 
 from etils import epath
+import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import text
@@ -29,14 +30,14 @@ from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write, open_lock_file
-from mcsam_jax.checkpoints.encoder_weights import check_encoder, load_encoder_weights
+from mcsam_jax.checkpoints import exported
+from mcsam_jax.checkpoints.encoder_weights import check_encoder, init_encoder_variables, load_encoder_weights
 from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import (
   InitialMemory,
   load_initial_memory,
-  make_initial_memory,
   save_initial_memory,
 )
 from mcsam_jax.models.visual_encoders.registry import find_encoder
@@ -63,7 +64,7 @@ class Workdir:
     config: the saved config, with overrides applied.
     tokenizer: the tokenizer that training used.
     initial_memory: initial memory slots; None without memory, or with a random one.
-    encoder_variables: content of encoder.npz; None without such a file.
+    encoder_variables: content of encoder.npz (or encoder.safetensors); None without such a file.
     pretraining_data: the data that encoder.npz was pretrained on.
     inference_overrides: fields of `decode` and `eval` that overrides changed ("beam_size=1", ...), for file names.
   """
@@ -113,11 +114,15 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
     origin: the run to start from (`train.init_from`), whose files are copied into a new workdir.
 
   Raises:
-    UserError: the workdir holds another config, or was trained for more steps; a weights file is missing or doesn't
-      fit; another run is training in a workdir to be extended; a restricted data set is in a public bucket.
+    UserError: the workdir holds another config or an exported model, or was trained for more steps; a weights file is
+      missing or doesn't fit; another run is training in a workdir to be extended; a restricted data set is in a public
+      bucket.
   """
   path = configs.absolute_path(path)
   check_bucket_private(config, path)
+  if exported.is_exported(path):
+    raise UserError(f"{path} holds an exported model, which can't be trained further: train in the workdir that it "
+                    "came from, or in a new one")
   if (path / "config.json").exists():
     return _reopen(path, config, log)
   if origin is not None:
@@ -194,7 +199,9 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
       raise UserError(f"--config.{field}: the trained model depends on this field; to change it, use a new workdir")
   initial_memory = load_initial_memory(path / "memory_bank") if has_memory_init(config) else None
   variables, meta = None, {}
-  if (path / "encoder.npz").exists():
+  if exported.is_exported(path):
+    variables, meta = exported.load_encoder(path, jax.eval_shape(lambda: init_encoder_variables(config)))
+  elif (path / "encoder.npz").exists():
     variables, meta = load_encoder_weights(path / "encoder.npz", config)
   inference_overrides = []
   for field in changed:
@@ -249,6 +256,7 @@ def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], N
   path = configs.absolute_path(path)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
+  from mcsam_jax.memory_init.make_initial_memory import make_initial_memory  # not at the top: imports for seconds
   log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]
   initial_memory = make_initial_memory(reports, config, config.seed, log)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mcsam_jax.cli.verb import add_step, add_workdir, Verb
+from mcsam_jax.cli.verb import add_step, add_workdir, require_at_least, Verb
 from mcsam_jax.errors import UserError
 
 
@@ -31,14 +31,17 @@ def add_report_arguments(parser):
                       help="which files form one study: auto: files of one DICOM study, of a folder with up to four "
                            "images, or whose names differ only in the view; all: all files; folder: the files of each "
                            "folder; file: each file")
+  parser.add_argument("--nbest", type=int, default=1, metavar="N", help="number of best reports of each study, at most "
+                      "decode.beam_size (decode.num_samples for mbr); the page shows the best one (default: 1)")
   parser.add_argument("--json", action="store_true", help="write one JSON object instead of text")
   parser.add_argument("--out", default="", metavar="FILE", help="write the text or JSON to FILE instead of stdout")
   parser.add_argument("--html", default="", metavar="FILE", help="also write an HTML page with images and explanations")
 
 
 def run_report(args, overrides):
+  require_at_least("--nbest", 1, args.nbest)
   from mcsam_jax.evaluation.report import report
-  report(args.workdir, args.images, args.step, overrides, args.group, args.json, args.out, args.html)
+  report(args.workdir, args.images, args.step, overrides, args.group, args.json, args.out, args.html, args.nbest)
 
 
 def add_report_file_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,10 @@
-"""Verbs around training and evaluation: config, import-weights, precompile, benchmark."""
+"""Verbs around training and evaluation: config, import-weights, export, precompile, benchmark."""
 
 from pathlib import Path
 import shlex
 import sys
 
-from mcsam_jax.cli.verb import add_config, refuse_overrides, require_at_least, Verb
+from mcsam_jax.cli.verb import add_config, add_step, add_workdir, refuse_overrides, require_at_least, Verb
 
 
 def add_config_arguments(parser):
@@ -80,6 +80,19 @@ def run_import_weights(args, overrides):
   else:
     from mcsam_jax.pretrained.chexbert import import_chexbert
     import_chexbert(args.source, args.destination, args.vocabulary)
+
+
+def add_export_arguments(parser):
+  add_workdir(parser)
+  add_step(parser)
+  parser.add_argument("out", metavar="OUT", help="folder to create, local or gs://")
+  parser.add_argument("--stablehlo", action="store_true",
+                      help="also write the compiled beam search, which runs with jax alone (examples/run_stablehlo.py)")
+
+
+def run_export(args, overrides):
+  from mcsam_jax.export.export_model import export_model
+  export_model(args.workdir, args.out, args.step, overrides, args.stablehlo)
 
 
 def add_precompile_arguments(parser):
@@ -170,6 +183,8 @@ VERBS = (
          "mcsam config show --config iu_xray --config.train.batch_size=32"),
     Verb("import-weights", "convert weights of other frameworks", add_import_weights_arguments, run_import_weights,
          "mcsam import-weights encoder resnet50-0676ba61.pth data/resnet50.npz"),
+    Verb("export", "write a trained model as a folder to hand over: weights, config, vocabulary, model card",
+         add_export_arguments, run_export, "mcsam export --workdir runs/demo demo-model"),
     Verb("precompile", "compile for a TPU pod without one: does it fit, and what limits its speed?",
          add_precompile_arguments, run_precompile, "mcsam precompile --config mimic_cxr --topology v5e:16x16",
          exit_note="; 3: it doesn't fit in memory"),

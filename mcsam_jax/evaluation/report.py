@@ -6,16 +6,12 @@ number or date of a patient reaches the output.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import hashlib
 import itertools
 import json
-from pathlib import Path
-import platform
 import sys
 import time
 
 from etils import epath
-import jax
 
 from input_pipeline import user_images
 from input_pipeline.prefetch import ordered_map
@@ -28,8 +24,8 @@ from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.evaluation.eval_files import find_pointing_game
 from mcsam_jax.explain.user_images import explain_user_images
-from mcsam_jax.files.home import find_cache_folder
-from mcsam_jax.inference.ood import FALSE_ALARM_RATE, load_or_fit_detector, OOD_FILE, OODDetector
+from mcsam_jax.inference.compilation_cache import enable_compilation_cache
+from mcsam_jax.inference.ood import load_or_fit_detector, OOD_FILE, OODDetector
 from mcsam_jax.inference.predictor import Prediction, Predictor
 
 BATCH_SIZE = 4            # small, because most calls bring few studies; one compiled program serves any number of them
@@ -37,8 +33,8 @@ ONE_DEVICE = [f"--config.mesh.{axis}=1" for axis in ("data", "fsdp", "tensor")]
 
 
 def report(workdir: str, paths: Sequence[str], step: int | None = None, overrides: Sequence[str] = (),
-           grouping: str = "auto", as_json: bool = False, out: str = "", html: str = "", write=print,
-           log=lambda line: print(line, file=sys.stderr, flush=True)) -> dict:
+           grouping: str = "auto", as_json: bool = False, out: str = "", html: str = "", nbest: int = 1,
+           write=print, log=lambda line: print(line, file=sys.stderr, flush=True)) -> dict:
   """Generates the reports of image files and folders; returns the content of the JSON output.
 
   Args:
@@ -50,6 +46,7 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
     as_json: writes one JSON object instead of text.
     out: file that the text or JSON is written to; "": it is passed to `write`.
     html: HTML file to write as well; "": none.
+    nbest: number of best reports per study in the text and the JSON; the page shows the best one alone.
     write: takes a text of the output.
     log: takes a line of progress or about an unreadable file.
 
@@ -85,7 +82,7 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
   studies = _read_studies(found.studies, work, ood_detector, add_unreadable)
   first_study = next(studies, None)
   if first_study is not None:                       # only now is the model worth loading
-    predictor = Predictor(work, step, ood_detector, log)
+    predictor = Predictor(work, step, ood_detector, log, nbest)
     output |= {"step": predictor.loaded.step, "search": predictor.search,
                "ood_threshold": ood_detector and ood_detector.threshold}
     output["notes"] += predictor.notes
@@ -97,7 +94,7 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
     start = time.monotonic()
     for result in predictor.predict(itertools.chain([first_study], studies)):
       results.append(result)
-      output["studies"].append(describe_study(result, ood_detector))
+      output["studies"].append(describe_study(result, ood_detector, with_nbest=nbest > 1))
       if not as_json and not out:
         write(report_text.format_study(output["studies"][-1], len(results)))
     log(f"{len(results)} report(s) in {time.monotonic() - start:.1f} s")
@@ -137,20 +134,21 @@ def _read_studies(studies: Sequence[Sequence[ImageFile]], work: Workdir, ood_det
       yield study
 
 
-def describe_study(result: Prediction, ood_detector: OODDetector | None) -> dict:
-  """Returns the JSON object of a study; its files appear with the names that the user gave them and their views."""
+def describe_study(result: Prediction, ood_detector: OODDetector | None, with_nbest: bool = False) -> dict:
+  """Returns the JSON object of a study; its files appear with the names that the user gave them and their views.
+
+  With `with_nbest` it has the list `nbest` of the best reports, which begins with the report itself.
+  """
   study, warnings = result.study, list(result.study.warnings)
   images = []
   for file, similarity in itertools.zip_longest([*study.files, *study.unused], result.similarity):
     images.append({"file": file.name, "view": file.view, "view_source": file.view_source, "used": file in study.files,
                    "similarity": None if similarity is None else round(similarity, 3)})
     if ood_detector is not None and similarity is not None and similarity < ood_detector.threshold:
-      warnings.append(f"{file.name} doesn't look like a chest X-ray of the kind that the model was trained on "
-                      f"(similarity {similarity:.2f}; {1 - FALSE_ALARM_RATE:.1%} of the val images reach "
-                      f"{ood_detector.threshold:.2f})")
-  return {"images": images, "report": result.report.text,
-          "log_prob": None if result.report.log_prob is None else round(result.report.log_prob, 4),
-          "warnings": warnings}
+      warnings.append(ood_detector.describe_outlier(file.name, similarity))
+  reports = [{"report": each.text, "log_prob": None if each.log_prob is None else round(each.log_prob, 4)}
+             for each in result.report.nbest]
+  return {"images": images, **reports[0], "warnings": warnings, **({"nbest": reports} if with_nbest else {})}
 
 
 def _add_explanations(studies: Sequence[dict], explanations: Sequence, slots: Sequence, train: Split | None) -> None:
@@ -190,24 +188,3 @@ def _write_html(path: epath.Path, predictor: Predictor, results: Sequence[Predic
              findings=labeler.findings if labeler else (), slots=slots, train_reports=train.reports if train else (),
              pointing_game=find_pointing_game(work, predictor.loaded.step), restricted=restricted,
              show_restricted=restricted)
-
-
-def enable_compilation_cache() -> None:
-  """Lets JAX cache compiled programs between calls, unless the user has chosen a place (JAX_COMPILATION_CACHE_DIR).
-
-  The programs contain neither images nor reports. A program compiled for one processor may not run on another one that
-  shares the home folder, so each kind of processor has a folder of its own.
-  """
-  if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
-    return
-  try:
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next(line for line in cpuinfo if line.startswith(("flags", "Features")))
-  except (OSError, StopIteration):
-    processor = platform.processor()
-  kind = hashlib.sha256(f"{platform.machine()} {processor}".encode()).hexdigest()[:10]
-  cache_folder = find_cache_folder()
-  if cache_folder is None:
-    return
-  jax.config.update("jax_compilation_cache_dir", str(cache_folder / "mcsam" / f"xla-{kind}"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -16,11 +16,19 @@ def format_study(study: dict, number: int) -> str:
             for image in study["images"] if image["used"]]
   lines = [f"[{number}] {', '.join(images)}"]
   lines += [f"    warning: {warning}" for warning in study["warnings"]]
-  report = capitalize_report(study["report"]) or "(empty report)"
-  lines += textwrap.wrap(report, WIDTH, initial_indent="    ", subsequent_indent="    ")
-  lines.append("    retrieved from training" if study["log_prob"] is None else
-               f"    log-probability {study['log_prob']:.2f}")
+  lines += _format_report(study, "")
+  for rank, report in enumerate(study.get("nbest", ())[1:], 2):
+    lines += _format_report(report, f"{rank}. ")
   return "\n".join(lines) + "\n"
+
+
+def _format_report(report: dict, prefix: str) -> list[str]:
+  """Returns the lines of a report and its log-probability; the prefix is the rank of any but the best."""
+  text = capitalize_report(report["report"]) or "(empty report)"
+  lines = textwrap.wrap(prefix + text, WIDTH, initial_indent="    ", subsequent_indent="    ")
+  lines.append("    retrieved from training" if report["log_prob"] is None else
+               f"    log-probability {report['log_prob']:.2f}")
+  return lines
 
 
 def format_output(output: dict, with_studies: bool) -> str:

@@ -30,7 +30,7 @@ def explain_user_images(predictor: Predictor, studies: Sequence[UserStudy], repo
   if not config.data.restricted:
     with contextlib.suppress(UserError):
       train = workdir.open_split("train")
-  batches = (predictor.make_batch(group)[0] for group in batched(studies, config.decode.batch_size))
+  batches = (predictor.make_batch(group)[0] for group in batched(studies, predictor.batch_size))
   with jax.set_mesh(predictor.mesh):
     explanations = explain_reports(predictor.loaded, config, tokenizer, predictor.mesh, batches, reports,
                                    train.reports if train else ())

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from input_pipeline.batch import empty_batch
 from mcsam_jax import config as configs
+from mcsam_jax.checkpoints import exported
 from mcsam_jax.checkpoints.checkpoint import Checkpoints, to_shape_dtype_struct
 from mcsam_jax.checkpoints.weights import hash_weights
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
@@ -50,14 +51,17 @@ def load_model(workdir: Workdir, mesh: Mesh, step: int | None = None,
     UserError: the workdir has no checkpoint, or none of that step, or the checkpoint is damaged.
   """
   config, tokenizer = workdir.config, workdir.tokenizer
+  model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
+  sample_batch = empty_batch(config, 1, frozen_feature_shape(config))
+  abstract = jax.eval_shape(functools.partial(init_checkpoint_variables, model, config, sample_batch))
+  if exported.is_exported(workdir.path):
+    arrays, step = exported.load_variables(workdir.path, {name: tree for name, tree in abstract.items() if tree}, step)
+    return LoadedModel(str(workdir.path), model, jax.device_put(arrays, state_shardings(mesh, abstract)), step)
   checkpoints = Checkpoints(workdir.path, best_metric=config.train.best_metric, read_only=True)
   step = checkpoints.best() if step is None else step
   if step is None:
     raise UserError(f"{workdir.path} has no checkpoint yet: run `mcsam train --config ... --workdir "
                     f"{shlex.quote(str(workdir.path))}` first")
-  model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
-  sample_batch = empty_batch(config, 1, frozen_feature_shape(config))
-  abstract = jax.eval_shape(functools.partial(init_checkpoint_variables, model, config, sample_batch))
   variables = checkpoints.restore_variables(step, to_shape_dtype_struct(abstract, state_shardings(mesh, abstract)),
                                             config.optimizer.ema_decay > 0, log)
   return LoadedModel(str(workdir.path), model, variables, step)

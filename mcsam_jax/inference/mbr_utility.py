@@ -54,11 +54,19 @@ class MbrUtility:
 
   def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None,
              head_probs: Mapping[str, float] | None = None) -> Choice:
-    """Returns the candidate with the highest expected utility; of equal ones the first sample.
+    """Returns the candidate with the highest expected utility; the arguments are those of `rank`."""
+    return self.rank(samples, train_report_probs, 1, head_probs)[0]
+
+  def rank(self, samples: Sequence[str], train_report_probs: np.ndarray | None, count: int,
+           head_probs: Mapping[str, float] | None = None) -> list[Choice]:
+    """Returns the `count` candidates with the highest expected utility, fewer if there are fewer different texts.
+
+    Of candidates with the same utility the first sample comes first.
 
     Args:
       samples: texts of all samples; equal ones count as often as they occur.
       train_report_probs: [R], probabilities of the training reports for the study's images; None: not used.
+      count: number of candidates to return, at most.
       head_probs: probability of each finding by the findings head; used if `head_weight` is above 0.
     """
     first_of = {}
@@ -85,10 +93,9 @@ class MbrUtility:
       gain = compute_findings_gain(stated, reader.values * probabilities, self._utility.finding_threshold)
       utilities = utilities + self._utility.findings * gain
       finding_probs = dict(zip(reader.findings, probabilities.round(4).tolist()))
-    best = int(utilities.argmax())
-    if best < len(distinct):
-      return Choice(first_of[distinct[best]][0], None, finding_probs)
-    return Choice(None, int(added[best - len(distinct)]), finding_probs)
+    return [Choice(first_of[distinct[index]][0], None, finding_probs) if index < len(distinct) else
+            Choice(None, int(added[index - len(distinct)]), finding_probs)
+            for index in np.argsort(-utilities, kind="stable")[:count].tolist()]
 
   def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values: Callable[[], np.ndarray],
               weights: np.ndarray | None) -> np.ndarray:

@@ -18,6 +18,7 @@ import dataclasses
 import io
 
 from absl import logging
+from etils import epath
 from flax import linen as nn
 import jax
 import numpy as np
@@ -58,6 +59,11 @@ class OODDetector:
     count = min(NUM_NEIGHBORS, cosines.shape[1])
     return np.partition(cosines, -count, axis=1)[:, -count:].mean(1)
 
+  def describe_outlier(self, name: str, similarity: float) -> str:
+    """Returns the warning about an image, called `name`, whose similarity is below the threshold."""
+    return (f"{name} doesn't look like a chest X-ray of the kind that the model was trained on (similarity "
+            f"{similarity:.2f}; {1 - FALSE_ALARM_RATE:.1%} of the val images reach {self.threshold:.2f})")
+
 
 def load_or_fit_detector(workdir: Workdir, log: Callable[[str], None] = print) -> OODDetector | None:
   """Returns the detector of a workdir from its file, or fits it to the records; None if neither can be read."""
@@ -74,14 +80,19 @@ def load_or_fit_detector(workdir: Workdir, log: Callable[[str], None] = print) -
   log("fitting the detector of out-of-distribution images to a sample of train and val (once)")
   detector = fit_detector(_pool_sample(workdir, train, MAX_TRAIN_STUDIES, log),
                           _pool_sample(workdir, val, MAX_VAL_STUDIES, log), _find_common_first_view(workdir, train))
-  buffer = io.BytesIO()
-  np.savez(buffer, reference=detector.reference, threshold=detector.threshold,
-           first_view=VIEWS.index(detector.first_view))
   try:
-    atomic_write(path, buffer.getvalue())
+    save_detector(workdir.path, detector)
   except OSError as error:                              # a read-only workdir
     logging.info("%s could not be stored: %s", path, error)
   return detector
+
+
+def save_detector(directory: epath.Path, detector: OODDetector) -> None:
+  """Writes OOD_FILE to a folder."""
+  buffer = io.BytesIO()
+  np.savez(buffer, reference=detector.reference, threshold=detector.threshold,
+           first_view=VIEWS.index(detector.first_view))
+  atomic_write(directory / OOD_FILE, buffer.getvalue())
 
 
 def fit_detector(train: np.ndarray, val: np.ndarray, first_view: str = "frontal") -> OODDetector:

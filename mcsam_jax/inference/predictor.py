@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.batch import make_batch
 from input_pipeline.user_images import UserStudy
 from mcsam_jax.checkpoints.workdir import Workdir
-from mcsam_jax.distributed.mesh import make_mesh
+from mcsam_jax.distributed.mesh import decode_batch_size, make_mesh
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
@@ -47,31 +48,38 @@ class Predictor:
     workdir: the open workdir.
     ood_detector: detects images that are unlike the training images; None: no image is checked.
     loaded: the model at its checkpoint.
-    mesh: of one device.
+    mesh: over which batches are split; by default of one device.
+    batch_size: B.
     search: beam | mbr.
+    train_reports: those that `mbr` compares with; () for beam.
     notes: what a user should know about how reports are generated.
   """
 
   def __init__(self, workdir: Workdir, step: int | None, ood_detector: OODDetector | None,
-               log: Callable[[str], None] = print):
+               log: Callable[[str], None] = print, num_return: int = 1,
+               devices: Sequence[jax.Device] | None = None):  # pyright: ignore[reportInvalidTypeForm]
     """Loads the model.
 
     Args:
-      workdir: the open workdir; its config selects the search.
+      workdir: the open workdir; its config selects the search and the mesh.
       step: training step of the checkpoint; None: the best one on val, or the last.
       ood_detector: see above.
       log: receives lines of progress.
+      num_return: number of best reports per study.
+      devices: those of the mesh; None: the first one.
 
     Raises:
-      UserError: the workdir has no checkpoint, or none of that step, or the checkpoint is damaged.
+      UserError: the workdir has no checkpoint, or none of that step, or the checkpoint is damaged; the config's mesh
+        doesn't fit the devices; or `num_return` exceeds the beams.
     """
     self.workdir, self.ood_detector, self.notes = workdir, ood_detector, []
     config = workdir.config
-    self.mesh = make_mesh(config, jax.devices()[:1])
-    train_reports, self.search = (), config.decode.search
+    self.mesh = make_mesh(config, jax.devices()[:1] if devices is None else devices)
+    self.batch_size = decode_batch_size(config, self.mesh.shape)
+    self.train_reports, self.search = (), config.decode.search
     if self.search == "mbr":
       try:
-        train_reports = workdir.open_split("train").reports
+        self.train_reports = workdir.open_split("train").reports
       except UserError:
         self.search = "beam"
         self.notes.append("decode.search=mbr needs the training records, which are not on this machine: the reports "
@@ -82,21 +90,32 @@ class Predictor:
           lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
     with jax.set_mesh(self.mesh):
       self.loaded = load_model(workdir, self.mesh, step, log)
-    self._generate = ReportGenerator([self.loaded.model], config, workdir.tokenizer, self.mesh, self.search,
-                                     train_reports)
+    self._generate = self.make_generator(config, self.search, num_return, train_reports=self.train_reports)
 
-  def predict(self, studies: Iterable[UserStudy]) -> Iterator[Prediction]:
-    """Yields the report of each study, in order, as soon as its batch is finished."""
+  def make_generator(self, config: ConfigDict, search: str, num_return: int = 1, with_token_log_probs: bool = False,
+                     train_reports: Sequence[str] = ()) -> ReportGenerator:
+    """Returns a generator of this model's reports with other settings of `config.decode`; see `ReportGenerator`."""
+    return ReportGenerator([self.loaded.model], config, self.workdir.tokenizer, self.mesh, search, train_reports,
+                           num_return, with_token_log_probs)
+
+  def predict(self, studies: Iterable[UserStudy], generator: ReportGenerator | None = None) -> Iterator[Prediction]:
+    """Yields the report of each study, in order, as soon as its batch is finished.
+
+    Args:
+      studies: the studies.
+      generator: from `make_generator`; None: the one that the workdir's config asks for.
+    """
+    generate = self._generate if generator is None else generator
     pending = []         # studies of the batches that have been read, in order
 
     def make_batches() -> Iterator[dict]:
-      for group in batched(studies, self.workdir.config.decode.batch_size):
+      for group in batched(studies, self.batch_size):
         batch, similarities = self.make_batch(group)
         pending.extend(zip(group, similarities))
         yield batch
 
     with jax.set_mesh(self.mesh):
-      for report in self._generate.stream([self.loaded.variables], make_batches()):
+      for report in generate.stream([self.loaded.variables], make_batches()):
         study, similarity = pending.pop(0)
         yield Prediction(study, report, similarity)
 
@@ -106,7 +125,7 @@ class Predictor:
     Without a detector the similarities are empty.
     """
     config, detector = self.workdir.config, self.ood_detector
-    batch_size, num_views, image_size = config.decode.batch_size, config.data.num_views, config.data.image_size
+    batch_size, num_views, image_size = self.batch_size, config.data.num_views, config.data.image_size
     pixels = np.zeros((batch_size, num_views, image_size, image_size, 1), np.uint8)
     views = np.full((batch_size, num_views), -1)
     views[len(studies):, 0] = VIEWS.index("frontal")         # padding: studies of one black frontal view

@@ -29,7 +29,7 @@ class SpecialIds(Protocol):
 
 
 class Candidates(NamedTuple):
-  """Candidate reports of a batch: the best one of a beam search (K = 1), or all samples for `search=mbr`."""
+  """Candidate reports of a batch: the K best of a beam search, best first, or all samples for `search=mbr`."""
   record: jax.Array                       # int32 [B], index of the study in its split
   valid: jax.Array                        # bool [B], False for padding
   ids: jax.Array                          # int32 [B, K, T], see `BeamResult`
@@ -41,7 +41,8 @@ class Candidates(NamedTuple):
 SearchFn = Callable[[Sequence[dict], Sequence[DecodeConstants], dict, Sequence[jax.Array] | None], Candidates]
 
 
-def make_search_fn(models: Sequence[MCSAM], config: ConfigDict, special_ids: SpecialIds, search: str) -> SearchFn:
+def make_search_fn(models: Sequence[MCSAM], config: ConfigDict, special_ids: SpecialIds, search: str,
+                   num_return: int = 1) -> SearchFn:
   """Returns a pure function (variables, constants, batch, train_embeddings) -> Candidates, to be jitted.
 
   Its arguments are lists with one entry per model, except the batch: parameters, decode constants, and the embeddings
@@ -52,6 +53,7 @@ def make_search_fn(models: Sequence[MCSAM], config: ConfigDict, special_ids: Spe
     config: `decode`, `tokenizer.max_length`, `encoder` and `seed` are read.
     special_ids: usually the tokenizer.
     search: beam | mbr.
+    num_return: K of a beam search, at most `decode.beam_size`.
   """
   ensemble, decode = Ensemble(models), config.decode
   options: dict[str, Any] = {
@@ -81,8 +83,8 @@ def make_search_fn(models: Sequence[MCSAM], config: ConfigDict, special_ids: Spe
         decode_step, cache, batch_size=batch["valid"].shape[0], beam_size=decode.beam_size,
         length_penalty=decode.length_penalty, finished_beams=decode.finished_beams, cache_resizer=cache_resizer,
         **options)
-    return Candidates(batch["record"], batch["valid"], beams.ids[:, :1], beams.log_probs[:, :1], None,
-                      ensemble.finding_probs(contexts))
+    return Candidates(batch["record"], batch["valid"], beams.ids[:, :num_return], beams.log_probs[:, :num_return],
+                      None, ensemble.finding_probs(contexts))
 
   return search_fn
 

@@ -6,70 +6,26 @@ import json
 import shutil
 import types
 
-import jax
 import numpy as np
 import PIL.Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 import pytest
 
-from input_pipeline.batch import empty_batch
-from input_pipeline.builder.prepare import prepare
-from input_pipeline.pipeline import eval_batches
 from mcsam_jax import cli
-from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
-from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir
+from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.demo.demo import write_image_files
-from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.inference.feature_cache import load_split_features
-from mcsam_jax.inference.generate import ReportGenerator
-from mcsam_jax.inference.load import load_model
-from mcsam_jax.models.initialize import make_model
-from mcsam_jax.training.train_state import init_train_state
-from tests.testing.tiny import make_config, NETWORK
-
-TINY = NETWORK | {
-    "data.phantom.num_train": 20, "data.phantom.num_val": 10, "data.phantom.num_test": 1, "data.image_size": 32,
-    "data.short_side": 64, "encoder.name": "resnet_tiny", "encoder.frozen": True, "memory_init.kind": "random",
-    "tokenizer.threshold": 1, "tokenizer.max_length": 12, "train.host_threads": 1, "decode.beam_size": 2,
-    "decode.batch_size": 4, "prepare.num_workers": 1,
-}
-STEP = 7
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  """Returns a workdir whose checkpoint has random weights that give different studies different reports."""
-  root = tmp_path_factory.mktemp("report")
-  config = make_config(TINY, {"data.data_dir": root / "data", "encoder.weights": root / "encoder.npz"})
-  save_weights(root / "encoder.npz", init_encoder_variables(config), {"pretraining_data": "none"})
-  prepare(config, log=lambda line: None)
-  work = create_workdir(str(root / "run"), config, log=lambda line: None)
-  sample = empty_batch(config, 1, feature_shape=(4, 128))
-  model = make_model(config, work.tokenizer.vocab_size, work.patch_grid)
-  state = jax.jit(lambda: init_train_state(model, config, sample))()
-  state.params["decoder"]["logits"]["kernel"] *= 20
-  checkpoints = Checkpoints(work.path, 1)
-  checkpoints.save(STEP, state, {})
-  checkpoints.close()
-  return work.path
+from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
 @pytest.fixture(scope="module")
 def evaluated(workdir):
   """Returns study id -> (record, report that `mcsam evaluate` generates) of the val split."""
   work = open_workdir(workdir)
-  split, mesh = work.open_split("val"), make_mesh(work.config)
-  with jax.set_mesh(mesh):
-    member = load_model(work, mesh, None, lambda line: None)
-    features = load_split_features(work, split, lambda line: None)
-    reports = ReportGenerator([member.model], work.config, work.tokenizer, mesh, "beam")(
-        [member.variables], eval_batches(split, work.tokenizer, work.config, 4, features))
-  assert len({report.text for report in reports}) > 3
+  split = work.open_split("val")
+  reports = generate_as_evaluate(work, split)
   return {split.ids[report.record]: (split[report.record], report) for report in reports}
 
 
@@ -131,7 +87,7 @@ def call(workdir, folders, tmp_path_factory):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
       status = cli.main(["report", "--workdir", str(workdir), str(folders), *map(str, sorted(files.iterdir())),
-                         "--json", "--config.eval.explain=true"])
+                         "--json", "--config.eval.explain=true", "--nbest", "2"])
   return types.SimpleNamespace(files=files, two_views=two_views.name, json=json.loads(out.getvalue()), status=status,
                                out=out.getvalue(), err=err.getvalue(), predictor=predictors[0])
 
@@ -191,19 +147,30 @@ def test_calls_without_any_report(workdir, call, folders, tmp_path, capsys):
   assert status == 2 and str(tmp_path) in err
   status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--config.model.width=8")
   assert status == 2 and "--config.model.width" in err
+  status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--nbest", 3)
+  assert status == 2 and "decode.beam_size" in err
   status, _, err = run(capsys, "report", "--workdir", workdir, folders, "--step", 99)
   assert status == 2 and "99" in err
 
 
 def test_text_shows_studies_notes_and_unreadable_files(call):
-  study = call.json["studies"][11] | {"report": "the heart is normal . no effusion ."}
+  study = call.json["studies"][11] | {"report": "the heart is normal . no effusion .", "nbest": []}
   title, *warnings, report, log_prob = report_text.format_study(study, 3).splitlines()
   assert title == f"[3] {call.files}/photo.png (frontal, guessed from the order)" and "log-probability" in log_prob
   assert len(warnings) == 2 and all(line.startswith("    warning: ") for line in warnings)
   assert report == "    The heart is normal. No effusion."
   text = report_text.format_output(call.json, with_studies=True)
-  assert text.count("log-probability") == 12 and text.endswith(report_text.NOTICE)
+  assert text.count("log-probability") == 2 * 12 and text.endswith(report_text.NOTICE)
   assert text.count(str(call.files / "IM2")) == text.count(str(call.files / "cut.png")) == 1
+
+
+def test_nbest_lists_different_reports_and_begins_with_the_report(call):
+  for study in call.json["studies"]:
+    first, second = study["nbest"]
+    assert first == {"report": study["report"], "log_prob": study["log_prob"]} and second != first
+    lines = report_text.format_study(study, 1).splitlines()
+    assert sum("log-probability" in line for line in lines) == 2
+    assert any(line.startswith("    2. ") for line in lines)
 
 
 def test_json_holds_the_numbers_that_explain_each_report(call, workdir):

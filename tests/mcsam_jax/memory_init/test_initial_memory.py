@@ -6,7 +6,8 @@ import pytest
 
 from configs import default
 from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.initial_memory import load_initial_memory, make_initial_memory, save_initial_memory
+from mcsam_jax.memory_init.initial_memory import load_initial_memory, save_initial_memory
+from mcsam_jax.memory_init.make_initial_memory import make_initial_memory
 
 THEMES = ("pacemaker lead tip ventricle", "granuloma calcified nodule benign",
           "effusion costophrenic blunting small", "scoliosis spine degenerative curvature",

@@ -1,0 +1,101 @@
+"""Images in memory -> stored images, by the steps that the same images in files go through (images.py).
+
+  bytes          the content of a file: PNG, JPEG, TIFF, BMP, WebP or DICOM.
+  PIL image      as the file that it was opened from, if its pixels have not been read yet; otherwise as its pixels.
+  uint8 [H, W]   gray values, 0 black and 255 white, as a PNG file that holds them.
+  other [H, W]   uint16, integers and floats: stretched from their minimum to their maximum, like files of more than
+                 8 bits.
+  uint8 [H, W, 3]   colors, converted to luminance.
+  uint8 [S, S, 1]   with the side S that the model sees: used as it is.
+"""
+
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+
+from input_pipeline import dicom, images
+from input_pipeline.user_images import is_color
+from mcsam_jax.errors import UnreadableFile
+
+MemoryImage = bytes | PIL.Image.Image | np.ndarray
+
+
+def store_image(image: MemoryImage, name: str, short_side: int, image_size: int,
+                dicom_rendering: str) -> tuple[bytes, bool]:
+  """Returns an image as `images.decode` reads it, and whether it is in color.
+
+  Args:
+    image: see above.
+    name: what errors call it.
+    short_side: pixels of the shorter side of stored images, at most; 0: no limit.
+    image_size: S.
+    dicom_rendering: one of dicom.RENDERINGS.
+
+  Raises:
+    UnreadableFile: it is not an image of a supported kind.
+  """
+  try:
+    if isinstance(image, PIL.Image.Image):
+      image = _read_original(image) or image
+    if isinstance(image, bytes):
+      return images.to_jpeg(image, short_side, dicom_rendering), is_color(image)
+    if isinstance(image, np.ndarray):
+      if image.dtype == np.uint8 and image.shape == (image_size, image_size, 1):
+        return _to_png(PIL.Image.fromarray(image[..., 0])), False
+      image = _array_to_image(image)
+    in_color = _has_color(image)
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+      raise ValueError(f"it has {image.n_frames} pages, expected one image")    # pyright: ignore[reportAttributeAccessIssue]
+    if (image.format == "JPEG" and image.mode == "L" and images.is_upright(image)
+        and not 0 < short_side < min(image.size)):
+      return _to_png(image), in_color                       # the file would be stored byte for byte
+    return images.gray_to_jpeg(images.to_upright_grayscale(image), short_side), in_color
+  except UnreadableFile:
+    raise
+  except Exception as error:            # for damaged images, decoders raise many types
+    raise UnreadableFile(name, images.describe_decode_error(error)) from error
+
+
+def _array_to_image(array: np.ndarray) -> PIL.Image.Image:
+  """Returns an array [H, W] or [H, W, 3] as an image of 8 bits; raises ValueError for other arrays."""
+  kind = f"an array of {array.dtype} {list(array.shape)}"
+  is_color_array = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
+  if array.ndim != 2 and not is_color_array or array.dtype.kind not in "uif":
+    raise ValueError(f"{kind}, expected gray values [height, width] of 8 or 16 bits or floats, or uint8 "
+                     "[height, width, 3]")
+  if not array.size:
+    raise ValueError(f"{kind} has no pixel")
+  if array.dtype == np.uint8:
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+  if not np.isfinite(array).all():
+    raise ValueError("pixels that are not finite numbers")
+  return PIL.Image.fromarray(dicom.stretch_to_uint8(array.astype(np.float64)))
+
+
+def _has_color(image: PIL.Image.Image) -> bool:
+  """Returns whether the pixels of an image are more than shades of gray."""
+  if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
+    return False
+  small = image.convert("RGB").resize((64, 64), PIL.Image.Resampling.BOX)
+  return is_color(_to_png(small))
+
+
+def _read_original(image: PIL.Image.Image) -> bytes | None:
+  """Returns the file of an image as `PIL.Image.open` has returned it; None once its pixels were read, or changed."""
+  if (not isinstance(image, PIL.ImageFile.ImageFile) or not image.tile or image.fp is None
+      or image.format not in (*images.FORMATS, "MPO")):
+    return None
+  position = image.fp.tell()
+  image.fp.seek(0)
+  data = image.fp.read()
+  image.fp.seek(position)
+  with PIL.Image.open(io.BytesIO(data), formats=images.FORMATS) as opened:
+    return data if (opened.size, opened.mode) == (image.size, image.mode) else None
+
+
+def _to_png(image: PIL.Image.Image) -> bytes:
+  encoded = io.BytesIO()
+  image.save(encoded, "PNG", compress_level=1)
+  return encoded.getvalue()
