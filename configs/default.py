@@ -211,6 +211,8 @@ def get_config() -> ConfigDict:
                                           # models: comma-separated names of metrics/radeval.py; "": none
       "metrics": "",                      # package.module:function of metrics of your own, separated by commas (see
                                           # docs/extending.md); "": none
+      "manual_labels": "",                # CSV with the column id and labels that people assigned (1, 0, -1 or empty),
+                                          # one column per finding: F1 against them, too
       "num_permutations": 10,             # shuffled-images control: average over this many permutations of the images
       "seed": 0,                          # seed for the permutations and for bootstrap resampling
       "explain": False,                   # add explanations to the .jsonl (and to `mcsam report --json`): token

@@ -24,7 +24,8 @@ from mcsam_jax.files.home import expand_home
 
 CONFIGS_DIR = pathlib.Path(__file__).parents[1] / "configs"
 PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights",
-               "memory_init.word_vectors", "train.init_from", "eval.chexbert")
+               "memory_init.word_vectors", "train.init_from", "eval.chexbert",
+               "eval.manual_labels")
 RUNTIME_SECTIONS = ("decode", "eval", "mesh", "prepare")      # may differ from what a workdir was trained with
 VERSION_KEY = "mcsam_jax_version"                             # in config.json; version 0.1 didn't write it
 SOFTWARE_KEY = "software"                                     # in config.json: what wrote it, for people

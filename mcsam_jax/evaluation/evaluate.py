@@ -39,6 +39,7 @@ from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels, make_labeler
 from mcsam_jax.metrics.auc import compare_known_and_said
 from mcsam_jax.metrics.bootstrap import resample
+from mcsam_jax.metrics.external.manual_labels import read_manual_labels, score_manual_labels
 from mcsam_jax.metrics.external.own_metrics import add_own_metrics, load_own_metrics
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
@@ -68,6 +69,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   labeler = make_labeler(config)
   parse_score_names(config.eval.radeval)              # a missing package should fail before any report is generated
   load_own_metrics(config.eval.metrics)
+  if config.eval.manual_labels:
+    read_manual_labels(config.eval.manual_labels, split.ids)
   with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
     features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log)
@@ -127,9 +130,9 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   hypotheses, subjects = [report.text for report in reports], list_subjects(split)
 
   # Scores.
+  shuffled = shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed)
   scores, study_scores, labels = score_reports(
-      ids=split.ids, references=split.reports, hypotheses=hypotheses,
-      shuffled_hypotheses=shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed),
+      ids=split.ids, references=split.reports, hypotheses=hypotheses, shuffled_hypotheses=shuffled,
       train_reports=train.reports, model_features=model_features,
       initial_features={"train": load_pooled_features(workdir, train, log),
                         "split": load_pooled_features(workdir, split, log)},
@@ -156,6 +159,10 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   if labels and known:
     scores["known_findings"] = compare_known_and_said([each["reference"] for each in labels],
                                                       scores["labels"]["per_finding"], **known)
+  if labeler and config.eval.manual_labels:
+    manual, findings = read_manual_labels(config.eval.manual_labels, split.ids)
+    scores["manual_labels"] = score_manual_labels(manual, [each for each in findings if each in labeler.findings],
+                                                  labeler.label, split.reports, hypotheses, shuffled)
   if config.data.name == "phantom":
     scores |= _measure_on_phantoms(workdir, split, reports, explanations, log)
 

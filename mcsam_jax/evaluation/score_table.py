@@ -36,6 +36,7 @@ def format_table(scores: Mapping) -> str:
     lines.append("micro-F1, macro-F1: all findings, uncertain as negative; macro over the findings that occur in the "
                  "references" + (f"; labeler: {scores['labeler']}" if scores.get("labeler") else ""))
   for describe in (_describe_radeval, _compare_with_baselines, _describe_label_averages, _describe_known_findings,
+                   _describe_manual_labels,
                    _describe_details, _describe_heat_maps, _describe_unseen_references, _describe_texts):
     lines += describe(scores)
   return "\n".join([*lines, *(f"{key}: {note}" for key, note in scores["notes"].items())])
@@ -155,6 +156,15 @@ def _describe_heat_maps(scores: Mapping) -> Iterator[str]:
     yield (f"heat maps of {rates['n']} drawn findings that are mentioned: the maximum is on the finding in "
            f"{rates['own_map']:.1%}, that of another study's map in {rates['another_map']:.1%}, a random patch in "
            f"{rates['random_patch']:.1%}")
+
+
+def _describe_manual_labels(scores: Mapping) -> Iterator[str]:
+  """Yields one line: F1 against manual labels, beside that of the references and of shuffled images."""
+  if manual := scores.get("manual_labels"):
+    names = {"model": "this model", "shuffled_images": SHUFFLED_IMAGES, "references": "the references themselves"}
+    yield f"micro-F1 and macro-F1 against manual labels of {len(manual['findings'])} findings: " + ", ".join(
+        f"{name} {manual[key]['micro_f1']:.3f} and {manual[key]['macro_f1']:.3f}"
+        for key, name in names.items() if manual[key])
 
 
 def _describe_unseen_references(scores: Mapping) -> Iterator[str]:
