@@ -63,14 +63,14 @@ def load_by_name(field: str, value: str) -> Any:
   return found
 
 
-def call_by_name(field: str, value: str, *args, returns: type, method: str = "") -> Any:
+def call_by_name(field: str, value: str, *args, returns: Any, method: str = "") -> Any:
   """Returns what the function `package.module:name`, or a method of that class, gives for some arguments.
 
   Args:
     field: the config field, for errors.
     value: its value.
     args: arguments of the call.
-    returns: type that the result must have.
+    returns: class of the result, or `collections.abc.Callable`.
     method: name of a class method, to be called instead; the class is then a subclass of `returns`.
 
   Raises:

@@ -161,7 +161,7 @@ class _Storages(dict):
 
   def get_or_allocate(self, persistent_id: tuple) -> np.ndarray | type:
     """Returns the storage, or the stand-in of a class, to which a persistent id of the pickle refers."""
-    if len(persistent_id) == 4 and persistent_id[0] == "module":      # a class and its source code, in legacy files
+    if persistent_id[0] == "module":      # a class and its source code, in legacy files
       return persistent_id[1]
     kind, dtype, key, _, length, *view = persistent_id
     if kind != "storage" or any(view):
