@@ -46,11 +46,26 @@ def test_overrides_keep_the_type_of_their_field():
     ("--config.decode.length_penalty=nan", ["decode.length_penalty=nan", "finite"]),
     ("--config.decode.min_length=61", ["decode.min_length=61", "tokenizer.max_length=60"]),
     ("--config.data.name=r2gen_json", ["eval.labeler", "data.name=r2gen_json"]),
+    ("--config.train.objective=reward", ["train.init_from"]),
+    ("--config.train.patience=-1", ["train.patience=-1", "0"]),
+    ("--config.reward.temperature=0", ["reward.temperature", "above 0"]),
 ])
 def test_a_wrong_override_is_named(argument, parts):
   with pytest.raises(UserError) as error:
     configs.load_config("phantom", [argument])
   assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field, value, named", [
+    ("reward.num_samples", 1, ["reward.num_samples=1", "2"]),
+    ("train.grad_accum_steps", 2, ["train.grad_accum_steps=2"]),
+    ("train.best_metric", "", ["train.patience", "train.best_metric"]),
+    ("reward.findings", 0.0, ["reward.cider", "reward.findings"])])
+def test_reward_fine_tuning_needs_fitting_fields(field, value, named):
+  fields = {"train.objective": "reward", "train.init_from": "w", "train.patience": 2, "reward.cider": 0.0, field: value}
+  with pytest.raises(UserError) as error:
+    configs.load_config("phantom", [f"--config.{name}={value}" for name, value in fields.items()])
+  assert all(part in str(error.value) for part in named)
 
 
 @pytest.mark.parametrize("line, named", [

@@ -110,3 +110,23 @@ def test_most_operations_of_mimic_cxr_are_in_its_resnet():
   parts = flops.forward_flops(load("mimic_cxr"), 5000, 1)
   images = parts[flops.IMAGE_ENCODER] + parts[flops.FIRST_CONVOLUTION]
   assert images == pytest.approx(2 * 2 * 4.09e9, rel=0.002) and images > sum(parts.values()) / 2
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_operations_of_reward_fine_tuning_by_hand(frozen):
+  """Another sample per study is decoded once and trained on, which is three times a forward pass of its decoder."""
+  def count(**fields):
+    return flops.reward_flops(load(train__init_from="w", train__objective="reward", encoder__frozen=frozen, **fields),
+                              VOCAB_SIZE)
+
+  config = load(encoder__frozen=frozen)
+  parts = flops.forward_flops(config, VOCAB_SIZE, config.train.batch_size)
+  num_patches, width = 2 * 6 * 6, config.model.width
+  patch_kv = config.train.batch_size * config.model.decoder_layers * num_patches * 2 * 2 * width ** 2
+  two, three = (count(reward__num_samples=number) for number in (2, 3))
+  assert three - two == pytest.approx(4 * (parts["decoder"] + parts["logits"] - patch_kv))
+  assert two > flops.train_flops(config, VOCAB_SIZE)
+  encoder = sum(parts.get(part, 0) for part in (flops.IMAGE_ENCODER, flops.FIRST_CONVOLUTION))
+  with_start_model = count(reward__num_samples=2, reward__kl_weight=0.1)
+  encoding = encoder + parts["patches"] + parts["memory"] + parts["encoder"]
+  assert with_start_model - two == pytest.approx(encoding + 2 * (parts["decoder"] + parts["logits"]) - patch_kv)

@@ -18,7 +18,8 @@ from tests.testing.random_network import RandomNetwork
 B, K, STEPS = 4, 3, 4
 FIELDS = {"train__batch_size": B, "train__num_steps": STEPS, "optimizer__warmup_steps": 0, "train__objective": "reward",
           "optimizer__learning_rate": 0.01, "train__init_from": "w", "reward__num_samples": K,
-          "reward__temperature": 0.8, "reward__kl_weight": 0.1, "model__encoder_layers": 0}
+          "reward__temperature": 0.8, "reward__kl_weight": 0.1, "model__encoder_layers": 0,
+          "model__decoder_layers": 1}
 
 
 class CountingScorer:
@@ -103,6 +104,7 @@ def test_samples_were_drawn_with_the_probability_that_the_update_computes(run):
   np.testing.assert_array_equal(samples.references, batch["tokens"])
 
 
+@pytest.mark.slow
 def test_a_constant_reward_leaves_the_policy_loss_without_gradient():
   run = Run(reward__cross_entropy_weight=0.0, reward__kl_weight=0.0, optimizer__weight_decay=0.0)
   with jax.set_mesh(run.mesh):
