@@ -113,7 +113,7 @@ def read_vocabulary(path: epath.PathLike) -> list[str]:
     UserError: the file is missing, not text, or not the vocabulary of a BERT model.
   """
   try:
-    content = epath.Path(path).read_bytes().decode()
+    content = epath.Path(path).read_bytes().decode("utf-8-sig")
     if str(path).endswith(".json"):
       pieces = [_convert_sentencepiece(piece) for piece in json.loads(content)]
     else:
@@ -122,7 +122,7 @@ def read_vocabulary(path: epath.PathLike) -> list[str]:
     raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
   except UnicodeDecodeError as error:
     raise UserError(f"{path}: not UTF-8 text ({error.reason}), expected the vocabulary of a BERT model") from error
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path}: not a JSON list of pieces ({error}), expected the vocabulary of a BERT model") from error
   missing = [piece for piece in REQUIRED_TOKENS if piece not in pieces]
   if missing or pieces[0] != "[PAD]":

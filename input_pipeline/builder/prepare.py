@@ -22,6 +22,7 @@ from input_pipeline.splits import count_skipped, is_prepared, open_split, Split
 from input_pipeline.token_table import load_token_table
 from input_pipeline.tokenizer import measure_unk_fraction, Tokenizer
 
+SUMMARY_FIELDS = {"studies", "images", "mean_words", "distinct_reports", "unk_fraction"}
 MANY_UNKNOWN = 0.1            # fraction of <unk> in a split above which a warning is logged
 
 
@@ -50,7 +51,7 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str,
     log(format_record_counts(builder, counts))
   log(_format_summary(summary))
   for name, row in summary.items():
-    if row.get("unk_fraction", 0) > MANY_UNKNOWN:
+    if row["unk_fraction"] > MANY_UNKNOWN:
       log(f"warning: {row['unk_fraction']:.0%} of the words of {name} become <unk>, because they occur less than "
           f"tokenizer.threshold={config.tokenizer.threshold} times in the training reports: lower it, or check the "
           "reports and data.cleaning")
@@ -62,8 +63,11 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str,
 def _load_or_make_summary(path: epath.Path, splits: dict[str, Split], tokenizer: Tokenizer,
                           counts: dict[str, dict]) -> dict[str, dict]:
   """Returns the summary of each split from the file `path`, or computes it by a pass over all records and writes it."""
-  with contextlib.suppress(FileNotFoundError, ValueError):
-    return json.loads(path.read_text())
+  with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
+    stored = json.loads(path.read_text())
+    if isinstance(stored, dict) and stored.keys() == splits.keys() and all(
+        isinstance(row, dict) and SUMMARY_FIELDS <= row.keys() for row in stored.values()):
+      return stored
   summary = {name: _summarize(split, tokenizer) | ({"study_counts": counts[name]} if counts else {})
              for name, split in splits.items()}
   with explain_write_errors(path):

@@ -39,7 +39,7 @@ def test_truncated_report_keeps_its_separator():
 def test_both_formats_of_vocabulary_files(tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(PIECES) + "\n")
   assert read_vocabulary(tmp_path / "vocab.txt") == PIECES
-  (tmp_path / "vocab.txt").write_bytes("\r\n".join(PIECES).encode())
+  (tmp_path / "vocab.txt").write_bytes("\r\n".join(PIECES).encode("utf-8-sig"))
   assert read_vocabulary(tmp_path / "vocab.txt") == PIECES
   marked_pieces = ["\u2581" if piece == "[unused0]" else piece if piece.startswith("[") else
             piece[2:] if piece.startswith("##") else "\u2581" + piece for piece in PIECES]
@@ -49,7 +49,7 @@ def test_both_formats_of_vocabulary_files(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("vocab.txt", b"the\nlung\n", r"\[PAD\]"), ("vocab.txt", b"\xff\xfe", "UTF-8"),
-    ("vocab.json", b"{", "list"),
+    ("vocab.json", b"{", "list"), ("vocab.json", b"[" * 3000, "list"),
     ("vocab.txt", b"a\n[PAD]\n[UNK]\n[CLS]\n[SEP]", "first piece .*a"), ("vocab.json", b"[1]", "list"),
     ("vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\na", "1 of 6 pieces")])
 def test_files_that_are_no_vocabulary_are_errors(tmp_path, name, content, message):

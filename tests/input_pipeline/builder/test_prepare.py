@@ -47,12 +47,13 @@ def test_preparing_again_changes_nothing(source):
   assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
 
 
-def test_truncated_summary_is_computed_again(source):
+def test_damaged_summary_is_computed_again(source):
   _, config = source
   summary = prepare(config, log=lambda line: None)
   path = tokenizer_dir(config) / "summary.json"
-  path.write_text(path.read_text()[:-9])
-  assert prepare(config, log=lambda line: None) == summary
+  for content in (path.read_text()[:-9], "[" * 3000, "[]", "{}", json.dumps({**summary, "test": {"studies": 5}})):
+    path.write_text(content)
+    assert prepare(config, log=lambda line: None) == summary
 
 
 def test_other_settings_have_folders_of_their_own(source):

@@ -10,6 +10,7 @@ import pytest
 
 from mcsam_jax import config
 from mcsam_jax.cli import main
+from mcsam_jax.cli.main import silence_libraries
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.home import expand_home, find_cache_folder
 
@@ -46,6 +47,12 @@ def test_an_unknown_home_is_named(homeless):
   assert str(expand_home("~odd name")) == "~odd name"                   # a file may be called that
   with pytest.raises(UserError, match="~/data"):
     config.load_config("phantom", ["--config.data.data_dir=~/data"])
+
+
+def test_no_library_makes_a_folder_of_that_name(homeless, monkeypatch):
+  monkeypatch.delenv("KERAS_HOME", raising=False)
+  silence_libraries()
+  assert os.environ["KERAS_HOME"] == os.devnull
 
 
 def test_report_runs_without_a_cache(homeless, monkeypatch):
