@@ -12,6 +12,7 @@ mostly end without one. A line break in wrapped prose, as in MIMIC-CXR, ends not
 import re
 from typing import NamedTuple
 
+from mcsam_jax.labelers import statement_terms
 from mcsam_jax.labelers.key_values import (
   ends_in_name,
   find_heading_label,
@@ -32,6 +33,7 @@ class ReportStatement(NamedTuple):
   start: int               # offset in the report
   heading: str = ""        # the heading above it, in lower case
   label: str = ""          # that a check box gives to its findings; "": none
+  is_heading: bool = False      # a bold line or a heading, which may be a finding without a statement below it
 
 
 class _Line(NamedTuple):
@@ -60,35 +62,6 @@ _SENTENCE_END = re.compile(
     r"(?<=\s)\(?\d{1,2}\)(?=\s)|(?P<cell>\|)|[(\[](?P<answer>[^()\[\]]{1,30})[)\]],|"
     r"(?P<comma>,|\t|\s{3,})(?=\s*[\"']?[A-Za-z][A-Za-z /\-]{1,40}[\"']?\s*[:=])|"
     r"(?P<dash>\s[-\u2013\u2014])(?=\s+[A-Z])")
-_SECTION = re.compile(
-    r"[\s\"']*((?:(?:clinical|relevant|final|preliminary|overall)\s+)?(?:findings?|impressions?|conclusions?|report|"
-    r"results?|opinion|summary|assessment|interpretation|diagnos[ie]s|indications?|history|information|comparisons?|"
-    r"technique|recommendations?|reason for [a-z ]{1,30}))\s*:")
-_TITLE_LINE = re.compile(
-    r"(?:(?:findings?|impressions?|conclusions?|report|results?|opinion|summary|assessment|interpretation|lungs?|"
-    r"airways?|heart|cardiac|pleura|pleural space|mediastinum|hila|bones?|(?:support )?devices?|lines|tubes|abdomen|"
-    r"soft tissues|chest wall|diaphragm|other|indications?|history|clinical history|technique|comparisons?|"
-    r"recommendations?)(?:\s*(?:and|&|/|,)\s*)?)+")
-_KEY_LINE = re.compile(r"[\"'{]?[A-Za-z][A-Za-z0-9 /&,()'\-]{1,60}[\"']?\s*(?::|=)(?=\s|$|[A-Z\"'])")
-_CONTINUES = re.compile(
-    r"(?:[,/(&+\-]|\b(?:and|or|nor|but|with|without|of|in|at|on|to|for|from|by|as|than|the|an?|no|not|is|are|was|were|"
-    r"has|have|had|been|be|may|might|could|can|cannot|would|should|neither|either|any|this|that|these|which|there|vs|"
-    r"versus|per|into|within|over|above|below|its|between|near|through|along|behind|under|(?<!\bthe )(?:left|right)|"
-    r"small|tiny|trace|mild|moderate|large|severe|minimal|acute|chronic|focal|diffuse|pleural|pulmonary|cardiac|mediastinal|"
-    r"patchy|new|old|stable|increased|decreased|evidence|possible|likely|probable|bilateral|upper|lower|middle|mid|"
-    r"basilar|bibasilar|apical|hilar|lateral|interstitial|vascular|linear|hazy|remains?|appears?|seen|represents?|"
-    r"reflects?|also|again|only|both|displaced|rib|bony|airspace|space|"
-    r"(?!\w*(?:megaly|anomaly))\w+ly))\s*$", re.IGNORECASE)
-_CAPITAL = re.compile(r"(?!(?:Swan|Kerley|Port|Dobb?hoff|Hickman|Ghon|Hampton|Chilaiditi|Bochdalek|Morgagni|Ganz|Ewart|"
-                      r"Jude|Doctor|Dr|Mr|Mrs|Ms)\b)(?:[A-Z][a-z]+\b|A(?=\s+[a-z]))")
-_BEGINS = re.compile(
-    r"(?:no|there|the|an?|(?:(?:normal|enlarged|clear|stable)\s+)?(?:heart|lungs|cardi\w+|mediast\w+)|left|right|small|"
-    r"tiny|trace|mild|moderate|severe|large|bilateral|bibasilar|possible|probable|patchy|old|picc|endotracheal|et|ng|"
-    r"tracheostomy|pacemaker)\b", re.IGNORECASE)
-_CONTINUATION = re.compile(
-    r"(?:or|and|nor|but|with|without|of|in|at|on|to|for|from|by|as|than|is|are|was|were|has|have|had|may|might|could|can|"
-    r"cannot|which|that|versus|vs|due|secondary|consistent|compatible|suggest\w*|represent\w*|reflect\w*|seen|noted|"
-    r"identified|also|likely|possibly|not|however)\b", re.IGNORECASE)
 NARROWEST_PROSE = 60       # columns; a line break before them wasn't made by wrapping
 
 
@@ -103,7 +76,10 @@ def split_statements(report: str) -> list[ReportStatement]:
     if has_content and not line.is_item and (line.follows_gap or lines[index - 1].is_item):
       heading = ""
     if _is_heading(lines, index):
-      heading, has_content = normalize_text(line.text).strip(" \t:"), False
+      text = normalize_text(line.text)
+      heading, has_content = text.strip(" \t:"), False
+      if line.is_heading and not text.rstrip().endswith(":"):
+        statements.append(ReportStatement(text, line.start, is_heading=True))
       index += 1
       continue
     end = index + 1
@@ -146,7 +122,7 @@ def _is_heading(lines: list[_Line], index: int) -> bool:
   if text.endswith(":"):
     return len(text.split()) <= MAX_KEY_WORDS and not (find_terms(text) and next_line.text.rstrip().endswith(":"))
   is_capital, next_text = line.text.lstrip()[:1].isupper(), next_line.text.lstrip()
-  if _TITLE_LINE.fullmatch(text):
+  if statement_terms.TITLE_LINE.fullmatch(text):
     return is_capital and (next_line.is_item or next_line.follows_gap or not next_text[:1].islower())
   if not is_title(text):
     return False
@@ -170,19 +146,20 @@ def _begins_statement(lines: list[_Line], index: int, width: int) -> bool:
   if line.follows_gap or line.is_item or line.is_heading or before.is_heading or _is_heading(lines, index):
     return True
   text = line.text.lstrip()
-  if split_pair(normalize_text(before.text)) and (_KEY_LINE.match(text) or split_pair(normalize_text(text))):
+  if split_pair(normalize_text(before.text)) and (
+      statement_terms.KEY_LINE.match(text) or split_pair(normalize_text(text))):
     return True
-  if _CONTINUES.search(before.text):                   # "Fracture: no" is complete, "there is no" is not
+  if statement_terms.CONTINUES.search(before.text):                   # "Fracture: no" is complete, "there is no" is not
     return not text[:1].islower() and any(
         pair and pair.label for pair in (split_pair(normalize_text(before.text)), split_pair(normalize_text(text))))
-  if _KEY_LINE.match(text) or _CAPITAL.match(text):
+  if statement_terms.KEY_LINE.match(text) or statement_terms.CAPITAL.match(text):
     return True
   states = lambda text: bool(find_terms(text) or find_organs(text))
   length = len(before.text.rstrip()) + 1 + len(text.split()[0])
   if not states(re.split(r"[.;:]\s", normalize_text(before.text))[-1]):
     return False
-  return (length <= NARROWEST_PROSE and bool(_BEGINS.match(text))
-          or length <= width and len(before.text.split()) > 1 and not _CONTINUATION.match(text)
+  return (length <= NARROWEST_PROSE and bool(statement_terms.BEGINS.match(text))
+          or length <= width and len(before.text.split()) > 1 and not statement_terms.CONTINUATION.match(text)
           and states(normalize_text(text)))
 
 
@@ -195,7 +172,7 @@ def _split_sentences(lines: list[_Line], heading: str, statements: list[ReportSt
   normalized = normalize_text(text)
   start, has_list_key = 0, False
   for end, next_start in [*_find_sentence_ends(text, normalized, first.is_item), (len(text), len(text))]:
-    while section := _SECTION.match(normalized, start, end):
+    while section := statement_terms.SECTION.match(normalized, start, end):
       heading, start = " ".join(section[1].split()), section.end()
     for part_start in range(start, end, MAX_LENGTH):
       part = normalized[part_start:min(end, part_start + MAX_LENGTH)]
