@@ -17,6 +17,7 @@ from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
+from mcsam_jax.evaluation.evaluate import evaluate
 from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
@@ -212,6 +213,16 @@ def test_a_workdir_is_enough_without_the_records(workdir, call, evaluated, folde
   output = json.loads(out)
   assert status == 0 and output["ood_threshold"] is None and "ood.npz" in output["notes"][0]
   assert output["studies"][0]["report"] == written.text and output["studies"][0]["images"][0]["similarity"] is None
+
+
+@pytest.mark.slow
+def test_a_split_of_one_study_is_evaluated(workdir, tmp_path):
+  shutil.copytree(workdir, tmp_path / "run")
+  scores = evaluate(str(tmp_path / "run"), "test", None, [], [], log=lambda line: None)
+  assert scores["num_studies"] == 1 and scores["controls"] == {"shuffled_images": None}
+  assert scores["nlg"]["clean"]["CIDEr"] == 0 and 0 <= scores["nlg"]["clean"]["BLEU_1"] <= 1
+  assert {"shuffled_images", "intervals"} <= scores["notes"].keys()
+  assert (tmp_path / "run" / "eval" / f"test-{STEP}.html").exists()
 
 
 @pytest.mark.slow
