@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from mcsam_jax.findings import FINDINGS
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers.rules import find_mentions, label_report
+from tests.testing.mutations import mutate_bytes
 
 FOLDER = pathlib.Path(__file__).parent
 RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
@@ -146,3 +147,11 @@ def test_hostile_texts_take_little_time(text):
   started = time.process_time()
   label_report("No effusion. " + text + "Enlarged heart.")
   assert time.process_time() - started < 5
+
+
+def test_damaged_reports_are_labeled():
+  rng, reports = random.Random(9), [case["report"].encode() for case in CASES]
+  for _ in range(150):
+    damaged = mutate_bytes(b"\n".join(rng.sample(reports, 2)), rng).decode("utf-8", "surrogateescape")
+    assert set(label_report(damaged).values()) <= set(LABEL_VALUES)
+    assert all(0 <= mention.start < mention.end <= len(damaged) for mention in find_mentions(damaged))
