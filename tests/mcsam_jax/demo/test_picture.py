@@ -15,8 +15,7 @@ class Phantoms(list):
 
 def test_findings_of_two_reports_are_compared():
   reference = "The heart is mildly enlarged. There is a small left pleural effusion. No pneumothorax. Sternotomy wires."
-  generated = ("there is a small right pleural effusion . there is a large right pneumothorax . "
-               "sternotomy wires are seen .")
+  generated = "there is a small right pleural effusion . a large right pneumothorax is seen . wires after sternotomy ."
   assert compare_findings(reference, generated) == {
       "Cardiomegaly": "missed", "Pleural Effusion": "differs", "Pneumothorax": "invented", "Support Devices": "agrees"}
 

@@ -13,6 +13,7 @@ from input_pipeline.datasets.phantom.patient import PHANTOM_FINDINGS
 from mcsam_jax.html_report import page
 from mcsam_jax.html_report import scores as page_scores
 from mcsam_jax.html_report.data import LOG_PROB_SCALE
+from mcsam_jax.html_report.forest import make_forest
 from tests.testing.synthetic_studies import make_scores, make_studies, SLOTS, TRAIN
 
 HOSTILE = '</script><script>window.hacked = 1</script><!-- <img src=x onerror="a=1"> & \u2028 \ud800 ]]> {{ 7 * 7 }}'
@@ -243,3 +244,37 @@ def test_page_shows_what_the_model_knows_beside_what_it_says(tmp_path, studies):
   assert "<td>0.819<small>0.031</small></td><td>0.900<small>0.020</small></td><td>0.250</td>" in with_head
   averages = text[text.index("All averages of the label scores</summary>"):]
   assert '<th scope="col">Average</th><th scope="col">Precision</th>' in averages and "macro (present)" in averages
+
+
+def test_the_forest_plot_has_every_system_with_interval_and_verdict(tmp_path, studies):
+  scores = make_scores(studies, PHANTOM_FINDINGS)
+  difference = lambda low, high: {"nlg": {"CIDEr": {"difference": (low + high) / 2, "low": low, "high": high}},
+                                  "labels": None}
+  scores["baselines"] |= {name: {"nlg": {"CIDEr": value}, "labels": None, "model_minus_this": difference(low, high)}
+                          for name, value, low, high in (("constant", 1.7, 1.0, 2.0), ("nearest", 3.1, -0.2, 0.4),
+                                                         ("medoid", 4.7, -2.0, -1.0))}
+  scores["intervals"]["baselines"] = {"medoid": {"nlg": {"CIDEr": {"low": 4.5, "high": 4.9}}}}
+  panel = make_forest(scores)[0]
+  assert panel.title == "CIDEr" and panel.ticks == [0, 2, 4, 6, 8] and panel.largest == 8
+  assert [(row.name, row.cell.value, row.verdict) for row in panel.rows] == [
+      ("this model", 3.2, ""), ("shuffled images", 1.0, ""), ("constant report", 1.7, "ahead"),
+      ("nearest image", 3.1, "unclear"), ("medoid of nearest images", 4.7, "behind")]
+  assert (panel.rows[-1].cell.low, panel.rows[-1].cell.high) == (4.5, 4.9)
+  page.write_page(tmp_path / "page.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS)
+  text = (tmp_path / "page.html").read_text()
+  drawn = text[text.index('<div class="forest"'):text.index("The band is")]
+  assert drawn.count('<svg width="100%"') == sum(len(panel.rows) for panel in make_forest(scores))
+  assert 'cx="40.0%"' in drawn and 'x="58.75' in drawn               # 3.2 and 4.7 of 8
+  assert make_forest({}) == [] and make_forest({"nlg": {"r2gen": {"CIDEr": 1.0}}}) == []
+
+
+def test_findings_without_a_reference_have_no_score(tmp_path, studies):
+  scores = make_scores(studies, PHANTOM_FINDINGS)
+  scores["labels"]["per_finding"]["Edema"] = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+  row, = (row for row in page_scores.make_finding_rows(scores) if row["name"] == "Edema")
+  assert not any(row[rate].known for rate in ("precision", "recall", "f1"))
+  page.write_page(tmp_path / "page.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS)
+  text = (tmp_path / "page.html").read_text()
+  edema = text[text.index('data-finding="Edema"'):]
+  edema = edema[:edema.index('class="count"')]
+  assert "<circle" not in edema and "no reference" in edema and "0.000" not in edema

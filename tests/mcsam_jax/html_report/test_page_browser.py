@@ -1,5 +1,6 @@
 """The HTML report in headless Chromium: sorting, filtering, keyboard and pointer."""
 
+import base64
 import contextlib
 import json
 import re
@@ -202,6 +203,88 @@ def test_small_screen_and_dark_theme(opened):
     opened.resize(*size)
     opened.evaluate("scrollTo(0, document.getElementById('list').offsetTop)")
     opened.wait_until(cards_are_separate)
+
+
+GAME = {"Pneumothorax": {"n": 46, "own_map": 0.46, "another_map": 0.22, "random_patch": 0.1, "difference": 0.24,
+                         "low": 0.1, "high": 0.3},
+        "all": {"n": 269, "own_map": 0.19, "another_map": 0.18, "random_patch": 0.14, "difference": 0.01, "low": -0.04,
+                "high": 0.05}}
+
+
+def test_printing_gives_every_study_with_its_images(opened, studies):
+  """Also those that were never in sight, and after a filter those that it selects."""
+  print_and_count = """new Promise((done) => {
+    const drawn = [];
+    window.print = () => {
+      dispatchEvent(new Event("beforeprint"));
+      drawn.push([...document.querySelectorAll("article")].map((card) => [Number(card.dataset.study),
+        [...card.querySelectorAll("img")].every((image) => image.complete && image.naturalWidth > 0)]));
+      dispatchEvent(new Event("afterprint"));
+      done(drawn[0]);
+    };
+    document.getElementById("print").click();
+  })"""
+  assert opened.evaluate(print_and_count) == [[number, True] for number in range(len(studies))]
+  assert opened.evaluate("document.querySelectorAll('article').length") < 30
+  set_control(opened, "search", "study-0000")
+  assert [number for number, _ in opened.evaluate(print_and_count)] == list(range(10))
+  assert "10 of 60" in opened.evaluate("document.getElementById('print-note').textContent")
+  set_control(opened, "search", "")
+  pdf = base64.b64decode(opened("Page.printToPDF", printBackground=True)["data"])     # the browser's own command
+  assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= len(studies) / 5
+
+
+def test_beside_a_heat_map_stands_how_often_such_maps_are_right(browser, studies, tmp_path):
+  browser.resize(1280, 900)
+  for game, parts in ((GAME, ["46 %", "22 %"]), (None, ["not measured"])):
+    write_and_open(browser, tmp_path, studies, pointing_game=game)
+    assert ("19 %" if game else "not been measured") in browser.evaluate(
+        "document.querySelector('.maps-caveat').textContent")
+    number = next(number for number, study in enumerate(studies) if any(
+        mention.finding == "Pneumothorax" and mention.label == "positive" for mention in study["mentions"]))
+    set_control(browser, "search", studies[number]["id"])
+    caveat = "document.querySelector('article .caveat')"
+    assert browser.evaluate(f"getComputedStyle({caveat}).visibility") == "hidden"
+    browser.evaluate("[...document.querySelectorAll('article .word')]"
+                     ".find((word) => word.textContent == 'pneumothorax' && word.closest('mark')).click()")
+    assert browser.evaluate(f"getComputedStyle({caveat}).visibility") == "visible"
+    assert all(part in browser.evaluate(f"{caveat}.textContent") for part in parts)
+    browser.evaluate("document.querySelector('article .word').click()")           # a word that names no finding
+    assert ("19 %" if game else "not measured") in browser.evaluate(f"{caveat}.textContent")
+
+
+def test_details_that_differ_are_marked_and_can_be_selected(browser, studies, tmp_path):
+  browser.resize(1280, 900)
+  write_and_open(browser, tmp_path, studies)
+  assert "size and side are not compared" in browser.evaluate("document.querySelector('.legend.marks').textContent")
+  finding = "Cardiomegaly"
+  both = [number for number, study in enumerate(studies)
+          if study["labels"][finding] == study["reference_labels"][finding] == "positive"]
+  compared = [study | {"differences": {finding: "mild instead of marked"} if number == both[0] else {}}
+              for number, study in enumerate(studies)]
+  write_and_open(browser, tmp_path, compared)
+  assert "not compared" not in browser.evaluate("document.querySelector('.legend.marks').textContent")
+  set_control(browser, "finding", str(PHANTOM_FINDINGS.index(finding)))
+  set_control(browser, "relation", "differs")
+  assert list_studies(browser) == both[:1]
+  assert browser.evaluate("document.querySelector('article mark.differs sup').textContent") == "≈"
+  assert "mild instead of marked" in browser.evaluate("document.querySelector('article .chips').textContent")
+  set_control(browser, "relation", "agree")
+  assert list_studies(browser) == both[:8]                           # it still agrees that the finding is there
+  set_control(browser, "relation", "wrong")
+  assert both[0] not in list_studies(browser, 60)
+
+
+def test_a_phone_shows_that_the_table_scrolls_and_the_most_telling_scores_first(opened):
+  opened.resize(390, 844)
+  opened.wait_for_frame()
+  assert opened.evaluate("document.documentElement.scrollWidth") == 390
+  visible = opened.evaluate("""[...document.querySelectorAll(".main-scores thead th")].slice(1)
+    .filter((cell) => cell.getBoundingClientRect().right <= 390).map((cell) => cell.textContent)""")
+  assert visible == ["CIDEr", "micro-F1", "macro-F1"]
+  assert opened.evaluate("getComputedStyle(document.querySelector('.scroll-hint')).display") == "block"
+  opened.resize(1280, 900)
+  assert opened.evaluate("getComputedStyle(document.querySelector('.scroll-hint')).display") == "none"
 
 
 @pytest.mark.slow
