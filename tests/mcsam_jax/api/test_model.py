@@ -198,6 +198,11 @@ def test_unusable_studies_are_named(model, study, named):
   assert named in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_folder_of_several_studies_is_not_taken_for_one(model, files):
+  with pytest.raises(UserError, match="10"):
+    model.generate(files[0][0].parent.parent)
+
+
 def test_loading_names_what_is_wrong(workdir, tmp_path):
   for arguments, named in (((tmp_path / "nothing",), "nothing"), ((workdir, 99), "99")):
     with pytest.raises(UserError, match=named):
