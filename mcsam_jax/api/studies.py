@@ -90,6 +90,8 @@ def read_study(name: str, study: Any, config: ConfigDict, default_view: str) -> 
     result = user_images.read_study(files, config.data, default_view, read)
   else:
     result = _read_in_given_order(name, files, list(views), config, read)
+  if len({file.study_key for file in files if file.study_key[0] == "dicom"}) > 1:
+    result.warnings.append("its DICOM files belong to different studies, according to their headers")
   if result.unreadable:
     error = result.unreadable[0]
     raise UserError(f"{error.path}: {error.reason}" if error.path.startswith(name) else
