@@ -3,7 +3,7 @@
 A study is one image, a list of images, or a mapping such as a prepared record:
 
   an image      a path of a file (PNG, JPEG, TIFF, BMP, WebP, DICOM), or an image in memory (memory_images.py). A path
-                of a folder stands for all images in it.
+                of a folder stands for the images in it, if they are of one study, as `mcsam report` groups them.
   a list        the images of one study. Views come from DICOM headers and file names; otherwise the first image is the
                 frontal one and the second the lateral one, as in `mcsam report`.
   a mapping     {"images": [...], "views": ["frontal", "lateral", ...]}, in the order in which the model is to see
@@ -12,7 +12,6 @@ A study is one image, a list of images, or a mapping such as a prepared record:
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
-import itertools
 import os
 from typing import Any
 
@@ -91,6 +90,8 @@ def read_study(name: str, study: Any, config: ConfigDict, default_view: str) -> 
     result = user_images.read_study(files, config.data, default_view, read)
   else:
     result = _read_in_given_order(name, files, list(views), config, read)
+  if len({file.study_key for file in files if file.study_key[0] == "dicom"}) > 1:
+    result.warnings.append("its DICOM files belong to different studies, according to their headers")
   if result.unreadable:
     error = result.unreadable[0]
     raise UserError(f"{error.path}: {error.reason}" if error.path.startswith(name) else
@@ -117,7 +118,7 @@ def _read_in_given_order(name: str, files: list[ImageFile], views: list[str], co
 def _find_files(name: str, path: str | os.PathLike) -> list[ImageFile]:
   """Returns the image files at a path; raises UserError if there is none, or one that is no radiograph."""
   try:
-    found = user_images.find_studies([os.fspath(path)], "all")
+    found = user_images.find_studies([os.fspath(path)])
   except (ValueError, TypeError) as error:               # such as a null byte, or a path of bytes
     raise UserError(f"{name}: {path!r} is no path ({error})") from error
   if found.unreadable:
@@ -125,4 +126,7 @@ def _find_files(name: str, path: str | os.PathLike) -> list[ImageFile]:
     raise UserError(f"{name}: {error.path}: {error.reason}")
   if not found.studies:
     raise UserError(f"{name}: {os.fspath(path)}: no image in this folder")
-  return list(itertools.chain.from_iterable(found.studies))
+  if len(found.studies) > 1:
+    raise UserError(f"{name}: {os.fspath(path)} holds the images of {len(found.studies)} studies: give a list of their "
+                    "folders or files, one entry for each study")
+  return found.studies[0]

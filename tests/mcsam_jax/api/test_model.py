@@ -17,6 +17,7 @@ from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.demo import write_image_files
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.inputs import token_mask
+from tests.testing.dicom_file import write_dicom
 from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
@@ -196,6 +197,22 @@ def test_unusable_studies_are_named(model, study, named):
   with pytest.raises(UserError) as raised:
     model.generate([study])
   assert named in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_folder_of_several_studies_is_not_taken_for_one(model, files):
+  with pytest.raises(UserError, match="10"):
+    model.generate(files[0][0].parent.parent)
+
+
+def test_dicom_files_of_different_studies_are_warned_of(model, files, tmp_path, evaluated):
+  two_views = next(number for number, paths in enumerate(files) if len(paths) == 2)
+  frontal, lateral = files[two_views]
+  write_dicom(lateral, tmp_path / "IM0", ViewPosition="LL")
+  write_dicom(frontal, tmp_path / "IM1", ViewPosition="PA")
+  write_dicom(frontal, tmp_path / "IM2", ViewPosition="PA", StudyInstanceUID="1.2.4")
+  same, different = model.generate([[tmp_path / "IM0", tmp_path / "IM1"], [tmp_path / "IM0", tmp_path / "IM2"]])
+  assert same.text == different.text == evaluated[two_views].text and same.views == ["frontal", "lateral"]
+  assert len(different.warnings) == len(same.warnings) + 1
 
 
 def test_loading_names_what_is_wrong(workdir, tmp_path):

@@ -8,8 +8,6 @@ import types
 
 import numpy as np
 import PIL.Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 import pytest
 
 from mcsam_jax import cli
@@ -18,6 +16,7 @@ from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.evaluation.evaluate import evaluate
+from tests.testing.dicom_file import write_dicom
 from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 
@@ -44,23 +43,6 @@ def run(capsys, *argv):
   status = cli.main(list(map(str, argv)))
   output = capsys.readouterr()
   return status, output.out, output.err
-
-
-def write_dicom(jpeg, path, **fields):
-  """Writes the decoded pixels of a grayscale JPEG as a DICOM file."""
-  with PIL.Image.open(jpeg) as image:
-    pixels = np.asarray(image.convert("L"))
-  file = Dataset()
-  file.SOPClassUID, file.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
-  file.PatientName, file.PatientID, file.Modality, file.StudyInstanceUID = "Doe^Jane", "MRN0042", "DX", "1.2.3"
-  file.Rows, file.Columns, file.SamplesPerPixel, file.PhotometricInterpretation = *pixels.shape, 1, "MONOCHROME2"
-  file.BitsAllocated = file.BitsStored = 8
-  file.HighBit, file.PixelRepresentation, file.PixelData = 7, 0, pixels.tobytes()
-  for name, value in fields.items():
-    setattr(file, name, value)
-  file.file_meta = FileMetaDataset()
-  file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-  file.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
