@@ -24,8 +24,8 @@ import tensorflow_datasets as tfds
 from input_pipeline import datasets
 from input_pipeline.corrupt_records import CorruptRecordError, CorruptRecordLog
 from input_pipeline.datasets import records
-from mcsam_jax.atomic_io import NPZ_ERRORS
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.progress import ProgressLog
 
 TARGETS = ("findings", "impression", "both")
@@ -244,11 +244,14 @@ def load_target_words(builder: tfds.core.DatasetBuilder, split: str, target: str
   """
   path = builder.data_path / "words.npz"
   try:
-    with path.open("rb") as file, np.load(file) as words:
-      findings, impression = words[split].T
-  except NPZ_ERRORS as error:
-    raise UserError(f"{path} can't be read ({error}), and data.min_words needs it: delete {builder.data_dir} and run "
-                    "`mcsam prepare`") from error
+    with open_npz(path) as file:
+      words = file.read(split)
+    if words.dtype.kind != "i" or words.shape != (builder.info.splits[split].num_examples, 2):
+      raise ValueError(f"{split} isn't a pair of numbers per record")
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} can't be read ({printable(str(error))}), and data.min_words needs it: delete "
+                    f"{builder.data_dir} and run `mcsam prepare`") from error
+  findings, impression = words.T
   return {"findings": findings, "impression": impression, "both": findings + impression}[target]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import hashlib
 import io
 import json
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -22,11 +23,13 @@ import numpy as np
 import sentencepiece
 
 from input_pipeline import text
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files.untrusted import read_json, read_regular_file
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
 _MODEL_FILE = "sentencepiece.model"
+_MAX_MODEL_BYTES = 2 ** 28
 # The printable ASCII characters that cleaning keeps: they are in the vocabulary even if no training report has them.
 _REQUIRED_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.-#$`|~"
 
@@ -156,6 +159,8 @@ class SentencePieceTokenizer(Tokenizer):
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.vocab_size = self._processor.vocab_size()
+    if [self._processor.piece_to_id(piece) for piece in (PAD, BOS, EOS, UNK)] != [0, 1, 2, 3]:
+      raise ValueError(f"its first four pieces aren't {PAD}, {BOS}, {EOS} and {UNK}")
 
   @classmethod
   def train(cls, reports: Iterable[str], cleaning: str, vocab_size: int) -> "SentencePieceTokenizer":
@@ -225,21 +230,43 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
   """
   path = epath.Path(directory) / _FILE
   try:
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
+    _check_stored(stored)
     if stored["kind"] == "word":
       return WordTokenizer(stored["words"], stored["cleaning"], stored["shared_special_ids"])
-    path, description = path.parent / _MODEL_FILE, stored
-    model = path.read_bytes()
+    path = path.parent / _MODEL_FILE
+    model = read_regular_file(path, _MAX_MODEL_BYTES)
+    if hashlib.sha256(model).hexdigest() != stored["model_sha256"]:
+      raise ValueError(f"its SHA-256 differs from that in {_FILE}")
+    return SentencePieceTokenizer(model, stored["cleaning"])
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: restore it, or run `mcsam prepare` and train in a new workdir"
                     ) from error
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it or delete its folder "
-                    "and run `mcsam prepare`") from error
-  if hashlib.sha256(model).hexdigest() != description.get("model_sha256"):
-    raise UserError(f"{path} is damaged (its SHA-256 differs from that in {_FILE}): restore it or delete "
-                    "its folder and run `mcsam prepare`")
-  return SentencePieceTokenizer(model, description["cleaning"])
+  except (OSError, ValueError, RuntimeError) as error:        # SentencePiece raises RuntimeError
+    raise UserError(f"{path} is damaged ({printable(str(error))}): restore it or delete its folder and run "
+                    "`mcsam prepare`") from error
+
+
+def _check_stored(stored: Any) -> None:
+  """Raises ValueError, which names the field, unless these are the values that `Tokenizer.save` writes."""
+  if not isinstance(stored, dict) or stored.get("kind") not in ("word", "sentencepiece"):
+    raise ValueError("kind is neither word nor sentencepiece")
+  if stored.get("cleaning") not in tuple(text.RULES):
+    raise ValueError(f"cleaning is {stored.get('cleaning')!r}, expected one of {', '.join(text.RULES)}")
+  if stored["kind"] == "sentencepiece":
+    if not isinstance(stored.get("model_sha256"), str):
+      raise ValueError("model_sha256 is no text")
+    return
+  words, is_shared = stored.get("words"), stored.get("shared_special_ids")
+  if not isinstance(is_shared, bool):
+    raise ValueError("shared_special_ids is neither true nor false")
+  if not isinstance(words, list) or not all(isinstance(word, str) and [word] == word.split() for word in words):
+    raise ValueError("words isn't a list of words")
+  special = {PAD} if is_shared else {PAD, BOS, EOS, UNK}
+  if len(set(words)) != len(words) or not special.isdisjoint(words):
+    raise ValueError("words names a word twice")
+  if is_shared and UNK not in words:
+    raise ValueError(f"words lacks {UNK}")
 
 
 def _write_json(directory: epath.Path, stored: dict) -> None:

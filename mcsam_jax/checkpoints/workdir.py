@@ -13,7 +13,6 @@
 from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
-import fcntl
 import json
 
 from etils import epath
@@ -26,10 +25,11 @@ from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
-from mcsam_jax.atomic_io import atomic_write, open_lock_file
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import UserError
+from mcsam_jax.files import lock
 from mcsam_jax.memory_init.initial_memory import (
   InitialMemory,
   load_initial_memory,
@@ -144,18 +144,7 @@ def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contex
   """
   if "://" in str(path):
     return contextlib.nullcontext()
-  try:
-    file = open_lock_file(path / ".lock")
-  except OSError as error:
-    raise UserError(f"{path / '.lock'} can't be opened ({error.strerror}): it must be a regular file that you may "
-                    "write") from error
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
-  except OSError as error:
-    log(f"{path} can't be locked ({error.strerror}): make sure that no other run trains there")
-  return file
+  return lock.acquire_lock(path / ".lock", f"another run is training in {path}: wait for it, or use a new workdir", log)
 
 
 def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Workdir:

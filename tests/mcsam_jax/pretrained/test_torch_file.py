@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.pretrained.torch_file import LEGACY_MAGIC, read_state_dict
+from mcsam_jax.pretrained.torch_file import read_state_dict
+from mcsam_jax.pretrained.torch_pickle import LEGACY_MAGIC
 
 STORAGES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
             "LongStorage": np.int64, "BoolStorage": np.bool_}
