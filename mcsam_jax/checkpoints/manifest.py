@@ -23,6 +23,7 @@ from mcsam_jax.files.untrusted import MAX_JSON_BYTES, open_regular_file, parse_j
 from mcsam_jax.retryable import is_retryable
 
 NAME = "manifest.json"
+ORBAX_NAMES = ("default", "_CHECKPOINT_METADATA", "commit_success.txt")       # what Orbax writes into a checkpoint
 CHUNK_BYTES = 2 ** 22
 THREADS = 4
 
@@ -54,6 +55,36 @@ def exists(folder: epath.Path) -> bool:
     if is_retryable(error):
       raise
   return True
+
+
+def is_deleted(folder: epath.Path) -> bool:
+  """Returns whether the folder of a checkpoint is gone; raises OSError if the file system doesn't answer."""
+  if "://" in str(folder):
+    return not folder.exists()
+  try:
+    os.stat(folder)
+  except FileNotFoundError:
+    return True
+  return False
+
+
+def is_incomplete(folder: epath.Path) -> bool:
+  """Returns whether a checkpoint lacks its manifest or a file that the manifest names, as while it is deleted."""
+  try:
+    return not all((folder / name).exists() for name in _load(folder)["files"])
+  except FileNotFoundError:
+    return True
+  except ValueError:
+    return False
+
+
+def holds_other_files(folder: epath.Path) -> bool:
+  """Returns whether somebody has put files into a checkpoint, which then must not be deleted."""
+  try:
+    written = set(_load(folder)["files"])
+    return bool(set(_list_files(folder)) - written)
+  except (FileNotFoundError, ValueError):
+    return any(name.split("/")[0] not in ORBAX_NAMES for name in _list_files(folder))
 
 
 def read_metadata(folder: epath.Path) -> dict:
@@ -100,8 +131,7 @@ def verify(folder: epath.Path) -> str:
 
 def _find_problem(path: epath.Path, recorded: dict[str, Any]) -> str:
   try:
-    with open_regular_file(path) as file:
-      size = file.seek(0, os.SEEK_END)
+    size = os.path.getsize(path) if "://" not in str(path) else recorded["bytes"]
     digest = _compute_digest(path) if size == recorded["bytes"] else {"bytes": size}
   except FileNotFoundError:
     return f"{path} is missing"
@@ -116,7 +146,7 @@ def _find_problem(path: epath.Path, recorded: dict[str, Any]) -> str:
 
 def _compute_digest(path: epath.Path) -> dict[str, Any]:
   sha256, size = hashlib.sha256(), 0
-  with open_regular_file(path) as file:
+  with open_regular_file(path, can_seek=False) as file:
     while chunk := file.read(CHUNK_BYTES):
       sha256.update(chunk)
       size += len(chunk)
@@ -129,7 +159,8 @@ def _list_files(folder: epath.Path) -> list[str]:
   while folders:
     for path in folders.pop().iterdir():
       if path.is_dir():
-        folders.append(path)
+        if "://" in str(path) or not os.path.islink(path):          # a link may point to a folder that contains it
+          folders.append(path)
       elif path.parent != folder or NAME not in path.name:
         names.append(str(path.relative_to(folder)))
   return sorted(names)

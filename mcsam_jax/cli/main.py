@@ -89,4 +89,6 @@ def silence_libraries() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")   # TensorFlow only reads records here
   logging.set_verbosity(logging.ERROR)
+  # Orbax also raises what it logs; a full disk would otherwise print dozens of tracebacks.
+  logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
   warnings.filterwarnings("ignore", category=FutureWarning)

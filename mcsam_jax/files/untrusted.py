@@ -25,14 +25,18 @@ MAX_INFLATED_BYTES = 2 ** 28   # of all compressed members of an archive togethe
 MAX_DIMENSIONS = 16            # of an array
 
 
-def open_regular_file(path: epath.PathLike) -> BinaryIO:
+def open_regular_file(path: epath.PathLike, can_seek: bool = True) -> BinaryIO:
   """Opens a file, local or in a bucket, for reading.
+
+  Args:
+    path: the file.
+    can_seek: whether a file in a bucket is read as a whole, so that one can seek in it; a local one always can.
 
   Raises:
     OSError: the file is missing, or is a folder, pipe, device or socket, or a link to one.
   """
   if "://" in os.fspath(path):
-    return io.BytesIO(epath.Path(path).read_bytes())
+    return io.BytesIO(epath.Path(path).read_bytes()) if can_seek else cast(BinaryIO, epath.Path(path).open("rb"))
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)        # opening a pipe would wait otherwise
   mode = os.fstat(descriptor).st_mode
   if stat.S_ISREG(mode):
