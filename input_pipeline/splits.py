@@ -17,6 +17,7 @@ import time
 
 from array_record.python import array_record_module
 from etils import epath
+from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
 import numpy as np
 import tensorflow_datasets as tfds
@@ -101,7 +102,22 @@ class Split:
 
   def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
     """Returns the records `indices` in that order; errors are those of `read_serialized`."""
-    return [records.Record(serialized) for serialized in self.read_serialized(indices)]
+    return [self._parse(int(index), serialized) for index, serialized in zip(indices, self.read_serialized(indices))]
+
+  def _parse(self, index: int, serialized: bytes) -> records.Record:
+    """Returns a record, or the first one after it that can be parsed, if that is tolerated."""
+    for _ in range(len(self)):
+      try:
+        record = records.Record(serialized)
+        record.check()
+        return record
+      except (ValueError, DecodeError) as error:
+        index = int(self.resolve([index])[0])
+        self._corrupt_record_log.add(self.name, self.directory, CorruptRecordError(index, str(error)),
+                                     int(self._stored_index[index]))
+        self.substitutes[index] = (index + 1) % len(self)
+        serialized, = self.read_serialized([index])
+    raise UserError(f"no record of split {self.name} in {self.directory} can be read")
 
   def resolve(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns the records `indices`, int64, with the substitutes of those that are known to be corrupt."""

@@ -23,6 +23,7 @@ import numpy as np
 import sentencepiece
 
 from input_pipeline import text
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.untrusted import read_json, read_regular_file
 
@@ -195,7 +196,7 @@ class SentencePieceTokenizer(Tokenizer):
     return [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
 
   def save(self, directory: epath.Path) -> None:
-    (directory / _MODEL_FILE).write_bytes(self._model)
+    atomic_write(directory / _MODEL_FILE, self._model)
     _write_json(directory, {"kind": self.kind, "cleaning": self.cleaning,
                             "model_sha256": hashlib.sha256(self._model).hexdigest()})
 
@@ -270,4 +271,4 @@ def _check_stored(stored: Any) -> None:
 
 
 def _write_json(directory: epath.Path, stored: dict) -> None:
-  (directory / _FILE).write_text(json.dumps(stored, indent=1) + "\n")
+  atomic_write(directory / _FILE, json.dumps(stored, indent=1) + "\n")

@@ -27,9 +27,10 @@ LAYERS = (
 )
 # Modules without any import of the project, which every unit may use.
 LEAVES = {"mcsam_jax", "mcsam_jax.errors", "mcsam_jax.findings", "mcsam_jax.retryable", "mcsam_jax.atomic_io",
-          "mcsam_jax.files", "mcsam_jax.files.lock", "mcsam_jax.files.untrusted", "mcsam_jax.hardware",
-          "mcsam_jax.partitioning", "mcsam_jax.progress"}
-LEAF_IMPORTS = {("mcsam_jax.retryable", "mcsam_jax.errors"), ("mcsam_jax.files.lock", "mcsam_jax.errors")}
+          "mcsam_jax.files", "mcsam_jax.files.lock", "mcsam_jax.files.outputs", "mcsam_jax.files.untrusted",
+          "mcsam_jax.hardware", "mcsam_jax.partitioning", "mcsam_jax.progress"}
+LEAF_IMPORTS = {("mcsam_jax.retryable", "mcsam_jax.errors"), ("mcsam_jax.files.lock", "mcsam_jax.errors"),
+                ("mcsam_jax.files.outputs", "mcsam_jax.errors")}
 
 MAX_LINES = 400
 MAX_FILES = 14

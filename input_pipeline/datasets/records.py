@@ -89,6 +89,19 @@ class Record(Mapping):
   def __init__(self, serialized: bytes):
     self._fields = _Example.FromString(serialized).features.feature
 
+  def check(self) -> None:
+    """Raises ValueError, which names the field, unless every field has values as `serialize` writes them."""
+    for field in _FIELDS:
+      try:
+        self[field]
+      except (IndexError, UnicodeDecodeError):
+        raise ValueError(f"field {field} is damaged") from None
+    views = self._fields["views"].int64_list.value
+    if min(views, default=0) < 0 or any(self._fields[key].int64_list.value[0] < 0 for _, key in _LABEL_KEYS):
+      raise ValueError("field views or labels is damaged")
+    if len(views) != len(self._fields["images"].bytes_list.value):
+      raise ValueError("fields views and images have another length")
+
   def __getitem__(self, field: str) -> Any:
     if field == "labels":
       return {finding: LABEL_VALUES[self._fields[key].int64_list.value[0]] for finding, key in _LABEL_KEYS}

@@ -19,6 +19,7 @@ from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.untrusted import load_npz, parse_json
 
+WEIGHT_MARKS = ("meta.npy",)           # in every file; the names of an archive's members aren't compressed
 TEXT_FIELDS = ("architecture", "source", "sha256", "pretraining_data")          # of the metadata
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
 import json
+from typing import Any
 
 from etils import epath
 import jax
@@ -28,8 +29,9 @@ from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files import lock
+from mcsam_jax.files.untrusted import read_json, read_regular_file
 from mcsam_jax.memory_init.initial_memory import (
   InitialMemory,
   load_initial_memory,
@@ -120,18 +122,46 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
   tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
   if config.encoder.weights and epath.Path(config.encoder.weights) != path / "encoder.npz":
-    epath.Path(config.encoder.weights).copy(path / "encoder.npz", overwrite=True)
-  (path / "tokenizer").mkdir(exist_ok=True)
-  tokenizer.save(path / "tokenizer")
+    _copy_encoder(epath.Path(config.encoder.weights), path / "encoder.npz")
+  _save_tokenizer(tokenizer, path / "tokenizer")
   if has_memory_init(config):
     settings = path / "memory_bank" / "made_from.json"
     if not settings.exists():
       init_memory(path, config, log)
-    elif json.loads(settings.read_text()) != memory_init_settings(config):
+    elif _read_settings(settings) != memory_init_settings(config):
       raise UserError(f"{settings.parent} was made with other settings than this config's (see {settings.name} in it): "
                       "run `mcsam init-memory` again with this config, or use a new workdir")
   configs.save_config(config, path / "config.json")     # last: a workdir with a config is complete
   return open_workdir(path)
+
+
+def _copy_encoder(source: epath.Path, target: epath.Path) -> None:
+  """Copies the pretrained encoder; raises UserError instead of replacing another one."""
+  weights = read_regular_file(source)
+  if not target.exists():
+    atomic_write(target, weights)
+  elif read_regular_file(target) != weights:
+    raise UserError(f"{target} holds other weights than encoder.weights={source}: move it away, or use a new workdir")
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> None:
+  """Writes the tokenizer; raises UserError instead of replacing another one."""
+  folder.mkdir(exist_ok=True)
+  if not any(folder.iterdir()):
+    tokenizer.save(folder)
+    return
+  saved = load_tokenizer(folder)
+  if [saved.kind, saved.cleaning, saved.get_vocabulary()] != [
+      tokenizer.kind, tokenizer.cleaning, tokenizer.get_vocabulary()]:
+    raise UserError(f"{folder} holds another tokenizer than this config's: move it away, or use a new workdir")
+
+
+def _read_settings(path: epath.Path) -> Any:
+  """Returns the settings of a memory bank."""
+  try:
+    return read_json(path)
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged ({printable(str(error))}): run `mcsam init-memory` again") from error
 
 
 def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contextlib.AbstractContextManager:
@@ -155,6 +185,10 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
     if field.partition(".")[0] not in configs.RUNTIME_SECTIONS and field not in RUNTIME_FIELDS:
       raise UserError(f"--config.{field}: the trained model depends on this field; to change it, use a new workdir")
   initial_memory = load_initial_memory(path / "memory_bank") if has_memory_init(config) else None
+  slots_shape = (config.memory.num_slots, config.memory.slot_width)
+  if initial_memory is not None and initial_memory.slots.shape != slots_shape:
+    raise UserError(f"{path / 'memory_bank' / 'slots.npz'} has slots of shape {list(initial_memory.slots.shape)}, "
+                    f"expected {list(slots_shape)}: run `mcsam init-memory` again in a new workdir")
   variables, meta = None, {}
   if (path / "encoder.npz").exists():
     variables, meta = load_weights(path / "encoder.npz", jax.eval_shape(lambda: init_encoder_variables(config)))

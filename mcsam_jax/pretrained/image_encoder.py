@@ -8,8 +8,9 @@ import os
 from etils import epath
 import numpy as np
 
-from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.weights import save_weights, WEIGHT_MARKS
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.pretrained import medclip, r2gencmn, torch_names
 from mcsam_jax.pretrained.conversion import convert, ImportReport
 from mcsam_jax.pretrained.torch_file import read_state_dict
@@ -30,6 +31,7 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print)
   Raises:
     UserError: the source is missing, damaged, or not a known encoder; nothing is written.
   """
+  check_output("FILE.npz", dst, *WEIGHT_MARKS)
   path = find_packaged_checkpoint(src) if src in PACKAGES else src
   tensors = read_state_dict(path, log)
   if r2gencmn.is_r2gencmn(tensors):

@@ -13,6 +13,7 @@ import numpy as np
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.weights import find_weight_error
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.files.untrusted import read_regular_file
 from mcsam_jax.pretrained import torch_names
 from mcsam_jax.pretrained.conversion import TensorMapping
@@ -55,6 +56,7 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, log: Callable[[str]
   Raises:
     UserError: a file is missing or damaged, or the files don't belong together; nothing is written.
   """
+  check_output("FILE.npz", dst, "words.npy", "vectors.npy")
   tensors = read_state_dict(src, log)
   names = [name for name in tensors if name.endswith(WORD_EMBEDDINGS_SUFFIX)]
   if len(names) != 1:
