@@ -211,7 +211,9 @@ def _damage_as_value_error() -> Iterator[None]:
   """Raises a ValueError for the many types that zipfile, zlib and NumPy raise for damaged files."""
   try:
     yield
-  except (OSError, ValueError):
+  except ValueError:
     raise
   except Exception as error:
+    if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):     # EINVAL: a position before the start
+      raise
     raise ValueError(f"{type(error).__name__}: {error}") from error
