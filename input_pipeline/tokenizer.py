@@ -155,13 +155,18 @@ class SentencePieceTokenizer(Tokenizer):
   kind = "sentencepiece"
 
   def __init__(self, model: bytes, cleaning: str):
-    """Creates a tokenizer from a serialized SentencePiece model and the cleaning rules, one of `text.RULES`."""
+    """Creates a tokenizer from a serialized SentencePiece model and the cleaning rules, one of `text.RULES`.
+
+    Raises:
+      RuntimeError, ValueError: the model is damaged, or has other special tokens.
+    """
     self.cleaning = cleaning
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.vocab_size = self._processor.vocab_size()
-    if [self._processor.piece_to_id(piece) for piece in (PAD, BOS, EOS, UNK)] != [0, 1, 2, 3]:
-      raise ValueError(f"its first four pieces aren't {PAD}, {BOS}, {EOS} and {UNK}")
+    pieces = self.get_vocabulary()                  # raises UnicodeDecodeError, a ValueError, if one is no text
+    if pieces[:4] != [PAD, BOS, EOS, UNK] or len(set(pieces)) != len(pieces):
+      raise ValueError(f"its pieces aren't {PAD}, {BOS}, {EOS}, {UNK} and others, each once")
 
   @classmethod
   def train(cls, reports: Iterable[str], cleaning: str, vocab_size: int) -> "SentencePieceTokenizer":

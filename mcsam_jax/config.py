@@ -153,7 +153,7 @@ def _flatten_object(content: dict[str, Any], prefix: str = "") -> dict[str, Any]
   fields = {}
   for key, value in content.items():
     name = f"{prefix}{key.replace('.', '..')}"
-    fields.update(_flatten_object(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    fields.update(_flatten_object(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
   return fields
 
 

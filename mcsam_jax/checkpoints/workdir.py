@@ -178,7 +178,7 @@ def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contex
 
 
 def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Workdir:
-  config = configs.apply_overrides(saved, overrides)
+  config = _apply_overrides(path, saved, overrides)
   check_bucket_private(config, path)
   changed = _differing_fields(config, saved)
   for field in changed:
@@ -199,6 +199,18 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
       inference_overrides.append(f"{name}={config[section][name]}")
   return Workdir(path, config, load_tokenizer(path / "tokenizer"), initial_memory, variables,
                  meta.get("pretraining_data", "none"), tuple(inference_overrides))
+
+
+def _apply_overrides(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+  """Returns the saved config with overrides; an error names config.json if the saved values cause it."""
+  try:
+    return configs.apply_overrides(saved, overrides)
+  except UserError as error:
+    try:
+      configs.apply_overrides(saved, ())
+    except UserError:
+      raise UserError(f"{path / 'config.json'}: {error}") from error
+    raise
 
 
 def _reopen(path: epath.Path, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
