@@ -40,7 +40,8 @@ def _read_build_summary(builder: tfds.core.DatasetBuilder) -> dict:
     return {"splits": {}, "notes": []}
   try:
     summary = read_json(path)
-    is_valid = isinstance(summary["notes"], list) and all(
+    is_valid = set(summary["splits"]) == set(builder.info.splits) and all(
+        isinstance(note, str) for note in summary["notes"]) and all(
         isinstance(row, dict) and isinstance(row["skipped"], dict)
         and all(type(count) is int for count in (row["kept"], *row["skipped"].values()))
         for row in summary["splits"].values())

@@ -3,7 +3,6 @@
 import importlib
 
 from absl import logging
-from google.protobuf import json_format
 from ml_collections import ConfigDict
 
 from mcsam_jax.errors import UserError
@@ -28,8 +27,5 @@ def make_builder(config: ConfigDict):
   logging.set_verbosity(logging.ERROR)      # TFDS warns about builder configs that depend on the user's files
   try:
     return importlib.import_module(MODULES[name]).make_builder(config)
-  except json_format.ParseError as error:
-    raise UserError(f"a dataset_info.json below {config.data.data_dir}/{name} is damaged ({error}): "
-                    "delete its folder and run `mcsam prepare`") from error
   finally:
     logging.set_verbosity(verbosity)

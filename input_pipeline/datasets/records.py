@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mcsam_jax.errors import printable, UserError
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
 
 SPLITS = ("train", "val", "test")
@@ -153,6 +154,21 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder):
 
   `input_pipeline.builder.build` writes the shards; `download_and_prepare` of TFDS gives the same records.
   """
+
+  def __init__(self, **kwargs):
+    """Takes the arguments of TFDS.
+
+    Raises:
+      UserError: dataset_info.json of the prepared records is damaged.
+    """
+    try:
+      super().__init__(**kwargs)
+    except Exception as error:                       # TFDS raises many types for a damaged file
+      path = self.data_path / "dataset_info.json"
+      if isinstance(error, OSError) or not path.exists():
+        raise
+      raise UserError(f"{path} is damaged ({type(error).__name__}: {printable(str(error))}): delete its folder and run "
+                      "`mcsam prepare`") from error
 
   @abc.abstractmethod
   def plan(self) -> BuildPlan:
