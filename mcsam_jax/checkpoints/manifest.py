@@ -114,7 +114,7 @@ def verify(folder: epath.Path) -> str:
   try:
     recorded = _load(folder)["files"]
   except FileNotFoundError:
-    reason = _find_special_file(folder)
+    reason = _find_special_file(folder) if not is_deleted(folder) else f"{folder} is missing"
   except ValueError as error:
     reason = str(error)
   recorded, reason = multihost.broadcast_from_host0([recorded, reason])
@@ -155,15 +155,13 @@ def _compute_digest(path: epath.Path) -> dict[str, Any]:
 
 def _list_files(folder: epath.Path) -> list[str]:
   """Returns the paths of all files below a folder, relative to it, without the manifest (and unfinished ones of it)."""
-  names, folders = [], [folder]
+  names, folders = [], [folder] if "://" in str(folder) else []
+  for parent, _, files in os.walk(folder) if not folders else ():      # not epath's iterdir, which omits names with "~"
+    names += [os.path.relpath(os.path.join(parent, name), folder) for name in files]
   while folders:
     for path in folders.pop().iterdir():
-      if path.is_dir():
-        if "://" in str(path) or not os.path.islink(path):          # a link may point to a folder that contains it
-          folders.append(path)
-      elif path.parent != folder or NAME not in path.name:
-        names.append(str(path.relative_to(folder)))
-  return sorted(names)
+      folders.append(path) if path.is_dir() else names.append(str(path.relative_to(folder)))
+  return sorted(name for name in names if "/" in name or NAME not in name)
 
 
 def _save(folder: epath.Path, content: dict) -> None:
@@ -173,8 +171,11 @@ def _save(folder: epath.Path, content: dict) -> None:
 def _find_special_file(folder: epath.Path) -> str:
   """Returns which file below a local folder is a pipe, a device or a link to one, which would be read forever."""
   for name in _list_files(folder) if "://" not in str(folder) else ():
-    if not stat.S_ISREG(os.stat(folder / name).st_mode):
-      return f"{folder / name} is not a regular file"
+    try:
+      if not stat.S_ISREG(os.stat(folder / name).st_mode):
+        return f"{folder / name} is not a regular file"
+    except FileNotFoundError:
+      return f"{folder / name} is missing"
   return ""
 
 
