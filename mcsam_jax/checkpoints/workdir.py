@@ -31,6 +31,7 @@ from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files import lock
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.files.untrusted import read_json, read_regular_file
 from mcsam_jax.memory_init.initial_memory import (
   InitialMemory,
@@ -257,6 +258,9 @@ def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], N
   path = configs.absolute_path(path)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
+  check_output("--workdir", path / "memory_bank" / "topics.json", '"median_npmi":')
+  check_output("--workdir", path / "memory_bank" / "slots.npz", "slot_words.npy", "npmi.npy")
+  check_output("--workdir", path / "memory_bank" / "made_from.json", '"memory_init":')
   log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]
   initial_memory = make_initial_memory(reports, config, config.seed, log)
