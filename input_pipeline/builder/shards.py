@@ -87,13 +87,15 @@ def plan_shards(plan: records.BuildPlan, folder: epath.Path) -> list[Shard]:
             for split, shard_entries in entries.items() for number in range(len(shard_entries))]
   folder.mkdir(parents=True, exist_ok=True)
   digest_path = folder / "plan" / "digest"
-  if not digest_path.exists() or digest_path.read_text() != digest:
+  if not digest_path.exists() or digest_path.read_bytes() != digest.encode():
     _check_only_own_files(folder)
     for path in folder.iterdir():
       path.rmtree() if path.is_dir() else path.unlink()
-    for shard in shards:
-      atomic_write(_entries_path(folder, shard), json.dumps(entries[shard.split][shard.number]))
-    atomic_write(digest_path, digest)
+  for shard in shards:                              # those of an interrupted build may be missing or damaged
+    content, path = json.dumps(entries[shard.split][shard.number]), _entries_path(folder, shard)
+    if not path.exists() or path.read_bytes() != content.encode():
+      atomic_write(path, content)
+  atomic_write(digest_path, digest)
   for path in folder.glob("*.part-*"):              # left by processes that were killed
     path.unlink()
   return shards

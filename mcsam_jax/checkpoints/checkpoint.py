@@ -52,6 +52,8 @@ class Checkpoints:
     """
     self.directory = epath.Path(workdir) / "checkpoints"
     self.keep_last, self.best_metric, self.read_only = keep_last, best_metric, read_only
+    if self.directory.exists() and not self.directory.is_dir():
+      raise UserError(f"{self.directory} is not a folder: move it away")
     self.manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
@@ -223,7 +225,12 @@ class Checkpoints:
         continue
       args = ocp.args.StandardRestore(abstract_state)
       state = self._restore(step, lambda: self.manager.restore(step, args=args), log)
-      for newer in sorted(newer for newer in self.manager.all_steps() if newer > step):
+      all_newer = sorted(newer for newer in self.manager.all_steps() if newer > step)
+      for newer in all_newer:
+        if newer not in problems and manifest.holds_other_files(self._folder(newer)):
+          raise UserError(f"{self._folder(newer)} holds files that no run wrote, and looks like a checkpoint that was "
+                          "not finished, which would be deleted: move it away")
+      for newer in all_newer:
         if newer in problems:
           log(f"checkpoint {newer} is renamed to {self._damaged_path(newer)}, which may be deleted")
           self._set_aside(newer)

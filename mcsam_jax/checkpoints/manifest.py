@@ -81,8 +81,7 @@ def is_incomplete(folder: epath.Path) -> bool:
 def holds_other_files(folder: epath.Path) -> bool:
   """Returns whether somebody has put files into a checkpoint, which then must not be deleted."""
   try:
-    written = set(_load(folder)["files"])
-    return bool(set(_list_files(folder)) - written)
+    return bool(set(_list_files(folder)) - set(_load(folder)["files"]))
   except (FileNotFoundError, ValueError):
     return any(name.split("/")[0] not in ORBAX_NAMES for name in _list_files(folder))
 

@@ -184,6 +184,22 @@ def test_files_that_somebody_put_into_a_checkpoint_are_kept(workdir):
   assert not folder(workdir, 30).exists() and folder(workdir, 40).exists()
 
 
+def test_a_folder_of_somebody_that_is_named_like_a_step_is_not_deleted(workdir):
+  notes = folder(workdir, 2024) / "notes.txt"
+  notes.parent.mkdir()
+  notes.write_text("the figures of 2024")
+  with pytest.raises(UserError, match=str(notes.parent)):
+    Checkpoints(workdir, keep_last=1).restore_latest(make_state(0), lambda line: None)
+  assert notes.read_text() == "the figures of 2024" and folder(workdir, 30).exists()
+
+
+def test_a_file_instead_of_the_folder_of_checkpoints_is_named(tmp_path):
+  (tmp_path / "checkpoints").write_text("x")
+  for read_only in (True, False):
+    with pytest.raises(UserError, match=str(tmp_path / "checkpoints")):
+      Checkpoints(tmp_path, read_only=read_only)
+
+
 FULL_DISK = """if True:
   import resource, signal, sys
   from mcsam_jax.cli.exit_status import run_verb
