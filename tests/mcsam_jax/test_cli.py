@@ -97,3 +97,9 @@ def test_a_wrong_argument_gets_one_line_that_points_to_help(arguments, message, 
     main(arguments)
   err = capsys.readouterr().err
   assert exited.value.code == 2 and err.startswith(message) and err.count("\n") == 1 and " --help" in err
+
+
+def test_control_characters_in_an_error_are_not_sent_to_the_terminal(capsys):
+  assert run_failing_verb(UserError("x\x1b[2J\x1b]0;owned\x07.pth: two\nlines")) == 2
+  err = capsys.readouterr().err
+  assert err.removesuffix("\n").isprintable() and ".pth" in err
