@@ -38,9 +38,10 @@ def random_reports(count, max_words, seed=0):
 
 @pytest.mark.parametrize("change", [
     {"sizes": None}, {"sizes": []}, {"sizes": {"width": 32}}, {"sizes": {"extra": 1}},
-    {"sizes": {"num_layers": 10 ** 9}}, {"sizes": {"width": 2 ** 40}}, {"sizes": {"width": "32"}}, {"sizes": {"num_heads": 0}}, {"sizes": {"num_heads": 5}},
-    {"vocabulary": None}, {"vocabulary": "abc"}, {"vocabulary": [1] * len(VOCABULARY)}, {"vocabulary": VOCABULARY[:-1]},
-    {"vocabulary": ["x", *VOCABULARY[1:]]}, {"architecture": "resnet50"}, {"architecture": 3}])
+    {"sizes": {"num_layers": 10 ** 9}}, {"sizes": {"width": 2 ** 40}}, {"sizes": {"width": "32"}},
+    {"sizes": {"num_heads": 0}}, {"sizes": {"num_heads": 5}}, {"vocabulary": None}, {"vocabulary": "abc"},
+    {"vocabulary": [1] * len(VOCABULARY)}, {"vocabulary": VOCABULARY[:-1]}, {"vocabulary": ["x", *VOCABULARY[1:]]},
+    {"architecture": "resnet50"}, {"architecture": 3}])
 def test_a_file_that_nobody_imported_is_named(tmp_path, change):
   path = tmp_path / "chexbert.npz"
   meta = {"architecture": "chexbert", "sizes": dataclasses.asdict(CONFIG), "vocabulary": VOCABULARY}
