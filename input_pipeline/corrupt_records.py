@@ -30,7 +30,8 @@ class CorruptRecordLog:
   def load(self, split: str) -> list[int]:
     """Returns the stored records of a split that earlier runs noted, in ascending order; they count, too."""
     for line in self.path.read_text().splitlines() if self.path.exists() else []:
-      with contextlib.suppress(ValueError, TypeError, KeyError):      # a damaged line: the record is noted again
+      # A damaged line: the record is noted again.
+      with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
         noted = json.loads(line)
         if noted["split"] == split:
           self._stored.add(int(noted["stored"]))

@@ -17,6 +17,7 @@ import time
 
 from array_record.python import array_record_module
 from etils import epath
+from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,8 +25,8 @@ import tensorflow_datasets as tfds
 from input_pipeline import datasets
 from input_pipeline.corrupt_records import CorruptRecordError, CorruptRecordLog
 from input_pipeline.datasets import records
-from mcsam_jax.atomic_io import NPZ_ERRORS
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.progress import ProgressLog
 
 TARGETS = ("findings", "impression", "both")
@@ -101,7 +102,22 @@ class Split:
 
   def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
     """Returns the records `indices` in that order; errors are those of `read_serialized`."""
-    return [records.Record(serialized) for serialized in self.read_serialized(indices)]
+    return [self._parse(int(index), serialized) for index, serialized in zip(indices, self.read_serialized(indices))]
+
+  def _parse(self, index: int, serialized: bytes) -> records.Record:
+    """Returns a record, or the first one after it that can be parsed, if that is tolerated."""
+    for _ in range(len(self)):
+      try:
+        record = records.Record(serialized)
+        record.check()
+        return record
+      except (ValueError, DecodeError) as error:
+        index = int(self.resolve([index])[0])
+        self._corrupt_record_log.add(self.name, self.directory, CorruptRecordError(index, str(error)),
+                                     int(self._stored_index[index]))
+        self.substitutes[index] = (index + 1) % len(self)
+        serialized, = self.read_serialized([index])
+    raise UserError(f"no record of split {self.name} in {self.directory} can be read")
 
   def resolve(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns the records `indices`, int64, with the substitutes of those that are known to be corrupt."""
@@ -244,11 +260,14 @@ def load_target_words(builder: tfds.core.DatasetBuilder, split: str, target: str
   """
   path = builder.data_path / "words.npz"
   try:
-    with path.open("rb") as file, np.load(file) as words:
-      findings, impression = words[split].T
-  except NPZ_ERRORS as error:
-    raise UserError(f"{path} can't be read ({error}), and data.min_words needs it: delete {builder.data_dir} and run "
-                    "`mcsam prepare`") from error
+    with open_npz(path) as file:
+      words = file.read(split)
+    if words.dtype.kind != "i" or words.shape != (builder.info.splits[split].num_examples, 2):
+      raise ValueError(f"{split} isn't a pair of numbers per record")
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} can't be read ({printable(str(error))}), and data.min_words needs it: delete "
+                    f"{builder.data_dir} and run `mcsam prepare`") from error
+  findings, impression = words.T
   return {"findings": findings, "impression": impression, "both": findings + impression}[target]
 
 

@@ -22,8 +22,9 @@ import numpy as np
 
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
-from mcsam_jax.findings import LABEL_VALUES, VIEWS
+from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.files.untrusted import open_npz
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
 
 
 class TokenTable:
@@ -58,7 +59,7 @@ def load_token_table(split: Split, tokenizer: Tokenizer, log: Callable[[str], No
   """
   table = split.token_tables.get(tokenizer)
   if table is None:
-    table = _load(_path(split, tokenizer), len(split)) or _build(split, tokenizer, log)
+    table = _load(_path(split, tokenizer), len(split), tokenizer.vocab_size) or _build(split, tokenizer, log)
     split.token_tables[tokenizer] = table
   return table
 
@@ -70,14 +71,25 @@ def _path(split: Split, tokenizer: Tokenizer) -> epath.Path:
   return epath.Path(split.directory) / f"table-{digest}-{split.name}.npz"
 
 
-def _load(path: epath.Path, num_records: int) -> TokenTable | None:
+def _load(path: epath.Path, num_records: int, vocab_size: int) -> TokenTable | None:
   """Returns the table in a file, or None if it is missing, damaged or belongs to other records."""
-  with contextlib.suppress(*NPZ_ERRORS):
-    with path.open("rb") as file, np.load(file) as stored:
-      table = TokenTable(*(stored[name] for name in ("ids", "ends", "views", "labels")))
-    if len(table.ends) == len(table.views) == len(table.labels) == num_records:
-      return table
-  return None
+  try:
+    with open_npz(path) as stored:
+      ids, ends, views, labels = (stored.read(name) for name in ("ids", "ends", "views", "labels"))
+  except (OSError, ValueError):
+    return None
+  is_valid = (
+      all(array.dtype.kind == "i" for array in (ids, ends, views, labels))
+      and ids.ndim == ends.ndim == 1 and views.ndim == 2 and len(ends) == len(views) == num_records
+      and labels.shape == (num_records, len(FINDINGS)) and np.diff(ends, prepend=0).min() >= 0 and ends[-1] == len(ids)
+      and _is_within(ids, 0, vocab_size) and _is_within(views, -1, len(VIEWS))
+      and _is_within(labels, 0, len(LABEL_VALUES)))
+  return TokenTable(ids, ends, views, labels) if is_valid else None
+
+
+def _is_within(array: np.ndarray, start: int, end: int) -> bool:
+  """Returns whether all integers of an array are in range(start, end)."""
+  return start <= array.min(initial=start) and array.max(initial=start) < end
 
 
 def _build(split: Split, tokenizer: Tokenizer, log: Callable[[str], None]) -> TokenTable:

@@ -23,13 +23,15 @@ import numpy as np
 import sentencepiece
 
 from input_pipeline import text
-from mcsam_jax.errors import UserError
+from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.errors import printable, UserError
 from mcsam_jax.extensions.by_name import call_by_name, is_import_name
-from mcsam_jax.files.json_text import decode_text, parse_json
+from mcsam_jax.files.untrusted import read_json, read_regular_file
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _FILE = "tokenizer.json"
 _MODEL_FILE = "sentencepiece.model"
+_MAX_MODEL_BYTES = 2 ** 28
 # The printable ASCII characters that cleaning keeps: they are in the vocabulary even if no training report has them.
 _REQUIRED_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.-#$`|~"
 
@@ -172,11 +174,18 @@ class SentencePieceTokenizer(Tokenizer):
   kind = "sentencepiece"
 
   def __init__(self, model: bytes, cleaning: str):
-    """Creates a tokenizer from a serialized SentencePiece model and the cleaning rules, one of `text.RULES`."""
+    """Creates a tokenizer from a serialized SentencePiece model and the cleaning rules, one of `text.RULES`.
+
+    Raises:
+      RuntimeError, ValueError: the model is damaged, or has other special tokens.
+    """
     self.cleaning = cleaning
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.vocab_size = self._processor.vocab_size()
+    pieces = self.get_vocabulary()                  # raises UnicodeDecodeError, a ValueError, if one is no text
+    if pieces[:4] != [PAD, BOS, EOS, UNK] or len(set(pieces)) != len(pieces):
+      raise ValueError(f"its pieces aren't {PAD}, {BOS}, {EOS}, {UNK} and others, each once")
 
   @classmethod
   def train(cls, reports: Iterable[str], cleaning: str, vocab_size: int) -> "SentencePieceTokenizer":
@@ -211,7 +220,7 @@ class SentencePieceTokenizer(Tokenizer):
     return [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
 
   def save(self, directory: epath.Path) -> None:
-    (directory / _MODEL_FILE).write_bytes(self._model)
+    atomic_write(directory / _MODEL_FILE, self._model)
     write_description(directory, {"kind": self.kind, "cleaning": self.cleaning,
                             "model_sha256": hashlib.sha256(self._model).hexdigest()})
 
@@ -250,29 +259,24 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
   """
   path = epath.Path(directory) / _FILE
   try:
-    stored = _check_description(parse_json(decode_text(path.read_bytes(), path), path))
+    stored = _check_description(read_json(path))
     if stored["kind"] == "word":
       return WordTokenizer(stored["words"], stored["cleaning"], stored["shared_special_ids"])
     if is_import_name(stored["kind"]):
       tokenizer = call_by_name("tokenizer.kind", stored["kind"], stored, path.parent, returns=Tokenizer, method="load")
       tokenizer.kind, tokenizer.cleaning = stored["kind"], stored["cleaning"]
       return tokenizer
-    path, description = path.parent / _MODEL_FILE, stored
-    model = path.read_bytes()
+    path = path.parent / _MODEL_FILE
+    model = read_regular_file(path, _MAX_MODEL_BYTES)
+    if hashlib.sha256(model).hexdigest() != stored["model_sha256"]:
+      raise ValueError(f"its SHA-256 differs from that in {_FILE}")
+    return SentencePieceTokenizer(model, stored["cleaning"])
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: restore it, or run `mcsam prepare` and train in a new workdir"
                     ) from error
-  except (ValueError, UserError) as error:
-    raise UserError(f"{path} is damaged ({error}): restore it or delete its folder "
-                    "and run `mcsam prepare`") from error
-  if hashlib.sha256(model).hexdigest() != description.get("model_sha256"):
-    raise UserError(f"{path} is damaged (its SHA-256 differs from that in {_FILE}): restore it or delete "
-                    "its folder and run `mcsam prepare`")
-  try:
-    return SentencePieceTokenizer(model, description["cleaning"])
-  except RuntimeError as error:
-    raise UserError(f"{path} is no model of SentencePiece: restore it or delete its folder and run `mcsam prepare`"
-                    ) from error
+  except (OSError, ValueError, RuntimeError) as error:        # SentencePiece raises RuntimeError
+    raise UserError(f"{path} is damaged ({printable(str(error))}): restore it or delete its folder and run "
+                    "`mcsam prepare`") from error
 
 
 def measure_unk_fraction(tokenizer: Tokenizer, reports: Iterable[str]) -> float:
@@ -300,12 +304,14 @@ def _check_description(stored: object) -> dict:
   if not isinstance(stored, dict) or kind not in ("word", "sentencepiece") and not (
       isinstance(kind, str) and is_import_name(kind)):
     raise ValueError("kind isn't word, sentencepiece or package.module:Class")
-  if stored.get("cleaning") not in text.RULES:
+  if stored.get("cleaning") not in tuple(text.RULES):
     raise ValueError(f"cleaning isn't one of {', '.join(text.RULES)}")
+  if stored["kind"] == "sentencepiece" and not isinstance(stored.get("model_sha256"), str):
+    raise ValueError("model_sha256 isn't a text")
   if stored["kind"] == "word":
     words = stored.get("words")
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-      raise ValueError("words isn't a list of texts")
+    if not isinstance(words, list) or not all(isinstance(word, str) and [word] == word.split() for word in words):
+      raise ValueError("words isn't a list of words")
     if len(set(words)) < len(words):
       raise ValueError("words has a word twice")
     if not isinstance(stored.get("shared_special_ids"), bool):
@@ -317,4 +323,4 @@ def _check_description(stored: object) -> dict:
 
 def write_description(directory: epath.Path, stored: dict) -> None:
   """Writes tokenizer.json; `stored` has the tokenizer's `kind` and `cleaning` and whatever else it is made of."""
-  (directory / _FILE).write_text(json.dumps(stored, indent=1) + "\n")
+  atomic_write(directory / _FILE, json.dumps(stored, indent=1) + "\n")

@@ -8,13 +8,13 @@ be split is replaced by [UNK]. (Devlin et al., NAACL 2019; the rules are those o
 
 from collections.abc import Sequence
 import functools
-import json
 import re
 import unicodedata
 
 from etils import epath
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.untrusted import parse_json, read_regular_file
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")       # kept as they are when a text contains them
 REQUIRED_TOKENS = SPECIAL_TOKENS[:4]
@@ -113,9 +113,9 @@ def read_vocabulary(path: epath.PathLike) -> list[str]:
     UserError: the file is missing, not text, or not the vocabulary of a BERT model.
   """
   try:
-    content = epath.Path(path).read_bytes().decode("utf-8-sig")
+    content = read_regular_file(path).decode()
     if str(path).endswith(".json"):
-      pieces = [_convert_sentencepiece(piece) for piece in json.loads(content)]
+      pieces = [_convert_sentencepiece(piece) for piece in parse_json(content)]
     else:
       pieces = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
   except OSError as error:

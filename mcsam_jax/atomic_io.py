@@ -1,16 +1,10 @@
 """Files that appear complete or not at all, even if the program is stopped while it writes."""
 
-import errno
 import os
 import socket
 import stat
-from typing import IO
-import zipfile
-import zlib
 
 from etils import epath
-
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)   # np.load's for damaged files
 
 
 def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
@@ -40,20 +34,6 @@ def atomic_write(path: epath.PathLike, content: str | bytes) -> None:
   except BaseException:                             # includes signals that stop the run
     temporary.unlink(missing_ok=True)
     raise
-
-
-def open_lock_file(path: str | os.PathLike) -> IO[bytes]:
-  """Opens a lock file, created if needed, without changing its content.
-
-  Raises:
-    OSError: it is a link or no regular file, or can't be opened.
-  """
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-  file = open(descriptor, "r+b", buffering=0)
-  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-    file.close()
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
-  return file
 
 
 def _is_stream(path: str) -> bool:

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 from mcsam_jax import __version__
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.home import expand_home
+from mcsam_jax.files.untrusted import read_json
 
 CONFIGS_DIR = pathlib.Path(__file__).parents[1] / "configs"
 PATH_FIELDS = ("data.source_dir", "data.data_dir", "data.mimic_cxr.reports", "encoder.weights",
@@ -108,12 +109,12 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
   """Returns a checked and locked copy of a config, with `--config.field=value` applied and paths made absolute."""
-  from mcsam_jax.config_rules import check_values  # imports JAX
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(parse_overrides(overrides))
   values = flatten_config(config)
   paths = {field: str(absolute_path(values[field])) for field in PATH_FIELDS if values[field]}
   config.update_from_flattened_dict(paths)
+  from mcsam_jax.config_rules import check_values  # imports JAX
   check_values(flatten_config(config))
   return config.lock()
 
@@ -148,19 +149,19 @@ def read_config(path: epath.PathLike, log: Callable[[str], None] = print) -> Con
     UserError: the file is missing or damaged, was written by version 0.1, or has a field that is unknown here.
   """
   try:
-    content = json.loads(epath.Path(path).read_text())
+    content = read_json(path)
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: is this a workdir of `mcsam train`?") from error
-  except ValueError as error:
-    raise UserError(f"{path} is damaged ({error}); restore it or train in a new workdir") from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged ({printable(str(error))}); restore it or train in a new workdir") from error
   if not isinstance(content, dict):
     raise UserError(f"{path} is damaged: it holds no JSON object; restore it or train in a new workdir")
   if VERSION_KEY not in content:
     raise UserError(f"{path} was written by mcsam-jax 0.1; version {__version__} can't open its workdirs, because "
                     "fields and parameters were renamed: train again, or use version 0.1 for this workdir")
-  version = content.pop(VERSION_KEY)
+  version = printable(str(content.pop(VERSION_KEY)))
   content.pop(SOFTWARE_KEY, None)
-  config, saved = default_config(), flatten_config(ConfigDict(content))
+  config, saved = default_config(), _flatten_object(content)
   defaults = flatten_config(config)
   _check_known_fields(saved, defaults, str(path) if version == __version__ else
                       f"{path} (written by mcsam-jax {version}, this is {__version__})")
@@ -178,6 +179,15 @@ def diff_configs(config: ConfigDict, other: ConfigDict) -> list[str]:
           if other_values[field] != value]
 
 
+def _flatten_object(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns all values of nested JSON objects by dotted name; a dot in a name itself makes it an unknown one."""
+  fields = {}
+  for key, value in content.items():
+    name = f"{prefix}{key.replace('.', '..')}"
+    fields.update(_flatten_object(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+  return fields
+
+
 def flatten_config(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
   """Returns all fields of a config with their values, by dotted name ("data.phantom.seed")."""
   fields = {}
@@ -191,13 +201,24 @@ def flatten_config(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def _check_known_fields(values: dict[str, Any], expected: dict[str, Any], source: str) -> None:
   for field, value in values.items():
+    if any(name.startswith(f"{field}.") for name in expected):
+      raise UserError(f"{source}: {field} is {_describe(value)}, expected a section with fields")
     if field not in expected:
-      raise UserError(f"{source}: unknown field {field}{_suggest_field(field, expected)}")
+      raise UserError(f"{source}: unknown field {printable(field)}{_suggest_field(field, expected)}")
     required = type(expected[field])
     matches = (isinstance(value, required) or required is float and isinstance(value, int)) and (
         required is bool or not isinstance(value, bool))
     if not matches:
-      raise UserError(f"{source}: {field} is {value!r}, expected {required.__name__}")
+      raise UserError(f"{source}: {field} is {_describe(value)}, expected {required.__name__}")
+    if isinstance(value, int) and abs(value) >= 2 ** 63:
+      raise UserError(f"{source}: {field} is {_describe(value)}, expected a number below 2**63")
+    if isinstance(value, str) and not value.isprintable():
+      raise UserError(f"{source}: {field} is {_describe(value)}, which has characters that can't be printed")
+
+
+def _describe(value: Any) -> str:
+  """Returns a value as it is shown in an error."""
+  return printable(repr(value)) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
 
 
 def _suggest_field(field: str, known: Iterable[str]) -> str:

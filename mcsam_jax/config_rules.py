@@ -51,8 +51,10 @@ AT_LEAST_ONE = (
     "model.feedforward_width", "model.decoder_layers", "model.num_memory_tokens", "train.batch_size", "train.num_steps",
     "train.grad_accum_steps", "train.log_every", "train.eval_every", "train.keep_last", "train.host_threads",
     "decode.beam_size", "decode.batch_size", "decode.num_samples", "eval.num_permutations")
+SEEDS = ("seed", "eval.seed", "data.phantom.seed")
+MAX_SEED, MAX_INTEGER = 2 ** 63 - 2, 2 ** 31 - 1         # seed + 1 is a seed, too
 NOT_NEGATIVE = (
-    "seed", "eval.seed", "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
+    *SEEDS, "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
     "model.align_weight", "model.findings_weight", "decode.retrieved_candidates", "decode.utility.cider",
     "decode.utility.ngram_overlap", "decode.utility.rarity_exponent",
     "decode.utility.findings", "decode.utility.finding_threshold", "decode.min_length", "decode.no_repeat_ngram_size",
@@ -92,6 +94,9 @@ def _check_single_fields(values: Mapping[str, Any]) -> None:
   for field, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{field}={value}: must be a finite number")
+    largest = MAX_SEED if field in SEEDS else MAX_INTEGER
+    if isinstance(value, int) and abs(value) > largest:
+      raise UserError(f"{field}={value}: must be at most {largest}")
   for field in OWN_FUNCTIONS:
     for name in filter(None, values[field].split(",")):
       check_form(field, name.strip())

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.PngImagePlugin
 
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.pipeline import eval_batches, train_batches
@@ -22,9 +23,11 @@ from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.training.augment import augment
 
+SHEET_MARK = "mcsam data: contact sheet"  # in the metadata of every sheet
 IMAGE_SIZE = 192                         # pixels per side of an image on the sheet
 FONT_SIZE, LINE_HEIGHT, GAP = 12, 15, 8  # pixels
 LETTER_WIDTH = 6.2                       # pixels, mean
@@ -51,6 +54,7 @@ def write_contact_sheet(config: ConfigDict, split_name: str, path: epath.PathLik
   if config.data.restricted and not config.data.contact_sheet_restricted:
     raise UserError("the data set is restricted, and a contact sheet shows its images and reports: set "
                     "--config.data.contact_sheet_restricted=true, and don't share the file")
+  check_output("--out", path, SHEET_MARK)
   split, tokenizer = open_split(config, split_name), load_or_build_tokenizer(config)
   is_train = split_name == "train"
   batches = (train_batches(split, tokenizer, config, start_step, num_batches) if is_train else
@@ -66,7 +70,9 @@ def write_contact_sheet(config: ConfigDict, split_name: str, path: epath.PathLik
     rows.append((title, list(itertools.islice(_draw_studies(batch, images, tokenizer), studies_per_batch))))
   sheet = _join_rows(rows)
   buffer = io.BytesIO()
-  sheet.save(buffer, "PNG")
+  mark = PIL.PngImagePlugin.PngInfo()
+  mark.add_text("Software", SHEET_MARK)
+  sheet.save(buffer, "PNG", pnginfo=mark)
   atomic_write(path, buffer.getvalue())
   log(f"{len(rows)} batches of {split_name}{', augmented' if augmented else ''}: {path}")
 

@@ -49,3 +49,9 @@ class Preempted(BaseException):
   @property
   def status(self) -> int:
     return 130 if self.signal == signal.SIGINT else EXIT_RETRY
+
+
+def printable(text: str, max_length: int = 200) -> str:
+  """Returns a text of unknown origin, safe to print: control characters as escapes, and cut to `max_length`."""
+  text = text if len(text) <= max_length else f"{text[:max_length]}..."
+  return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

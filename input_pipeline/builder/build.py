@@ -14,7 +14,6 @@ never taken for a complete one.
 import collections
 from collections.abc import Callable, Iterator
 import contextlib
-import fcntl
 import io
 import json
 
@@ -35,8 +34,9 @@ from input_pipeline.builder.shards import (
 )
 from input_pipeline.builder.workers import write_shards
 from input_pipeline.datasets import records
-from mcsam_jax.atomic_io import atomic_write, open_lock_file
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.lock import acquire_lock
 from mcsam_jax.progress import ProgressLog
 
 
@@ -93,18 +93,8 @@ def _lock(folder: epath.Path) -> Iterator[None]:
     yield
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
-  # The lock file is never deleted: builds that opened it before and after the deletion would not exclude each other.
-  lock_path = folder.parent / f".{folder.name}.lock"
-  try:
-    lock_file = open_lock_file(lock_path)
-  except OSError as error:
-    raise UserError(f"{lock_path} can't be opened ({error.strerror}): it must be a regular file that you may write"
-                    ) from error
-  with lock_file as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f"another `mcsam prepare` is writing {folder}: wait until it ends, or stop it") from error
+  with acquire_lock(folder.parent / f".{folder.name}.lock",
+                    f"another `mcsam prepare` is writing {folder}: wait until it ends, or stop it"):
     yield
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import contextlib
 import json
 import time
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -21,8 +22,9 @@ from input_pipeline.builder.write_errors import explain_write_errors
 from input_pipeline.splits import count_skipped, is_prepared, open_split, Split
 from input_pipeline.token_table import load_token_table
 from input_pipeline.tokenizer import measure_unk_fraction, Tokenizer
+from mcsam_jax.files.untrusted import read_json
 
-SUMMARY_FIELDS = {"studies", "images", "mean_words", "distinct_reports", "unk_fraction"}
+SUMMARY_FIELDS = ("studies", "images", "mean_words", "distinct_reports", "unk_fraction")
 MANY_UNKNOWN = 0.1            # fraction of <unk> in a split above which a warning is logged
 
 
@@ -63,16 +65,22 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = print) -> dict[str,
 def _load_or_make_summary(path: epath.Path, splits: dict[str, Split], tokenizer: Tokenizer,
                           counts: dict[str, dict]) -> dict[str, dict]:
   """Returns the summary of each split from the file `path`, or computes it by a pass over all records and writes it."""
-  with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
-    stored = json.loads(path.read_text())
-    if isinstance(stored, dict) and stored.keys() == splits.keys() and all(
-        isinstance(row, dict) and SUMMARY_FIELDS <= row.keys() for row in stored.values()):
-      return stored
+  with contextlib.suppress(OSError, ValueError):
+    saved = read_json(path)
+    if _is_summary(saved, splits):
+      return saved
   summary = {name: _summarize(split, tokenizer) | ({"study_counts": counts[name]} if counts else {})
              for name, split in splits.items()}
   with explain_write_errors(path):
     path.write_text(json.dumps(summary, indent=1) + "\n")
   return summary
+
+
+def _is_summary(saved: Any, splits: dict[str, Split]) -> bool:
+  """Returns whether a file holds the summary of these splits."""
+  return isinstance(saved, dict) and set(saved) == set(splits) and all(
+      isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in SUMMARY_FIELDS)
+      for row in saved.values())
 
 
 def _summarize(split: Split, tokenizer: Tokenizer) -> dict:

@@ -1,11 +1,10 @@
 """How many studies of a source are used and why the others are not: skipped by the build or by the choice of target."""
 
-import json
-
 from etils import epath
 import tensorflow_datasets as tfds
 
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.untrusted import read_json
 
 
 def count_records(builder: tfds.core.DatasetBuilder,
@@ -39,7 +38,16 @@ def _read_build_summary(builder: tfds.core.DatasetBuilder) -> dict:
   path = epath.Path(builder.data_dir) / "build.json"
   if not path.exists():
     return {"splits": {}, "notes": []}
-  summary = json.loads(path.read_text())
-  if any("skipped" not in row for row in summary["splits"].values()):
-    raise UserError(f"{path} was written by another version: delete {builder.data_dir} and run `mcsam prepare`")
+  try:
+    summary = read_json(path)
+    is_valid = set(summary["splits"]) == set(builder.info.splits) and all(
+        isinstance(note, str) for note in summary["notes"]) and all(
+        isinstance(row, dict) and isinstance(row["skipped"], dict)
+        and all(type(count) is int for count in (row["kept"], *row["skipped"].values()))
+        for row in summary["splits"].values())
+  except (OSError, ValueError, TypeError, LookupError, AttributeError):
+    is_valid = False
+  if not is_valid:
+    raise UserError(f"{path} is damaged, or was written by another version: delete {builder.data_dir} and run "
+                    "`mcsam prepare`")
   return summary

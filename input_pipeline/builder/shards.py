@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 
 from array_record.python import array_record_module
@@ -23,8 +24,12 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import records
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.errors import UnreadableFile
+from mcsam_jax.errors import printable, UnreadableFile, UserError
 
+# The files of an interrupted build: of shards and their plan, and of a build that was stopped just before its end.
+_OWN_FILE = re.compile(r"(plan/)?\w+-\d{5}-of-\d{5}\.json|plan/digest|\w+-\w+\.array_record-\d{5}-of-\d{5}(\.part-.+)?|"
+                       r"(words\.npz|corrupt_records\.jsonl|build\.json|dataset_info\.json|features\.json)|"
+                       r"(plan/)?\..+\.unfinished")
 SHARD_SIZE = 512               # entries: about 20 MB at 256 px, about one minute of a worker that reads DICOM originals
 
 
@@ -82,15 +87,28 @@ def plan_shards(plan: records.BuildPlan, folder: epath.Path) -> list[Shard]:
             for split, shard_entries in entries.items() for number in range(len(shard_entries))]
   folder.mkdir(parents=True, exist_ok=True)
   digest_path = folder / "plan" / "digest"
-  if not digest_path.exists() or digest_path.read_text() != digest:
+  if not digest_path.exists() or digest_path.read_bytes() != digest.encode():
+    _check_only_own_files(folder)
     for path in folder.iterdir():
       path.rmtree() if path.is_dir() else path.unlink()
-    for shard in shards:
-      atomic_write(_entries_path(folder, shard), json.dumps(entries[shard.split][shard.number]))
-    atomic_write(digest_path, digest)
+  for shard in shards:                              # those of an interrupted build may be missing or damaged
+    content, path = json.dumps(entries[shard.split][shard.number]), _entries_path(folder, shard)
+    if not path.exists() or path.read_bytes() != content.encode():
+      atomic_write(path, content)
+  atomic_write(digest_path, digest)
   for path in folder.glob("*.part-*"):              # left by processes that were killed
     path.unlink()
   return shards
+
+
+def _check_only_own_files(folder: epath.Path) -> None:
+  """Raises UserError if the folder of an interrupted build, which is going to be emptied, holds somebody's files."""
+  names = [path.name for path in folder.iterdir() if path.name != "plan"]
+  names += [f"plan/{path.name}" for path in (folder / "plan").iterdir()] if (folder / "plan").is_dir() else []
+  others = [name for name in names if not _OWN_FILE.fullmatch(name)]
+  if others:
+    raise UserError(f"{folder} holds {printable(others[0])}, which `mcsam prepare` didn't write, and would be emptied: "
+                    "move that away and run the same command again")
 
 
 def write_shard(builder: records.RecordBuilder, folder: epath.Path, shard: Shard,

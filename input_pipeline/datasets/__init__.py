@@ -7,7 +7,6 @@ and returns its `records.RecordBuilder`.
 import importlib
 
 from absl import logging
-from google.protobuf import json_format
 from ml_collections import ConfigDict
 
 from mcsam_jax.errors import UserError
@@ -37,8 +36,5 @@ def make_builder(config: ConfigDict):
       from input_pipeline.datasets.records import RecordBuilder  # not at the top: it imports TensorFlow Datasets
       return call_by_name("data.name", name, config, returns=RecordBuilder)
     return importlib.import_module(MODULES[name]).make_builder(config)
-  except json_format.ParseError as error:
-    raise UserError(f"a dataset_info.json below {config.data.data_dir}/{name} is damaged ({error}): "
-                    "delete its folder and run `mcsam prepare`") from error
   finally:
     logging.set_verbosity(verbosity)

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.json_text import replace_surrogates
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
 
@@ -90,6 +91,19 @@ class Record(Mapping):
   def __init__(self, serialized: bytes):
     self._fields = _Example.FromString(serialized).features.feature
 
+  def check(self) -> None:
+    """Raises ValueError, which names the field, unless every field has values as `serialize` writes them."""
+    for field in _FIELDS:
+      try:
+        self[field]
+      except (IndexError, UnicodeDecodeError):
+        raise ValueError(f"field {field} is damaged") from None
+    views = self._fields["views"].int64_list.value
+    if min(views, default=0) < 0 or any(self._fields[key].int64_list.value[0] < 0 for _, key in _LABEL_KEYS):
+      raise ValueError("field views or labels is damaged")
+    if len(views) != len(self._fields["images"].bytes_list.value):
+      raise ValueError("fields views and images have another length")
+
   def __getitem__(self, field: str) -> Any:
     if field == "labels":
       return {finding: LABEL_VALUES[self._fields[key].int64_list.value[0]] for finding, key in _LABEL_KEYS}
@@ -141,6 +155,21 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder):
 
   `input_pipeline.builder.build` writes the shards; `download_and_prepare` of TFDS gives the same records.
   """
+
+  def __init__(self, **kwargs):
+    """Takes the arguments of TFDS.
+
+    Raises:
+      UserError: dataset_info.json of the prepared records is damaged.
+    """
+    try:
+      super().__init__(**kwargs)
+    except Exception as error:                       # TFDS raises many types for a damaged file
+      path = self.data_path / "dataset_info.json"
+      if isinstance(error, OSError) or not path.exists():
+        raise
+      raise UserError(f"{path} is damaged ({type(error).__name__}: {printable(str(error))}): delete its folder and run "
+                      "`mcsam prepare`") from error
 
   @abc.abstractmethod
   def plan(self) -> BuildPlan:

@@ -13,10 +13,15 @@ from typing import Any
 
 from etils import epath
 from flax import traverse_util
+import ml_dtypes
 import numpy as np
 
-from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
-from mcsam_jax.errors import UserError
+from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files.untrusted import load_npz, parse_json
+
+WEIGHT_MARKS = ("meta.npy",)           # in every file; the names of an archive's members aren't compressed
+TEXT_FIELDS = ("architecture", "source", "sha256", "pretraining_data")          # of the metadata
 
 
 def save_weights(path: epath.PathLike, variables: Mapping, meta: Mapping[str, Any]) -> None:
@@ -43,7 +48,7 @@ def load_weights(path: epath.PathLike, expected_variables: Mapping, fit: Callabl
     fit: function (arrays, expected shapes), both by flat name, that changes the file's arrays before that.
 
   Raises:
-    UserError: the file is missing or damaged, or names or shapes differ; the message lists each.
+    UserError: the file is missing or damaged, names or shapes differ, or values aren't finite; the message lists each.
   """
   flat, meta = read_weights(path, f"write it with `mcsam import-weights encoder SOURCE {shlex.quote(str(path))}`")
   if fit:
@@ -63,14 +68,23 @@ def read_weights(path: epath.PathLike, hint: str) -> tuple[dict[str, np.ndarray]
     UserError: the file is missing or damaged.
   """
   try:
-    with np.load(io.BytesIO(epath.Path(path).read_bytes())) as file:
-      flat = {name: file[name] for name in file.files}
-    meta = json.loads(str(flat.pop("meta")))
+    flat = load_npz(path)
+    if flat["meta"].shape != () or flat["meta"].dtype.kind != "U":
+      raise ValueError("meta is no text")
+    meta = parse_json(str(flat.pop("meta")))
+    if not isinstance(meta, dict):
+      raise ValueError("meta holds no JSON object")
+    for name in TEXT_FIELDS:
+      if not isinstance(meta.get(name, ""), str):
+        raise ValueError(f"meta.{name} is no text")
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: {hint}") from error
-  except (AttributeError, *NPZ_ERRORS) as error:
-    raise UserError(f"{path} is damaged, or was not written by `mcsam import-weights` ({error}); write it again"
+  except KeyError as error:
+    raise UserError(f"{path} was not written by `mcsam import-weights`: it has no {error.args[0]}; write it again"
                     ) from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged, or was not written by `mcsam import-weights` ({printable(str(error))}); write "
+                    "it again") from error
   return flat, meta
 
 
@@ -83,16 +97,28 @@ def match_variables(flat: Mapping[str, np.ndarray], expected_variables: Mapping,
     error_prefix: start of the error message.
 
   Raises:
-    UserError: names or shapes differ; the message lists each.
+    UserError: names or shapes differ, or values aren't finite and real; the message lists each.
   """
   expected = flatten_variables(expected_variables)
   problems = [f"missing {name}" for name in expected if name not in flat]
-  problems += [f"unexpected {name}" for name in flat if name not in expected]
-  problems += [f"{name} is {list(flat[name].shape)}, expected {list(leaf.shape)}"
-               for name, leaf in expected.items() if name in flat and flat[name].shape != leaf.shape]
+  problems += [f"unexpected {printable(name)}" for name in flat if name not in expected]
+  for name, leaf in expected.items():
+    if name in flat and flat[name].shape != leaf.shape:
+      problems.append(f"{name} is {list(flat[name].shape)}, expected {list(leaf.shape)}")
+    elif name in flat and (error := find_weight_error(flat[name])):
+      problems.append(f"{name}: {error}")
   if problems:
     raise UserError(f"{error_prefix}: " + "; ".join(problems))
   return traverse_util.unflatten_dict({name: flat[name].astype(leaf.dtype) for name, leaf in expected.items()}, sep="/")
+
+
+def find_weight_error(array: np.ndarray) -> str:
+  """Returns why an array can't be weights of a network, or "" if it can."""
+  if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+    return f"dtype {array.dtype}, expected floating point"
+  with np.errstate(over="ignore"):
+    num_nonfinite = int((~np.isfinite(array.astype(np.float32))).sum())
+  return f"{num_nonfinite} of {array.size} values are NaN or infinite" if num_nonfinite else ""
 
 
 def hash_weights(variables: Mapping) -> str:

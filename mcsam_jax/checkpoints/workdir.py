@@ -16,9 +16,8 @@
 from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
-import fcntl
 import json
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from etils import epath
 import jax
@@ -29,17 +28,16 @@ from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.splits import dataset_dir, open_split, Split
 from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
-from mcsam_jax.atomic_io import atomic_write, open_lock_file
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints import exported
 from mcsam_jax.checkpoints.encoder_weights import check_encoder, init_encoder_variables, load_encoder_weights
 from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.distributed.bucket_access import check_bucket_private
-from mcsam_jax.errors import UserError
-from mcsam_jax.memory_init.initial_memory import (
-  InitialMemory,
-  load_initial_memory,
-  save_initial_memory,
-)
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files import lock
+from mcsam_jax.files.outputs import check_output
+from mcsam_jax.files.untrusted import read_json, read_regular_file
+from mcsam_jax.memory_init.initial_memory import InitialMemory, load_initial_memory, save_initial_memory
 from mcsam_jax.models.visual_encoders.registry import find_encoder
 
 if TYPE_CHECKING:
@@ -140,14 +138,13 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
     tokenizer = load_or_build_tokenizer(config, log)
   path.mkdir(parents=True, exist_ok=True)
   if encoder_weights and epath.Path(encoder_weights) != path / "encoder.npz":
-    epath.Path(encoder_weights).copy(path / "encoder.npz", overwrite=True)
-  (path / "tokenizer").mkdir(exist_ok=True)
-  tokenizer.save(path / "tokenizer")
+    _copy_encoder(epath.Path(encoder_weights), path / "encoder.npz")
+  _save_tokenizer(tokenizer, path / "tokenizer")
   if has_memory_init(config) and not (origin and has_memory_init(origin.workdir.config)):
     settings = path / "memory_bank" / "made_from.json"
     if not settings.exists():
       init_memory(path, config, log)
-    elif json.loads(settings.read_text()) != memory_init_settings(config):
+    elif _read_settings(settings) != memory_init_settings(config):
       raise UserError(f"{settings.parent} was made with other settings than this config's (see {settings.name} in it): "
                       "run `mcsam init-memory` again with this config, or use a new workdir")
   # Last: a workdir with a config is complete.
@@ -161,11 +158,40 @@ def _copy_from_origin(path: epath.Path, config: ConfigDict, origin: "Origin") ->
   path.mkdir(parents=True, exist_ok=True)
   origin.save_weights(path / INITIAL_WEIGHTS)
   if (source / "encoder.npz").exists():
-    (source / "encoder.npz").copy(path / "encoder.npz", overwrite=True)
+    _copy_encoder(source / "encoder.npz", path / "encoder.npz")
   if has_memory_init(config) and has_memory_init(origin.workdir.config):
     (path / "memory_bank").mkdir(exist_ok=True)
     for file in (source / "memory_bank").iterdir():
       file.copy(path / "memory_bank" / file.name, overwrite=True)
+
+
+def _copy_encoder(source: epath.Path, target: epath.Path) -> None:
+  """Copies the pretrained encoder; raises UserError instead of replacing another one."""
+  weights = read_regular_file(source)
+  if not target.exists():
+    atomic_write(target, weights)
+  elif read_regular_file(target) != weights:
+    raise UserError(f"{target} holds other weights than encoder.weights={source}: move it away, or use a new workdir")
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> None:
+  """Writes the tokenizer; raises UserError instead of replacing another one."""
+  folder.mkdir(exist_ok=True)
+  if not any(folder.iterdir()):
+    tokenizer.save(folder)
+    return
+  saved = load_tokenizer(folder)
+  if [saved.kind, saved.cleaning, saved.get_vocabulary()] != [
+      tokenizer.kind, tokenizer.cleaning, tokenizer.get_vocabulary()]:
+    raise UserError(f"{folder} holds another tokenizer than this config's: move it away, or use a new workdir")
+
+
+def _read_settings(path: epath.Path) -> Any:
+  """Returns the settings of a memory bank."""
+  try:
+    return read_json(path)
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged ({printable(str(error))}): run `mcsam init-memory` again") from error
 
 
 def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contextlib.AbstractContextManager:
@@ -178,28 +204,21 @@ def acquire_lock(path: epath.Path, log: Callable[[str], None] = print) -> contex
   """
   if "://" in str(path):
     return contextlib.nullcontext()
-  try:
-    file = open_lock_file(path / ".lock")
-  except OSError as error:
-    raise UserError(f"{path / '.lock'} can't be opened ({error.strerror}): it must be a regular file that you may "
-                    "write") from error
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise UserError(f"another run is training in {path}: wait for it, or use a new workdir") from error
-  except OSError as error:
-    log(f"{path} can't be locked ({error.strerror}): make sure that no other run trains there")
-  return file
+  return lock.acquire_lock(path / ".lock", f"another run is training in {path}: wait for it, or use a new workdir", log)
 
 
 def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Workdir:
-  config = configs.apply_overrides(saved, overrides)
+  config = _apply_overrides(path, saved, overrides)
   check_bucket_private(config, path)
   changed = _differing_fields(config, saved)
   for field in changed:
     if field.partition(".")[0] not in configs.RUNTIME_SECTIONS and field not in RUNTIME_FIELDS:
       raise UserError(f"--config.{field}: the trained model depends on this field; to change it, use a new workdir")
   initial_memory = load_initial_memory(path / "memory_bank") if has_memory_init(config) else None
+  slots_shape = (config.memory.num_slots, config.memory.slot_width)
+  if initial_memory is not None and initial_memory.slots.shape != slots_shape:
+    raise UserError(f"{path / 'memory_bank' / 'slots.npz'} has slots of shape {list(initial_memory.slots.shape)}, "
+                    f"expected {list(slots_shape)}: run `mcsam init-memory` again in a new workdir")
   variables, meta = None, {}
   if exported.is_exported(path):
     variables, meta = exported.load_encoder(path, jax.eval_shape(lambda: init_encoder_variables(config)))
@@ -212,6 +231,18 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
       inference_overrides.append(f"{name}={config[section][name]}")
   return Workdir(path, config, load_tokenizer(path / "tokenizer"), initial_memory, variables,
                  meta.get("pretraining_data", "none"), tuple(inference_overrides))
+
+
+def _apply_overrides(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+  """Returns the saved config with overrides; an error names config.json if the saved values cause it."""
+  try:
+    return configs.apply_overrides(saved, overrides)
+  except UserError as error:
+    try:
+      configs.apply_overrides(saved, ())
+    except UserError:
+      raise UserError(f"{path / 'config.json'}: {error}") from error
+    raise
 
 
 def _reopen(path: epath.Path, config: ConfigDict, log: Callable[[str], None]) -> Workdir:
@@ -258,6 +289,9 @@ def init_memory(path: epath.PathLike, config: ConfigDict, log: Callable[[str], N
   path = configs.absolute_path(path)
   if (path / "config.json").exists():
     raise UserError(f"{path} holds a run that started from its memory bank; use a new workdir")
+  check_output("--workdir", path / "memory_bank" / "topics.json", '"median_npmi":')
+  check_output("--workdir", path / "memory_bank" / "slots.npz", "slot_words.npy", "npmi.npy")
+  check_output("--workdir", path / "memory_bank" / "made_from.json", '"memory_init":')
   from mcsam_jax.memory_init.make_initial_memory import make_initial_memory  # not at the top: imports for seconds
   log(f"memory bank: {config.memory_init.kind}, {config.memory.num_slots} slots from the training reports")
   reports = [text.clean(report, config.data.cleaning) for report in open_split(config, "train").read_reports(log)]

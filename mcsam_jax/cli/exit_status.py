@@ -6,14 +6,16 @@ import re
 import sys
 import traceback
 
-from mcsam_jax.errors import EXIT_RETRY, Preempted, UserError
+from mcsam_jax.errors import EXIT_RETRY, Preempted, printable, UserError
 from mcsam_jax.retryable import is_retryable
+
+MAX_MESSAGE = 10_000         # characters; an error may list a name per line of a foreign file
 
 
 def run_verb(args: argparse.Namespace, overrides: list[str]) -> int:
   """Runs `args.run(args, overrides)` and returns the exit status; a failure is reported in one line on stderr."""
   def report(message: str) -> None:
-    print(f"mcsam {args.verb}: {escape_controls(message)}", file=sys.stderr)
+    print(f"mcsam {args.verb}: {printable(message, MAX_MESSAGE)}", file=sys.stderr)
 
   try:
     args.run(args, overrides)

@@ -107,4 +107,6 @@ def silence_libraries() -> None:
   if os.path.expanduser("~") == "~":                    # Keras would make a folder of this name where one works
     os.environ.setdefault("KERAS_HOME", os.devnull)
   logging.set_verbosity(logging.ERROR)
+  # Orbax also raises what it logs; a full disk would otherwise print dozens of tracebacks.
+  logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
   warnings.filterwarnings("ignore", category=FutureWarning)

@@ -119,8 +119,11 @@ def run_precompile(args, overrides):
   import json
 
   from mcsam_jax.config import load_config
+  from mcsam_jax.files.outputs import check_output
   require_at_least("--studies-per-chip", 1, args.studies_per_chip)
   require_at_least("--vocabulary", 1, args.vocabulary)
+  if args.hlo:
+    check_output("--hlo", args.hlo, "HloModule")
   config = load_config(args.config, overrides)
   topology = find_topology(args.topology, args.slices)
   if args.studies_per_chip:

@@ -32,8 +32,8 @@ class Verb:
 
 def add_config(parser: argparse.ArgumentParser, **kwargs) -> None:
   """Adds --config, required unless `kwargs` say otherwise."""
-  parser.add_argument("--config", **{"required": True, "help": "name of a config in configs/, or path of a config file",
-                                     **kwargs})
+  parser.add_argument("--config", **{"required": True, "help": "name of a config in configs/, or path of a config "
+                                     "file, which is run as Python", **kwargs})
 
 
 def add_workdir(parser: argparse.ArgumentParser, **kwargs) -> None:

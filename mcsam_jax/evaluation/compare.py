@@ -30,6 +30,8 @@ from mcsam_jax.evaluation.report_files import (
 from mcsam_jax.evaluation.score_files import check_preparation, make_labeler
 from mcsam_jax.evaluation.scorer import mean_nlg_score, Scorer
 from mcsam_jax.files.home import expand_home
+from mcsam_jax.files.outputs import check_output
+from mcsam_jax.files.untrusted import read_json
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.metrics.bootstrap import (
   LEVEL,
@@ -75,6 +77,8 @@ def compare(a: Sequence[str], b: Sequence[str], *, references: str | None = None
   Raises:
     UserError: files can't be used, are about different studies, or have different references.
   """
+  check_output("--json", json_path or "", '"a_minus_b":')
+
   def read_table(path: str, role: str) -> ReportTable:
     return read_reports(path, role, split, prediction_field if role == "predictions" else reference_field, id_field)
 
@@ -198,7 +202,7 @@ def _read_preparation(path: str) -> Mapping:
   """Returns how `mcsam evaluate` prepared the references of a run, {} for files that it didn't write."""
   scores_path = expand_home(path).with_suffix(".json")
   try:
-    preparation = json.loads(scores_path.read_text())["preparation"] if scores_path.exists() else {}
+    preparation = read_json(scores_path)["preparation"] if scores_path.exists() else {}
     return ({"cleaning": str(preparation["cleaning"]), "max_length": int(preparation["max_length"])}
             if preparation else {})
   except (ValueError, TypeError, LookupError, RecursionError, OverflowError):

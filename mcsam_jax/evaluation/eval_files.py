@@ -21,10 +21,12 @@ from etils import epath
 from input_pipeline.splits import Split
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.workdir import Workdir
-from mcsam_jax.evaluation.baselines import find_constants, find_label_constants
+from mcsam_jax.evaluation.baselines import find_constants, find_label_constants, LABEL_METRICS
+from mcsam_jax.files.untrusted import read_json
 from mcsam_jax.inference.generate import GeneratedReport
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels
+from mcsam_jax.metrics.nlg import METRICS
 
 
 def make_result_path(workdirs: Sequence[Workdir], split: Split, step: int, suffix: str) -> epath.Path:
@@ -74,9 +76,10 @@ def load_or_find_constants(workdir: Workdir, labeler: Labeler | None, log=print)
   train, val, config = workdir.open_split("train"), workdir.open_split("val"), workdir.config
   inputs = train.reports, val.reports, workdir.tokenizer, config.data.cleaning, config.tokenizer.max_length
 
-  def load_or_find(name: str, find: Callable[[], dict], is_complete: Callable[[dict], bool] = bool) -> dict:
+  def load_or_find(name: str, metrics: Sequence[str], find: Callable[[], dict],
+                   is_complete: Callable[[dict], bool] = bool) -> dict:
     path = workdir.path / "eval" / f"{name}.json"
-    constants = json.loads(path.read_text()) if path.exists() else None
+    constants = _read_constants(path, metrics)
     if not constants or not is_complete(constants):
       constants = find()
       atomic_write(path, json.dumps(constants, indent=2) + "\n")
@@ -89,8 +92,20 @@ def load_or_find_constants(workdir: Workdir, labeler: Labeler | None, log=print)
   def includes_meteor(constants: dict) -> bool:
     return bool(constants["METEOR"]) or not shutil.which("java")      # Java may have been installed since
 
-  constants = load_or_find("constant", find_for_metrics, includes_meteor)
+  constants = load_or_find("constant", METRICS, find_for_metrics, includes_meteor)
   if labeler:
-    constants |= load_or_find(f"constant-{labeler.name}", lambda: find_label_constants(
+    constants |= load_or_find(f"constant-{labeler.name}", LABEL_METRICS, lambda: find_label_constants(
         *inputs, labeler, get_true_labels(labeler, config, val)))
   return constants
+
+
+def _read_constants(path: epath.Path, metrics: Sequence[str]) -> dict | None:
+  """Returns the constant reports in a file for each of `metrics`; None if it is missing or damaged."""
+  try:
+    constants = read_json(path)
+  except (OSError, ValueError):
+    return None
+  is_valid = isinstance(constants, dict) and set(constants) == set(metrics) and all(
+      chosen is None or isinstance(chosen, dict) and isinstance(chosen.get("report"), str)
+      and isinstance(chosen.get("val_score"), (int, float)) for chosen in constants.values())
+  return constants if is_valid else None

@@ -24,10 +24,12 @@ from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.evaluation.eval_files import find_pointing_game
 from mcsam_jax.explain.user_images import explain_user_images
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.inference.compilation_cache import enable_compilation_cache
 from mcsam_jax.inference.ood import load_or_fit_detector, OOD_FILE, OODDetector
 from mcsam_jax.inference.predictor import Prediction, Predictor
 
+PAGE_MARK = "Research software, not a medical device. Nothing on this page"       # in every HTML page
 BATCH_SIZE = 4            # small, because most calls bring few studies; one compiled program serves any number of them
 ONE_DEVICE = [f"--config.mesh.{axis}=1" for axis in ("data", "fsdp", "tensor")]
 
@@ -55,6 +57,8 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
   """
   if html and not html.endswith((".html", ".htm")):
     raise UserError(f"--html {html}: expected a name that ends in .html")
+  check_output("--out", out and absolute_path(out), report_text.NOTICE)
+  check_output("--html", html and absolute_path(html), PAGE_MARK)
   start = time.monotonic()
   enable_compilation_cache()
   work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH_SIZE}", *overrides], log)

@@ -19,6 +19,7 @@ from mcsam_jax.evaluation.report_files import (
 from mcsam_jax.evaluation.score_table import format_table
 from mcsam_jax.evaluation.scoring import score_reports, shuffle_hypotheses
 from mcsam_jax.files.home import expand_home
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.html_report.score_page import write_score_page
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.rules import make_rules_labeler
@@ -71,6 +72,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
     UserError: a file can't be used, or a value is out of range.
   """
   # The reports, one prediction per reference.
+  check_output("--json", json_path or "", '"predictions":', '"preparation":')
   cleaning, threshold, max_length = check_preparation(cleaning, threshold, max_length)
   json_path, page_path = json_path and expand_home(json_path), page_path and expand_home(page_path)
   radeval_names = parse_score_names(radeval)

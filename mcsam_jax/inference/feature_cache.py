@@ -39,6 +39,7 @@ from mcsam_jax.distributed.preemption import PreemptionGuard
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import is_import_name
+from mcsam_jax.files.lock import open_lock_file
 from mcsam_jax.inference.image_encoder import compute_pooled_features, encode_images, encode_records
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
@@ -130,7 +131,7 @@ def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDi
   """Writes the file `path`, or the missing part of an unfinished one."""
   header, slot_bytes = _npy_header(shape), BYTES_PER_VALUE * math.prod(shape[2:])
   unfinished = _unfinished_path(path)
-  with open(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+  with open_lock_file(unfinished) as file:
     # Of several runs, or of hosts that share a disk, one computes the features and the others wait here.
     try:
       fcntl.flock(file, fcntl.LOCK_EX)

@@ -25,14 +25,15 @@ import numpy as np
 
 from input_pipeline.splits import Split
 from input_pipeline.token_table import load_token_table
-from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
+from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.inference.image_encoder import compute_pooled_views
-from mcsam_jax.models.visual_encoders.registry import make_encoder
+from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 
 OOD_FILE = "ood.npz"
 MAX_TRAIN_STUDIES, MAX_VAL_STUDIES = 1000, 500      # sampled
@@ -69,9 +70,8 @@ def load_or_fit_detector(workdir: Workdir, log: Callable[[str], None] = print) -
   """Returns the detector of a workdir from its file, or fits it to the records; None if neither can be read."""
   path = workdir.path / OOD_FILE
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as stored:
-      return OODDetector(stored["reference"], float(stored["threshold"]), VIEWS[int(stored["first_view"])])
-  except (IndexError, *NPZ_ERRORS):
+    return _load_detector(path, ENCODERS[workdir.config.encoder.name].channels)
+  except (OSError, ValueError):
     pass                                                # the file does not exist yet, or is damaged
   try:
     train, val = workdir.open_split("train"), workdir.open_split("val")
@@ -93,6 +93,17 @@ def save_detector(directory: epath.Path, detector: OODDetector) -> None:
   np.savez(buffer, reference=detector.reference, threshold=detector.threshold,
            first_view=VIEWS.index(detector.first_view))
   atomic_write(directory / OOD_FILE, buffer.getvalue())
+
+
+def _load_detector(path: epath.Path, channels: int) -> OODDetector:
+  """Returns the detector in a file; raises OSError or ValueError if it is missing or damaged."""
+  with open_npz(path) as file:
+    reference, threshold, first_view = (file.read(name) for name in ("reference", "threshold", "first_view"))
+  if (reference.dtype != np.float16 or reference.ndim != 2 or reference.shape[1] != channels or not len(reference)
+      or threshold.dtype.kind != "f" or first_view.dtype.kind not in "iu" or threshold.shape or first_view.shape
+      or not np.isfinite(reference).all() or not -1 <= threshold <= 1 or not 0 <= first_view < len(VIEWS)):
+    raise ValueError(f"{path} holds no detector of images with {channels} channels")
+  return OODDetector(reference, float(threshold), VIEWS[int(first_view)])
 
 
 def fit_detector(train: np.ndarray, val: np.ndarray, first_view: str = "frontal") -> OODDetector:

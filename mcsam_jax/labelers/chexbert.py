@@ -7,7 +7,8 @@ authors' code (stanfordmlgroup/CheXbert: constants.py, models/bert_labeler.py).
 Shapes: B reports, R rows, T tokens per row, P reports per row, F = 14 findings, C = 4 classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 
 import jax
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from input_pipeline.wordpiece import WordPiece
+from input_pipeline.wordpiece import REQUIRED_TOKENS, WordPiece
 from mcsam_jax.checkpoints.weights import match_variables, read_weights
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
 from mcsam_jax.labelers.packing import pack, PackedBatch
 from mcsam_jax.models.text_labeler.bert import BertConfig
 from mcsam_jax.models.text_labeler.chexbert import CheXbert, CLASSES, FINDINGS, variable_shapes
@@ -26,6 +27,7 @@ HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXber
               "`mcsam import-weights chexbert chexbert.pth {path} --vocabulary vocab.txt`, "
               "with the vocab.txt of bert-base-uncased")
 ROW_LENGTHS = (128, 256, 512)       # tokens; most reports have fewer than 128
+MAX_SIZE = 2 ** 20                  # of an axis of the network
 
 
 class CheXbertClassifier:
@@ -117,6 +119,28 @@ def load_chexbert(path: str) -> tuple[dict, list[str], BertConfig]:
   if metadata.get("architecture") != "chexbert":
     raise UserError(f"eval.chexbert={path} holds weights of {metadata.get('architecture')}, not of CheXbert: "
                     f"{HOW_TO_GET.format(path='chexbert.npz')}")
-  config = BertConfig(**metadata["sizes"])
+  config, vocabulary = _read_sizes(path, metadata, len(flat)), metadata.get("vocabulary")
+  if (not isinstance(vocabulary, list) or not all(isinstance(piece, str) for piece in vocabulary)
+      or len(vocabulary) != config.vocab_size or not set(REQUIRED_TOKENS) <= set(vocabulary)):
+    raise UserError(f"{path} is damaged: its vocabulary isn't a list of {config.vocab_size} word pieces; import it "
+                    "again")
   variables = match_variables(flat, variable_shapes(config), f"{path} (CheXbert) is of another version")
-  return variables, metadata["vocabulary"], config
+  return variables, vocabulary, config
+
+
+def _read_sizes(path: str, metadata: Mapping, num_arrays: int) -> BertConfig:
+  """Returns the sizes of the network in a file, which has more arrays than layers.
+
+  Raises:
+    UserError: a size is missing, unknown, or can't be that of a network.
+  """
+  names, sizes = {field.name for field in dataclasses.fields(BertConfig)}, metadata.get("sizes")
+  if not isinstance(sizes, dict) or set(sizes) != names:
+    raise UserError(f"{path} is damaged: it doesn't say the sizes {', '.join(sorted(names))}; import it again")
+  for name, size in sizes.items():
+    if type(size) is not int or not 1 <= size <= (num_arrays if name == "num_layers" else MAX_SIZE):
+      raise UserError(f"{path} is damaged: sizes.{name} is {printable(str(size))}; import it again")
+  if sizes["width"] % sizes["num_heads"]:
+    raise UserError(f"{path} is damaged: sizes.width={sizes['width']} isn't a multiple of "
+                    f"sizes.num_heads={sizes['num_heads']}; import it again")
+  return BertConfig(**sizes)

@@ -15,8 +15,11 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from mcsam_jax.atomic_io import atomic_write, NPZ_ERRORS
-from mcsam_jax.errors import UserError
+from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files.untrusted import open_npz
+
+NUM_NEAREST = 10            # words that describe a slot or topic; coherence is computed for these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +53,37 @@ def load_initial_memory(directory: epath.PathLike) -> InitialMemory:
   """Reads the files of `save_initial_memory`.
 
   Raises:
-    UserError: slots.npz is missing or damaged.
+    UserError: slots.npz is missing or damaged, or its values aren't finite.
   """
   path = epath.Path(directory) / "slots.npz"
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-      arrays = {field.name: file[field.name] for field in dataclasses.fields(InitialMemory)}
+    with open_npz(path) as file:
+      arrays = {field.name: file.read(field.name) for field in dataclasses.fields(InitialMemory)}
+    _check_arrays(arrays)
   except FileNotFoundError as error:
     raise UserError(f"{path} not found: run `mcsam init-memory` with this workdir first") from error
-  except NPZ_ERRORS as error:
-    raise UserError(f"{path} is damaged ({error}): run `mcsam init-memory` again") from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} is damaged ({printable(str(error))}): run `mcsam init-memory` again") from error
   return InitialMemory(**{**arrays, "kind": str(arrays["kind"]), "slot_words": arrays["slot_words"].tolist(),
                           "topic_words": arrays["topic_words"].tolist()})
+
+
+def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+  """Raises ValueError unless the arrays have the types and shapes of InitialMemory, and finite values."""
+  num_slots, num_topics = (arrays[name].shape[:1] for name in ("slots", "npmi"))
+  width, nearest = arrays["slots"].shape[1:], (NUM_NEAREST,)
+  expected = {"kind": ("U", ()), "slots": ("f", num_slots + width), "slot_words": ("U", num_slots + nearest),
+              "slot_cosines": ("f", num_slots + nearest), "slot_topics": ("i", num_slots),
+              "topic_words": ("U", num_topics + nearest), "topic_cosines": ("f", num_topics + nearest),
+              "npmi": ("f", num_topics)}
+  for name, (kind, shape) in expected.items():
+    array = arrays[name]
+    if array.dtype.kind != kind or array.shape != shape or len(width) != 1:
+      raise ValueError(f"{name} has shape {list(array.shape)} and type {array.dtype}")
+    if kind == "f" and not np.isfinite(array).all():
+      raise ValueError(f"{name} has values that are NaN or infinite")
+  if not num_topics[0] > arrays["slot_topics"].max(initial=0) >= arrays["slot_topics"].min(initial=0) >= 0:
+    raise ValueError("slot_topics names topics that don't exist")
 
 
 def _format_topics(memory: InitialMemory) -> str:

@@ -10,13 +10,12 @@ import numpy as np
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.coherence import compute_npmi
-from mcsam_jax.memory_init.initial_memory import InitialMemory
+from mcsam_jax.memory_init.initial_memory import InitialMemory, NUM_NEAREST
 from mcsam_jax.memory_init.kmeans import compute_kmeans_topics, sample_random_topics
 from mcsam_jax.memory_init.topics import learn_topics
 from mcsam_jax.memory_init.word_vectors import compute_tf_idf, make_word_vectors, WordVectors
 
 KINDS = ("topics", "kmeans", "random")
-NUM_NEAREST = 10            # words that describe a slot or topic; coherence is computed for these
 
 
 def make_initial_memory(reports: list[str], config: ConfigDict, seed: int,

@@ -9,7 +9,6 @@ Shapes: R reports, W content words, D vector width, U words of a report (padded)
 
 import collections
 import dataclasses
-import io
 import itertools
 import re
 
@@ -17,8 +16,8 @@ from etils import epath
 import numpy as np
 from scipy import linalg, sparse
 
-from mcsam_jax.atomic_io import NPZ_ERRORS
-from mcsam_jax.errors import UserError
+from mcsam_jax.errors import printable, UserError
+from mcsam_jax.files.untrusted import open_npz
 
 # Function words, and words by which a report refers to itself rather than to the chest.
 FUNCTION_WORDS = frozenset("""
@@ -123,20 +122,23 @@ def make_word_vectors(reports: list[str], path: epath.PathLike, width: int) -> W
 def _read_vectors(path: epath.Path, words: tuple[str, ...], width: int) -> np.ndarray:
   """Returns the vectors [W, width] of `words` from a file, with zeros for words that are not in it."""
   try:
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-      known, vectors = file["words"].tolist(), file["vectors"].astype(np.float32)
+    with open_npz(path) as file:
+      known, vectors = file.read("words"), file.read("vectors")
   except FileNotFoundError as error:
     raise UserError(f"memory_init.word_vectors: {path} not found") from error
-  except NPZ_ERRORS as error:
+  except (OSError, ValueError) as error:
     raise UserError(f"memory_init.word_vectors: {path} is not an .npz file with `words` [W] and `vectors` "
-                    f"[W, D]: {error}") from error
-  if vectors.ndim != 2 or len(known) != len(vectors):
-    raise UserError(f"memory_init.word_vectors: {path} has {len(known)} words but vectors of shape "
+                    f"[W, D]: {printable(str(error))}") from error
+  if known.ndim != 1 or vectors.ndim != 2 or len(known) != len(vectors):
+    raise UserError(f"memory_init.word_vectors: {path} has {known.size} words but vectors of shape "
                     f"{vectors.shape}; expected one row per word")
+  if known.dtype.kind != "U" or vectors.dtype.kind not in "fiu" or not np.isfinite(vectors).all():
+    raise UserError(f"memory_init.word_vectors: {path} has words that aren't texts, or vectors that aren't finite "
+                    "numbers; write it again")
   if vectors.shape[1] != width:
     raise UserError(f"memory_init.word_vectors: the vectors in {path} have width {vectors.shape[1]}, but "
                     f"memory.slot_width is {width}; set --config.memory.slot_width={vectors.shape[1]}")
-  vectors_by_word = dict(zip(known, vectors))
+  vectors_by_word = dict(zip(known.tolist(), vectors.astype(np.float32)))
   return np.array([vectors_by_word.get(word, np.zeros(width)) for word in words]).reshape(-1, width)
 
 

@@ -13,8 +13,9 @@ from etils import epath
 from flax import traverse_util
 
 from input_pipeline.wordpiece import read_vocabulary
-from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.weights import save_weights, WEIGHT_MARKS
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.models.text_labeler.bert import BertConfig
 from mcsam_jax.models.text_labeler.chexbert import variable_shapes
 from mcsam_jax.pretrained.conversion import convert, ImportReport, TensorMapping
@@ -76,6 +77,7 @@ def import_chexbert(src: str, dst: str, vocabulary: str, log: Callable[[str], No
   Raises:
     UserError: a file is missing or damaged, or they aren't a CheXbert and its vocabulary; nothing is written.
   """
+  check_output("FILE.npz", dst, *WEIGHT_MARKS)
   sizes = sizes or BertConfig()
   pieces = read_vocabulary(vocabulary)
   if len(pieces) != sizes.vocab_size:

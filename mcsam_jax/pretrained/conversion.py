@@ -6,7 +6,7 @@ import dataclasses
 from flax import traverse_util
 import numpy as np
 
-from mcsam_jax.pretrained.torch_file import find_weight_error
+from mcsam_jax.checkpoints.weights import find_weight_error
 
 
 @dataclasses.dataclass(frozen=True)

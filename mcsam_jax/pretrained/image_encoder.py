@@ -9,8 +9,9 @@ import shlex
 from etils import epath
 import numpy as np
 
-from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.weights import save_weights, WEIGHT_MARKS
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.pretrained import chexbert, densenet, dinov2, medclip, r2gencmn, torch_names
 from mcsam_jax.pretrained.conversion import convert, ImportReport, TensorMapping
@@ -46,6 +47,7 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print,
   """
   if architecture and architecture not in ENCODERS:
     raise UserError(f"--architecture {architecture}: expected one of {', '.join(ENCODERS)}")
+  check_output("FILE.npz", dst, *WEIGHT_MARKS)
   path = find_packaged_checkpoint(src) if src in PACKAGES else src
   tensors = peel_wrappers(read_state_dict(path, log), _is_known, log)
   if r2gencmn.is_r2gencmn(tensors):

@@ -14,9 +14,10 @@ from input_pipeline.batch import empty_batch
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
-from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.checkpoints.weights import save_weights, WEIGHT_MARKS
 from mcsam_jax.checkpoints.workdir import create_workdir
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import find_encoder, frozen_feature_shape
 from mcsam_jax.pretrained import r2gencmn, torch_names
@@ -46,6 +47,8 @@ def import_r2gencmn(src: str, workdir: str, config: ConfigDict, log: Callable[[s
   if (path / "config.json").exists():
     raise UserError(f"{path} already contains a run; choose a new folder")
   tensors = peel_wrappers(read_state_dict(src, log), r2gencmn.is_r2gencmn, log)
+  check_output("WORKDIR", path / "encoder.npz", *WEIGHT_MARKS)
+  tensors = read_state_dict(src, log)
   if not r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{src}: not an R2GenCMN model, it has no memory_matrix; use `mcsam import-weights encoder` for an "
                     "image encoder")

@@ -8,14 +8,16 @@ BERT can be the word vectors for the memory's topics.
 from collections.abc import Callable, Iterable
 import io
 
-from etils import epath
 import numpy as np
 
 from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.weights import find_weight_error
 from mcsam_jax.errors import UserError
+from mcsam_jax.files.outputs import check_output
+from mcsam_jax.files.untrusted import read_regular_file
 from mcsam_jax.pretrained import torch_names
 from mcsam_jax.pretrained.conversion import TensorMapping
-from mcsam_jax.pretrained.torch_file import find_weight_error, read_state_dict
+from mcsam_jax.pretrained.torch_file import read_state_dict
 
 VISION_PREFIX = "vision_model.model."
 WORD_EMBEDDINGS_SUFFIX = "embeddings.word_embeddings.weight"       # the name in any BERT, after any prefix
@@ -54,6 +56,7 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, log: Callable[[str]
   Raises:
     UserError: a file is missing or damaged, or the files don't belong together; nothing is written.
   """
+  check_output("FILE.npz", dst, "words.npy", "vectors.npy")
   tensors = read_state_dict(src, log)
   names = [name for name in tensors if name.endswith(WORD_EMBEDDINGS_SUFFIX)]
   if len(names) != 1:
@@ -61,7 +64,7 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, log: Callable[[str]
                     "is this a checkpoint with a BERT?")
   name = names[0]
   try:
-    pieces = epath.Path(vocabulary).read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    pieces = read_regular_file(vocabulary).decode().removesuffix("\n").split("\n")
   except OSError as error:
     raise UserError(f"{vocabulary}: cannot be read ({error.strerror or error})") from error
   except UnicodeDecodeError as error:

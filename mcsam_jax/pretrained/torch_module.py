@@ -1,54 +1,32 @@
 """Reads the tensors of a pickled PyTorch module through inert stand-ins for its classes.
 
 `torch.save(model)` writes the objects of a model rather than a state dict; torchxrayvision publishes such files. Its
-pickle names the class of every layer. Each name is answered by a new class that only keeps the attributes it is given:
-no library is imported, and nothing of the file or of PyTorch runs. Names outside of MODULES are refused as in any other
-checkpoint.
+pickle names the class of every layer. An object of such a class becomes a `StandIn`, which only keeps the attributes
+that the pickle gives it: no library is imported, and nothing of the file or of PyTorch runs. Names outside of MODULES
+are refused as in any other checkpoint (`torch_pickle.py`).
 """
 
-import re
+import dataclasses
 from typing import Any
-
-import numpy as np
 
 # Libraries whose classes occur in such files.
 MODULES = ("torch", "torchvision", "torchxrayvision", "numpy", "copyreg", "copy_reg")
 MAX_NAME_LENGTH = 10_000                                   # deeper modules are those of a damaged file
-SETS = {("builtins", "set"), ("__builtin__", "set")}       # of attribute names, in every module since PyTorch 1.4
+SETS = ("builtins.set", "__builtin__.set")                 # of attribute names, in every module since PyTorch 1.4
 
 
+@dataclasses.dataclass(eq=False)
 class StandIn:
-  """Takes the place of an object of any class: accepts any arguments and keeps the state that the pickle gives it."""
-
-  def __new__(cls, *_args, **_kwargs):
-    return super().__new__(cls)
-
-  def __init__(self, *_args, **_kwargs):
-    self.state: Any = None
-
-  def __setstate__(self, state):
-    self.state = state
-
-  def __setitem__(self, key, value):
-    pass
-
-  def append(self, value):
-    pass
-
-  def extend(self, values):
-    pass
+  """Takes the place of an object of any class, and keeps the state that the pickle gives it."""
+  state: Any = None
 
 
-def find_stand_in(module: str, name: str) -> type | None:
-  """Returns an inert class for a name in a pickle; None for names that such files don't have."""
-  if (module, name) in SETS:
-    return set
-  if module.partition(".")[0] not in MODULES:
-    return None
-  return type(re.sub(r"\W", "_", name), (StandIn,), {})
+def has_stand_in(name: str) -> bool:
+  """Returns whether objects of the class `package.module.Class` become stand-ins."""
+  return name in SETS or name.partition(".")[0] in MODULES
 
 
-def collect_tensors(module: StandIn, tensor_type: type = np.ndarray) -> dict[str, Any]:
+def collect_tensors(module: StandIn, tensor_type: type) -> dict[str, Any]:
   """Returns the parameters and buffers of a pickled module by their names in its state dict.
 
   A module that occurs more than once gives its tensors under the first name.

@@ -1,4 +1,4 @@
-"""Files are replaced as a whole; links are followed; streams are written into; lock files keep their content."""
+"""Files are replaced as a whole; links are followed; streams are written into."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mcsam_jax.atomic_io import atomic_write, open_lock_file
+from mcsam_jax.atomic_io import atomic_write
 
 
 def test_a_file_is_replaced_and_nothing_else_remains(tmp_path):
@@ -47,22 +47,6 @@ def test_open_files_of_the_shell_are_written_into(tmp_path, shell):
   result = subprocess.run(["bash", "-c", f"{command}; sleep 0.2"], capture_output=True, text=True, check=True,
                           env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
   assert result.stdout == "text" and os.stat("/dev/null").st_rdev == null
-
-
-def test_a_lock_file_keeps_its_content_and_is_no_link(tmp_path):
-  target, link = tmp_path / "thesis.txt", tmp_path / ".lock"
-  target.write_text("three years of work")
-  with open_lock_file(target):
-    pass
-  link.symlink_to(target)
-  with pytest.raises(OSError):
-    open_lock_file(link)
-  os.mkfifo(tmp_path / "pipe")
-  with pytest.raises(OSError):
-    open_lock_file(tmp_path / "pipe")
-  assert target.read_text() == "three years of work"
-  with open_lock_file(tmp_path / "new"):
-    assert (tmp_path / "new").exists()
 
 
 def test_text_that_has_no_encoding_is_escaped(tmp_path):

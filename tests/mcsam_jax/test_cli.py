@@ -103,3 +103,7 @@ def test_an_error_cannot_control_the_terminal(capsys):
   assert run_failing_verb(UserError("\x1b[31mred\x07 \x9b2J\nsecond line: a file")) == 2
   err = capsys.readouterr().err
   assert err.count("\n") == 1 and "\x1b" not in err and "\x9b" not in err and "second line: a file" in err
+def test_control_characters_in_an_error_are_not_sent_to_the_terminal(capsys):
+  assert run_failing_verb(UserError("x\x1b[2J\x1b]0;owned\x07.pth: two\nlines")) == 2
+  err = capsys.readouterr().err
+  assert err.removesuffix("\n").isprintable() and ".pth" in err

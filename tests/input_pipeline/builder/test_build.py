@@ -220,11 +220,11 @@ def test_shards_of_another_plan_are_discarded(tmp_path, monkeypatch):
     patched.setattr(workers, "write_shard", raise_keyboard_interrupt)
     with pytest.raises(KeyboardInterrupt):
       build.build(config, lambda line: None)
-  (folder / "stale.json").write_text("{}")
+  (folder / "train-00007-of-00009.json").write_text("{}")
   plan.entries["train"].pop()
   monkeypatch.setattr(type(builder), "plan", lambda self: plan)
   build.build(config, lambda line: None)
-  assert not (pathlib.Path(builder.data_dir) / "stale.json").exists()
+  assert not (pathlib.Path(builder.data_dir) / "train-00007-of-00009.json").exists()
 
 
 def test_second_build_at_the_same_time_is_an_error(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from input_pipeline.tokenizer import build_tokenizer
 from mcsam_jax.checkpoints import workdir as workdirs
+from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.config import read_config, VERSION_KEY
 from mcsam_jax.errors import UserError
 from tests.testing.tiny import make_config, NETWORK, PHANTOMS
@@ -94,3 +95,35 @@ def test_a_workdir_of_version_0_1_is_refused_at_every_start(tmp_path):
   for start in (lambda: workdirs.open_workdir(tmp_path), lambda: create(tmp_path, tiny())):
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.json")) + ".* 0.1"):
       start()
+
+
+def test_another_tokenizer_or_encoder_in_the_folder_is_not_replaced(tmp_path):
+  weights = tmp_path / "weights.npz"
+  config = tiny(encoder__weights=str(weights))
+  save_weights(weights, workdirs.init_encoder_variables(config), {"pretraining_data": "none"})
+  for name, content in (("encoder.npz", b"somebody's"), ("tokenizer/tokenizer.json", b"somebody's")):
+    path = tmp_path / name.replace("/", "-") / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    folder = tmp_path / name.replace("/", "-")
+    with pytest.raises(UserError, match=str(path)):
+      create(folder, config)
+    assert path.read_bytes() == content and not (folder / "config.json").exists()
+  create(tmp_path / "run", config)
+  assert (tmp_path / "run" / "encoder.npz").read_bytes() == weights.read_bytes()
+
+
+def test_a_start_that_was_interrupted_is_repeated(tmp_path):
+  create(tmp_path, tiny())
+  (tmp_path / "config.json").unlink()                   # written last
+  work, _ = create(tmp_path, tiny())
+  assert work.tokenizer.get_vocabulary()
+
+
+def test_damaged_settings_of_a_memory_bank_are_named(tmp_path):
+  settings = tmp_path / "memory_bank" / "made_from.json"
+  settings.parent.mkdir()
+  for content in (b"[" * 3000, b"\xff", b"{"):
+    settings.write_bytes(content)
+    with pytest.raises(UserError, match=str(settings)):
+      create(tmp_path, tiny(memory_init__kind="topics", memory_init__num_topics=3))

@@ -217,6 +217,41 @@ def test_html_report_of_image_files(workdir, call, folders, tmp_path, capsys):
   assert page.count("photo.png doesn't look like") == 1
 
 
+@pytest.fixture
+def home(folders, tmp_path):
+  """Returns a folder with films that are named like a page's own images or like its output, and a link to one."""
+  film = next(next(folders.iterdir()).iterdir())
+  for name in ("page_images/1-1.jpg", "page_images/1-2.jpg", "film.html", "film.txt"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(film, tmp_path / name)
+  (tmp_path / "link.html").symlink_to(tmp_path / "film.html")
+  return tmp_path
+
+
+def read_files(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_film_is_no_output_file(workdir, home, capsys):
+  before = read_files(home)
+  for option, name in (("--out", "film.txt"), ("--html", "film.html"), ("--html", "link.html"), ("--out", "")):
+    status, _, err = run(capsys, "report", "--workdir", workdir, home / "page_images", option, home / name)
+    assert status == 2 and option in err and str(home / name) in err and err.count("\n") == 1
+  assert read_files(home) == before and (home / "link.html").is_symlink()
+
+
+@pytest.mark.slow
+def test_no_file_of_the_user_is_changed(workdir, home, capsys):
+  before = read_files(home)
+  for _ in range(2):                                                     # the second call replaces what the first wrote
+    status, _, err = run(capsys, "report", "--workdir", workdir, home / "page_images", "--out", home / "new.txt",
+                         "--html", home / "page.html")
+    assert status == 0, err
+  after = read_files(home)
+  assert after.keys() - before.keys() == {home / "new.txt", home / "page.html"}
+  assert {path: after[path] for path in before} == before
+
+
 @pytest.mark.parametrize("report,expected", [
     ("the heart is normal . no effusion or pneumothorax .", "The heart is normal. No effusion or pneumothorax."),
     ("", ""), ("lungs clear , heart normal", "Lungs clear, heart normal")])

@@ -157,3 +157,12 @@ def test_pooled_features_are_the_mean_of_the_first_view(config, encoder, expecte
   direct = image_encoder.compute_pooled_features(config, make_split(), *encoder, log=[].append)
   assert from_cache.dtype == direct.dtype == np.float32
   np.testing.assert_allclose(direct, reference, atol=1e-5)
+
+
+def test_a_link_in_the_place_of_unfinished_features_is_not_emptied(tmp_path):
+  thesis, path = tmp_path / "thesis.txt", tmp_path / "val.npy"
+  thesis.write_text("three years of work")
+  feature_cache._unfinished_path(path).symlink_to(thesis)
+  with pytest.raises(OSError):
+    feature_cache._write_features(path, (1, 1, 1, 1), None, None, None, {}, print)
+  assert thesis.read_text() == "three years of work"

@@ -1,5 +1,6 @@
 """A small CheXbert against a NumPy implementation of BERT that processes one report at a time."""
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 
 from mcsam_jax import findings
+from mcsam_jax.checkpoints.weights import save_weights
+from mcsam_jax.errors import UserError
 from mcsam_jax.labelers import chexbert
 from mcsam_jax.labelers.chexbert import CheXbertClassifier, CLASSES
 from mcsam_jax.models.text_labeler.bert import BertConfig
 from mcsam_jax.models.text_labeler.chexbert import variable_shapes
 from tests.testing import simulated_devices
+from tests.testing.memory import limited_memory
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]
 CONFIG = BertConfig(vocab_size=len(VOCABULARY), width=32, num_layers=2, num_heads=4, feedforward_width=48,
@@ -30,6 +34,25 @@ def random_variables(config, seed=0):
 def random_reports(count, max_words, seed=0):
   rng = np.random.default_rng(seed)
   return [" ".join(rng.choice([*"abcdefghij", "."], size)) for size in rng.integers(0, max_words, count)]
+
+
+@pytest.mark.parametrize("change", [
+    {"sizes": None}, {"sizes": []}, {"sizes": {"width": 32}}, {"sizes": {"extra": 1}},
+    {"sizes": {"num_layers": 10 ** 9}}, {"sizes": {"width": 2 ** 40}}, {"sizes": {"width": "32"}},
+    {"sizes": {"num_heads": 0}}, {"sizes": {"num_heads": 5}}, {"vocabulary": None}, {"vocabulary": "abc"},
+    {"vocabulary": [1] * len(VOCABULARY)}, {"vocabulary": VOCABULARY[:-1]}, {"vocabulary": ["x", *VOCABULARY[1:]]},
+    {"architecture": "resnet50"}, {"architecture": 3}])
+def test_a_file_that_nobody_imported_is_named(tmp_path, change):
+  path = tmp_path / "chexbert.npz"
+  meta = {"architecture": "chexbert", "sizes": dataclasses.asdict(CONFIG), "vocabulary": VOCABULARY}
+  if isinstance(change.get("sizes"), dict) and change["sizes"] != {"width": 32}:
+    change = {"sizes": meta["sizes"] | change["sizes"]}
+  save_weights(path, random_variables(CONFIG), meta)
+  assert chexbert.load_chexbert(str(path))[2] == CONFIG
+  save_weights(path, random_variables(CONFIG), meta | change)
+  with limited_memory(2 ** 30), pytest.raises(UserError, match=str(path)) as error:
+    chexbert.load_chexbert(str(path))
+  assert "\n" not in str(error.value)
 
 
 def compute_numpy_logits(params, ids, num_heads):
