@@ -24,7 +24,6 @@ from etils import epath
 from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
 from input_pipeline.datasets import records
 from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
@@ -51,8 +50,7 @@ class R2GenJson(records.RecordBuilder):
         "id": str(entry["id"]),
         "study_id": _get_study_id(entry),
         "subject_id": str(entry.get("subject_id", entry["id"])),
-        "images": [images.load_jpeg(self._find_image(path), self.data.short_side, self.data.dicom_rendering)
-                   for path in paths],
+        "images": [self.load_image(self._find_image(path), self.data) for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
         "views": ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * (len(paths) - 2)],
         "source_views": [""] * len(paths),
