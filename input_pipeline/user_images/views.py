@@ -17,6 +17,8 @@ _LATERAL = frozenset(
 # Words that make it another view, whatever else the text says: a patient who lies on a side, or is turned.
 _OTHER = frozenset("decubitus decub lld rld oblique obl obliqua oblicua rao lao rpo lpo swimmers schrag 斜位".split())
 _ONLY_IN_HEADERS = frozenset("dv vd face profile yan sida lld rld obl rao lao rpo lpo".split())  # in file names: people
+# Languages without spaces: words that may be a part of another.
+_WITHOUT_SPACES = frozenset("後前 后前 正位 正面 前后 前後 側位 侧位 側面 侧面 斜位".split())
 # Beginnings of words for the chest and what is in it.
 _CHEST = re.compile(
     r"\b(?:chest|chst|cxr|thora|torax|torac|toraks|lung|pulmo|heart|cardi|ribs?\b|ribcage|costa|stern|poitrine|poumon|"
@@ -35,6 +37,7 @@ def find_view(text: str, is_file_name: bool = False) -> tuple[str, bool]:
     frontal, lateral, or other; "" if the text names none, or both frontal and lateral.
   """
   words = set(split_words(text)) - (_ONLY_IN_HEADERS if is_file_name else set())
+  words |= {word for word in _WITHOUT_SPACES if word in text}
   if words & _OTHER:
     return "other", False
   frontal, lateral = bool(words & _FRONTAL), bool(words & _LATERAL)
