@@ -1,4 +1,4 @@
-"""TIFF files whose pixels have several channels of 16 bits, which Pillow reduces to 8 or can't read.
+"""TIFF files whose pixels have several channels of 16 bits, or planes, which Pillow reduces to 8 bits or can't read.
 
 OpenCV reads red, green and blue that are stored pixel by pixel. For the other layouts Pillow is shown the same bytes as
 grayscale: each channel, if they are stored one after the other; or, if the channels of a pixel follow each other, an
@@ -15,7 +15,8 @@ import PIL.TiffImagePlugin
 from input_pipeline.image_files import decoder_process
 from input_pipeline.image_files.limits import check_size
 
-TIFF_MARKS = (b"II*\0", b"MM\0*")      # little-endian, big-endian
+_BIG_TIFF_MARKS = (b"II+\0", b"MM\0+")  # little-endian, big-endian
+TIFF_MARKS = (b"II*\0", b"MM\0*", *_BIG_TIFF_MARKS)
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 259, 262, 274
 _OFFSETS, _CHANNELS, _ROWS, _SIZES, _PLANAR, _PREDICTOR, _FORMAT = 273, 277, 278, 279, 284, 317, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2      # photometric interpretations
@@ -28,23 +29,24 @@ def read_deep_channels(data: bytes, max_pixels: int) -> np.ndarray | None:
     ValueError: the file is too large, or has a layout that can't be read with all its bits.
     Exception: it is damaged.
   """
-  directory = PIL.TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+  is_big = data[:4] in _BIG_TIFF_MARKS
+  directory = PIL.TiffImagePlugin.ImageFileDirectory_v2(data[:16 if is_big else 8])
   stream = io.BytesIO(data)
   stream.seek(directory.next)
   directory.load(stream)
   channels, bits = directory.get(_CHANNELS, 1), directory.get(_BITS, (1,))
-  if channels == 1 or max(bits) <= 8:
+  if max(bits) <= 8 or channels == 1 and directory.get(_PLANAR, 1) == 1:
     return None
   width, height, photometric = (int(directory[tag]) for tag in (_WIDTH, _HEIGHT, _PHOTOMETRIC))
   check_size((width, height), max_pixels)
   if directory.next:
     raise ValueError("a file with several pages, expected one image")
-  expected = {_WHITE_IS_ZERO: (2,), _BLACK_IS_ZERO: (2,), _RGB: (3, 4)}.get(photometric, ())
+  expected = {_WHITE_IS_ZERO: (1, 2), _BLACK_IS_ZERO: (1, 2), _RGB: (3, 4)}.get(photometric, ())
   readable = channels in expected and set(bits) == {16} and set(directory.get(_FORMAT, (1,))) == {1} and (
       directory.get(_ORIENTATION, 1) == 1)
   if readable and photometric == _RGB and directory.get(_PLANAR, 1) == 1:
     return decoder_process.decode("deep_color", data, width * height * channels)
-  if not readable or _OFFSETS not in directory:
+  if not readable or is_big or _OFFSETS not in directory:
     raise ValueError(f"a TIFF with {channels} channels of {max(bits)} bits in a layout that can't be read; convert it "
                      "to grayscale of 16 bits")
   offsets, sizes = directory[_OFFSETS], directory[_SIZES]

@@ -46,8 +46,10 @@ def open_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
     Exception: for damaged files, Pillow raises almost any type.
   """
   if data.startswith(_JPEG_2000):
-    num_samples = _count_jpeg_2000_samples(data, max_pixels)
-    return PIL.Image.fromarray(decoder_process.decode("jpeg_2000", data, num_samples, max_pixels=max_pixels))
+    num_pixels, channels, depth = _read_jpeg_2000_size(data, max_pixels)
+    kind = "deep_color" if channels > 1 and depth > 8 else "jpeg_2000"
+    pixels = decoder_process.decode(kind, data, num_pixels * min(channels, 4), max_pixels=max_pixels)
+    return PIL.Image.fromarray(to_luminance(pixels) if kind == "deep_color" and pixels.ndim == 3 else pixels)
   if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
     raise ValueError(f"a JPEG with {scans} scans")
   if (size := _find_deep_color(data)) is not None:
@@ -102,15 +104,16 @@ def _find_deep_color(data: bytes) -> tuple[int, int] | None:
   return None
 
 
-def _count_jpeg_2000_samples(data: bytes, max_pixels: int) -> int:
-  """Returns the number of pixels times channels of a JPEG 2000 file; raises ValueError if it is too large.
+def _read_jpeg_2000_size(data: bytes, max_pixels: int) -> tuple[int, int, int]:
+  """Returns the number of pixels, channels, and bits of a channel of a JPEG 2000 file; ValueError if it is too large.
 
-  It is in the first segment of the codestream (SIZ of ISO/IEC 15444-1).
+  They are in the first segment of the codestream (SIZ of ISO/IEC 15444-1).
   """
   start = data.find(b"\xff\x4f\xff\x51")
-  if start < 0 or len(data) < start + 42:
+  if start < 0 or len(data) < start + 43:
     raise ValueError("a JPEG 2000 file without an image")
   right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
   size = max(right - left, 0), max(bottom - top, 0)
   check_size(size, max_pixels)
-  return size[0] * size[1] * max(struct.unpack_from(">H", data, start + 40)[0] % 5, 1)
+  channels, depth = struct.unpack_from(">HB", data, start + 40)
+  return size[0] * size[1], max(channels, 1), (depth & 0x7F) + 1

@@ -18,8 +18,8 @@ from tests.input_pipeline.conftest import make_config, write_source
 from tests.testing.mutated_files import make_dicom, make_dicom_files
 
 CASES = pathlib.Path(__file__).parents[2] / "cases" / "mutated"
-KINDS = ["598103ee.tif", "53901685.tif", "3c02cd58.gif", "685db05b.jpg", "gdcm_abort.dcm", "j2k_loop.dcm", "pipe", "zero",
-         "black", "large"]
+KINDS = ["598103ee.tif", "53901685.tif", "3c02cd58.gif", "685db05b.jpg", "gdcm_abort.dcm", "j2k_loop.dcm", "pipe",
+         "zero", "black", "large"]
 
 
 def replace_image(path: pathlib.Path, kind: str) -> None:
@@ -84,12 +84,14 @@ def test_compressed_dicom_files_in_several_processes(source, tmp_path):
   replace_image(folder / "train9_1.jpg", "gdcm_abort.dcm")
   script = tmp_path / "script.py"
   script.write_text(
-      "import sys\nfrom input_pipeline.builder import shards, workers\nfrom input_pipeline.builder.prepare import prepare\n"
+      "import sys\nfrom input_pipeline.builder import shards, workers\n"
+      "from input_pipeline.builder.prepare import prepare\n"
       "from mcsam_jax.config import load_config\n"
       "if __name__ == '__main__':\n  shards.SHARD_SIZE, workers.MAX_ENTRIES_IN_PROCESS = 3, 0\n"
       "  prepare(load_config('default', sys.argv[1:]))\n")
   fields = {"data.name": "r2gen_json", "data.source_dir": folder.parent, "data.data_dir": config.data.data_dir,
             "tokenizer.threshold": 1, "prepare.num_workers": 2, "prepare.max_corrupt_records": 1}
-  subprocess.run([sys.executable, script, *(f"--config.{field}={value}" for field, value in fields.items())], check=True,
+  arguments = [f"--config.{field}={value}" for field, value in fields.items()]
+  subprocess.run([sys.executable, script, *arguments], check=True,
                  env=os.environ | {"PYTHONPATH": os.getcwd()})
   assert len(splits.open_split(config, "train")) == len(KINDS) + 1

@@ -95,6 +95,9 @@ def test_sixteen_bits_of_other_formats():
   ppm = b"P6\n# a comment\n30 20\n4095\n" + channels(3).astype(">u2").tobytes()
   for data in (pgm, ppm, encode(DEEP, "JPEG2000"), bytes(cv2.imencode(".tiff", channels(3))[1])):
     assert np.array_equal(read_gray(data), SHADES)
+  large = np.tile(channels(3), (4, 4, 1))           # OpenCV writes no small ones
+  jpeg_2000 = bytes(cv2.imencode(".jp2", large, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])[1])
+  assert np.array_equal(read_gray(jpeg_2000), np.tile(SHADES, (4, 4)))
 
 
 def test_color_of_sixteen_bits_becomes_luminance():

@@ -39,6 +39,7 @@ def test_views_of_file_names(name, view):
     ("THORAX", True), ("Tórax", True), ("TÓRAX".encode().decode("latin-1"), True), ("TORACE", True), ("POITRINE", True),
     ("Lungs", True), ("LUNGE", True), ("Brustkorb", True), ("RIB", True), ("RIBS", True), ("HEART", True),
     ("胸部", True), ("Грудная клетка", True), ("klatka piersiowa", True), ("CHESTABDOMEN", True), ("GÖĞÜS", True),
-    ("-", True), ("KNEE", False), ("ABDOMEN", False), ("HAND", False), ("SKULL", False), ("TRIBE", False), ("KNEE Doe", False)])
+    ("-", True), ("KNEE", False), ("ABDOMEN", False), ("HAND", False), ("SKULL", False), ("TRIBE", False),
+    ("KNEE Doe", False)])
 def test_parts_of_the_body(text, expected):
   assert shows_chest(text) == expected
