@@ -21,7 +21,7 @@ from input_pipeline.image_files import decoder_worker
 
 # Processor time and memory for an image without pixels, and for each million samples: at least five times what the
 # slowest decoder takes on a processor of 2020.
-CPU_SECONDS, CPU_SECONDS_PER_MEGASAMPLE = 5, 1
+CPU_SECONDS, CPU_SECONDS_PER_MEGASAMPLE = 5, 2
 _MEMORY, _MEMORY_PER_SAMPLE = 2 ** 28, 48           # bytes
 _WALL_SECONDS_PER_CPU_SECOND = 20                   # the process may have to wait for a processor
 _MAX_BYTES_PER_SAMPLE = 8

@@ -24,7 +24,8 @@ from input_pipeline.image_files.shades import is_finite, stretch_to_uint8, to_lu
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM")
 ORIENTATION = 0x0112                   # EXIF tag; 1 is upright
 _PHOTOMETRIC = 262                     # TIFF tag; 0: white is zero
-_MAX_SCANS = 200                       # of a progressive JPEG, which usually has 10; each takes time for all pixels
+# Scans of a progressive JPEG, times its pixels. Usually there are 10; each takes time for all pixels, but few bytes.
+_MAX_SCANNED_PIXELS = 2 * 10 ** 9
 _JPEG_2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 # About files that are read nevertheless, or refused with a better sentence.
 warnings.filterwarnings("ignore", module="PIL")
@@ -50,8 +51,6 @@ def open_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
     kind = "deep_color" if channels > 1 and depth > 8 else "jpeg_2000"
     pixels = decoder_process.decode(kind, data, num_pixels * min(channels, 4), max_pixels=max_pixels)
     return PIL.Image.fromarray(to_luminance(pixels) if kind == "deep_color" and pixels.ndim == 3 else pixels)
-  if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
-    raise ValueError(f"a JPEG with {scans} scans")
   if (size := _find_deep_color(data)) is not None:
     check_size(size, max_pixels)
     pixels = decoder_process.decode("deep_color", data, 4 * size[0] * size[1])
@@ -60,6 +59,9 @@ def open_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(to_luminance(pixels) if pixels.ndim == 3 else pixels)
   image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
   check_size(image.size, max_pixels)
+  scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+  if scans * image.width * image.height > _MAX_SCANNED_PIXELS:
+    raise ValueError(f"a JPEG with {scans} scans, too many for its size")
   num_pages = getattr(image, "n_frames", 1)
   if num_pages > 1 and image.format != "MPO":       # an MPO file is a JPEG with smaller copies of the same image
     raise ValueError(f"a file with {num_pages} pages, expected one image")
