@@ -56,14 +56,15 @@ def read_stored_values(dataset: pydicom.Dataset, max_pixels: int, warn: Warn) ->
       "rows": rows, "columns": columns, "number_of_frames": 1, "photometric_interpretation": photometric,
       "samples_per_pixel": num_samples, "bits_allocated": bits,
       "bits_stored": get_integer(dataset, "BitsStored", range(1, bits + 1)),
-      "pixel_representation": get_integer(dataset, "PixelRepresentation", (0, 1)), "pixel_keyword": "PixelData"}
+      "pixel_representation": get_integer(dataset, "PixelRepresentation", (0, 1)), "pixel_keyword": "PixelData",
+      "correct_unused_bits": False}                 # done below, for all decoders alike
   if num_samples > 1:
     options["planar_configuration"] = get_integer(dataset, "PlanarConfiguration", (0, 1))
   high_bit = get_integer(dataset, "HighBit", range(options["bits_stored"] - 1, bits), options["bits_stored"] - 1)
   pixels = _decode(dataset, options)
   if pixels.ndim != (2 if num_samples == 1 else 3):
     raise DicomError(f"DICOM pixels of shape {pixels.shape}, expected one image")
-  if photometric in GRAYSCALE or photometric == _PALETTE:
+  if not photometric.startswith("YBR"):             # those have been converted to RGB of 8 bits
     pixels = _keep_stored_bits(dataset, pixels, options["bits_stored"], high_bit, warn)
   if photometric == _PALETTE:
     pixels = apply_color_lut(pixels, dataset)[..., :3]                 # [rows, columns] -> [rows, columns, 3]
@@ -116,7 +117,7 @@ def _decode(dataset: pydicom.Dataset, options: dict) -> np.ndarray:
   if not syntax.is_encapsulated:
     if data[:4] == _ITEM and len(data) < _count_bytes(options):
       raise DicomError(f"compressed pixels, but the TransferSyntaxUID says {syntax.name}")
-    return decoder.as_array(data, pixel_vr=dataset["PixelData"].VR, correct_unused_bits=False, **options)[0]
+    return decoder.as_array(data, pixel_vr=dataset["PixelData"].VR, **options)[0]
   _check_codestream(syntax, data)
   install = "pip install pylibjpeg pylibjpeg-libjpeg (GPL v3)"          # the only decoder of 12-bit JPEG Extended
   if syntax != pydicom.uid.JPEGExtended12Bit or options["bits_stored"] <= 8:

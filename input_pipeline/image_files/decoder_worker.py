@@ -16,10 +16,12 @@ import struct
 import numpy as np
 import PIL.Image
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import JPEG2000TransferSyntaxes
 
 _LENGTH = struct.Struct("<QQ")         # bytes of header and of payload
-# The first plug-in of pydicom that reads the pixels decides. GDCM is last, because damaged files crash it.
+# Plug-ins of pydicom, of which the first that reads the pixels decides. GDCM is last, because damaged files crash it.
 _PLUGINS = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
+_JPEG_2000_PLUGINS = ("pylibjpeg", "pillow", "gdcm")       # Pillow reads only a part of JPEG 2000
 
 
 def send(connection: socket.socket, header: dict, payload: bytes | memoryview = b"") -> None:
@@ -88,11 +90,10 @@ def _decode_dicom(job: dict, data: bytes) -> np.ndarray:
   """Decompresses the pixel data of a DICOM file; `options` of the job are those of pydicom's decoder."""
   decoder = get_decoder(job["transfer_syntax"])
   failure = ValueError("no plug-in")
-  plugins = sorted(decoder.available_plugins, key=_PLUGINS.index)
-  if job["transfer_syntax"].startswith("1.2.840.10008.1.2.4.9"):       # JPEG 2000, of which Pillow reads only a part
-    plugins.sort(key=lambda plugin: plugin == "pillow")
-    plugins.sort(key=lambda plugin: plugin == "gdcm")
+  plugins = _JPEG_2000_PLUGINS if job["transfer_syntax"] in JPEG2000TransferSyntaxes else _PLUGINS
   for plugin in plugins:
+    if plugin not in decoder.available_plugins:
+      continue
     try:
       return decoder.as_array(data, decoding_plugin=plugin, **job["options"])[0]
     except MemoryError:

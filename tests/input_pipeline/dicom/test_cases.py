@@ -105,6 +105,11 @@ def test_high_bit_is_honoured_or_refused():
   assert np.array_equal(render(shifted)[0], stretch(FILM))
   signed = make_dicom((FILM - 2048) << 4, 12, HighBit=15)
   assert np.array_equal(render(signed)[0], stretch(FILM))
+  rle = pydicom.dcmread(io.BytesIO(make_dicom(FILM << 4, 12, HighBit=15)))
+  rle.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+  assert np.array_equal(render(save(rle))[0], stretch(FILM))
+  color = make_dicom(np.stack([FILM << 4] * 3, -1), 12, HighBit=15)
+  assert np.array_equal(render(color)[0], stretch(FILM))
   with pytest.raises(dicom.DicomError, match="HighBit"):             # says 15, but the values are in the lowest bits
     render(make_dicom(FILM, 12, HighBit=15))
   with pytest.raises(dicom.DicomError, match="HighBit"):
