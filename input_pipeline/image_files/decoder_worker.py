@@ -59,7 +59,7 @@ def main() -> None:
       job, data = receive(connection, 2 ** 62)
     except EOFError:
       return
-    _limit_resources(job["cpu_seconds"], job["memory"])
+    _limit_resources(job["cpu_seconds"], job["memory"] + len(data))
     try:
       pixels = np.ascontiguousarray(_DECODERS[job["kind"]](job, bytes(data)))
       answer = {"shape": pixels.shape, "dtype": pixels.dtype.str}
@@ -67,6 +67,7 @@ def main() -> None:
       pixels, answer = None, {"error": "memory"}
     except Exception:                               # whatever a decoder raises for a damaged file
       pixels, answer = None, {"error": "damaged"}
+    _limit_memory(None)                             # the next job may be larger
     send(connection, answer, b"" if pixels is None else pixels.reshape(-1).view(np.uint8).data)
 
 
@@ -78,12 +79,18 @@ def _limit_resources(cpu_seconds: int, memory: int) -> None:
   usage = resource.getrusage(resource.RUSAGE_SELF)
   used = math.ceil(usage.ru_utime + usage.ru_stime)
   resource.setrlimit(resource.RLIMIT_CPU, (used + cpu_seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+  _limit_memory(memory)
+
+
+def _limit_memory(memory: int | None) -> None:
+  """Lets this process take so much more memory, in bytes; None: as much as it wants."""
+  hard = resource.getrlimit(resource.RLIMIT_AS)[1]
   try:
     with open("/proc/self/statm") as file:
       occupied = int(file.read().split()[0]) * resource.getpagesize()
   except OSError:                                   # not Linux: memory isn't limited
     return
-  resource.setrlimit(resource.RLIMIT_AS, (occupied + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+  resource.setrlimit(resource.RLIMIT_AS, (hard if memory is None else occupied + memory, hard))
 
 
 def _decode_dicom(job: dict, data: bytes) -> np.ndarray:

@@ -68,6 +68,16 @@ def test_memory_is_bounded(monkeypatch):
     decoder_process.decode("jpeg_2000", encode(np.tile(FILM, (60, 60)), "JPEG2000"), FILM.size, max_pixels=10 ** 9)
 
 
+def test_a_small_image_does_not_limit_the_next_one(monkeypatch):
+  with monkeypatch.context() as small:
+    small.setattr(decoder_process, "_MEMORY", 2 ** 24)
+    assert np.array_equal(decode(), FILM)
+  process = current_process()
+  large = JPEG_2000 + bytes(2 ** 26)                # what follows the image is not looked at
+  assert np.array_equal(decoder_process.decode("jpeg_2000", large, FILM.size, max_pixels=10 ** 6), FILM)
+  assert current_process() is process
+
+
 def test_more_pixels_than_announced_are_not_taken():
   with pytest.raises(decoder_process.DecoderError, match="more pixels"):
     decoder_process.decode("jpeg_2000", JPEG_2000, 10, max_pixels=10 ** 6)
