@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
       "min_words": 0,                     # skip studies whose target has fewer words ("_" doesn't count)
       "num_views": 2,                     # images per study; missing ones are masked
       "short_side": 256,                  # shorter side of stored images, in pixels; 0: keep the original size
+      "max_image_pixels": 80_000_000,     # larger images are refused before they are decoded: a small file may claim
+                                          # gigabytes. A film of 43 cm at 50 micrometers has 60 million
       "dicom_rendering": "voi",           # DICOM files: voi (as viewers show them) | mimic_cxr_jpg (equalized)
       "image_size": 224,                  # side of the square encoder input, in pixels
       "augment": False,                   # training only: random crop, small rotation, brightness and contrast

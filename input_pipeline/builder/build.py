@@ -105,13 +105,14 @@ def _write_metadata(builder: records.RecordBuilder, plan: records.BuildPlan, all
   Raises:
     UserError: a split has no records.
   """
-  counts, split_infos, corrupt_records, words = {}, [], [], {}
+  counts, split_infos, corrupt_records, words, warnings = {}, [], [], {}, collections.Counter()
   for split in plan.entries:
     split_stats = [stats for shard, stats in all_stats.items() if shard.split == split]
     skipped = collections.Counter(plan.skipped.get(split, {}))
     for stats in split_stats:
       skipped.update(stats.skipped)
       corrupt_records += stats.corrupt_records
+      warnings.update(stats.warnings)
     shard_lengths = [stats.kept for stats in split_stats]
     if not sum(shard_lengths):
       reasons = ", ".join(f"{reason}: {count:,}" for reason, count in skipped.items()) or "the source has none"
@@ -124,7 +125,7 @@ def _write_metadata(builder: records.RecordBuilder, plan: records.BuildPlan, all
   words_file = io.BytesIO()
   np.savez_compressed(words_file, **words)
   atomic_write(folder / "words.npz", words_file.getvalue())
-  notes = list(plan.notes)
+  notes = [*plan.notes, *(f"{count:,} images: {warning}" for warning, count in sorted(warnings.items()))]
   if corrupt_records:
     notes.append(f"{len(corrupt_records)} files could not be read: {final / 'corrupt_records.jsonl'}")
     atomic_write(folder / "corrupt_records.jsonl", "".join(json.dumps(record) + "\n" for record in corrupt_records))

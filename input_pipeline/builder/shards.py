@@ -23,6 +23,8 @@ from etils import epath
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets import records
+from input_pipeline.image_files.files import read_regular
+from input_pipeline.image_files.limits import MAX_PIXELS
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import printable, UnreadableFile, UserError
 
@@ -62,12 +64,14 @@ class ShardStats:
     skipped: number of entries that gave no record, by reason.
     corrupt_records: one dictionary per source file that could not be read, with the keys split, position (of the
       entry in its split), record, file, reason and sha256.
+    warnings: number of images about which something was odd, by warning.
     num_bytes: size of the serialized records.
     words: number of words of [findings, impression], one pair per record.
   """
   kept: int = 0
   skipped: dict[str, int] = dataclasses.field(default_factory=dict)
   corrupt_records: list[dict] = dataclasses.field(default_factory=list)
+  warnings: dict[str, int] = dataclasses.field(default_factory=dict)
   num_bytes: int = 0
   words: list[list[int]] = dataclasses.field(default_factory=list)
 
@@ -123,6 +127,7 @@ def write_shard(builder: records.RecordBuilder, folder: epath.Path, shard: Shard
   """
   entries = json.loads(_entries_path(folder, shard).read_text())
   stats = ShardStats()
+  builder.warnings.clear()
 
   def serialize_entries() -> Iterator[bytes]:
     for position, entry in enumerate(entries, shard.start):
@@ -151,6 +156,7 @@ def write_shard(builder: records.RecordBuilder, folder: epath.Path, shard: Shard
   local = os.path.join(tempfile.mkdtemp(), path.name) if in_bucket else str(part)
   try:
     _write_array_record(local, serialize_entries())
+    stats.warnings = dict(sorted(builder.warnings.items()))
     atomic_write(stats_path(folder, shard), json.dumps(dataclasses.asdict(stats)))
     if len(stats.corrupt_records) <= max_corrupt_records:
       if in_bucket:
@@ -212,8 +218,8 @@ def _write_array_record(path: str, serialized: Iterator[bytes]) -> None:
 
 
 def _hash_file(path: epath.Path) -> str:
-  """Returns the SHA-256 of a file in hexadecimal, "" if it can't be read."""
+  """Returns the SHA-256 of a file in hexadecimal, "" if it can't be read, or is too large to be an image."""
   try:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-  except OSError:
+    return hashlib.sha256(read_regular(path, MAX_PIXELS)).hexdigest()
+  except UnreadableFile:
     return ""

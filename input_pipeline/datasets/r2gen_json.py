@@ -25,7 +25,6 @@ from etils import epath
 from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
 from input_pipeline.datasets import records
 from input_pipeline.datasets.annotation_fields import find_field_errors, order_images, read_labels, read_views
 from input_pipeline.datasets.records import SPLITS
@@ -62,8 +61,7 @@ class R2GenJson(records.RecordBuilder):
         "id": _get_name(entry, "id"),
         "study_id": _get_name(entry, "study_id"),
         "subject_id": _get_name(entry, "subject_id"),
-        "images": [images.load_jpeg(self._find_image(path), self.data.short_side, self.data.dicom_rendering)
-                   for path in paths],
+        "images": [self.load_image(self._find_image(path), self.data) for path in paths],
         "dicom_ids": [epath.Path(path).name.partition(".")[0] for path in paths],
         "views": [views[index] for index in order],
         "source_views": [source_views[index] for index in order],

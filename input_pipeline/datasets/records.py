@@ -5,13 +5,18 @@ strings, so that readers need no special case.
 """
 
 import abc
+import collections
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
 from typing import Any
 
+from etils import epath
+from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from input_pipeline import images
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.json_text import replace_surrogates
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES, VIEWS
@@ -187,6 +192,24 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder):
       SkipRecord: the study lacks what the config requires.
       UnreadableFile: one of its files is missing or damaged.
     """
+
+  @functools.cached_property
+  def warnings(self) -> collections.Counter[str]:
+    """What was odd about the images that `load_image` has read, with the number of images."""
+    return collections.Counter()
+
+  def load_image(self, path: epath.Path, data: ConfigDict) -> bytes:
+    """Returns an image file as records store it (`images.load_jpeg`).
+
+    Args:
+      path: the file.
+      data: `config.data`.
+
+    Raises:
+      UnreadableFile: it is missing, damaged or too large.
+    """
+    return images.load_jpeg(path, data.short_side, data.dicom_rendering, data.max_image_pixels,
+                            lambda warning: self.warnings.update([warning]))
 
   def describe_entry(self, entry) -> str:
     """Returns a name by which a user can find the entry in the source."""

@@ -11,27 +11,27 @@
 
 import io
 
+from ml_collections import ConfigDict
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
 
 from input_pipeline import dicom, images
-from input_pipeline.user_images import is_color
+from input_pipeline.image_files.formats import FORMATS, is_color, ORIENTATION, to_grayscale
+from input_pipeline.image_files.limits import check_size
+from input_pipeline.image_files.shades import stretch_to_uint8
 from mcsam_jax.errors import UnreadableFile
 
 MemoryImage = bytes | PIL.Image.Image | np.ndarray
 
 
-def store_image(image: MemoryImage, name: str, short_side: int, image_size: int,
-                dicom_rendering: str) -> tuple[bytes, bool]:
+def store_image(image: MemoryImage, name: str, data: ConfigDict) -> tuple[bytes, bool]:
   """Returns an image as `images.decode` reads it, and whether it is in color.
 
   Args:
     image: see above.
     name: what errors call it.
-    short_side: pixels of the shorter side of stored images, at most; 0: no limit.
-    image_size: S.
-    dicom_rendering: one of dicom.RENDERINGS.
+    data: `config.data`; S is its `image_size`.
 
   Raises:
     UnreadableFile: it is not an image of a supported kind.
@@ -40,18 +40,22 @@ def store_image(image: MemoryImage, name: str, short_side: int, image_size: int,
     if isinstance(image, PIL.Image.Image):
       image = _read_original(image) or image
     if isinstance(image, bytes):
-      return images.to_jpeg(image, short_side, dicom_rendering), is_color(image)
+      jpeg = images.to_jpeg(image, data.short_side, data.dicom_rendering, data.max_image_pixels)
+      return jpeg, not dicom.is_dicom(image[:dicom.HEAD_SIZE]) and is_color(image, data.max_image_pixels)
     if isinstance(image, np.ndarray):
-      if image.dtype == np.uint8 and image.shape == (image_size, image_size, 1):
+      if image.dtype == np.uint8 and image.shape == (data.image_size, data.image_size, 1):
         return _to_png(PIL.Image.fromarray(image[..., 0])), False
       image = _array_to_image(image)
+    check_size(image.size, data.max_image_pixels)
     in_color = _has_color(image)
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
       raise ValueError(f"it has {image.n_frames} pages, expected one image")    # pyright: ignore[reportAttributeAccessIssue]
-    if (image.format == "JPEG" and image.mode == "L" and images.is_upright(image)
-        and not 0 < short_side < min(image.size)):
+    gray = to_grayscale(image)
+    images.check_shades(gray)
+    if (image.format == "JPEG" and image.mode == "L" and image.getexif().get(ORIENTATION, 1) == 1
+        and not 0 < data.short_side < min(image.size)):
       return _to_png(image), in_color                       # the file would be stored byte for byte
-    return images.gray_to_jpeg(images.to_upright_grayscale(image), short_side), in_color
+    return images.gray_to_jpeg(gray, data.short_side), in_color
   except UnreadableFile:
     raise
   except Exception as error:            # for damaged images, decoders raise many types
@@ -71,7 +75,7 @@ def _array_to_image(array: np.ndarray) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.ascontiguousarray(array))
   if not np.isfinite(array).all():
     raise ValueError("pixels that are not finite numbers")
-  return PIL.Image.fromarray(dicom.stretch_to_uint8(array.astype(np.float64)))
+  return PIL.Image.fromarray(stretch_to_uint8(array.astype(np.float64)))
 
 
 def _has_color(image: PIL.Image.Image) -> bool:
@@ -79,19 +83,19 @@ def _has_color(image: PIL.Image.Image) -> bool:
   if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
     return False
   small = image.convert("RGB").resize((64, 64), PIL.Image.Resampling.BOX)
-  return is_color(_to_png(small))
+  return is_color(_to_png(small), 64 * 64)
 
 
 def _read_original(image: PIL.Image.Image) -> bytes | None:
   """Returns the file of an image as `PIL.Image.open` has returned it; None once its pixels were read, or changed."""
   if (not isinstance(image, PIL.ImageFile.ImageFile) or not image.tile or image.fp is None
-      or image.format not in (*images.FORMATS, "MPO")):
+      or image.format not in (*FORMATS, "MPO")):
     return None
   position = image.fp.tell()
   image.fp.seek(0)
   data = image.fp.read()
   image.fp.seek(position)
-  with PIL.Image.open(io.BytesIO(data), formats=images.FORMATS) as opened:
+  with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as opened:
     return data if (opened.size, opened.mode) == (image.size, image.mode) else None
 
 

@@ -81,10 +81,11 @@ def read_study(name: str, study: Any, config: ConfigDict, default_view: str) -> 
     else:
       raise UserError(f"{image_name} is {type(image).__name__}, expected a path, bytes, a PIL image or a NumPy array")
 
-  def read(file: ImageFile, short_side: int, dicom_rendering: str) -> tuple[bytes, bool]:
+  def read(file: ImageFile, data: ConfigDict) -> tuple[bytes, list[str]]:
     if file.study_key == ("memory",):
-      return store_image(in_memory[file.name], file.name, short_side, config.data.image_size, dicom_rendering)
-    return user_images.read_jpeg(file, short_side, dicom_rendering)
+      jpeg, in_color = store_image(in_memory[file.name], file.name, data)
+      return jpeg, [f"{file.name}: is in color, but radiographs are grayscale"] if in_color else []
+    return user_images.read_jpeg(file, data)
 
   if views is None:
     result = user_images.read_study(files, config.data, default_view, read)

@@ -47,8 +47,8 @@ INITIAL_WEIGHTS = "initial_weights.npz"
 RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*` may, too
     "train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_corrupt_records",
     "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "train.patience",
-    "data.source_dir", "data.data_dir", "data.contact_sheet_restricted", "encoder.weights", "mesh.data", "mesh.fsdp",
-    "mesh.tensor", "decode.batch_size", "eval.chexbert",
+    "data.source_dir", "data.data_dir", "data.max_image_pixels", "data.contact_sheet_restricted",
+    "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor", "decode.batch_size", "eval.chexbert",
     "eval.manual_labels")
 # Fields of `decode` and `eval` that change no score, so they don't appear in the names of evaluation files.
 _NOT_IN_FILE_NAMES = ("batch_size", "chexbert", "html_report", "html_report_restricted", "explain", "metrics",

@@ -62,7 +62,7 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
   start = time.monotonic()
   enable_compilation_cache()
   work = open_workdir(workdir, [*ONE_DEVICE, f"--config.decode.batch_size={BATCH_SIZE}", *overrides], log)
-  found = user_images.find_studies(paths, grouping)
+  found = user_images.find_studies(paths, grouping, work.config.data.max_image_pixels)
   if not found.studies and not found.unreadable:
     skipped = f" ({found.num_skipped} other files)" if found.num_skipped else ""
     raise UserError(f"no image in {', '.join(map(str, paths))}{skipped}: give PNG, JPEG or DICOM files, or folders "

@@ -31,7 +31,6 @@ from etils import epath
 from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
-from input_pipeline import images
 from input_pipeline.datasets import r2gen_json, records
 from input_pipeline.datasets.mimic_cxr import sections, tables
 from input_pipeline.datasets.mimic_cxr.reports import find_report_archive, open_report_archive, ReportArchive
@@ -81,8 +80,7 @@ class MimicCxr(records.RecordBuilder):
         "id": entry["id"],
         "study_id": entry["study"],
         "subject_id": entry["subject"],
-        "images": [images.load_jpeg(folder / f"{image['id']}.{kind}", self.data.short_side, self.data.dicom_rendering)
-                   for image in entry["images"]],
+        "images": [self.load_image(folder / f"{image['id']}.{kind}", self.data) for image in entry["images"]],
         "dicom_ids": [image["id"] for image in entry["images"]],
         "views": [image["view"] for image in entry["images"]],
         "source_views": [image["source_view"] for image in entry["images"]],

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import pathlib
 import shutil
 import types
 
@@ -49,7 +51,8 @@ def run(capsys, *argv):
 def call(workdir, folders, tmp_path_factory):
   """Runs `mcsam report --json` once, on all folders and on files of the user.
 
-  The files are two DICOM images of one study, a DICOM image of another modality, a photograph and a truncated PNG.
+  The files are two DICOM images of one study, a DICOM image of another modality, a photograph, a truncated PNG, files
+  with changed bytes on which decoders raise odd exceptions or end the process, and a pipe.
 
   Returns:
     `files`, the folder of these files; `two_views`, the val study that the DICOM images come from; `json`, `status`,
@@ -63,6 +66,9 @@ def call(workdir, folders, tmp_path_factory):
   noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
   PIL.Image.fromarray(noise).save(files / "photo.png")
   (files / "cut.png").write_bytes((files / "photo.png").read_bytes()[:9000])
+  for name in ("598103ee.tif", "gdcm_abort.dcm", "gdcm_segv.dcm"):
+    (files / name).write_bytes((pathlib.Path(__file__).parents[2] / "cases" / "mutated" / name).read_bytes())
+  os.mkfifo(files / "pipe.png")
   predictors, init = [], report_verb.Predictor.__init__
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(report_verb.Predictor, "__init__",
@@ -103,8 +109,9 @@ def test_a_photograph_gets_a_report_with_warnings(call):
 
 
 def test_unreadable_files_are_listed_and_the_others_get_reports(call):
-  assert call.status == 2 and "2 file(s)" in call.err and "12 report(s)" in call.err
-  assert sorted(file["file"] for file in call.json["unreadable"]) == [f"{call.files}/IM2", f"{call.files}/cut.png"]
+  assert call.status == 2 and "6 file(s)" in call.err and "12 report(s)" in call.err and "Traceback" not in call.err
+  assert sorted(file["file"].removeprefix(f"{call.files}/") for file in call.json["unreadable"]) == [
+      "598103ee.tif", "IM2", "cut.png", "gdcm_abort.dcm", "gdcm_segv.dcm", "pipe.png"]
   assert f"{call.files}/IM2: the header says magnetic resonance" in call.err
   assert f"{call.files}/cut.png: the image can't be decoded: image file is truncated" in call.err
 
