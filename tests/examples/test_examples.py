@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mcsam_jax.checkpoints.workdir import open_workdir
-from mcsam_jax.demo import write_image_files
+from mcsam_jax.demo.demo import write_image_files
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mcsam_jax.checkpoints.workdir import open_workdir
-from mcsam_jax.demo import write_image_files
+from mcsam_jax.demo.demo import write_image_files
 from tests.testing.cloud_storage import CloudStorage
 from tests.testing.simulated_devices import make_xla_flags
 from tests.testing.training_run import ROOT

@@ -14,7 +14,7 @@ import pytest
 from input_pipeline import images
 import mcsam_jax
 from mcsam_jax.checkpoints.workdir import open_workdir
-from mcsam_jax.demo import write_image_files
+from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.inputs import token_mask
 from tests.testing.dicom_file import write_dicom

@@ -15,7 +15,7 @@ import mcsam_jax
 from mcsam_jax import cli
 from mcsam_jax.checkpoints.exported import describe_bytes
 from mcsam_jax.checkpoints.workdir import create_workdir, open_workdir
-from mcsam_jax.demo import write_image_files
+from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.errors import UserError
 from mcsam_jax.export.export_model import export_model
 from tests.testing.tiny import make_config

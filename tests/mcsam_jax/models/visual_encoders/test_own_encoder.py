@@ -11,7 +11,7 @@ from mcsam_jax import cli
 from mcsam_jax.checkpoints.encoder_weights import check_encoder, init_encoder_variables, load_encoder_weights
 from mcsam_jax.checkpoints.weights import flatten_variables, save_weights
 from mcsam_jax.checkpoints.workdir import open_workdir
-from mcsam_jax.demo import write_image_files
+from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.initialize import init_variables, make_model
 from mcsam_jax.models.inputs import normalize_images
