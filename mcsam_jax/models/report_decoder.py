@@ -110,7 +110,7 @@ class ReportDecoder(nn.Module):
       patch_kv.append(layer.cross_attention.project_kv(patches, patch_mask[:, None, None, :]))
       memory_token_kv.append(layer.self_kv(x))
       if x.shape[1]:
-        x = layer(x, memory_token_kv[-1], patch_kv[-1], train=False)
+        x = layer(x, memory_token_kv[-1], patch_kv[-1], False)       # by position: `nn.remat` marks it as static
     return StudyKV(patch_kv, memory_token_kv)
 
   def read_reports(self, x: jax.Array, study_kv: StudyKV) -> jax.Array:

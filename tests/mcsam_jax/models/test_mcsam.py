@@ -188,3 +188,9 @@ def test_early_logits_have_no_gradient_with_respect_to_later_tokens():
   tokens = inputs["tokens"].at[0, 4:].set(29).at[0, :4].set(jnp.array([1, 4, 5, 6]))   # 29 occurs late only
   gradient = jax.jit(jax.grad(early))(variables["params"]["token_embedding"]["embedding"])
   assert np.abs(gradient[29]).max() == 0 and np.abs(gradient[4]).max() > 0
+
+
+def test_a_network_that_recomputes_activations_decodes():
+  plain, recomputed = (make([f"train.remat={remat}"]) for remat in ("none", "layers"))
+  contexts = [jax.eval_shape(lambda: prefill(*each)[1]) for each in (plain, recomputed)]
+  assert jax.tree.map(jnp.shape, contexts[0]) == jax.tree.map(jnp.shape, contexts[1])
