@@ -5,7 +5,7 @@ PNG, more than 8 bits, too large) is converted to a JPEG of quality 95. The mode
 resized to it without preserving the aspect ratio, as R2Gen and R2GenCMN do in evaluation. This distorts the image, but
 crops nothing, such as the base of a lung. Random crops are part of augmentation, inside the jitted training step.
 
-DICOM files are first rendered to grayscale, as a viewer would show them or as in MIMIC-CXR-JPG (dicom.py).
+DICOM files are first rendered to grayscale, as a viewer would show them or as in MIMIC-CXR-JPG (package dicom).
 """
 
 import hashlib

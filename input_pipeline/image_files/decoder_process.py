@@ -1,8 +1,8 @@
 """Runs decoders of other people's bytes in a process of their own, where they can't take this one along.
 
 JPEG, JPEG-LS and JPEG 2000 decoders are written in C and C++. Some of them end the process when a file is damaged
-(GDCM by an exception that nobody catches), others take forever or all memory (OpenJPEG for a tile size of 1). Each
-thread that needs them has one process that decodes one image after another; it is started for the first image and
+(GDCM by an exception that nobody catches), others never end (pydicom in an empty box of JPEG 2000) or take all memory.
+Each thread that needs them has one process that decodes one image after another; it is started for the first image and
 replaced when it ends. Its processor time and its memory are bounded in proportion to the size of the image.
 """
 

@@ -34,7 +34,7 @@ class ImageFile:
   path: epath.Path
   name: str
   study_key: tuple[str, ...]
-  patient: str = ""
+  patient: str = dataclasses.field(default="", repr=False)
   view: str = ""
   view_source: str = "order"
   is_pa: bool = False

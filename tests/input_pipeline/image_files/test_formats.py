@@ -130,6 +130,20 @@ def test_images_with_too_many_pixels_are_refused(data):
     images.to_jpeg(data, 0, max_pixels=DEEP.size - 1)
 
 
+def test_small_files_that_claim_huge_images_take_no_memory():
+  def enlarge(tiff: bytes, side: int) -> bytes:
+    for tag, value in ((256, 30), (257, 20), (278, 20)):
+      tiff = tiff.replace(struct.pack("<HHII", tag, 4, 1, value), struct.pack("<HHII", tag, 4, 1, side))
+    return tiff
+  gray, color = make_tiff(channels(1), 1), make_tiff(channels(3), 2)
+  png = make_png(0, DEEP).replace(struct.pack(">II", 30, 20), struct.pack(">II", 13300, 13300))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  for data in (enlarge(gray, 12000), enlarge(gray, 60000), enlarge(color, 12000), enlarge(color, 8000), png):
+    with pytest.raises((ValueError, OSError, PIL.Image.DecompressionBombError)):
+      images.to_jpeg(data, 256)
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000           # KB
+
+
 @pytest.mark.parametrize("pixels", [DEEP, (DEEP // 16).astype(np.uint8)], ids=["deep", "eight bits"])
 def test_films_of_one_shade_are_refused(pixels):
   for kind in ("PNG", "TIFF"):
