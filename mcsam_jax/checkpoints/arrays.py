@@ -1,6 +1,7 @@
 """Checks of the arrays in a checkpoint, before and after they are restored."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -12,6 +13,8 @@ def check_same_arrays(saved: Mapping, expected: Mapping) -> None:
 
   A partial restore would ignore further names, and convert complex numbers.
   """
+  saved_leaves: dict[str, Any]
+  expected_leaves: dict[str, Any]
   saved_leaves, expected_leaves = (traverse_util.flatten_dict(tree, sep="/") for tree in (saved, expected))
   differences = [f"missing {name}" for name in sorted(set(expected_leaves) - set(saved_leaves))]
   differences += [f"unexpected {name}" for name in sorted(set(saved_leaves) - set(expected_leaves))]

@@ -127,7 +127,7 @@ class NpzFile:
     with _damage_as_value_error(), self._archive.open(member) as file:
       shape, dtype, is_fortran = _read_header(file, self._members[member].file_size)
       array = np.empty(math.prod(shape), dtype)
-      raw, start = memoryview(array.view(np.uint8) if array.size else np.empty(0, np.uint8)), 0
+      raw, start = memoryview(cast(Any, array.view(np.uint8) if array.size else np.empty(0, np.uint8))), 0
       while count := cast(io.BufferedIOBase, file).readinto(raw[start:]):
         start += count
       if start != len(raw) or file.read(1):                 # the read at the end compares the checksum

@@ -17,7 +17,7 @@ import io
 import math
 import os
 import pickletools
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, cast, IO, NamedTuple
 import zipfile
 
 import ml_dtypes
@@ -118,7 +118,7 @@ def read_legacy(file: BinaryIO) -> Checkpoint:
     raise UserError("written on a big-endian machine, which is not supported")
   pickled = _Pickle(stream)
   content, keys, starts = pickled.load(), _Pickle(stream).load(), {}
-  _check(type(keys) is list and all(isinstance(key, str) for key in keys))
+  _check(_is(keys, list) and all(_is(key, str) for key in keys))
   for key in keys:
     length, storage = int.from_bytes(file.read(8), "little"), pickled.storages.get(key)
     if storage is None or length != storage.length:
@@ -173,7 +173,7 @@ class _Pickle:
 
   def load(self) -> Any:
     """Returns the object that the pickle builds."""
-    for opcode, argument, _ in pickletools.genops(self._stream):
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], self._stream)):
       self._execute(opcode.name, argument)
     return self._stack.pop()
 
@@ -202,24 +202,24 @@ class _Pickle:
     elif name in ("APPEND", "APPENDS"):
       items = self._pop_to_mark() if name == "APPENDS" else self._pop(1)
       _check(type(stack[-1]) in (list, StandIn))
-      if type(stack[-1]) is list:
+      if _is(stack[-1], list):
         stack[-1].extend(items)
     elif name in ("SETITEM", "SETITEMS"):
       items = self._pop_to_mark() if name == "SETITEMS" else self._pop(2)
-      if type(stack[-1]) is not StandIn:
+      if not _is(stack[-1], StandIn):
         _set_items(stack[-1], items)
     elif name == "EMPTY_SET":
       stack.append(StandIn())
     elif name == "ADDITEMS":
       self._pop_to_mark()
-      _check(type(stack[-1]) is StandIn)
+      _check(_is(stack[-1], StandIn))
     elif name == "POP":
       stack.pop()
     elif name == "GLOBAL":
       stack.append(_refer(argument.replace(" ", ".", 1)))
     elif name == "STACK_GLOBAL":
       module, short = self._pop(2)
-      _check(isinstance(module, str) and isinstance(short, str))
+      _check(_is(module, str) and _is(short, str))
       stack.append(_refer(f"{module}.{short}"))
     elif name == "BINPERSID":
       stack.append(self._refer_to_storage(stack.pop()))
@@ -227,7 +227,7 @@ class _Pickle:
       stack.append(_call(*self._pop(2)))
     elif name == "BUILD":          # attributes; those of anything but a stand-in, such as `_metadata`, are ignored
       state = stack.pop()
-      if type(stack[-1]) is StandIn:
+      if _is(stack[-1], StandIn):
         stack[-1].state = state
     else:
       raise UserError(f"refused the instruction {name} of its pickle, because a checkpoint may contain only tensors in "
@@ -246,16 +246,16 @@ class _Pickle:
     return items
 
   def _refer_to_storage(self, persistent_id: Any) -> "Storage | _StandInClass":
-    if type(persistent_id) is tuple and persistent_id[:1] == ("module",):       # a class and its source, in a stream
-      _check(len(persistent_id) > 1 and type(persistent_id[1]) is _StandInClass)
+    if _is(persistent_id, tuple) and persistent_id[:1] == ("module",):       # a class and its source, in a stream
+      _check(len(persistent_id) > 1 and _is(persistent_id[1], _StandInClass))
       return persistent_id[1]
-    _check(type(persistent_id) is tuple and len(persistent_id) >= 5)
+    _check(_is(persistent_id, tuple) and len(persistent_id) >= 5)
     kind, dtype, key, _, length, *view = persistent_id
-    if kind != "storage" or any(part is not None for part in view) or type(dtype) is not _Global:
+    if kind != "storage" or any(part is not None for part in view) or not _is(dtype, _Global):
       raise UserError("not a PyTorch checkpoint: its pickle refers to an unknown kind of object, "
                       f"{printable(str(kind) if isinstance(kind, str) else type(kind).__name__)!r}")
     dtype = DTYPES[dtype.removeprefix("torch.")]
-    _check(isinstance(key, str) and type(length) is int and length >= 0)
+    _check(_is(key, str) and _is(length, int) and length >= 0)
     storage = self.storages.setdefault(key, Storage(key, dtype, length))
     if storage != Storage(key, dtype, length):
       raise UserError(f"damaged: storage {printable(key)} has two types or lengths")
@@ -275,6 +275,11 @@ def _check(condition: bool) -> None:
     raise UserError("its pickle is damaged; download it again")
 
 
+def _is(value: Any, kind: type) -> bool:
+  """Returns whether a value is of exactly this type: a bool is no int, and the name of a function is no text."""
+  return type(value) is kind
+
+
 def _refer(name: str) -> _Global:
   """Returns a name that a pickle refers to, unless calling it would execute code."""
   module, _, short = name.rpartition(".")
@@ -288,9 +293,9 @@ def _refer(name: str) -> _Global:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-  if type(function) is _StandInClass:
+  if _is(function, _StandInClass):
     return StandIn()
-  _check(type(function) is _Global and type(arguments) is tuple)
+  _check(_is(function, _Global) and _is(arguments, tuple))
   if function in SKIPPED_CALLS:
     return _Skipped()
   _check(function in _CALLS)
@@ -299,7 +304,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _set_items(mapping: Any, items: list) -> dict:
   """Adds alternating keys and values to a dictionary; keys are texts or numbers, whose hashes cost nothing."""
-  _check(type(mapping) is dict and len(items) % 2 == 0)
+  _check(_is(mapping, dict) and len(items) % 2 == 0)
   _check(all(type(key) in (str, int, float, bool, bytes, type(None)) for key in items[::2]))
   mapping.update(zip(items[::2], items[1::2]))
   return mapping
@@ -309,7 +314,7 @@ def _make_ordered_dict(pairs: Any = None) -> dict:
   """Makes a dictionary of a list of pairs, which is emptied: a pickle that names it a million times stays small."""
   if pairs is None:
     return {}
-  _check(type(pairs) is list and all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs))
+  _check(_is(pairs, list) and all((_is(pair, list) or _is(pair, tuple)) and len(pair) == 2 for pair in pairs))
   items = [item for pair in pairs for item in pair]
   pairs.clear()
   return _set_items({}, items)
@@ -317,8 +322,8 @@ def _make_ordered_dict(pairs: Any = None) -> dict:
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor:
   """Describes the view that torch._utils._rebuild_tensor_v2 returns, after checking that its storage has it."""
-  _check(type(storage) is Storage and type(offset) is int and type(shape) is type(strides) is tuple)
-  _check(all(type(size) is int for size in (*shape, *strides)) and len(shape) == len(strides) <= MAX_DIMENSIONS)
+  _check(_is(storage, Storage) and _is(offset, int) and _is(shape, tuple) and _is(strides, tuple))
+  _check(all(_is(size, int) for size in (*shape, *strides)) and len(shape) == len(strides) <= MAX_DIMENSIONS)
   if min(offset, *shape, *strides, 0) < 0 or max(offset, *shape, *strides, 0) >= 2 ** 63:
     raise UserError("damaged: a tensor exceeds its storage")
   last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
@@ -331,7 +336,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> 
 
 
 def _rebuild_parameter(tensor: Any, *_) -> Tensor:
-  _check(type(tensor) is Tensor)
+  _check(_is(tensor, Tensor))
   return tensor
 
 
