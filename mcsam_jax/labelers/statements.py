@@ -57,12 +57,16 @@ _MARKER = re.compile(
     r"[>|\u2022\u2023\u2043\u25e6\u25cf\u25cb\u25aa\u25ab\u25a0\u25a1\u25b6\u25ba\u00b7\u2192\u00bb]+|"
     rf"(?P<box>{_BOX.pattern})|\(?\d{{1,2}}[.)](?=\s|(?-i:[A-Z]))|\(?(?:[a-h]|i{{1,3}}|iv|v)\)(?=\s)|"
     r"(?:q(?:uestion)?|a(?:nswer)?)\s?\d{0,2}:(?=\s))", re.IGNORECASE)
+_PROSE_END = r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;"
 _SENTENCE_END = re.compile(
-    r"(?<!\b[Vv]s)(?<!\b[Dd]r)[.!](?=\s|$)|(?<=[a-zA-Z)])\.(?=[A-Z])|;|\s{40,}|-{4,}|[\u2022\u25aa\u25cf\u25e6\u2023]|"
+    _PROSE_END + r"|\s{40,}|-{4,}|[\u2022\u25aa\u25cf\u25e6\u2023]|"
     r"(?<=\s)\(?\d{1,2}\)(?=\s)|(?P<cell>\|)|[(\[](?P<answer>[^()\[\]]{1,30})[)\]],|"
     r"(?P<comma>,|\t|\s{3,})(?=\s*[\"']?[A-Za-z][A-Za-z /\-]{1,40}[\"']?\s*[:=])|"
     r"(?P<dash>\s[-\u2013\u2014])(?=\s+[A-Z])")
 NARROWEST_PROSE = 60       # columns; a line break before them wasn't made by wrapping
+# Most texts are prose without any of these, which needs the first alternatives of _SENTENCE_END alone.
+_LAYOUT = re.compile(r"[|:=\t\u2022\u25aa\u25cf\u25e6\u2023]|[)\]],|\s{3}|-{4}|\s[-\u2013\u2014]\s|\d\)")
+_FAST_SENTENCE_END = re.compile(_PROSE_END)
 
 
 def split_statements(report: str) -> list[ReportStatement]:
@@ -193,6 +197,8 @@ def _split_sentences(lines: list[_Line], heading: str, statements: list[ReportSt
 
 def _find_sentence_ends(text: str, normalized: str, is_item: bool) -> list[tuple[int, int]]:
   """Returns (end of a sentence, start of the next one) for each end of a sentence inside a text."""
+  if not _LAYOUT.search(text):
+    return [match.span() for match in _FAST_SENTENCE_END.finditer(text)]
   ends, start = [], 0
   for match in _SENTENCE_END.finditer(text):
     if match["comma"] and not re.search(r"[:=]", text[start:match.start()]):
