@@ -260,7 +260,7 @@ def test_the_forest_plot_has_every_system_with_interval_and_verdict(tmp_path, st
       ("this model", 3.2, ""), ("shuffled images", 1.0, ""), ("constant report", 1.7, "ahead"),
       ("nearest image", 3.1, "unclear"), ("medoid of nearest images", 4.7, "behind")]
   assert (panel.rows[-1].cell.low, panel.rows[-1].cell.high) == (4.5, 4.9)
-  page.write_page(tmp_path / "page.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS)
+  page.write_page(tmp_path / "page.html", scores, [], title="A title", findings=PHANTOM_FINDINGS)
   text = (tmp_path / "page.html").read_text()
   drawn = text[text.index('<div class="forest"'):text.index("The band is")]
   assert drawn.count('<svg width="100%"') == sum(len(panel.rows) for panel in make_forest(scores))
@@ -273,7 +273,7 @@ def test_findings_without_a_reference_have_no_score(tmp_path, studies):
   scores["labels"]["per_finding"]["Edema"] = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
   row, = (row for row in page_scores.make_finding_rows(scores) if row["name"] == "Edema")
   assert not any(row[rate].known for rate in ("precision", "recall", "f1"))
-  page.write_page(tmp_path / "page.html", scores, studies, title="A title", findings=PHANTOM_FINDINGS)
+  page.write_page(tmp_path / "page.html", scores, [], title="A title", findings=PHANTOM_FINDINGS)
   text = (tmp_path / "page.html").read_text()
   edema = text[text.index('data-finding="Edema"'):]
   edema = edema[:edema.index('class="count"')]
