@@ -116,6 +116,22 @@ def run_compare(args, overrides):
           reference_field=args.reference_field, id_field=args.id_field)
 
 
+def add_table_arguments(parser):
+  add = parser.add_argument
+  add("runs", nargs="+", metavar="RUN", help="workdirs, or files eval/*.json of them; runs whose names differ only in "
+      "a number at the end are one row")
+  add("--split", default="test", help="split of the evaluations (default: test)")
+  add("--format", default="markdown", choices=["markdown", "latex", "csv"], help="default: markdown")
+  add("--no-baselines", action="store_true", help="leave out the rows of the shuffled images and baselines, which are "
+      "those of the first run")
+  add("--out", metavar="FILE", help="write the table to FILE")
+
+
+def run_table(args, overrides):
+  from mcsam_jax.evaluation.tables.run_table import make_run_table
+  make_run_table(args.runs, split=args.split, table_format=args.format, baselines=not args.no_baselines, out=args.out)
+
+
 VERBS = (
     Verb("evaluate", "generate and score the reports of a split; --config.decode.field=value sets how",
          add_evaluate_arguments, run_evaluate, "mcsam evaluate --workdir runs/a --split test"),
@@ -126,5 +142,8 @@ VERBS = (
          "theirs.html", takes_config_fields=False),
     Verb("compare", "is A better than B? Paired differences with intervals over the same studies",
          add_compare_arguments, run_compare, "mcsam compare runs/a/eval/test-1000.jsonl runs/b/eval/test-1000.jsonl",
+         takes_config_fields=False),
+    Verb("table", "the scores of several runs side by side: mean and standard deviation over seeds",
+         add_table_arguments, run_table, "mcsam table runs/mcsam-0 runs/mcsam-1 runs/r2gencmn-0 runs/r2gencmn-1",
          takes_config_fields=False),
 )
