@@ -16,7 +16,6 @@ import pydicom.uid
 from input_pipeline.dicom.fields import DicomError, get_integer, get_text
 
 HEAD_SIZE = 132                        # bytes of a file by which `is_dicom` decides
-MAX_BITS_PER_PIXEL = 3 * 32
 _MAX_HEADER = 2 ** 25                  # bytes of a deflated file without its pixels
 # Raised by pydicom for files that are truncated or inconsistent.
 DAMAGE_ERRORS = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
@@ -115,7 +114,8 @@ def _inflate(data: bytes, max_pixels: int) -> bytes:
   if not stream.eof and stream.unconsumed_tail:
     header = pydicom.dcmread(io.BytesIO(inflated), force=True, stop_before_pixels=True)
     rows, columns = check_size(header, max_pixels)
-    limit = _MAX_HEADER + rows * columns * MAX_BITS_PER_PIXEL // 8
+    bits = get_integer(header, "BitsAllocated", (1, 8, 16, 32)) * get_integer(header, "SamplesPerPixel", (1, 3))
+    limit = _MAX_HEADER + rows * columns * bits // 8
     inflated += stream.decompress(stream.unconsumed_tail, limit)
     if not stream.eof and stream.unconsumed_tail:
       raise DicomError("a deflated DICOM file that is larger than its header says")
