@@ -18,7 +18,7 @@ from input_pipeline.datasets import make_builder
 from input_pipeline.splits import open_split
 from input_pipeline.token_table import load_token_table
 from input_pipeline.tokenizer import WordTokenizer
-from tests.testing import fuzz
+from tests.testing.foreign import fuzz
 from tests.testing.tiny import make_config, NETWORK, PHANTOMS
 
 COUNTS = pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])

@@ -27,9 +27,9 @@ from mcsam_jax.evaluation.eval_files import _read_constants
 from mcsam_jax.inference.ood import _load_detector
 from mcsam_jax.memory_init.initial_memory import load_initial_memory
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from tests.testing import fuzz
-from tests.testing.small_workdir import make_workdir
-from tests.testing.torch_files import legacy_file, Tensor, torch_names, zip_file
+from tests.testing.foreign import fuzz
+from tests.testing.foreign.small_workdir import make_workdir
+from tests.testing.foreign.torch_files import legacy_file, Tensor, torch_names, zip_file
 
 CASES = pathlib.Path(__file__).parents[1] / "cases" / "workdir"
 COUNTS = pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])

@@ -16,8 +16,8 @@ from mcsam_jax.checkpoints.workdir import init_encoder_variables, open_workdir
 from mcsam_jax.config import read_config
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import load_initial_memory
-from tests.testing.memory import limited_memory
-from tests.testing.small_workdir import make_workdir
+from tests.testing.foreign.memory import limited_memory
+from tests.testing.foreign.small_workdir import make_workdir
 
 DEEP = "[" * 3000
 MUTATED = pathlib.Path(__file__).parents[2] / "cases" / "mutated"
