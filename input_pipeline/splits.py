@@ -69,8 +69,14 @@ class Split:
                                                 max_corrupt_records)
     self._target = target
     info = builder.info.splits[name]
-    self._readers = [_open_reader(path, expected, builder.data_dir)
-                     for path, expected in zip(info.filepaths, info.shard_lengths, strict=True)]
+    try:
+      files = list(zip(info.filepaths, info.shard_lengths, strict=True))
+    except (ValueError, TypeError, LookupError):                # TFDS makes the names from a template in its metadata
+      files = []
+    if not files:
+      raise UserError(f"{builder.data_path / 'dataset_info.json'} is damaged, it names no files of split {name}: "
+                      "delete its folder and run `mcsam prepare`")
+    self._readers = [_open_reader(path, expected, builder.data_dir) for path, expected in files]
     self._shard_ends = np.cumsum(info.shard_lengths)
     self._stored_index = np.arange(self._shard_ends[-1])        # record of the split -> stored record
     if min_words or (builder.data_path / "words.npz").exists():

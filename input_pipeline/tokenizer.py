@@ -184,6 +184,7 @@ class SentencePieceTokenizer(Tokenizer):
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.vocab_size = self._processor.vocab_size()
     pieces = self.get_vocabulary()                  # raises UnicodeDecodeError, a ValueError, if one is no text
+    self._processor.decode([[token] for token in range(self.vocab_size)])                     # does so, too
     if pieces[:4] != [PAD, BOS, EOS, UNK] or len(set(pieces)) != len(pieces):
       raise ValueError(f"its pieces aren't {PAD}, {BOS}, {EOS}, {UNK} and others, each once")
 

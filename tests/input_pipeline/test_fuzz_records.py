@@ -18,10 +18,11 @@ from input_pipeline.datasets import make_builder
 from input_pipeline.splits import open_split
 from input_pipeline.token_table import load_token_table
 from input_pipeline.tokenizer import WordTokenizer
-from tests.testing import fuzz
+from tests.testing.foreign import fuzz
 from tests.testing.tiny import make_config, NETWORK, PHANTOMS
 
 COUNTS = pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=pytest.mark.slow)])
+CASES = pathlib.Path(__file__).parents[1] / "cases" / "records"
 TOKENIZER = WordTokenizer.train(["the lungs are clear ."], "iu_xray", 1, False)
 
 
@@ -85,6 +86,19 @@ def test_mutated_records_are_read_or_refused(prepared, count, tmp_path, monkeypa
     if problem:
       raise fuzz.Finding(f"input {number}, {path.name}: {problem}", data)
   assert num_refused > count / 10
+
+
+@pytest.mark.parametrize("case", sorted(CASES.glob("*-*")), ids=lambda case: case.name)
+def test_files_that_were_once_handled_wrongly(prepared, case):
+  """The name of a case is that of the file that it replaces, a hyphen, and what is wrong."""
+  config, folder = prepared
+  path = folder / case.name.partition("-")[0]
+  before = path.read_bytes()
+  try:
+    path.write_bytes(case.read_bytes())
+    assert fuzz.check(lambda: read_split(config)) == ""
+  finally:
+    path.write_bytes(before)
 
 
 def test_a_record_that_is_no_study_is_named_or_replaced(prepared, tmp_path):

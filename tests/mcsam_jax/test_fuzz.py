@@ -5,6 +5,7 @@ handled wrongly are in tests/cases/workdir.
 """
 
 import functools
+import hashlib
 import io
 import json
 import pathlib
@@ -12,6 +13,7 @@ import random
 import struct
 import zipfile
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -27,9 +29,9 @@ from mcsam_jax.evaluation.eval_files import _read_constants
 from mcsam_jax.inference.ood import _load_detector
 from mcsam_jax.memory_init.initial_memory import load_initial_memory
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from tests.testing import fuzz
-from tests.testing.small_workdir import make_workdir
-from tests.testing.torch_files import legacy_file, Tensor, torch_names, zip_file
+from tests.testing.foreign import fuzz
+from tests.testing.foreign.small_workdir import make_workdir
+from tests.testing.foreign.torch_files import legacy_file, Tensor, torch_names, zip_file
 
 CASES = pathlib.Path(__file__).parents[1] / "cases" / "workdir"
 COUNTS = pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
@@ -117,7 +119,6 @@ def open_config(path: pathlib.Path):
 
 
 def make_manifest(folder: pathlib.Path) -> bytes:
-  from etils import epath
   folder.mkdir(exist_ok=True)
   (folder / "data").write_bytes(b"x" * 100)
   manifest.write(epath.Path(folder), {"step": 7, "scores": {"CIDEr": 0.5}, "data_position": {"examples": 8}})
@@ -134,7 +135,6 @@ def mutate_manifest(data: bytes, rng: random.Random) -> bytes:
 
 
 def open_manifest(path: pathlib.Path):
-  from etils import epath
   problem = manifest.verify(epath.Path(path.parent))
   if problem:
     raise UserError(problem)
@@ -151,7 +151,6 @@ def refuse_value_errors(load):
 
 def make_kind(kind: str, workdir: pathlib.Path, folder: pathlib.Path):
   """Returns (path, seeds, mutate, parse) of a kind of file; parse takes the path."""
-  from etils import epath
   folder.mkdir(exist_ok=True)
   if kind == "torch":
     return folder / "model.pth", make_torch_seeds(), mutate_torch, lambda path: read_state_dict(str(path))
@@ -207,18 +206,26 @@ def test_mutated_files_are_read_or_refused(kind, count, workdir, tmp_path):
 
 
 def test_files_that_were_once_handled_wrongly(workdir, tmp_path):
-  """The name of a case is KIND-DIGEST, KIND being one of KINDS."""
-  for case in sorted(CASES.glob("*-*")):
+  """The name of a case is KIND-WHAT, KIND being one of KINDS."""
+  cases = sorted(CASES.glob("*-*"))
+  assert cases
+  for case in cases:
     path, _, _, parse = make_kind(case.name.split("-")[0], workdir, tmp_path / case.name)
     path.write_bytes(case.read_bytes())
-    assert not fuzz.check(functools.partial(parse, path)), case
+    assert fuzz.check(functools.partial(parse, path)) == "", case
+
+
+@pytest.mark.parametrize("case", sorted((CASES.parent / "sentencepiece").iterdir()), ids=lambda case: case.stem)
+def test_sentencepiece_models_that_were_once_handled_wrongly(case, tmp_path):
+  model = case.read_bytes()
+  (tmp_path / "sentencepiece.model").write_bytes(model)
+  (tmp_path / "tokenizer.json").write_text(json.dumps({
+      "kind": "sentencepiece", "cleaning": "iu_xray", "model_sha256": hashlib.sha256(model).hexdigest()}))
+  assert fuzz.check(lambda: load_tokenizer(epath.Path(tmp_path))) == ""
 
 
 @COUNTS
 def test_mutated_sentencepiece_models_are_read_or_refused(count, tmp_path):
-  import hashlib
-
-  from etils import epath
   reports = ["the lungs are clear .", "no pleural effusion or pneumothorax .", "the heart is normal in size ."]
   folder = tmp_path / "tokenizer"
   folder.mkdir()

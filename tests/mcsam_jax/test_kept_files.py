@@ -17,8 +17,8 @@ import pytest
 from mcsam_jax import cli
 from mcsam_jax.cli.verb import Verb
 from mcsam_jax.files.outputs import check_output
+from tests.testing.foreign.torch_files import Tensor, torch_names, zip_file
 from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
-from tests.testing.torch_files import Tensor, torch_names, zip_file
 
 REPORTS = [{"id": str(number), "report": report} for number, report in enumerate(
     ["the lungs are clear .", "no pleural effusion .", "the heart is normal in size ."])]

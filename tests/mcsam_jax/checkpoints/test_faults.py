@@ -15,7 +15,7 @@ import pytest
 from mcsam_jax.checkpoints import checkpoint, manifest
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.errors import UserError
-from tests.testing.memory import limited_memory
+from tests.testing.foreign.memory import limited_memory
 from tests.testing.training_run import ROOT
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -16,10 +16,11 @@ from mcsam_jax.checkpoints.workdir import init_encoder_variables, open_workdir
 from mcsam_jax.config import read_config
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import load_initial_memory
-from tests.testing.memory import limited_memory
-from tests.testing.small_workdir import make_workdir
+from tests.testing.foreign.memory import limited_memory
+from tests.testing.foreign.small_workdir import make_workdir
 
 DEEP = "[" * 3000
+MUTATED = pathlib.Path(__file__).parents[2] / "cases" / "mutated"
 open_tokenizer = lambda workdir: load_tokenizer(workdir / "tokenizer")
 open_memory = lambda workdir: load_initial_memory(workdir / "memory_bank")
 
@@ -110,9 +111,9 @@ def test_fields_of_a_tokenizer(workdir, change, field):
   assert_refused(open_tokenizer, workdir / "tokenizer" / "tokenizer.json", field)
 
 
-def test_mutated_tokenizers_are_refused_or_read(workdir, shared):
+def test_mutated_tokenizers_are_refused_or_read(workdir):
   """Single bytes of a tokenizer.json were changed at random; a changed word is still a word."""
-  for path in sorted(shared("cases/mutated").glob("tokenizer_*.json")):
+  for path in sorted(MUTATED.glob("tokenizer_*.json")):
     shutil.copy(path, workdir / "tokenizer" / "tokenizer.json")
     try:
       load_tokenizer(workdir / "tokenizer")

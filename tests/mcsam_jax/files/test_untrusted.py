@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.files import untrusted
-from tests.testing.memory import limited_memory
+from tests.testing.foreign.memory import limited_memory
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([["x", "yz"]]), "c": np.float64(0.5),
           "d": np.asfortranarray(np.arange(6).reshape(2, 3)), "e": np.zeros((0, 3), np.float16)}

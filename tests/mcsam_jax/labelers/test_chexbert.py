@@ -19,7 +19,7 @@ from mcsam_jax.labelers.chexbert import CheXbertClassifier, CLASSES
 from mcsam_jax.models.text_labeler.bert import BertConfig
 from mcsam_jax.models.text_labeler.chexbert import variable_shapes
 from tests.testing import simulated_devices
-from tests.testing.memory import limited_memory
+from tests.testing.foreign.memory import limited_memory
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz."]
 CONFIG = BertConfig(vocab_size=len(VOCABULARY), width=32, num_layers=2, num_heads=4, feedforward_width=48,

@@ -13,8 +13,8 @@ import pytest
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained.torch_file import read_state_dict
 from mcsam_jax.pretrained.torch_pickle import LEGACY_MAGIC
-from tests.testing.memory import limited_memory
-from tests.testing.torch_files import legacy_file, Tensor, torch_names, zip_file
+from tests.testing.foreign.memory import limited_memory
+from tests.testing.foreign.torch_files import legacy_file, Tensor, torch_names, zip_file
 
 STORAGE = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"

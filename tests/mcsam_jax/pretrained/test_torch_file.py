@@ -11,7 +11,7 @@ import pytest
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.pretrained.torch_file import read_state_dict
-from tests.testing.torch_files import legacy_file, Tensor, torch_names, zip_file
+from tests.testing.foreign.torch_files import legacy_file, Tensor, torch_names, zip_file
 
 
 @pytest.fixture

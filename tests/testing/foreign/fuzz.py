@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from mcsam_jax.errors import UserError
-from tests.testing.memory import limited_memory
+from tests.testing.foreign.memory import limited_memory
 
 MAX_SECONDS, MAX_BYTES = 10, 2 ** 30           # for one input, on a machine that is busy with other work, too
 ODD_VALUES: tuple[Any, ...] = (
