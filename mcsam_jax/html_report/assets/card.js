@@ -218,8 +218,8 @@ class Card {
   describeCaveat(word) {
     const rates = this.studies.getPointingRates(this.study, this.words[word]);
     if (!rates) return "A hint, not a proof: how often such maps are right was not measured.";
-    const [name, number, own, another] = rates, percent = (share) => `${Math.round(100 * share)} %`;
-    return `A hint: ${percent(own)} of ${name === "all" ? "findings’" : name} maps lie on ${name === "all" ? "the finding" : "it"}` +
+    const [name, number, own, another] = rates, percent = (share) => `${Math.round(100 * share)}\u00a0%`;
+    return (name === "all" ? `A hint: ${percent(own)} of maps hit the finding` : `A hint: ${percent(own)} of ${name} maps hit it`) +
       ` (n\u00a0=\u00a0${number}), another study’s ${percent(another)}.`;
   }
 
