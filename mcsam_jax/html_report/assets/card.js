@@ -93,7 +93,7 @@ class Card {
     this.addMarkSign(markNode, mark);
     if (!this.words.length) this.generated.append(make("i", {}, "empty report"));
     this.wordInfo = make("p", {class: "word-info"});
-    const parts = [make("h4", {}, "Generated"), this.generated, this.words.length ? this.wordInfo : null];
+    const parts = [make("h4", {}, "Generated"), this.generated, data.logProbs[study] ? this.wordInfo : null];
     if (data.reference[study] !== null) parts.push(make("h4", {}, "Reference"), this.makeReference());
     parts.push(this.makeFindings());
     return make("div", {class: "reports"}, ...parts);
@@ -246,8 +246,7 @@ class Card {
     if (word < 0) {
       this.description = "";
       this.wordInfo.replaceChildren(
-        make("span", {class: "hint"}, this.data.words[this.study] === null && !this.data.logProbs[this.study] ? ""
-          : "Point at a word, or use → and ←, to see where the model looked."));
+        make("span", {class: "hint"}, "Point at a word, or use → and ←, to see where the model looked."));
       return;
     }
     this.spans[word].classList.add("current");
