@@ -89,7 +89,7 @@ class ConsoleLog:
 
   def __exit__(self, kind, error, trace) -> None:
     if isinstance(error, (UserError, Preempted)):
-      self._keep(f"stopped: {error}")
+      self._keep(f"stopped: {error}".replace("stopped: stopped", "stopped"))
     elif error is not None:                            # its message may quote a record, so the terminal alone shows it
       self._keep(f"stopped by {kind.__name__}\n{''.join(traceback.format_tb(trace)).rstrip()}")
     self.flush()
