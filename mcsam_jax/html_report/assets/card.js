@@ -93,7 +93,7 @@ class Card {
     this.addMarkSign(markNode, mark);
     if (!this.words.length) this.generated.append(make("i", {}, "empty report"));
     this.wordInfo = make("p", {class: "word-info"});
-    const parts = [make("h4", {}, "Generated"), this.generated, this.words.length ? this.wordInfo : null];
+    const parts = [make("h4", {}, "Generated"), this.generated, data.logProbs[study] ? this.wordInfo : null];
     if (data.reference[study] !== null) parts.push(make("h4", {}, "Reference"), this.makeReference());
     parts.push(this.makeFindings());
     return make("div", {class: "reports"}, ...parts);
@@ -218,8 +218,8 @@ class Card {
   describeCaveat(word) {
     const rates = this.studies.getPointingRates(this.study, this.words[word]);
     if (!rates) return "A hint, not a proof: how often such maps are right was not measured.";
-    const [name, number, own, another] = rates, percent = (share) => `${Math.round(100 * share)} %`;
-    return `A hint: ${percent(own)} of ${name === "all" ? "findings’" : name} maps lie on ${name === "all" ? "the finding" : "it"}` +
+    const [name, number, own, another] = rates, percent = (share) => `${Math.round(100 * share)}\u00a0%`;
+    return (name === "all" ? `A hint: ${percent(own)} of maps hit the finding` : `A hint: ${percent(own)} of ${name} maps hit it`) +
       ` (n\u00a0=\u00a0${number}), another study’s ${percent(another)}.`;
   }
 
@@ -246,8 +246,7 @@ class Card {
     if (word < 0) {
       this.description = "";
       this.wordInfo.replaceChildren(
-        make("span", {class: "hint"}, this.data.words[this.study] === null && !this.data.logProbs[this.study] ? ""
-          : "Point at a word, or use → and ←, to see where the model looked."));
+        make("span", {class: "hint"}, "Point at a word, or use → and ←, to see where the model looked."));
       return;
     }
     this.spans[word].classList.add("current");

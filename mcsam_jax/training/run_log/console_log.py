@@ -24,7 +24,7 @@ class ConsoleLog:
 
   def __init__(self, log: Callable[[str], None]):
     self._log, self._path, self._pending, self._earlier = log, None, [], ""
-    self._has_failed = False
+    self._started, self._has_failed = datetime.datetime.now(datetime.UTC), False
 
   def __call__(self, line: str) -> None:
     """Logs a line."""
@@ -46,7 +46,7 @@ class ConsoleLog:
         pass
     software = describe_software()
     self._pending.insert(0, _stamp(f"== mcsam train {software['mcsam_jax']}, commit {software['commit'] or 'unknown'}, "
-                                   f"jax {software['packages'].get('jax')}, {details}"))
+                                   f"jax {software['packages'].get('jax')}, {details}", self._started))
     self._append()
 
   def flush(self) -> None:
@@ -89,12 +89,12 @@ class ConsoleLog:
 
   def __exit__(self, kind, error, trace) -> None:
     if isinstance(error, (UserError, Preempted)):
-      self._keep(f"stopped: {error}")
+      self._keep(f"stopped: {error}".replace("stopped: stopped", "stopped"))
     elif error is not None:                            # its message may quote a record, so the terminal alone shows it
       self._keep(f"stopped by {kind.__name__}\n{''.join(traceback.format_tb(trace)).rstrip()}")
     self.flush()
 
 
-def _stamp(line: str) -> str:
-  """Returns a line with the time in UTC."""
-  return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}  {line}\n"
+def _stamp(line: str, time: datetime.datetime | None = None) -> str:
+  """Returns a line with the time, by default now, in UTC."""
+  return f"{time or datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}  {line}\n"

@@ -9,6 +9,7 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from mcsam_jax.atomic_io import atomic_write
+from mcsam_jax.checkpoints.checkpoint import find_best_step
 
 NAME = "metrics.png"
 LOSSES = (("train/token_loss", "token loss, train", "C0", "-"), ("val/token_loss", "token loss, val", "C0", "o--"),
@@ -23,16 +24,21 @@ def draw_curves(rows: Mapping[int, Mapping], workdir: epath.Path, best_metric: s
   Args:
     rows: metrics of each logged step, None where a value is not finite.
     workdir: where the figure is written.
-    best_metric: val metric whose best step is marked, where it is one of SCORES; "" for none.
+    best_metric: val metric whose best step is marked; "" for none.
     log: receives a line if that fails.
   """
   try:
     figure = matplotlib.figure.Figure(figsize=(10, 3.6))
     figure.subplots_adjust(0.05, 0.13, 0.99, 0.92, wspace=0.12)       # "constrained" would take twice as long
     losses, scores = figure.subplots(1, 2)
+    key = f"val/{best_metric}"
+    best_step = find_best_step({step: {best_metric: row[key]} for step, row in rows.items()
+                                if row.get(key) is not None}, best_metric)
+    if best_step is not None:
+      scores.axvline(best_step, color="0.6", linestyle=":", label=f"best {best_metric} (step {best_step})")
     for axes, title, curves in ((losses, "losses", LOSSES), (scores, "scores on val", SCORES)):
       for key, label, color, style in curves:
-        _draw(axes, rows, key, label, color, style, mark_best=key == f"val/{best_metric}" and axes is scores)
+        _draw(axes, rows, key, label, color, style)
       axes.set_title(title, loc="left", fontsize=10)
       axes.set_xlabel("step")
       axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
@@ -48,17 +54,12 @@ def draw_curves(rows: Mapping[int, Mapping], workdir: epath.Path, best_metric: s
     log(f"{workdir / NAME} can't be written ({' '.join(str(error).split())[:200]}); the run goes on")
 
 
-def _draw(axes: matplotlib.axes.Axes, rows: Mapping[int, Mapping], key: str, label: str, color: str, style: str,
-          mark_best: bool) -> None:
+def _draw(axes: matplotlib.axes.Axes, rows: Mapping[int, Mapping], key: str, label: str, color: str,
+          style: str) -> None:
   """Draws one curve, if the run has it."""
   points: Sequence[tuple[int, float]] = [(step, row[key]) for step, row in sorted(rows.items())
                                          if row.get(key) is not None]
-  if not points:
-    return
-  steps, values = zip(*points)
-  if len(points) == 1:
-    style = "o"
-  axes.plot(steps, values, style, color=color, label=label, markersize=3.5, linewidth=1.4)
-  if mark_best:
-    step, value = max(points, key=lambda point: point[1])
-    axes.plot(step, value, "*", color=color, markersize=11, label=f"best {label} (step {step})")
+  if points:
+    steps, values = zip(*points)
+    axes.plot(steps, values, "o" if len(points) == 1 else style, color=color, label=label, markersize=3.5,
+              linewidth=1.4)
