@@ -77,9 +77,7 @@ def test_every_extension_point_of_the_table_has_an_example(modules):
 def test_encoder(tmp_path):
   config = make_config(PHANTOMS, encoder__name="my_encoder:make_spec", data__image_size=64)
   check_encoder(config)
-  sys.modules.pop("my_weights", None)
-  convert = importlib.import_module("my_weights").convert
-  convert(tmp_path / "w.npz")
+  importlib.import_module("my_weights").convert(tmp_path / "w.npz")
   variables, meta = load_encoder_weights(tmp_path / "w.npz", config)
   assert variables["params"]["Conv_0"]["kernel"].shape == (3, 3, 1, 16) and meta["pretraining_data"] == "none"
 
