@@ -60,16 +60,15 @@ def parse_json(content: str, path: str | os.PathLike, location: str = "") -> obj
       names = set()
       for number, (name, _) in enumerate(pairs, 1):
         if name in names:
-          raise UserError(f"{where}: entry {number} of an object has the name of an earlier entry; give one report per "
-                          "study")
+          raise UserError(f"{where}: entry {number} of an object has the name of an earlier entry; give each name, such "
+                          "as the id of a study, once")
         names.add(name)
     return made
 
   try:
     return json.loads(content, object_pairs_hook=make_object)
   except RecursionError as error:
-    raise UserError(f"{where}: its brackets are nested too deep to be read; expected a list of reports or objects"
-                    ) from error
+    raise UserError(f"{where}: its brackets are nested too deep to be read") from error
   except ValueError as error:
     raise UserError(f"{where}: not JSON ({error})") from error
 
