@@ -60,8 +60,8 @@ def parse_json(content: str, path: str | os.PathLike, location: str = "") -> obj
       names = set()
       for number, (name, _) in enumerate(pairs, 1):
         if name in names:
-          raise UserError(f"{where}: entry {number} of an object has the name of an earlier entry; give each name, such "
-                          "as the id of a study, once")
+          raise UserError(f"{where}: entry {number} of an object has the name of an earlier entry; give each name, "
+                          "such as the id of a study, once")
         names.add(name)
     return made
 
