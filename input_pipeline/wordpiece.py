@@ -113,7 +113,7 @@ def read_vocabulary(path: epath.PathLike) -> list[str]:
     UserError: the file is missing, not text, or not the vocabulary of a BERT model.
   """
   try:
-    content = read_regular_file(path).decode()
+    content = read_regular_file(path).decode("utf-8-sig")
     if str(path).endswith(".json"):
       pieces = [_convert_sentencepiece(piece) for piece in parse_json(content)]
     else:

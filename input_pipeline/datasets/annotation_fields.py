@@ -40,7 +40,7 @@ def read_views(entry: dict) -> tuple[list[str], list[str]]:
   """
   paths = entry["image_path"]
   if "views" not in entry:
-    views = ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * (len(paths) - 2)]
+    views = ["other"] if len(paths) == 1 else ["frontal", "lateral", *["other"] * len(paths)][:len(paths)]
     return views, [""] * len(paths)
   views, source_views = zip(*map(_read_view, entry["views"]))
   return list(views), list(source_views)

@@ -74,7 +74,7 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   # The reports, one prediction per reference.
   check_output("--json", json_path or "", '"predictions":', '"preparation":')
   cleaning, threshold, max_length = check_preparation(cleaning, threshold, max_length)
-  json_path, page_path = json_path and expand_home(json_path), page_path and expand_home(page_path)
+  json_path, page_path = (path and str(expand_home(path)) for path in (json_path, page_path))
   radeval_names = parse_score_names(radeval)
   if page_path and not page_path.endswith((".html", ".htm")):
     raise UserError(f"--page {page_path}: expected a name that ends in .html")

@@ -2,7 +2,7 @@
 
 A search keeps only their sum; this pass is cheap beside a search, which stays as fast as it is.
 
-Shapes: B studies, L reports per study, T tokens, N patches, D width.
+Shapes: B studies, L reports per study, T tokens.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from mcsam_jax.inference.search import SpecialIds
 from mcsam_jax.models.inputs import token_mask, visual_inputs
@@ -25,19 +24,13 @@ def make_token_log_probs_fn(model: MCSAM, config: ConfigDict, special_ids: Speci
   it is 0.
   """
   def score(module: MCSAM, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, ids: jax.Array) -> jax.Array:
-    num_reports, length = ids.shape[1:]
-    memory = module.project_memory()
-    encoded = module.encode_images(images, view_mask, view_ids, memory, train=False)
-    conditioning = module.image_conditioning(encoded.image_embedding)
-    repeat = lambda array: jnp.repeat(array, num_reports, axis=0)                         # [B, ...] -> [B * L, ...]
-    ids = ids.reshape(-1, length)                                                              # [B * L, T]
-    tokens = jnp.concatenate([jnp.full_like(ids[:, :1], special_ids.bos_id), ids], axis=1)     # [B * L, T + 1]
-    x = module.embed_tokens(tokens[:, :-1], np.arange(length),
-                            None if conditioning is None else repeat(conditioning),
-                            module.vocabulary_responses(memory, train=False), memory, train=False)
-    logits = module.decoder(x, repeat(encoded.patches), repeat(encoded.patch_mask), train=False)
+    constants = module.make_decode_constants()
+    context = module.prefill(module.encode_images(images, view_mask, view_ids, constants.memory, train=False))
+    tokens = jnp.pad(ids, ((0, 0), (0, 0), (1, 0)), constant_values=special_ids.bos_id)              # [B, L, T + 1]
+    logits = module.read_reports(tokens[..., :-1], context, constants)                               # [B, L, T, words]
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), ids[..., None], axis=-1)[..., 0]
-    return jnp.where(token_mask(tokens, special_ids.eos_id), log_probs, 0).reshape(-1, num_reports, length)
+    mask = jax.vmap(lambda tokens: token_mask(tokens, special_ids.eos_id))(tokens)
+    return jnp.where(mask, log_probs, 0)
 
   def compute(variables: dict, batch: dict, ids: jax.Array) -> jax.Array:
     return model.apply(variables, *visual_inputs(config, batch), ids, method=score)  # pyright: ignore[reportReturnType]

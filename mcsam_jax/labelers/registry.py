@@ -6,7 +6,7 @@
   none      no labels, and no label scores
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.splits import Split
-from mcsam_jax.findings import FINDINGS
+from input_pipeline.token_table import load_token_table
+from input_pipeline.tokenizer import Tokenizer
+from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers.labeler import Labeler
 
 
@@ -53,3 +55,25 @@ def get_true_labels(labeler: Labeler | None, config: ConfigDict, split: Split) -
   if labeler and labeler.name == "phantom" and config.data.target == "findings":
     return [record["labels"] for record in split.metadata]
   return None
+
+
+def load_finding_labels(config: ConfigDict, split: Split, tokenizer: Tokenizer,
+                        log: Callable[[str], None]) -> np.ndarray:
+  """Returns the labels of all studies of a split, int8 [n, F], index in LABEL_VALUES.
+
+  With `train.labels=records` they are those of the prepared records. Otherwise a labeler reads them from the reports;
+  findings that it doesn't know are absent.
+
+  Raises:
+    UserError: see `make_labeler`.
+  """
+  if config.train.labels == "records":
+    return load_token_table(split, tokenizer, log).labels
+  with_labeler = config.copy_and_resolve_references()
+  with_labeler.eval.labeler = config.train.labels
+  labeler = make_labeler(with_labeler)
+  assert labeler is not None, "config rules allow no other value"
+  log(f"reading the findings of {len(split)} reports with the labeler {labeler.name}")
+  labels = labeler.label(split.read_reports(log))
+  values = [[LABEL_VALUES.index(study.get(finding, "absent")) for finding in FINDINGS] for study in labels]
+  return np.array(values, np.int8).reshape(len(split), len(FINDINGS))

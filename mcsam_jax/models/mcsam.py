@@ -57,7 +57,7 @@ class ModelOutputs:
   logits: jax.Array                       # [B, T, vocabulary]
   image_embedding: jax.Array | None       # s_v [B, D]; None without alignment
   report_embedding: jax.Array | None      # s_t [B, D]; None without alignment
-  finding_logits: jax.Array | None        # [B, F], see `FindingsHead`; None without findings head
+  finding_logits: jax.Array | None = None # [B, F], see `FindingsHead`; None without findings head
 
 
 @flax.struct.dataclass

@@ -64,7 +64,7 @@ def import_word_vectors(src: str, dst: str, vocabulary: str, log: Callable[[str]
                     "is this a checkpoint with a BERT?")
   name = names[0]
   try:
-    pieces = read_regular_file(vocabulary).decode().removesuffix("\n").split("\n")
+    pieces = read_regular_file(vocabulary).decode("utf-8-sig").removesuffix("\n").split("\n")
   except OSError as error:
     raise UserError(f"{vocabulary}: cannot be read ({error.strerror or error})") from error
   except UnicodeDecodeError as error:

@@ -40,7 +40,7 @@ from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.extensions.by_name import is_import_name, load_by_name
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
-from mcsam_jax.labelers.finding_labels import load_finding_labels
+from mcsam_jax.labelers.registry import load_finding_labels
 from mcsam_jax.models.findings_head import count_positive_weights
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape

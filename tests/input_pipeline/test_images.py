@@ -82,7 +82,8 @@ def test_decoding_a_stored_image_that_is_no_jpeg_is_an_error():
     images.decode(b"not a JPEG", 16)
 
 
-@pytest.mark.parametrize("path", sorted(CASES.glob("*.[!d]*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(path for path in CASES.iterdir() if path.suffix not in (".dcm", ".json")),
+                         ids=lambda path: path.name)
 def test_files_with_changed_bytes_are_refused_by_name(path):
   """On these, Pillow raises TypeError, OverflowError, IndexError and struct.error."""
   with pytest.raises(UnreadableFile) as error:

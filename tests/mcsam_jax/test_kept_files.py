@@ -17,6 +17,7 @@ import pytest
 from mcsam_jax import cli
 from mcsam_jax.cli.verb import Verb
 from mcsam_jax.files.outputs import check_output
+from mcsam_jax.metrics.nlg import METRICS
 from tests.testing.foreign.torch_files import Tensor, torch_names, zip_file
 from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
 
@@ -103,6 +104,13 @@ def test_compare(sandbox, monkeypatch):
   check_outputs(sandbox, command, "json", ["hyps.json", "refs.json"])
 
 
+def test_table(sandbox):
+  scores = {"split": "test", "num_studies": 1, "nlg": {"r2gen": dict.fromkeys(METRICS, 0.1)}, "labels": None}
+  (sandbox.root / "scores.json").write_text(json.dumps(scores))
+  sandbox.before = snapshot(sandbox.root)
+  check_outputs(sandbox, ["table", "scores.json", "--out"], "json", ["scores.json"])
+
+
 def test_import_weights(sandbox):
   check_outputs(sandbox, ["import-weights", "word-vectors", "--vocabulary", "vocab.txt", "model.pth"], "npz",
                 ["model.pth", "vocab.txt"])
@@ -152,7 +160,7 @@ def test_every_verb_with_an_output_option_is_tried_here_or_beside_its_model():
   """`report` is tried in test_report.py, `precompile --hlo` below; a verb that gets an option has to be added."""
   import argparse
   tried = {"data": {"--out"}, "report": {"--out", "--html"}, "score": {"--json"}, "compare": {"--json"},
-           "precompile": {"--hlo"}}
+           "precompile": {"--hlo"}, "table": {"--out"}}
   for verb in cli.main.__globals__["VERBS"]:
     assert isinstance(verb, Verb)
     parser = argparse.ArgumentParser()

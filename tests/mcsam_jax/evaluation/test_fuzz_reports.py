@@ -99,6 +99,7 @@ def read_and_build(path, show_ids):
   builder.source_dir, builder.data = path.parent, type("Data", (), {"short_side": 0, "dicom_rendering": ""})
   for entry in (entry for rows in entries.values() for entry in rows):
     json.dumps(entry)
+    entry = {field: value for field, value in entry.items() if field != "views"}
     for image_path in entry["image_path"]:
       builder._find_image(image_path)
     records.serialize({**builder.build_record({**entry, "image_path": []}), "views": []})

@@ -56,10 +56,10 @@ def test_no_library_makes_a_folder_of_that_name(homeless, monkeypatch):
 
 
 def test_report_runs_without_a_cache(homeless, monkeypatch):
-  from mcsam_jax.evaluation import report
+  from mcsam_jax.inference import compilation_cache
   updated = {}
-  monkeypatch.setattr(report.jax.config, "update", updated.__setitem__)
-  report.enable_compilation_cache()
+  monkeypatch.setattr(compilation_cache.jax.config, "update", updated.__setitem__)
+  compilation_cache.enable_compilation_cache()
   assert not updated
 
 

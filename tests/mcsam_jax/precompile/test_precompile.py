@@ -82,8 +82,8 @@ def test_compiler_errors_are_reported_in_one_line(monkeypatch, capsys, tmp_path,
   assert output.err.count("\n") == 2                                # the progress line and the error
   assert [path.read_text() for path in tmp_path.iterdir()] == ([message] if status == 2 else [])
   if status == 3:
-    assert json.loads(output.out) == {"topology": "v5e:4x4", "slices": 1, "fits": False, "needed": 24 * 2**30,
-                                      "available": int(15.75 * 2**30)}
+    assert json.loads(output.out) == {"topology": "v5e:4x4", "slices": 1, "what": "train", "fits": False,
+                                      "needed": 24 * 2**30, "available": int(15.75 * 2**30)}
 
 
 PROGRAM = """
@@ -133,7 +133,7 @@ def test_lowered_search_follows_the_config(search, retrieval_weight, lengths):
   assert precompile_module.get_loop_lengths(config) == lengths
   shapes = [leaf.shape for leaf in jax.tree.leaves(lowered.args_info)]
   assert ((1000, config.model.width) in shapes) == (retrieval_weight > 0)
-  similarities = lowered.out_info[-1]
+  similarities = lowered.out_info.train_report_probs
   assert similarities is None if not retrieval_weight else similarities.shape == (4, 1000)
 
 
