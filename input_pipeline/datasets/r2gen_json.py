@@ -31,7 +31,8 @@ from input_pipeline.datasets.records import SPLITS
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.json_text import decode_text, list_names, parse_json, replace_surrogates, SURROGATE_NOTE
 
-FIELDS = ("id", "study_id", "subject_id", "report", "image_path", "views", "labels", "split")     # the fields of an entry that are used
+# The fields of an entry that are used.
+FIELDS = ("id", "study_id", "subject_id", "report", "image_path", "views", "labels", "split")
 MAX_PATH_LENGTH = 1000                 # characters
 
 

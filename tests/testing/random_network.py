@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from input_pipeline.batch import make_batch
 from input_pipeline.tokenizer import WordTokenizer
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
-from mcsam_jax.models.initialize import init_variables, make_model
-from tests.testing.random_variables import draw_variables
+from mcsam_jax.models.initialize import make_model
+from mcsam_jax.training.train_state import init_train_state
 from tests.testing.tiny import DEEPER_NETWORK, make_config
 
 FIELDS = DEEPER_NETWORK | {"encoder.frozen": True, "tokenizer.max_length": 12, "decode.beam_size": 3,
@@ -35,8 +36,8 @@ class RandomNetwork:
     self.tokenizer = WordTokenizer.train(list(REPORTS) * 4, "iu_xray", 1, False)
     self.model = make_model(self.config, self.tokenizer.vocab_size, GRID)
     self.batch_size = batch_size
-    batch = next(self.make_batches(1))
-    self.variables = draw_variables(lambda: init_variables(self.model, self.config, batch))
+    init = jax.jit(lambda batch: init_train_state(self.model, self.config, batch).variables)
+    self.variables = init(next(self.make_batches(1)))
     self.variables["params"]["decoder"]["logits"]["kernel"] *= 8                # so that reports differ
 
   def make_batches(self, num_studies: int) -> Iterator[dict]:

@@ -15,7 +15,7 @@ from input_pipeline.builder.prepare import prepare
 from input_pipeline.image_files import decoder_process
 from mcsam_jax.errors import UserError
 from tests.input_pipeline.conftest import make_config, write_source
-from tests.testing.mutated_files import make_dicom, make_dicom_files
+from tests.testing.foreign.mutated_files import make_dicom, make_dicom_files
 
 CASES = pathlib.Path(__file__).parents[2] / "cases" / "mutated"
 KINDS = ["598103ee.tif", "53901685.tif", "3c02cd58.gif", "685db05b.jpg", "gdcm_abort.dcm", "j2k_loop.dcm", "pipe",

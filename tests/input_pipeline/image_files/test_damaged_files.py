@@ -13,7 +13,7 @@ from input_pipeline import images, user_images
 from input_pipeline.dicom import RENDERINGS
 from input_pipeline.image_files import decoder_process
 from mcsam_jax.errors import UnreadableFile
-from tests.testing import mutated_files
+from tests.testing.foreign import mutated_files
 
 MAX_PIXELS = 10 ** 6
 MAX_SECONDS, MAX_MEMORY_GROWTH = 20, 2 ** 28         # of one file; bytes

@@ -14,7 +14,7 @@ import pytest
 
 from input_pipeline import dicom
 from input_pipeline.image_files import decoder_process
-from tests.testing.mutated_files import encode, FILM, make_dicom_files
+from tests.testing.foreign.mutated_files import encode, FILM, make_dicom_files
 
 CASES = pathlib.Path(__file__).parents[2] / "cases" / "mutated"
 JPEG_2000 = encode(FILM, "JPEG2000")

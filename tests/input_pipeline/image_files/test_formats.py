@@ -13,7 +13,7 @@ import pytest
 from input_pipeline import images
 from input_pipeline.image_files import formats
 from input_pipeline.image_files.shades import map_levels, stretch_to_uint8, to_luminance
-from tests.testing.mutated_files import encode
+from tests.testing.foreign.mutated_files import encode
 
 CASES = pathlib.Path(__file__).parents[2] / "cases" / "images"
 # 12 bits in 16, as detectors deliver them: without its low byte, this image would have 16 shades.

@@ -17,7 +17,7 @@ from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.errors import UserError
 from mcsam_jax.models.inputs import token_mask
-from tests.testing.dicom_file import write_dicom
+from tests.testing.foreign.dicom_file import write_dicom
 from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 

@@ -23,7 +23,7 @@ from mcsam_jax.evaluation.score_files import score_files
 from mcsam_jax.labelers.prior_mentions import find_prior_mentions
 from mcsam_jax.labelers.rules import label_report
 from mcsam_jax.metrics.protocols import clean_hypothesis
-from tests.testing.mutations import mutate_bytes, mutate_json_file
+from tests.testing.foreign.mutations import mutate_bytes, mutate_json_file
 
 SECONDS, MEGABYTES = 4, 300                # for one file, of which reading a good one takes a millisecond
 SECRET = "qzx"                             # in every id and report, and in no message

@@ -18,7 +18,7 @@ from mcsam_jax.demo.demo import write_image_files
 from mcsam_jax.evaluation import report as report_verb
 from mcsam_jax.evaluation import report_text
 from mcsam_jax.evaluation.evaluate import evaluate
-from tests.testing.dicom_file import write_dicom
+from tests.testing.foreign.dicom_file import write_dicom
 from tests.testing.tiny_workdir import generate_as_evaluate, STEP
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES
 from mcsam_jax.labelers.rules import find_mentions, label_report
-from tests.testing.mutations import mutate_bytes
+from tests.testing.foreign.mutations import mutate_bytes
 
 FOLDER = pathlib.Path(__file__).parent
 RANK = {"absent": 0, "negative": 1, "uncertain": 2, "positive": 3}
