@@ -117,7 +117,7 @@ def _decode(dataset: pydicom.Dataset, options: dict) -> np.ndarray:
   if not syntax.is_encapsulated:
     if data[:4] == _ITEM and len(data) < _count_bytes(options):
       raise DicomError(f"compressed pixels, but the TransferSyntaxUID says {syntax.name}")
-    return decoder.as_array(data, pixel_vr=dataset["PixelData"].VR, **options)[0]
+    return decoder.as_array(data, **options, pixel_vr=dataset["PixelData"].VR)[0]  # pyright: ignore[reportArgumentType]
   _check_codestream(syntax, data)
   install = "pip install pylibjpeg pylibjpeg-libjpeg (GPL v3)"          # the only decoder of 12-bit JPEG Extended
   if syntax != pydicom.uid.JPEGExtended12Bit or options["bits_stored"] <= 8:

@@ -41,7 +41,7 @@ class _DecoderProcess:
     # One thread, so that memory and processor time are those of the job. Nothing that a decoder prints is shown: it may
     # quote the file. A session of its own: signals to the parent's group must not look like a damaged file.
     self.process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", code], stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     other.close()
     self.owner = os.getpid()

@@ -4,7 +4,7 @@ A missed finding is also outlined on the images, because it is known where it wa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import cast, NamedTuple
 
 import cv2
 from etils import epath
@@ -110,7 +110,7 @@ def _mark_words(report: str, relations: Mapping[str, str], is_reference: bool) -
 def _draw_words(axes: matplotlib.axes.Axes, words: Sequence[tuple[str, Mark | None]], space: int = SPACE) -> None:
   """Draws words from the top left, with line breaks at "\\n" and where the axes end, and `space` pixels in between."""
   axes.axis("off")
-  renderer = FigureCanvasAgg(axes.figure).get_renderer()
+  renderer = FigureCanvasAgg(cast(matplotlib.figure.Figure, axes.figure)).get_renderer()
   box = axes.get_window_extent(renderer)
   axes.set_xlim(0, box.width)
   axes.set_ylim(box.height, 0)

@@ -157,7 +157,8 @@ def _match_predictions(references: ReportTable, predictions: ReportTable, by_ord
   """
   without_ids = next((table.path for table in (references, predictions) if table.ids is None), None)
   if by_order:
-    if not without_ids and references.ids != predictions.ids and set(references.ids) == set(predictions.ids):
+    if (references.ids is not None and predictions.ids is not None and references.ids != predictions.ids
+        and set(references.ids) == set(predictions.ids)):
       raise UserError(f"--by-order: {references.path} and {predictions.path} have the same ids in another order: leave "
                       "--by-order out, so that reports are matched by id")
     return (match_studies(references._replace(ids=None), predictions),

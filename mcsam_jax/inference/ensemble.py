@@ -70,8 +70,8 @@ class Ensemble:
 
   def finding_probs(self, contexts: Sequence[DecodeContext]) -> jax.Array | None:
     """Returns the mean probability of each finding [B, F] by the models' findings heads; None if one has none."""
-    probs = [context.finding_probs for context in contexts]
-    if any(each is None for each in probs):
+    probs = [context.finding_probs for context in contexts if context.finding_probs is not None]
+    if len(probs) < len(contexts):
       return None
     return jnp.mean(jnp.stack(probs), axis=0)
 

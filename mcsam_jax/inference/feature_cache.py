@@ -24,6 +24,7 @@ import math
 import os
 import pathlib
 import tempfile
+from typing import IO
 
 from flax import linen as nn
 import jax
@@ -193,7 +194,7 @@ def _is_complete(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
     return file.read(len(header)) == header
 
 
-def _write_all(file: io.FileIO, data: bytes) -> None:
+def _write_all(file: IO[bytes], data: bytes) -> None:
   """Writes all of `data`; a single write to an unbuffered file may take only a part, as when the disk gets full."""
   while data:
     data = data[file.write(data):]

@@ -7,6 +7,7 @@ return.
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 from jax.sharding import Mesh
@@ -103,7 +104,7 @@ class ReportGenerator:
       candidates = jax.device_get(self._search_fn(variables, constants, batch, train_embeddings))
       reports = {}                       # row -> report
       for row in np.flatnonzero(candidates.valid):
-        reports[row] = self._choose(Candidates(*(None if field is None else field[row] for field in candidates)))
+        reports[row] = self._choose(cast(Candidates, jax.tree.map(lambda field: field[row], candidates)))
       if self._token_log_probs_fn is not None:
         self._add_token_log_probs(variables[0], batch, reports)
       yield from reports.values()
@@ -115,7 +116,9 @@ class ReportGenerator:
       candidates: of one study, without the axis B.
     """
     record, ids, log_probs = int(candidates.record), np.asarray(candidates.ids), np.asarray(candidates.log_probs)
-    head_probs = None
+    head_probs, train_report_probs = None, candidates.train_report_probs
+    if train_report_probs is not None:
+      train_report_probs = np.asarray(train_report_probs)
     if candidates.head_probs is not None:
       head_probs = dict(zip(FINDINGS, np.asarray(candidates.head_probs, float).round(4).tolist()))
     texts = [self.tokenizer.decode(candidate) for candidate in ids]
@@ -123,7 +126,7 @@ class ReportGenerator:
       chosen, finding_probs = [(candidate, None) for candidate in range(len(ids))
                                if candidate == 0 or log_probs[candidate] > NO_HYPOTHESIS], None
     else:
-      choices = self._utility.rank(texts, candidates.train_report_probs, self._num_return, head_probs)
+      choices = self._utility.rank(texts, train_report_probs, self._num_return, head_probs)
       chosen, finding_probs = [choice[:2] for choice in choices], choices[0].finding_probs
     nbest = []
     for sample, train_report in chosen:

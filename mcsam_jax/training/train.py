@@ -5,14 +5,14 @@ interrupted or not. All random keys are functions of config.seed and the step, a
 of the seed and the number of examples seen. So a checkpoint of the state and that number is enough to resume.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import shlex
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     batches = shard_batches(mesh, train_batches(
         train_split, tokenizer, config, first_step, num_steps - first_step + is_reward, train_features,
         local_rows(mesh, config.train.batch_size), finding_labels))
-    inputs = itertools.pairwise(batches) if is_reward else batches        # samples are drawn one step ahead
+    # Samples are drawn one step ahead.
+    inputs: Iterator[Any] = itertools.pairwise(batches) if is_reward else batches
     completed = first_step
     with stop.deferred():
       try:

@@ -6,7 +6,7 @@ The batch's fields and the letters of its axes are listed in `losses.py`.
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -27,6 +27,8 @@ from mcsam_jax.training.losses import (
 from mcsam_jax.training.optimizer import ema_decay, make_optimizer
 from mcsam_jax.training.train_state import TrainState
 
+State = TypeVar("State", bound=TrainState)
+
 
 def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable:
   """Returns train_step(state, batch) -> (state, metrics), with `metrics` a dict of scalars."""
@@ -40,7 +42,7 @@ def make_train_step(model: MCSAM, config: ConfigDict, eos_id: int) -> Callable:
   return train_step
 
 
-def apply_gradient(config: ConfigDict, state: TrainState, gradient, batch_stats) -> TrainState:
+def apply_gradient(config: ConfigDict, state: State, gradient, batch_stats) -> State:
   """Returns the state after one step of the optimizer."""
   updates, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

@@ -82,17 +82,18 @@ class RewardScorer:
 
   def _score_cider(self, texts: Sequence[str], reference: str) -> list[float]:
     """Returns CIDEr-D / 10 of K texts against one reference."""
-    assert self._idf is not None
+    idf = self._idf
+    assert idf is not None
     reference_words = reference.split()
     reference_counts = count_ngrams(reference_words)
-    reference_norms = compute_norms(reference_counts, self._idf)
+    reference_norms = compute_norms(reference_counts, idf)
 
     def score(text: str) -> float:
       words = text.split()
       counts = count_ngrams(words)
       return score_pair(list(map(clip_counts, counts, reference_counts)), reference_counts,
-                        compute_norms(counts, self._idf), reference_norms, len(words), len(reference_words),
-                        self._idf) / SCALE
+                        compute_norms(counts, idf), reference_norms, len(words), len(reference_words),
+                        idf) / SCALE
 
     scores = {text: score(text) for text in set(texts)}
     return [scores[text] for text in texts]

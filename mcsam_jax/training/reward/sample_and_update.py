@@ -4,6 +4,7 @@ Shapes: B studies, K samples, T tokens, R reward terms.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any, cast
 
@@ -91,7 +92,7 @@ def make_update_fn(model: MCSAM, config: ConfigDict, special_ids: SpecialIds) ->
     valid = batch["valid"]
     study_weights = valid / jnp.maximum(valid.sum(), 1)                                         # [B]
     sampled = mask & valid[:, None, None]
-    rewards = sum(terms[..., number] * weight for number, weight in enumerate(term_weights.values()))
+    rewards = (terms * jnp.array(list(term_weights.values()), terms.dtype)).sum(-1)             # [B, K]
     batch = augment_batch(config, batch)
     start_log_probs = None
     if options.kl_weight:
@@ -124,7 +125,7 @@ def make_update_fn(model: MCSAM, config: ConfigDict, special_ids: SpecialIds) ->
     metrics |= {f"reward_{term}": mean_over_samples(terms[..., number]) for number, term in enumerate(term_weights)}
     metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     state = apply_gradient(config, state, gradient, state.batch_stats)
-    return state.replace(samples=next_samples), metrics
+    return dataclasses.replace(state, samples=next_samples), metrics
 
   return update
 
@@ -132,7 +133,8 @@ def make_update_fn(model: MCSAM, config: ConfigDict, special_ids: SpecialIds) ->
 def _read_reports(module: MCSAM, images: tuple, tokens: jax.Array) -> jax.Array:
   """Returns the logits [B, K, T, vocabulary] after each of the tokens [B, K, T], with one encoding per study."""
   constants = module.make_decode_constants()
-  context = module.prefill(module.encode_images(*images, constants.memory, train=False))
+  pixels, view_mask, view_ids = images
+  context = module.prefill(module.encode_images(pixels, view_mask, view_ids, constants.memory, train=False))
   return module.read_reports(tokens, context, constants)
 
 

@@ -190,7 +190,8 @@ def test_arrays_count_as_the_files_that_hold_them(model, tmp_path):
     (["no_such_file.png", np.zeros((9, 9), np.uint8)], "no_such_file.png"),
     (np.zeros((0, 9), np.uint8), "studies[0]"), (np.zeros((4, 9, 9, 9)), "studies[0]"),
     (np.full((9, 9), np.nan), "studies[0]"), (np.zeros((9, 9), complex), "studies[0]"),
-    ([np.zeros((9, 9), np.uint8), np.zeros(9, np.uint8)], "studies[0][1]"), ({"image": 1}, "studies[0]"),
+    ([np.arange(81, dtype=np.uint8).reshape(9, 9), np.zeros(9, np.uint8)], "studies[0][1]"),
+    ({"image": 1}, "studies[0]"),
     ({"images": [np.zeros((9, 9), np.uint8)], "views": ["pa"]}, "pa"),
     ({"images": [np.zeros((9, 9), np.uint8)], "views": []}, "studies[0]")])
 def test_unusable_studies_are_named(model, study, named):
