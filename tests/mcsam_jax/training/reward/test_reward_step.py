@@ -71,6 +71,7 @@ def uninterrupted(run):
   return run.advance(run.init(), 0, STEPS)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, uninterrupted):
   state, history = run.advance(run.init(), 0, 2)
   saved = jax.tree.map(np.asarray, state)                          # what a checkpoint holds
