@@ -1,4 +1,4 @@
-"""Reward fine-tuning of the demo's model on phantoms: it states more of the findings that it sees."""
+"""Reward fine-tuning of the demo's model on phantoms; docs/reward.md says what it has shown so far."""
 
 from ml_collections import ConfigDict
 
