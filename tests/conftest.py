@@ -54,19 +54,23 @@ def compilation_cache(tmp_path_factory, worker_id):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly(request):
-  """Turns most of XLA's optimizations off: for programs that run a few times they take longer than they save.
+@pytest.fixture(scope="session", autouse=True)
+def compile_quickly():
+  """Turns most of XLA's optimizations off: for programs that run a few times they take longer than they save."""
+  import jax
+  jax.config.update("jax_disable_most_optimizations", True)
 
-  A module that asserts on compiled programs or on speed keeps them with `KEEP_XLA_OPTIMIZATIONS = True`.
-  """
-  if getattr(request.module, "KEEP_XLA_OPTIMIZATIONS", False):
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_xla_optimizations(request, compile_quickly):
+  """Turns them on for a module that asserts on compiled programs or on speed: `KEEP_XLA_OPTIMIZATIONS = True`."""
+  if not getattr(request.module, "KEEP_XLA_OPTIMIZATIONS", False):
     yield
     return
   import jax
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
   jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
