@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.dicom import RENDERINGS
 from input_pipeline.image_files import decoder_process
 from tests.input_pipeline.image_files.test_damaged_files import read
-from tests.testing import mutated_files
+from tests.testing.foreign import mutated_files
 
 
 def main() -> None:
