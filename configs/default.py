@@ -169,7 +169,7 @@ def get_config() -> ConfigDict:
       "rouge_l": 0.0,                     # weight of ROUGE-L
       "findings": 1.0,                    # weight of the F1 of the abnormal findings that a report states
       "labeler": "rules",                 # extracts the findings: phantom | rules | chexbert (needs eval.chexbert)
-      "cross_entropy_weight": 0.1,        # weight of the loss of train.objective=likelihood, without dropout
+      "cross_entropy_weight": 0.1,        # weight of the likelihood loss, alignment and dropout included
       "kl_weight": 0.0,                   # weight of the KL divergence from the start model, per token
   })
 

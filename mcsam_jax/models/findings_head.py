@@ -85,7 +85,7 @@ class FindingsHead(nn.Module):
     return (jnp.where(counts, losses, 0) / (2 * (1 - rate))).mean(-1).sum()
 
 
-def count_positive_weights(labels: np.ndarray) -> np.ndarray:
+def compute_positive_weights(labels: np.ndarray) -> np.ndarray:
   """Returns the ratio of negative to positive labels of each finding, float32 [F], from 1 / 50 to 50.
 
   Args:

@@ -2,7 +2,7 @@
 
     encode_images   images -> patches -> memory responses R_v -> encoded patches, image embedding s_v
     encode_report   report tokens -> text encoder -> memory responses R_t -> report embedding s_t
-    findings_head   patches, R_v, s_v -> findings -> memory tokens of the decoder (off in the paper's configuration)
+    findings_head   patches, R_v, s_v -> findings -> memory tokens of the decoder (not of the paper; off by default)
     embed_tokens    tokens + positions -> + memory responses + gated s_v -> decoder inputs
     decoder         decoder inputs, encoded patches -> logits
     align           s_v, s_t of the whole batch -> contrastive loss
@@ -166,7 +166,7 @@ class MCSAM(nn.Module):
                     memory: layers.KeysValues | None, train: bool) -> EncodedImages:
     """Returns the encoded patches, the image embeddings and the logits of findings.
 
-    The arguments are those of `__call__`.
+    The arguments are those of `__call__`, and `memory` from `project_memory`.
     """
     model = self.config.model
     patches = self.embed_patches(images, view_mask, view_ids, train)           # [B, N, D]

@@ -1,8 +1,9 @@
 """Trains MCSAM. `train` reads top to bottom in the order in which things happen.
 
 Given the data and the machine, the config determines a run: the state after step k is the same whether the run was
-interrupted or not. All random keys are functions of config.seed and the step, and the records of a batch are a function
-of the seed and the number of examples seen. So a checkpoint of the state and that number is enough to resume.
+interrupted or not. Every random key depends only on config.seed and on the step, or on a record and its epoch, and the
+records of a batch are a function of the seed and the number of examples seen. So a checkpoint of the state and that
+number is enough to resume.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.extensions.by_name import is_import_name, load_by_name
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
 from mcsam_jax.labelers.registry import load_finding_labels
-from mcsam_jax.models.findings_head import count_positive_weights
+from mcsam_jax.models.findings_head import compute_positive_weights
 from mcsam_jax.models.initialize import make_model
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
@@ -170,7 +171,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
 
     # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
     batches = shard_batches(mesh, train_batches(
-        train_split, tokenizer, config, first_step, num_steps - first_step + is_reward, train_features,
+        train_split, tokenizer, config, first_step, num_steps - first_step + int(is_reward), train_features,
         local_rows(mesh, config.train.batch_size), finding_labels))
     # Samples are drawn one step ahead.
     inputs: Iterator[Any] = itertools.pairwise(batches) if is_reward else batches
@@ -267,7 +268,7 @@ def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.nd
   if work.initial_memory is not None:
     params["memory_bank"] = params["memory_bank"] | {"slots": work.initial_memory.slots}
   if work.config.model.findings_head:
-    params["findings_head"] = params["findings_head"] | {"positive_weight": count_positive_weights(finding_labels)}
+    params["findings_head"] = params["findings_head"] | {"positive_weight": compute_positive_weights(finding_labels)}
   if work.encoder_variables and not work.config.encoder.frozen:
     params["visual_encoder"] = work.encoder_variables["params"]
     if "batch_stats" in work.encoder_variables:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax.findings import FINDINGS, LABEL_VALUES
-from mcsam_jax.models.findings_head import count_positive_weights, FindingsHead, MAX_POSITIVE_WEIGHT
+from mcsam_jax.models.findings_head import compute_positive_weights, FindingsHead, MAX_POSITIVE_WEIGHT
 
 B, N, D, F = 3, 4, 8, len(FINDINGS)
 POSITIVE, UNCERTAIN, NEGATIVE = (LABEL_VALUES.index(value) for value in ("positive", "uncertain", "negative"))
@@ -32,7 +32,7 @@ def test_class_weights_by_hand():
   labels[:20, 0], labels[20:30, 0] = POSITIVE, UNCERTAIN              # 20 positive, 10 uncertain, 70 negative
   labels[:, 1] = POSITIVE
   labels[:50, 2] = NEGATIVE
-  weights = count_positive_weights(labels)
+  weights = compute_positive_weights(labels)
   assert weights[0] == 70 / 20 and weights[1] == np.float32(1 / MAX_POSITIVE_WEIGHT)
   assert (weights[2:] == MAX_POSITIVE_WEIGHT).all()                   # never positive
 
