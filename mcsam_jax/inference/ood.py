@@ -33,7 +33,7 @@ from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.inference.image_encoder import compute_pooled_views
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
+from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder
 
 OOD_FILE = "ood.npz"
 MAX_TRAIN_STUDIES, MAX_VAL_STUDIES = 1000, 500      # sampled
@@ -70,7 +70,7 @@ def load_or_fit_detector(workdir: Workdir, log: Callable[[str], None] = print) -
   """Returns the detector of a workdir from its file, or fits it to the records; None if neither can be read."""
   path = workdir.path / OOD_FILE
   try:
-    return _load_detector(path, ENCODERS[workdir.config.encoder.name].channels)
+    return _load_detector(path, find_encoder(workdir.config.encoder.name).channels)
   except (OSError, ValueError):
     pass                                                # the file does not exist yet, or is damaged
   try:
