@@ -3,7 +3,7 @@
 import numpy as np
 import PIL.Image
 
-MAX_OPACITY = 0.65          # of the color where the attention is largest
+MAX_OPACITY = 0.65          # opacity of the color at the maximum of the attention
 
 
 def draw_heat_map(image: np.ndarray, heat_map: np.ndarray, size: int) -> PIL.Image.Image:

@@ -21,7 +21,7 @@ from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.untrusted import load_npz, parse_json
 
 WEIGHT_MARKS = ("meta.npy",)           # in every file; the names of an archive's members aren't compressed
-TEXT_FIELDS = ("architecture", "source", "sha256", "pretraining_data")          # of the metadata
+TEXT_FIELDS = ("architecture", "source", "sha256", "pretraining_data")          # metadata fields that hold text
 
 
 def save_weights(path: epath.PathLike, variables: Mapping, meta: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from input_pipeline.splits import Split
 from mcsam_jax.findings import FindingMention
 
 IMAGE_SIZE = 256                                # pixels per side, that of `locate_findings`
-DPI, ROW_HEIGHT, WIDTH = 100, 3.0, 11.5         # of the figure; inches
+DPI, ROW_HEIGHT, WIDTH = 100, 3.0, 11.5         # figure size: dots per inch, inches, inches
 FONT_SIZE, LINE_HEIGHT, SPACE = 9, 19, 5        # points; pixels; pixels
 HEADINGS = ("REFERENCE", "GENERATED", "COMPARED")
 

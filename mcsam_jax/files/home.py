@@ -15,7 +15,7 @@ def expand_home(path: epath.PathLike) -> epath.Path:
   """
   expanded = os.path.expanduser(os.fspath(path))
   if expanded.startswith("~") and not os.path.lexists(expanded):
-    raise UserError(f"{expanded}: the home folder that {expanded.split(os.sep)[0]} stands for is unknown: set HOME, or "
+    raise UserError(f"{expanded}: the home folder {expanded.split(os.sep)[0]} is unknown: set HOME, or "
                     "give the whole path")
   return epath.Path(expanded)
 

@@ -20,9 +20,9 @@ from etils import epath
 import numpy as np
 
 MAX_JSON_BYTES = 2 ** 28
-MAX_JSON_DEPTH = 100           # of objects and lists inside each other
-MAX_INFLATED_BYTES = 2 ** 28   # of all compressed members of an archive together
-MAX_DIMENSIONS = 16            # of an array
+MAX_JSON_DEPTH = 100           # nesting depth of objects and lists
+MAX_INFLATED_BYTES = 2 ** 28   # total size of the compressed members of an archive, inflated
+MAX_DIMENSIONS = 16            # axes of an array
 
 
 def open_regular_file(path: epath.PathLike, can_seek: bool = True) -> BinaryIO:

@@ -12,7 +12,7 @@ from mcsam_jax.html_report.scores import BASELINE_NAMES, get_nested, get_protoco
 
 NUM_TICKS = 4
 METRICS = ("CIDEr", "micro-F1", "macro-F1", "BLEU-4", "METEOR", "ROUGE-L")
-VERDICTS = ("ahead", "unclear", "behind")           # of the model
+VERDICTS = ("ahead", "unclear", "behind")           # how the model compares with a baseline
 
 
 @dataclasses.dataclass

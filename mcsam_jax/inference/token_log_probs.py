@@ -24,10 +24,8 @@ def make_token_log_probs_fn(model: MCSAM, config: ConfigDict, special_ids: Speci
   it is 0.
   """
   def score(module: MCSAM, images: jax.Array, view_mask: jax.Array, view_ids: jax.Array, ids: jax.Array) -> jax.Array:
-    constants = module.make_decode_constants()
-    context = module.prefill(module.encode_images(images, view_mask, view_ids, constants.memory, train=False))
     tokens = jnp.pad(ids, ((0, 0), (0, 0), (1, 0)), constant_values=special_ids.bos_id)              # [B, L, T + 1]
-    logits = module.read_reports(tokens[..., :-1], context, constants)                               # [B, L, T, words]
+    logits = read_reports(module, (images, view_mask, view_ids), tokens[..., :-1])          # [B, L, T, words]
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), ids[..., None], axis=-1)[..., 0]
     mask = jax.vmap(lambda tokens: token_mask(tokens, special_ids.eos_id))(tokens)
     return jnp.where(mask, log_probs, 0)
@@ -35,3 +33,17 @@ def make_token_log_probs_fn(model: MCSAM, config: ConfigDict, special_ids: Speci
   def compute(variables: dict, batch: dict, ids: jax.Array) -> jax.Array:
     return model.apply(variables, *visual_inputs(config, batch), ids, method=score)  # pyright: ignore[reportReturnType]
   return compute
+
+
+def read_reports(module: MCSAM, images: tuple, tokens: jax.Array) -> jax.Array:
+  """Returns the logits [B, L, T, vocabulary] after each of the tokens [B, L, T]; each study is encoded once.
+
+  Args:
+    module: bound, as in the function that `module.apply` calls.
+    images: see `visual_inputs`.
+    tokens: of L reports per study, bos first.
+  """
+  pixels, view_mask, view_ids = images
+  constants = module.make_decode_constants()
+  context = module.prefill(module.encode_images(pixels, view_mask, view_ids, constants.memory, train=False))
+  return module.read_reports(tokens, context, constants)

@@ -27,7 +27,7 @@ HOW_TO_GET = ("get the authors' chexbert.pth (github.com/stanfordmlgroup/CheXber
               "`mcsam import-weights chexbert chexbert.pth {path} --vocabulary vocab.txt`, "
               "with the vocab.txt of bert-base-uncased")
 ROW_LENGTHS = (128, 256, 512)       # tokens; most reports have fewer than 128
-MAX_SIZE = 2 ** 20                  # of an axis of the network
+MAX_SIZE = 2 ** 20                  # largest axis of a parameter
 
 
 class CheXbertClassifier:

@@ -14,7 +14,7 @@ _EVIDENCE = (r"(?:seen|identified|visuali[sz]ed|evident|present|appreciated|demo
              r"observed|found|shown|visible|confirmed)")
 _ASSESSED = (r"(?:assess|evaluat|mention|report|applicab|specifi|availab|determin|document|address|imag|includ|"
              r"comment)\w*")
-# (label, values of a key). "ignore" says nothing about the finding. A blank stands for any run of blanks.
+# (label, values of a key). "ignore" says nothing about the finding. A blank matches any number of blanks.
 _VALUES = (
     ("ignore", (rf"(?:not|un|non|in|cannot|can not|can't|could not|unable to)[ \-]*(?:be )?(?:\w+ly )?{_ASSESSED}",
                 r"unknown", r"n\s?/\s?a", r"nan|null|blank|unspecified")),
@@ -78,7 +78,7 @@ class Pair(NamedTuple):
   key: str
   key_start: int
   label: str | None            # that the value gives to the key; None: it has to be read as a sentence
-  value_start: int             # of what is left of the value
+  value_start: int             # where the rest of the value starts
 
 
 def match_value(text: str) -> tuple[str, int] | None:

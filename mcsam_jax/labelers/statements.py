@@ -42,7 +42,7 @@ class _Line(NamedTuple):
   start: int
   is_item: bool
   is_heading: bool         # marked as one, as "# Findings"
-  label: str               # of a check box
+  label: str               # label that the check box gives
   follows_gap: bool        # an empty line or a hard break precedes it
 
 

@@ -80,9 +80,22 @@ def add_radeval(scores: dict, rows: Sequence[dict], names: Sequence[str], refere
   except UserError as error:                  # a failed download must not discard the reports, which took hours
     scores["radeval"], scores["notes"]["radeval"] = None, str(error)
     return
+  add_study_scores(scores, rows, "radeval", per_study, weights)
+
+
+def add_study_scores(scores: dict, rows: Sequence[dict], key: str, per_study: Mapping[str, np.ndarray],
+                     weights: np.ndarray) -> None:
+  """Adds scores that are known per study: their means and intervals to `scores`, the values to the studies' rows.
+
+  Args:
+    scores, rows: as `scoring.score_reports` returns them.
+    key: name of the group in `scores`.
+    per_study: for each score its values [B]; NaN where a study has none.
+    weights: [R, B], the resamples for the intervals.
+  """
   mean_score = make_mean_score(per_study)
-  scores["radeval"] = compute_point_estimates(mean_score, len(references))
-  scores["intervals"]["radeval"] = compute_intervals(mean_score, weights)
+  scores[key] = compute_point_estimates(mean_score, len(rows))
+  scores["intervals"][key] = compute_intervals(mean_score, weights)
   for study, row in enumerate(rows):
     row.update({name: float(values[study]) if np.isfinite(values[study]) else None
                 for name, values in per_study.items()})

@@ -15,7 +15,7 @@ from mcsam_jax.models.visual_encoders.position_grid import find_grid
 from mcsam_jax.models.visual_encoders.registry import ENCODERS
 from mcsam_jax.pretrained.conversion import TensorMapping
 
-PREFIX = "dinov2."                    # of models with a classifier or another head
+PREFIX = "dinov2."                    # prefix of the names in models with a head
 POSITIONS = "embeddings.position_embeddings"
 EMBEDDINGS = {"embeddings.cls_token": "cls_token", POSITIONS: "position_embeddings",
               "embeddings.patch_embeddings.projection.weight": "patch_projection/kernel",

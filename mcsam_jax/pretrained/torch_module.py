@@ -12,7 +12,7 @@ from typing import Any
 # Libraries whose classes occur in such files.
 MODULES = ("torch", "torchvision", "torchxrayvision", "numpy", "copyreg", "copy_reg")
 MAX_NAME_LENGTH = 10_000                                   # deeper modules are those of a damaged file
-SETS = ("builtins.set", "__builtin__.set")                 # of attribute names, in every module since PyTorch 1.4
+SETS = ("builtins.set", "__builtin__.set")                 # modules hold sets of names since PyTorch 1.4
 
 
 @dataclasses.dataclass(eq=False)

@@ -12,8 +12,7 @@ import numpy as np
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import load_by_name
-from mcsam_jax.metrics.bootstrap import compute_intervals, compute_point_estimates
-from mcsam_jax.metrics.radeval import make_mean_score
+from mcsam_jax.metrics.radeval import add_study_scores
 
 OwnMetric = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -48,7 +47,8 @@ def add_own_metrics(scores: dict, rows: Sequence[dict], metrics: Mapping[str, Ow
   for name, metric in metrics.items():
     try:
       values = np.asarray(metric(list(references), list(hypotheses)), float)
-    except Exception as error:         # of a user's own code, which must not discard the reports; its text may hold one
+    # Whatever the user's code raises must not discard the reports. The error's text isn't shown: it may quote a report.
+    except Exception as error:
       scores["notes"][name] = f"eval.metrics: {name} failed with {type(error).__name__}"
       continue
     if values.shape != (len(references),):
@@ -58,9 +58,4 @@ def add_own_metrics(scores: dict, rows: Sequence[dict], metrics: Mapping[str, Ow
     per_study[name] = values
   if not per_study:
     return
-  mean_score = make_mean_score(per_study)
-  scores["own_metrics"] = compute_point_estimates(mean_score, len(references))
-  scores["intervals"]["own_metrics"] = compute_intervals(mean_score, weights)
-  for study, row in enumerate(rows):
-    row.update({name: float(values[study]) if np.isfinite(values[study]) else None
-                for name, values in per_study.items()})
+  add_study_scores(scores, rows, "own_metrics", per_study, weights)

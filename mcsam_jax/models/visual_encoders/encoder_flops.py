@@ -98,7 +98,7 @@ def _add_densenet(stack: _Stack, encoder: DenseNet) -> None:
 def _add_dinov2(stack: _Stack, encoder: DinoV2) -> None:
   stack.convolve(PATCH_SIZE, PATCH_SIZE, encoder.width)
   tokens, width = stack.size ** 2 + 1, encoder.width
-  projections = 2 * tokens * (4 * width * width + 2 * width * 4 * width)        # of attention, of the feed-forward part
+  projections = 2 * tokens * (4 * width * width + 2 * width * 4 * width)        # attention, feed-forward layers
   stack.flops += [projections + 4 * tokens * tokens * width] * encoder.num_layers
 
 

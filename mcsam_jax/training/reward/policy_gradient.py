@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mcsam_jax.models.layers import at_least_float32
 
-MAX_WEIGHT = 2.0              # of a sample whose probability has risen since it was drawn
+MAX_WEIGHT = 2.0              # bound on a sample's importance weight
 _FORBIDDEN = -1e9             # logit of a token that is never sampled: probability 0, and finite, unlike -inf
 
 

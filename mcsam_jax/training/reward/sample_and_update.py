@@ -18,6 +18,7 @@ from mcsam_jax.decoding.loop import CacheResizer
 from mcsam_jax.decoding.sampling import temperature_sample
 from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.inference.search import SpecialIds
+from mcsam_jax.inference.token_log_probs import read_reports
 from mcsam_jax.models.inputs import token_mask, visual_inputs
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.training.augment import augment_batch
@@ -79,7 +80,7 @@ def make_update_fn(model: MCSAM, config: ConfigDict, special_ids: SpecialIds) ->
   def log_probs_of(params, batch_stats, batch: dict, tokens: jax.Array) -> jax.Array:
     """Returns the policy's log-probabilities [B, K, T, vocabulary] at each position of tokens [B, K, T]."""
     logits = model.apply({"params": params, "batch_stats": batch_stats}, visual_inputs(config, batch), tokens,
-                         method=_read_reports)
+                         method=read_reports)
     return compute_policy_log_probs(cast(jax.Array, logits), options.temperature, forbidden)
 
   def update(state: RewardState, batch: dict, terms: jax.Array, start_params, next_samples: Samples):
@@ -128,14 +129,6 @@ def make_update_fn(model: MCSAM, config: ConfigDict, special_ids: SpecialIds) ->
     return dataclasses.replace(state, samples=next_samples), metrics
 
   return update
-
-
-def _read_reports(module: MCSAM, images: tuple, tokens: jax.Array) -> jax.Array:
-  """Returns the logits [B, K, T, vocabulary] after each of the tokens [B, K, T], with one encoding per study."""
-  constants = module.make_decode_constants()
-  pixels, view_mask, view_ids = images
-  context = module.prefill(module.encode_images(pixels, view_mask, view_ids, constants.memory, train=False))
-  return module.read_reports(tokens, context, constants)
 
 
 def _encode_images_once(model: MCSAM, config: ConfigDict, params, state: RewardState, batch: dict) -> dict:

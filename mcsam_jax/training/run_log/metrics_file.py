@@ -60,7 +60,8 @@ class MetricsFile:
     try:
       write()
       self._is_current = True
-    except Exception as error:                       # of a disk or a bucket; whether it lasts shows at the checkpoint
+    # A failing disk or bucket must not stop the run here; a lasting failure stops it at the next checkpoint.
+    except Exception as error:
       self._is_current = False
       if not self._has_failed:
         self._log(f"{self._path} can't be written ({' '.join(str(error).split())[:200]}); the run goes on")

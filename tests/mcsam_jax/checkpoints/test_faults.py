@@ -15,6 +15,7 @@ import pytest
 from mcsam_jax.checkpoints import checkpoint, manifest
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
 from mcsam_jax.errors import UserError
+from tests.testing.foreign.irregular import KINDS, replace_by_irregular
 from tests.testing.foreign.memory import limited_memory
 from tests.testing.training_run import ROOT
 
@@ -118,16 +119,10 @@ def test_a_score_that_is_no_number_is_no_best_score(workdir, score):
 
 
 @pytest.mark.parametrize("name", [manifest.NAME, "_CHECKPOINT_METADATA", "default/_METADATA"])
-@pytest.mark.parametrize("kind", ["pipe", "zero", "folder"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_regular_files_are_read(workdir, name, kind):
   path = folder(workdir, 20) / name
-  path.unlink()
-  if kind == "pipe":
-    os.mkfifo(path)
-  elif kind == "zero":
-    path.symlink_to("/dev/zero")
-  else:
-    path.mkdir()
+  replace_by_irregular(path, kind)
   with limited_memory(2 ** 30), pytest.raises(UserError, match=str(path)):
     open_best(workdir)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 
@@ -16,6 +15,7 @@ from mcsam_jax.checkpoints.workdir import init_encoder_variables, open_workdir
 from mcsam_jax.config import read_config
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import load_initial_memory
+from tests.testing.foreign.irregular import KINDS, replace_by_irregular
 from tests.testing.foreign.memory import limited_memory
 from tests.testing.foreign.small_workdir import make_workdir
 
@@ -179,14 +179,8 @@ def test_arrays_of_the_memory_bank(workdir, name, value):
 
 
 @pytest.mark.parametrize("name", ["config.json", "encoder.npz", "memory_bank/slots.npz", "tokenizer/tokenizer.json"])
-@pytest.mark.parametrize("kind", ["pipe", "zero", "folder"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_regular_files_are_read(workdir, name, kind):
   path = workdir / name
-  path.unlink()
-  if kind == "pipe":
-    os.mkfifo(path)
-  elif kind == "zero":
-    path.symlink_to("/dev/zero")
-  else:
-    path.mkdir()
+  replace_by_irregular(path, kind)
   assert_refused(open_workdir, path)

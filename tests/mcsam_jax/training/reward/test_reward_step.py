@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from mcsam_jax.distributed.mesh import make_mesh, shard_batch, state_shardings
+from mcsam_jax.inference.token_log_probs import read_reports
 from mcsam_jax.models.inputs import visual_inputs
 from mcsam_jax.training.reward.policy_gradient import compute_policy_log_probs, sum_over_tokens
 from mcsam_jax.training.reward.reward_state import init_reward_state
 from mcsam_jax.training.reward.reward_step import RewardStep
-from mcsam_jax.training.reward.sample_and_update import _read_reports, make_sample_fn
+from mcsam_jax.training.reward.sample_and_update import make_sample_fn
 from tests.testing.random_network import RandomNetwork
 
 B, K, STEPS = 4, 3, 4
@@ -96,7 +97,7 @@ def test_samples_were_drawn_with_the_probability_that_the_update_computes(run):
   samples = jax.jit(make_sample_fn(network.model, run.config, network.tokenizer))(
       network.variables["params"], {}, batch)
   tokens = np.pad(np.asarray(samples.ids), ((0, 0), (0, 0), (1, 0)), constant_values=network.tokenizer.bos_id)
-  logits = jax.jit(functools.partial(network.model.apply, method=_read_reports))(
+  logits = jax.jit(functools.partial(network.model.apply, method=read_reports))(
       network.variables, visual_inputs(run.config, batch), tokens[..., :-1])
   log_probs = compute_policy_log_probs(logits, 0.8, (network.tokenizer.bos_id, network.tokenizer.pad_id))
   of_tokens = jnp.take_along_axis(log_probs, tokens[..., 1:, None], -1)[..., 0]
