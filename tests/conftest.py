@@ -56,9 +56,13 @@ def compilation_cache(tmp_path_factory, worker_id):
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_quickly():
-  """Turns most of XLA's optimizations off: for programs that run a few times they take longer than they save."""
+  """Turns most of XLA's optimizations off: for programs that run a few times they take longer than they save.
+
+  Lines of the source aren't written into programs either.
+  """
   import jax
   jax.config.update("jax_disable_most_optimizations", True)
+  jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -63,12 +63,18 @@ def run(model, variables, inputs):
   return model.apply(variables, **inputs, train=False)
 
 
-def prefill(model, variables, inputs):
-  """Returns decode_step(tokens, cache), jitted, and the `StudyKV` of the studies."""
+@functools.partial(jax.jit, static_argnums=0)
+def encode_and_prefill(model, variables, inputs):
+  """Returns the `DecodeConstants` of the model and the `DecodeContext` of the studies."""
   constants = model.apply(variables, method="make_decode_constants")
   encoded = model.apply(variables, inputs["images"], inputs["view_mask"], inputs["view_ids"], constants.memory, False,
                         method="encode_images")
-  context = model.apply(variables, encoded, method="prefill")
+  return constants, model.apply(variables, encoded, method="prefill")
+
+
+def prefill(model, variables, inputs):
+  """Returns decode_step(tokens, cache), jitted, and the `StudyKV` of the studies."""
+  constants, context = encode_and_prefill(model, variables, inputs)
   step = lambda tokens, cache: model.apply(variables, tokens, cache, context, constants, method="decode_step")
   return jax.jit(step), context.study_kv
 

@@ -4,17 +4,28 @@ import jax
 import numpy as np
 
 from mcsam_jax.models.memory_bank import MemoryBank
+from tests.testing.random_variables import draw_variables
 
 
 def query_bank(bank, features):
   return bank(features, bank.project_slots(), train=False)
 
 
+def make_variables(bank, features):
+  """Returns random variables of a memory bank."""
+  return draw_variables(lambda: bank.init(jax.random.key(0), features, method=query_bank))
+
+
+def run_bank(bank, variables, features, **arguments):
+  """Returns the responses, computed by one compiled program."""
+  return jax.jit(lambda variables: bank.apply(variables, features, method=query_bank, **arguments))(variables)
+
+
 def test_responses_equal_a_plain_computation():
   rng = np.random.default_rng(0)
   features = rng.normal(size=(2, 5, 8)).astype(np.float32)
   bank = MemoryBank(num_slots=12, slot_width=6, width=8, num_heads=2, top_k=3)
-  variables = bank.init(jax.random.key(0), features, method=query_bank)
+  variables = make_variables(bank, features)
   params = jax.tree.map(np.asarray, variables["params"])
 
   def linear(name, x):
@@ -28,14 +39,14 @@ def test_responses_equal_a_plain_computation():
       best = np.argsort(-scores[row])[:3]
       weights = np.exp(scores[row][best] - scores[row][best].max())
       attended[row][head] = weights / weights.sum() @ value[best, head]
-  np.testing.assert_allclose(bank.apply(variables, features, method=query_bank), linear("output", attended), atol=1e-5)
+  np.testing.assert_allclose(run_bank(bank, variables, features), linear("output", attended), atol=1e-5)
 
 
 def test_unselected_slots_get_no_gradient():
   features = jax.random.normal(jax.random.key(1), (1, 1, 8))
   bank = MemoryBank(num_slots=20, slot_width=8, width=8, num_heads=2, top_k=3)
-  variables = bank.init(jax.random.key(0), features, method=query_bank)
-  gradient = jax.grad(lambda v: bank.apply(v, features, method=query_bank).sum())(variables)["params"]["slots"]
+  variables = make_variables(bank, features)
+  gradient = jax.grad(lambda variables: run_bank(bank, variables, features).sum())(variables)["params"]["slots"]
   num_touched = int((np.abs(gradient).max(-1) > 0).sum())
   assert 3 <= num_touched <= 6            # three per head
 
@@ -43,8 +54,8 @@ def test_unselected_slots_get_no_gradient():
 def test_slot_weights_are_sown_on_request():
   features = jax.random.normal(jax.random.key(1), (2, 3, 8))
   bank = MemoryBank(num_slots=20, slot_width=8, width=8, num_heads=2, top_k=4)
-  variables = {"params": bank.init(jax.random.key(0), features, method=query_bank)["params"]}
-  _, state = bank.apply(variables, features, method=query_bank, mutable=["intermediates"])
+  variables = make_variables(bank, features)
+  _, state = run_bank(bank, variables, features, mutable=["intermediates"])
   weights = state["intermediates"]["slot_weights"][0]
   assert weights.shape == (2, 2, 3, 20)
   np.testing.assert_array_equal((np.asarray(weights) > 0).sum(-1), 4)

@@ -17,8 +17,10 @@ def make_targets(tokens=None, labels=None, valid=None, count=5):
 
 
 def align(image, report, targets, kind="same_text"):
+  """Returns the outcome of a module with fresh parameters, compiled as one program for this call."""
   module = SemanticAlignment(0.07, kind)
-  return module.apply(module.init(jax.random.key(0), image, report, targets), image, report, targets)
+  run = lambda *inputs: module.apply(module.init(jax.random.key(0), *inputs), *inputs)
+  return jax.jit(run)(image, report, targets)
 
 
 def embeddings(seed, count=5, width=7):
@@ -65,16 +67,17 @@ def test_gradients_equal_autodiff_of_the_formula(kind):
     return -jnp.where(valid, rows, 0).sum() / 2 / valid.sum()
 
   arguments = embeddings(0, 9), embeddings(1, 9), jnp.log(8.0)
-  for actual, expected in zip(jax.grad(loss, (0, 1, 2))(*arguments), jax.grad(autodiff_loss, (0, 1, 2))(*arguments)):
+  gradients = [jax.jit(jax.grad(function, (0, 1, 2)))(*arguments) for function in (loss, autodiff_loss)]
+  for actual, expected in zip(*gradients):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_half_precision_embeddings_are_multiplied_in_it_and_summed_in_float32():
   image, report = (embedding.astype(jnp.bfloat16) for embedding in (embeddings(0, 12), embeddings(1, 12)))
   targets = make_targets(count=12)
-  loss, gradient = jax.value_and_grad(lambda image: align(image, report, targets).loss)(image)
-  expected, expected_gradient = jax.value_and_grad(
-      lambda image: align(image, report.astype(jnp.float32), targets).loss)(image.astype(jnp.float32))
+  compute = jax.jit(jax.value_and_grad(lambda image, report: align(image, report, targets).loss))
+  loss, gradient = compute(image, report)
+  expected, expected_gradient = compute(image.astype(jnp.float32), report.astype(jnp.float32))
   assert loss.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
   np.testing.assert_allclose(loss, expected, rtol=5e-3)
   np.testing.assert_allclose(gradient.astype(jnp.float32), expected_gradient,
@@ -86,7 +89,7 @@ def test_gradient_does_not_depend_on_the_block_size(monkeypatch):
   for block_pairs in (1024, 5 * 12):
     monkeypatch.setattr(contrastive, "MAX_BLOCK_PAIRS", block_pairs)
     loss = lambda image, report: align(image, report, targets).loss
-    gradients.append(jax.grad(loss, (0, 1))(embeddings(0, 12), embeddings(1, 12)))
+    gradients.append(jax.jit(jax.grad(loss, (0, 1)))(embeddings(0, 12), embeddings(1, 12)))
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *gradients)
 
 

@@ -35,6 +35,7 @@ TOKENS, MASK = list_reports()
 REWARDS = np.random.default_rng(1).normal(size=len(TOKENS))
 
 
+@jax.jit
 def compute_log_probs(table):
   """Returns the log-probability [15] of each report, for logits [4 ** LENGTH, 4] of the next token by prefix."""
   prefixes = np.zeros_like(TOKENS)
@@ -42,6 +43,11 @@ def compute_log_probs(table):
     prefixes[:, position] = prefixes[:, position - 1] * 4 + TOKENS[:, position - 1]
   log_probs = compute_policy_log_probs(table[np.arange(LENGTH) * 16 + prefixes], TEMPERATURE, (PAD,))
   return sum_over_tokens(jnp.take_along_axis(log_probs, TOKENS[..., None], -1)[..., 0], MASK)
+
+
+def compute_gradient(function, argument):
+  """Returns the gradient of a function, compiled as one program."""
+  return jax.jit(jax.grad(function))(argument)
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +80,8 @@ def test_expectation_of_the_estimator_is_the_analytic_gradient(table, num_sample
     return compute_policy_loss(log_probs[tuples], draw_log_probs[tuples], REWARDS[tuples],
                                jnp.exp(draw_log_probs[tuples].sum(1)))
 
-  expected = jax.grad(lambda table: (jnp.exp(compute_log_probs(table)) * REWARDS).sum())(table)
-  np.testing.assert_allclose(-jax.grad(loss)(table), expected, rtol=0, atol=1e-14)
+  expected = compute_gradient(lambda table: (jnp.exp(compute_log_probs(table)) * REWARDS).sum(), table)
+  np.testing.assert_allclose(-compute_gradient(loss, table), expected, rtol=0, atol=1e-14)
   assert np.abs(expected).max() > 0.01
 
 
@@ -87,7 +93,7 @@ def test_a_constant_reward_moves_nothing(table, reward):
     log_probs = compute_log_probs(table).reshape(5, 3)
     return compute_policy_loss(log_probs, log_probs - 0.1, rewards, jnp.full(5, 0.2))
 
-  assert not jax.grad(loss)(table).any()
+  assert not compute_gradient(loss, table).any()
 
 
 def test_each_sample_is_compared_with_the_mean_of_the_others():
@@ -99,7 +105,8 @@ def test_weight_of_a_sample_is_bounded(table):
 
   def gradient(drift):
     draw_log_probs = jnp.array([[-drift, 0.0]])
-    return jax.grad(lambda x: compute_policy_loss(x, draw_log_probs, jnp.array([[1.0, 0.0]]), jnp.ones(1)))(log_probs)
+    loss = lambda x: compute_policy_loss(x, draw_log_probs, jnp.array([[1.0, 0.0]]), jnp.ones(1))
+    return compute_gradient(loss, log_probs)
 
   np.testing.assert_allclose(gradient(0.1), [[-0.5 * np.exp(0.1), 0.5]])
   np.testing.assert_allclose(gradient(5000.0), [[-0.5 * MAX_WEIGHT, 0.5]])
@@ -108,8 +115,8 @@ def test_weight_of_a_sample_is_bounded(table):
 def test_studies_without_weight_do_not_count(table):
   def gradient(rewards):
     log_probs = lambda table: compute_log_probs(table)[:4].reshape(2, 2)
-    return jax.grad(lambda table: compute_policy_loss(log_probs(table), log_probs(table), rewards,
-                                                      jnp.array([1.0, 0.0])))(table)
+    loss = lambda table: compute_policy_loss(log_probs(table), log_probs(table), rewards, jnp.array([1.0, 0.0]))
+    return compute_gradient(loss, table)
 
   np.testing.assert_array_equal(gradient(jnp.array([[1.0, 2.0], [3.0, 4.0]])),
                                 gradient(jnp.array([[1.0, 2.0], [9.0, -9.0]])))
