@@ -2,7 +2,7 @@
 
 `train_dataset` and `eval_dataset` return chains of these stages:
 
-  numbers         training steps that precede the batch, or first record of the evaluation batch
+  positions       training steps that precede the batch, or first record of the evaluation batch
   choose_records  -> records of this host's rows of the batch, and their epochs
   read_records    -> serialized records, by random access to the ArrayRecord shards
   parse           -> JPEGs of all rows
@@ -57,7 +57,7 @@ with contextlib.suppress(RuntimeError):      # the program has used TensorFlow b
   tf.config.set_visible_devices([], "GPU")   # GPUs belong to JAX; TensorFlow would take their memory
 
 
-# From the number of a batch to its rows on this host: records int32 [B], epochs int32 [B], valid bool [B], False for
+# From the position of a batch to its rows on this host: records int32 [B], epochs int32 [B], valid bool [B], False for
 # padding.
 ChooseRecords = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -80,8 +80,8 @@ def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
   Returns:
     Dictionaries of the arrays that `batch_spec` describes, for this host's rows.
   """
-  numbers = tf.data.Dataset.range(start_step, start_step + num_steps, name="steps")
-  return _make_dataset(numbers, _choose_for_step(split, config, rows), split, tokenizer, config, features, labels)
+  positions = tf.data.Dataset.range(start_step, start_step + num_steps, name="steps")
+  return _make_dataset(positions, _choose_for_step(split, config, rows), split, tokenizer, config, features, labels)
 
 
 def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
@@ -102,8 +102,8 @@ def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
     Dictionaries of the arrays that `batch_spec` describes, for this host's rows.
   """
   num_records = min(limit or len(split), len(split))
-  numbers = tf.data.Dataset.range(0, num_records, batch_size, name="first_records")
-  return _make_dataset(numbers, _choose_in_order(num_records, batch_size, rows), split, tokenizer, config, features)
+  positions = tf.data.Dataset.range(0, num_records, batch_size, name="first_records")
+  return _make_dataset(positions, _choose_in_order(num_records, batch_size, rows), split, tokenizer, config, features)
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
@@ -201,9 +201,9 @@ def _choose_in_order(num_records: int, batch_size: int, rows: slice | np.ndarray
   return choose_records
 
 
-def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split: Split, tokenizer: Tokenizer,
+def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, split: Split, tokenizer: Tokenizer,
                   config: ConfigDict, features: np.ndarray | None, labels: np.ndarray | None = None) -> tf.data.Dataset:
-  """Returns the chain of stages from the numbers of batches to batches."""
+  """Returns the chain of stages from the positions of batches to batches."""
   num_rows, num_views = len(choose_records(0)[0]), config.data.num_views
   table = token_table.load_token_table(split, tokenizer)
   labels = table.labels if labels is None else labels
@@ -228,7 +228,7 @@ def _make_dataset(numbers: tf.data.Dataset, choose_records: ChooseRecords, split
     return np.asarray(features[records])
 
   call_read_fields = _python_stage(read_fields, *(tf.TensorSpec(*spec[name]) for name in field_names))
-  dataset = numbers.map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name])
+  dataset = positions.map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name])
                                                         for name in ("record", "epoch", "valid"))),
                         name="choose_records")
   if features is not None:

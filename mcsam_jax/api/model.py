@@ -234,7 +234,8 @@ class Model:
       raise UserError(f"search={search}: must be one of {', '.join(SEARCHES)}")
     if not isinstance(num_return, int):
       raise UserError(f"num_return={num_return!r}: expected a whole number")
-    if search == "greedy":
+    greedy = search == "greedy"
+    if greedy:
       if beam_size not in (None, 1):
         raise UserError(f"search=greedy has one beam, not beam_size={beam_size}")
       search, beam_size = "beam", 1
@@ -250,7 +251,7 @@ class Model:
       if chosen == "mbr" and not train_reports:
         train_reports = self._predictor.workdir.open_split("train").reports
       self._generators[key] = self._predictor.make_generator(config, chosen, num_return, token_log_probs, train_reports)
-    return self._generators[key], chosen
+    return self._generators[key], "greedy" if greedy else chosen
 
   def _make_report(self, prediction: Prediction, search: str) -> StudyReport:
     study, report = prediction.study, prediction.report

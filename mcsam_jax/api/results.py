@@ -45,7 +45,7 @@ class StudyReport:
     views: the views that the model saw, in its order: frontal, lateral or other.
     similarity: of each of these images to the training images, a cosine; [] if the model compares none.
     warnings: what a reader of the report should know, such as an image unlike the training images.
-    search: beam | mbr.
+    search: beam | greedy | mbr.
     finding_probs: probability of each abnormal finding, where the search estimates it (`decode.utility.findings`).
   """
   nbest: list[ScoredReport]

@@ -116,7 +116,8 @@ def test_several_reports_can_be_scored_and_a_long_one_only_when_truncated(model,
 def test_searches_and_settings(model, split):
   greedy, = model.generate([split[0]], search="greedy")
   one_beam, = model.generate([split[0]], beam_size=1, length_penalty=0.0, token_log_probs=False)
-  assert greedy.text == one_beam.text and one_beam.token_log_probs is None
+  assert (greedy.search, one_beam.search) == ("greedy", "beam") and greedy.text == one_beam.text
+  assert one_beam.token_log_probs is None
   sampled, = model.generate([split[0]], search="mbr", num_samples=4, num_return=3)
   assert sampled.search == "mbr" and len({each.text for each in sampled.nbest}) == len(sampled.nbest)
   for wrong in ({"search": "best"}, {"num_return": 3}, {"num_return": "2"}, {"num_return": 0}, {"beem_size": 3},
