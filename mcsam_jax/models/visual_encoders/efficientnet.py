@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcsam_jax.models.visual_encoders.convolution import convolve
 from mcsam_jax.models.visual_encoders.depthwise import depthwise_conv
 from mcsam_jax.models.visual_encoders.folded_norm import ConvKernel, FrozenBatchNorm
 
@@ -41,17 +42,15 @@ def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool
   shape = (kernel, kernel, 1 if depthwise else x.shape[-1], features)
   weights = ConvKernel(shape, DEPTHWISE_HE if depthwise else HE, name=names[0])()
 
-  def convolve(weights: jax.Array) -> jax.Array:
-    if depthwise:
-      return depthwise_conv(x, weights.astype(x.dtype), stride)
-    return jax.lax.conv_general_dilated(x, weights.astype(x.dtype), (stride, stride), "SAME",
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  def convolution(weights: jax.Array) -> jax.Array:
+    weights = weights.astype(x.dtype)
+    return depthwise_conv(x, weights, stride) if depthwise else convolve(x, weights, stride, "SAME")
 
   if train:
     return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=BATCH_NORM_EPSILON, dtype=x.dtype,
-                        name=names[1])(convolve(weights))
+                        name=names[1])(convolution(weights))
   factor, shift = FrozenBatchNorm(features, BATCH_NORM_EPSILON, name=names[1])()
-  return (convolve(weights * factor) + shift).astype(x.dtype)
+  return (convolution(weights * factor) + shift).astype(x.dtype)
 
 
 class InvertedResidual(nn.Module):

@@ -14,18 +14,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcsam_jax.models.visual_encoders.convolution import convolve
 from mcsam_jax.models.visual_encoders.folded_norm import ConvKernel, FrozenBatchNorm
 
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 BATCH_NORM_EPSILON = 1e-5
 SHORTCUT_NAMES = ("downsample_0", "downsample_1")     # names of the projection where a block changes its input's shape
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Returns the convolution in the type of x; the padding is PyTorch's, the same on all four sides."""
-  pad = kernel.shape[0] // 2
-  return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2,
-                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
@@ -47,13 +41,15 @@ def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool
   """
   pool = pool or (lambda y: y)
   weights = ConvKernel((kernel, kernel, x.shape[-1], features), HE, name=names[0])()
+  pad = kernel // 2                  # PyTorch's padding, the same on all four sides
+  convolution = lambda weights: convolve(x, weights.astype(x.dtype), stride, ((pad, pad),) * 2)
   if train:
-    y = convolve(x, weights, stride)
+    y = convolution(weights)
     return pool(nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=BATCH_NORM_EPSILON, dtype=x.dtype,
                              scale_init=scale_init, name=names[1])(y))
   factor, shift = FrozenBatchNorm(features, BATCH_NORM_EPSILON, scale_init, name=names[1])()
   # Max pooling commutes with adding a constant. Added after the pool, its gradient is a sum over fewer elements.
-  return (pool(convolve(x, weights * factor, stride)) + shift).astype(x.dtype)
+  return (pool(convolution(weights * factor)) + shift).astype(x.dtype)
 
 
 class BasicBlock(nn.Module):
