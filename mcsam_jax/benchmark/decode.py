@@ -6,7 +6,6 @@ beside the speed that this machine reaches in plain matrix products.
 """
 
 from collections.abc import Callable, Mapping
-import math
 import statistics
 import time
 from typing import Any, cast
@@ -14,8 +13,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
+from mcsam_jax.benchmark.machine import describe_machine, measure_matmul, measure_seconds
 from mcsam_jax.decoding.beam_search import beam_search, BeamResult
 from mcsam_jax.decoding.loop import Cache, cache_schedule, CacheResizer
 from mcsam_jax.models.decode_cache import cache_is_full, grow_cache, init_cache
@@ -33,9 +32,8 @@ def benchmark_decode(config: ConfigDict, num_studies: list[int], vocab_size: int
     config: `model`, `memory`, `decode.beam_size` (K) and `tokenizer.max_length` (T) are used.
     repeats: number of timed calls; the median is reported.
   """
-  figures = {"device": jax.devices()[0].device_kind, "num_devices": jax.device_count(),
-             "beam_size": config.decode.beam_size, "tokens": config.tokenizer.max_length, "vocabulary": vocab_size,
-             "memory_query": config.memory.query if config.model.use_memory else "none",
+  figures = {**describe_machine(), "beam_size": config.decode.beam_size, "tokens": config.tokenizer.max_length,
+             "vocabulary": vocab_size, "memory_query": config.memory.query if config.model.use_memory else "none",
              "compute_dtype": config.train.compute_dtype, "runs": []}
   figures["matmul_gflops"] = {
       f"{rows}x{config.model.width} by {config.model.width}x{config.model.width}, {count} kernels":
@@ -145,31 +143,3 @@ def count_step_work(config: ConfigDict, vocab_size: int, num_studies: int) -> di
     parts["memory"] = (2 * rows * (2 * width * width + 2 * memory.num_slots * width),
                        2 * width * width + 2 * memory.num_slots * width)
   return {name: {"flops": round(flops), "bytes": round(count * size)} for name, (flops, count) in parts.items()}
-
-
-def measure_matmul(rows: int, width: int, num_kernels: int, iterations: int = 2000) -> float:
-  """Returns the FLOP/s of products [rows, width] x [width, width] that cycle through `num_kernels` kernels."""
-  kernels = [jax.random.normal(jax.random.key(number), (width, width)) / math.sqrt(width)
-             for number in range(num_kernels)]
-  iterations = max(1, iterations // (num_kernels * max(1, rows // 24)))
-
-  @jax.jit
-  def run(x, kernels):
-    def multiply(_, x):
-      for kernel in kernels:
-        x = jnp.clip(x @ kernel, -3, 3)
-      return x
-    return jax.lax.fori_loop(0, iterations, multiply, x)
-
-  x = jnp.ones((rows, width))
-  call = lambda: jax.block_until_ready(run(x, kernels))
-  call()
-  seconds = np.median([measure_seconds(call) for _ in range(5)])
-  return 2 * rows * width * width * num_kernels * iterations / seconds
-
-
-def measure_seconds(run: Callable) -> float:
-  """Returns the seconds that a call of `run` takes."""
-  start = time.perf_counter()
-  run()
-  return time.perf_counter() - start

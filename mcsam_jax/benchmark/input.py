@@ -26,6 +26,7 @@ from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.pipeline import train_batches
 from input_pipeline.splits import open_split, Split
 from input_pipeline.tokenizer import Tokenizer
+from mcsam_jax.benchmark.machine import find_instruction_set
 
 NUM_DECODED = 2000           # images per repeat of the two loops that only decode
 
@@ -59,7 +60,8 @@ def benchmark_input(config: ConfigDict, num_steps: int, repeats: int) -> dict:
         rates[name].append(round(_measure_rate(loop()), 1))
   medians = {name: statistics.median(values) for name, values in rates.items()}
   peer = medians.get("data_loader")
-  return {"cores": os.cpu_count(), "image_size": config.data.image_size, "batch_size": config.train.batch_size,
+  return {"cores": os.cpu_count(), "instruction_set": find_instruction_set(), "image_size": config.data.image_size,
+          "batch_size": config.train.batch_size,
           "host_threads": config.train.host_threads, "mean_jpeg_bytes": round(float(np.mean(list(map(len, jpegs))))),
           "images_per_second": {"data_loader": None} | medians,
           **({} if peer else {"data_loader_skipped": "PyTorch isn't installed (extra bench)"}),

@@ -154,11 +154,13 @@ def run_precompile(args, overrides):
 
 def add_benchmark_arguments(parser):
   add = parser.add_argument
-  add("what", choices=["decode", "input"],
-      help="decode: beam search on random weights; input: images per second from prepared records")
+  add("what", choices=["decode", "train", "input"],
+      help="decode: beam search on random weights; train: a training step and its parts on random images or features; "
+      "input: images per second from prepared records")
   add_config(parser, required=False, default="mimic_cxr")
   add("--studies", type=int, nargs="+", default=[8, 32], help="decode: batch sizes (default: 8 32)")
-  add("--vocabulary", type=int, default=761, help="decode: vocabulary size (default: 761)")
+  add("--vocabulary", type=int, default=761, help="decode, train: vocabulary size (default: 761)")
+  add("--batch-size", type=int, help="train: studies per step; default: the config's train.batch_size")
   add("--steps", type=int, default=30, help="input: batches per repeat (default: 30)")
   add("--repeats", type=int, default=7, help="timed repeats, of which the median is reported (default: 7)")
 
@@ -168,11 +170,17 @@ def run_benchmark(args, overrides):
 
   from mcsam_jax.config import load_config
   require_at_least("--studies", 1, *args.studies)
-  require_at_least("--vocabulary", 4, args.vocabulary)
+  require_at_least("--vocabulary", 5, args.vocabulary)
+  require_at_least("--batch-size", 1, args.batch_size)
   require_at_least("--steps", 1, args.steps)
   require_at_least("--repeats", 1, args.repeats)
+  if args.batch_size:
+    overrides = [*overrides, f"--config.train.batch_size={args.batch_size}"]
   config = load_config(args.config, overrides)
-  if args.what == "decode":
+  if args.what == "train":
+    from mcsam_jax.benchmark.train import benchmark_train
+    figures = benchmark_train(config, args.vocabulary, args.repeats)
+  elif args.what == "decode":
     from mcsam_jax.benchmark.decode import benchmark_decode
     figures = benchmark_decode(config, args.studies, args.vocabulary, args.repeats)
   else:
@@ -192,5 +200,5 @@ VERBS = (
          add_precompile_arguments, run_precompile, "mcsam precompile --config mimic_cxr --topology v5e:16x16",
          exit_note="; 3: it doesn't fit in memory"),
     Verb("benchmark", "measure this machine; figures as JSON", add_benchmark_arguments, run_benchmark,
-         "mcsam benchmark decode --config mimic_cxr --studies 8 32"),
+         "mcsam benchmark train --config mimic_cxr --batch-size 32"),
 )

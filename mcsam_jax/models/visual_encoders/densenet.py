@@ -12,6 +12,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcsam_jax.models.visual_encoders.convolution import convolve, Padding
+
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 BLOCK_DEPTHS = (6, 12, 24, 16)       # layers per block
 GROWTH = 32                          # channels that each layer adds
@@ -64,5 +66,8 @@ def norm_relu(x: jax.Array, train: bool, name: str) -> jax.Array:
 
 def conv(features: int, kernel: int, dtype: Any, name: str, stride: int = 1) -> nn.Conv:
   """Returns a convolution with PyTorch's padding, the same on all four sides."""
+  def run(x: jax.Array, weights: jax.Array, strides: tuple[int, ...], padding: Padding, **_) -> jax.Array:
+    return convolve(x, weights, strides[0], padding)
+
   return nn.Conv(features, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False, kernel_init=HE,
-                 dtype=dtype, name=name)
+                 dtype=dtype, name=name, conv_general_dilated=run)

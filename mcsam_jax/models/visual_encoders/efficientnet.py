@@ -12,46 +12,45 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcsam_jax.models.visual_encoders.convolution import convolve
+from mcsam_jax.models.visual_encoders.depthwise import depthwise_conv
+from mcsam_jax.models.visual_encoders.folded_norm import ConvKernel, FrozenBatchNorm
+
 # Stages of Lite0: (number of blocks, kernel size, stride of the first block, expansion, output channels).
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
           (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+DEPTHWISE_HE = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+BATCH_NORM_EPSILON = 1e-3
 
 
-class DepthwiseConv(nn.Module):
-  """One k x k filter per channel: [M, h, w, C] -> [M, h/stride, w/stride, C].
+def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
+              depthwise: bool = False) -> jax.Array:
+  """Returns convolution and batch norm of x, in its type; called inside a compact method.
 
-  On a CPU this is a sum of shifted copies, which XLA fuses into one vectorized loop; XLA's grouped convolution is two
-  orders of magnitude slower there. Accelerators use the convolution.
+  A norm with frozen statistics is folded into the kernel, see `folded_norm.py`.
+
+  Args:
+    x: [M, h, w, C].
+    features: output channels.
+    kernel: size k of the kernel.
+    stride: of the convolution.
+    train: normalize by the batch and update the statistics.
+    names: of the convolution's and the norm's variables.
+    depthwise: one filter per channel; `features` is C.
   """
-  kernel: int
-  stride: int
-  dtype: Any = jnp.float32
+  shape = (kernel, kernel, 1 if depthwise else x.shape[-1], features)
+  weights = ConvKernel(shape, DEPTHWISE_HE if depthwise else HE, name=names[0])()
 
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    channels = x.shape[-1]
-    weight = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal"),
-                        (self.kernel, self.kernel, 1, channels)).astype(self.dtype)
-    if jax.default_backend() == "cpu":
-      return shifted_sum(x, weight, self.stride)
-    return jax.lax.conv_general_dilated(
-        x, weight, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=channels)
+  def convolution(weights: jax.Array) -> jax.Array:
+    weights = weights.astype(x.dtype)
+    return depthwise_conv(x, weights, stride) if depthwise else convolve(x, weights, stride, "SAME")
 
-
-def shifted_sum(x: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
-  """Returns the depthwise convolution of x [M, h, w, C] with weight [k, k, 1, C], padding SAME."""
-  kernel = weight.shape[0]
-  rows, columns = (-(-size // stride) for size in x.shape[1:3])
-  pads = jax.lax.padtype_to_pads(x.shape[1:3], (kernel, kernel), (stride, stride), "SAME")
-  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-  total = jnp.zeros((), x.dtype)
-  for i in range(kernel):
-    for j in range(kernel):
-      total += weight[i, j, 0] * x[:, i:i + stride * (rows - 1) + 1:stride,
-                                   j:j + stride * (columns - 1) + 1:stride]
-  return total
+  if train:
+    return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=BATCH_NORM_EPSILON, dtype=x.dtype,
+                        name=names[1])(convolution(weights))
+  factor, shift = FrozenBatchNorm(features, BATCH_NORM_EPSILON, name=names[1])()
+  return (convolution(weights * factor) + shift).astype(x.dtype)
 
 
 class InvertedResidual(nn.Module):
@@ -60,18 +59,14 @@ class InvertedResidual(nn.Module):
   kernel: int
   stride: int
   expansion: int
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = x
+    y, channels = x, self.expansion * x.shape[-1]
     if self.expansion > 1:
-      y = conv(self.expansion * x.shape[-1], 1, 1, self.dtype, "expand_conv")(y)
-      y = nn.relu6(batch_norm(train, self.dtype, "bn0")(y))
-    y = DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
-    y = nn.relu6(batch_norm(train, self.dtype, "bn1")(y))
-    y = conv(self.width, 1, 1, self.dtype, "project_conv")(y)
-    y = batch_norm(train, self.dtype, "bn2")(y)
+      y = nn.relu6(conv_norm(y, channels, 1, 1, train, ("expand_conv", "bn0")))
+    y = nn.relu6(conv_norm(y, channels, self.kernel, self.stride, train, ("depthwise_conv", "bn1"), depthwise=True))
+    y = conv_norm(y, self.width, 1, 1, train, ("project_conv", "bn2"))
     return x + y if x.shape == y.shape else y
 
 
@@ -81,22 +76,12 @@ class EfficientNetLite(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv(32, 3, 2, self.dtype, "conv_stem")(images)                             # [M, height/2, width/2, 32]
-    x = nn.relu6(batch_norm(train, self.dtype, "bn0")(x))
+    x = images.astype(self.dtype)
+    x = nn.relu6(conv_norm(x, 32, 3, 2, train, ("conv_stem", "bn0")))                # [M, height/2, width/2, 32]
     index = 0
     for depth, kernel, stride, expansion, width in STAGES:
       for i in range(depth):
-        x = InvertedResidual(width, kernel, stride if i == 0 else 1, expansion, self.dtype,
+        x = InvertedResidual(width, kernel, stride if i == 0 else 1, expansion,
                              name=f"blocks_{index}")(x, train)
         index += 1
-    x = conv(1280, 1, 1, self.dtype, "conv_head")(x)                                # [M, height/32, width/32, 1280]
-    return nn.relu6(batch_norm(train, self.dtype, "bn1")(x))
-
-
-def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-  return nn.Conv(features, (kernel, kernel), (stride, stride), padding="SAME", use_bias=False,
-                 kernel_init=HE, dtype=dtype, name=name)
-
-
-def batch_norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-3, dtype=dtype, name=name)
+    return nn.relu6(conv_norm(x, 1280, 1, 1, train, ("conv_head", "bn1")))              # [M, height/32, width/32, 1280]

@@ -14,41 +14,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcsam_jax.models.visual_encoders.convolution import convolve
+from mcsam_jax.models.visual_encoders.folded_norm import ConvKernel, FrozenBatchNorm
+
 HE = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 BATCH_NORM_EPSILON = 1e-5
 SHORTCUT_NAMES = ("downsample_0", "downsample_1")     # names of the projection where a block changes its input's shape
-
-
-class ConvKernel(nn.Module):
-  """Returns the kernel [k, k, C_in, C_out] of a convolution."""
-  shape: tuple[int, int, int, int]
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    return self.param("kernel", HE, self.shape)
-
-
-class FrozenBatchNorm(nn.Module):
-  """Returns batch norm by its running statistics as a factor and a shift per channel, both [C]."""
-  channels: int
-  epsilon: float
-  scale_init: Any = nn.initializers.ones
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    shape = (self.channels,)
-    scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
-    mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
-    var = self.variable("batch_stats", "var", jnp.ones, shape).value
-    factor = scale * jax.lax.rsqrt(var + self.epsilon)
-    return factor, bias - mean * factor
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Returns the convolution in the type of x; the padding is PyTorch's, the same on all four sides."""
-  pad = kernel.shape[0] // 2
-  return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), [(pad, pad)] * 2,
-                                      dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool, names: tuple[str, str],
@@ -56,9 +27,7 @@ def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool
               pool: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
   """Returns convolution and batch norm of x, in its type; called inside a compact method.
 
-  With frozen statistics, a norm is a factor and a shift per channel. The factor is multiplied into the kernel: then the
-  gradients of kernel and scale are both taken over that small array. After the convolution, the scale's gradient would
-  keep the convolution's output in memory and read it once more.
+  A norm with frozen statistics is folded into the kernel, see `folded_norm.py`.
 
   Args:
     x: [M, h, w, C].
@@ -71,14 +40,16 @@ def conv_norm(x: jax.Array, features: int, kernel: int, stride: int, train: bool
     pool: max pooling of the result; None for none.
   """
   pool = pool or (lambda y: y)
-  weights = ConvKernel((kernel, kernel, x.shape[-1], features), name=names[0])()
+  weights = ConvKernel((kernel, kernel, x.shape[-1], features), HE, name=names[0])()
+  pad = kernel // 2                  # PyTorch's padding, the same on all four sides
+  convolution = lambda weights: convolve(x, weights.astype(x.dtype), stride, ((pad, pad),) * 2)
   if train:
-    y = convolve(x, weights, stride)
+    y = convolution(weights)
     return pool(nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=BATCH_NORM_EPSILON, dtype=x.dtype,
                              scale_init=scale_init, name=names[1])(y))
   factor, shift = FrozenBatchNorm(features, BATCH_NORM_EPSILON, scale_init, name=names[1])()
   # Max pooling commutes with adding a constant. Added after the pool, its gradient is a sum over fewer elements.
-  return (pool(convolve(x, weights * factor, stride)) + shift).astype(x.dtype)
+  return (pool(convolution(weights * factor)) + shift).astype(x.dtype)
 
 
 class BasicBlock(nn.Module):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mcsam_jax.errors import UserError
-from mcsam_jax.models.visual_encoders.efficientnet import shifted_sum
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, make_encoder
 from mcsam_jax.models.visual_encoders.resnet import Bottleneck, ResNet
 from mcsam_jax.pretrained.conversion import convert
@@ -44,16 +43,6 @@ def test_efficientnet_agrees_with_its_imagenet_weights():
   assert features.shape == (2, 7, 7, ENCODERS["efficientnet_lite0"].channels)
   assert relative_error(features[..., ::8], reference["features"].transpose(0, 2, 3, 1)) < 1e-3
   assert relative_error(features.mean((1, 2)), reference["features_mean"]) < 1e-3
-
-
-@pytest.mark.parametrize("size, kernel, stride", [(8, 3, 1), (9, 3, 2), (8, 5, 2), (7, 5, 1), (8, 3, 2)])
-def test_shifted_sum_is_the_depthwise_convolution(size, kernel, stride):
-  rng = np.random.default_rng(0)
-  x = rng.standard_normal((2, size, size + 1, 4)).astype(np.float32)
-  weight = rng.standard_normal((kernel, kernel, 1, 4)).astype(np.float32)
-  expected = jax.lax.conv_general_dilated(x, weight, (stride, stride), "SAME", feature_group_count=4,
-                                          dimension_numbers=("NHWC", "HWIO", "NHWC"))
-  np.testing.assert_allclose(shifted_sum(x, weight, stride), expected, atol=1e-5)
 
 
 def test_tiny_updates_batch_statistics_only_in_training():
