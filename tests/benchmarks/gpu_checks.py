@@ -23,7 +23,8 @@ RESERVE = 5                      # of these, to end a part and print the results
 VOCAB_SIZE, EOS = 4347, 2        # R2Gen's vocabulary on MIMIC-CXR
 TINY = {"encoder.name": "resnet_tiny", "data.image_size": 32, "model.width": 16, "model.feedforward_width": 16,
         "model.num_heads": 2, "model.encoder_layers": 0, "model.decoder_layers": 1, "memory.num_heads": 2,
-        "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "tokenizer.max_length": 5}
+        "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3, "tokenizer.max_length": 5,
+        "data.augment": False}
 
 
 class LeftOut(Exception):
