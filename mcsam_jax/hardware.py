@@ -11,6 +11,7 @@ _GOOGLE = "https://docs.cloud.google.com/tpu/docs"
 _A100 = ("https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
          "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf")
 _H100 = "https://www.nvidia.com/en-us/data-center/h100/"
+_H200 = "https://www.nvidia.com/en-us/data-center/h200/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ _GPUS = (
     Chip("A100-80GB", 312 * TERA, 80 * GB, 2039 * GB, 300 * GB, 0, None, 8, 1, _A100),
     Chip("H100-SXM", 989.4 * TERA, 80 * GB, 3350 * GB, 450 * GB, 0, None, 8, 1, _H100),
     Chip("H100-PCIe", 756 * TERA, 80 * GB, 2000 * GB, 300 * GB, 0, None, 8, 1, _H100),
+    Chip("H200-SXM", 989.4 * TERA, 141 * GB, 4800 * GB, 450 * GB, 0, None, 8, 1, _H200),
 )
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 # Part of `jax.Device.device_kind`, in lower case -> name of the chip; the first match counts.

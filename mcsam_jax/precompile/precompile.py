@@ -119,6 +119,7 @@ def describe(config: ConfigDict, costs: Costs, most_expensive: Costs, topology: 
   sent, devices, chip = find_transfers(costs, len(topology.devices)), len(topology.devices), topology.chip
   bound = compute_roofline(costs, sent, chip)
   needed, counted = _model_flops(config, costs, batch, vocab_size, devices, what)
+  seconds = costs.cycles / chip.clock_hz if chip.clock_hz and costs.cycles else None
   by_part = lambda key: {name: {field: round(value) for field, value in group.items()}
                          for name, group in sum_by(costs, lambda row: key(row, costs)).items()}
   return {
@@ -139,8 +140,20 @@ def describe(config: ConfigDict, costs: Costs, most_expensive: Costs, topology: 
                    "dcn_seconds": bound.dcn, "bottleneck": bound.bottleneck, "seconds": bound.seconds,
                    "model_flops": needed, "model_flops_counted": counted,
                    "utilization": compute_utilization(needed, devices, bound.seconds, chip),
-                   "studies_per_second_per_chip": batch / topology.chips / bound.seconds},
+                   "studies_per_second_per_chip": batch / topology.chips / bound.seconds,
+                   "estimated_seconds": seconds, "share_of_roof": bound.seconds / seconds if seconds else None},
+      "tokens": _describe_tokens(config, costs, topology, batch, bound.seconds, seconds) if what in DECODES else None,
       "by_part": by_part(get_part), "by_part_in_detail": by_part(get_detail)}
+
+
+def _describe_tokens(config: ConfigDict, costs: Costs, topology: Topology, batch: int, roof_seconds: float,
+                     estimated_seconds: float | None) -> dict:
+  """Returns figures per generated token: a study counts once, however many beams or samples its search follows."""
+  tokens = batch * config.tokenizer.max_length / topology.chips
+  return {"per_report": config.tokenizer.max_length,
+          "hbm_bytes_per_token": costs.hbm_bytes * topology.chip.devices_per_chip / tokens,
+          "per_second_per_chip": tokens / roof_seconds,
+          "estimated_per_second_per_chip": tokens / estimated_seconds if estimated_seconds else None}
 
 
 def _model_flops(config: ConfigDict, costs: Costs, batch: int, vocab_size: int, devices: int,

@@ -66,6 +66,13 @@ def _format_lines(figures: dict, by_part: bool) -> Iterator[str]:
   yield _row("  utilization", f"at most {bound['utilization']:.1%} of the peak: "
              f"{bound['model_flops'] / 1e12:.2f} TFLOP per {unit} {bound['model_flops_counted']}")
   yield _row("  studies", f"at most {bound['studies_per_second_per_chip']:.1f} per second and chip")
+  if bound["estimated_seconds"]:
+    yield _row("  share", f"this minimum is {bound['share_of_roof']:.0%} of the compiler's estimate of the time")
+  if tokens := figures["tokens"]:
+    estimated = tokens["estimated_per_second_per_chip"]
+    yield _row("  tokens", f"at most {tokens['per_second_per_chip']:,.0f} per second and chip"
+               + (f" ({estimated:,.0f} by the compiler's estimate)" if estimated else "")
+               + f", {_bytes(tokens['hbm_bytes_per_token'])} of HBM traffic each; {tokens['per_report']} per report")
   if by_part:
     yield ""
     yield f"{'by part':44} {'HBM':>9} {'share':>6} {'TFLOP':>8} {'M cycles':>9}"

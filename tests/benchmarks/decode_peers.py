@@ -39,7 +39,8 @@ def make_mcsam_decoder(memory_query: str, num_studies: int, num_views: int) -> C
   return decode
 
 
-def make_transformers_decoder(num_studies: int, num_views: int) -> Callable:
+def make_transformers_decoder(num_studies: int, num_views: int, device: str = "cpu", dtype: str = "float32",
+                              vocab_size: int = VOCAB_SIZE) -> Callable:
   """Returns a function that decodes one batch with BART's `generate`, without memory bank and memory tokens."""
   import torch
   from transformers import BartConfig, BartForConditionalGeneration
@@ -48,16 +49,20 @@ def make_transformers_decoder(num_studies: int, num_views: int) -> Callable:
   sizes = {f"{side}_{name}": DECODER_SIZE[field] for side in ("encoder", "decoder") for name, field in
            (("layers", "layers"), ("ffn_dim", "feedforward"), ("attention_heads", "heads"))}
   model = BartForConditionalGeneration(BartConfig(
-      vocab_size=VOCAB_SIZE, d_model=DECODER_SIZE["width"], max_position_embeddings=NUM_TOKENS + 2, pad_token_id=0,
-      bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None, **sizes)).eval()
-  states = torch.randn(num_studies, num_views * PATCHES_PER_VIEW, DECODER_SIZE["width"])
-  mask = torch.ones(*states.shape[:2], dtype=torch.long)
+      vocab_size=vocab_size, d_model=DECODER_SIZE["width"], max_position_embeddings=NUM_TOKENS + 2, pad_token_id=0,
+      bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None, **sizes))
+  model = model.eval().to(device, getattr(torch, dtype))
+  states = torch.randn(num_studies, num_views * PATCHES_PER_VIEW, DECODER_SIZE["width"], device=device,
+                       dtype=getattr(torch, dtype))
+  mask = torch.ones(*states.shape[:2], dtype=torch.long, device=device)
 
   @torch.inference_mode()
   def decode():
     ids = model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask,
                          num_beams=BEAM_SIZE, min_new_tokens=NUM_TOKENS, max_new_tokens=NUM_TOKENS, do_sample=False)
     assert ids.shape == (num_studies, NUM_TOKENS + 1)
+    if device == "cuda":
+      torch.cuda.synchronize()
   decode()
   return decode
 
