@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 
 VOCAB_SIZE, NUM_TOKENS, PATCHES, CHANNELS = 4347, 100, 49, 2048
@@ -178,6 +179,7 @@ def compare(encoder: str, num_studies: int, repeats: int) -> dict[str, list[floa
     for name, pipe in pipes.items():
       pipe.send(True)
       seconds[name].append(pipe.recv())
+    print("  ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()), file=sys.stderr, flush=True)
   for pipe, process in zip(pipes.values(), processes):
     pipe.send(False)
     process.join()
