@@ -6,6 +6,7 @@ import platform
 
 import jax
 
+from mcsam_jax.files import trace_cache
 from mcsam_jax.files.home import find_cache_folder
 
 
@@ -26,5 +27,7 @@ def enable_compilation_cache() -> None:
   cache_folder = find_cache_folder()
   if cache_folder is None:
     return
-  jax.config.update("jax_compilation_cache_dir", str(cache_folder / "mcsam" / f"xla-{kind}"))
+  folder = cache_folder / "mcsam" / f"xla-{kind}"
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  trace_cache.enable(folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -20,6 +20,8 @@ from input_pipeline.user_images import UserStudy
 from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.distributed.mesh import decode_batch_size, make_mesh
 from mcsam_jax.errors import UserError
+from mcsam_jax.extensions.by_name import is_import_name
+from mcsam_jax.files.trace_cache import keep_program
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_encoder import encode_images
@@ -86,8 +88,11 @@ class Predictor:
                           "come from beam search instead")
     if config.encoder.frozen or ood_detector:
       encoder, self._encoder_variables = load_initial_encoder(workdir)
-      self._encode = jax.jit(
-          lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
+      depends_on = None
+      if self.mesh.size == 1 and not is_import_name(config.encoder.name):
+        depends_on = [config.encoder.name, config.data.image_size]
+      encode = lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16")
+      self._encode = keep_program(encode, "encode-images", depends_on)
     with jax.set_mesh(self.mesh):
       self.loaded = load_model(workdir, self.mesh, step, log)
     self._generate = self.make_generator(config, self.search, num_return, train_reports=self.train_reports)
