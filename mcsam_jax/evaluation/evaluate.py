@@ -31,6 +31,7 @@ from mcsam_jax.explain.memory_usage import compute_memory_slot_usage
 from mcsam_jax.explain.slots import describe_slots
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.split_page import ReportExplanations, write_split_page
+from mcsam_jax.inference.compilation_cache import enable_compilation_cache
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts, load_pooled_features
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_embeddings import make_image_embedder
@@ -41,6 +42,7 @@ from mcsam_jax.metrics.auc import compare_known_and_said
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.external.manual_labels import read_manual_labels, score_manual_labels
 from mcsam_jax.metrics.external.own_metrics import add_own_metrics, load_own_metrics
+from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
 
@@ -60,6 +62,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     UserError: a workdir has no checkpoint, or not that step; a checkpoint is damaged; the models are incompatible.
     Preempted: SIGTERM or Ctrl-C on any host. Reports that were complete by then are kept in *.unscored.jsonl.
   """
+  if jax.process_count() == 1:
+    enable_compilation_cache()
   workdirs = [open_workdir(path, overrides, multihost.log_on_host0(log)) for path in (workdir, *ensemble)]
   check_compatible(workdirs)
   first = workdirs[0]
@@ -71,7 +75,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   load_own_metrics(config.eval.metrics)
   if config.eval.manual_labels:
     read_manual_labels(config.eval.manual_labels, split.ids)
-  with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard:
+  with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard, Meteor() as meteor:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
     features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log)
                                 for each in (split, train))
@@ -89,6 +93,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
       # Generate one report per study, on all hosts together, and store them before anything else can fail.
       checkpoints = "the checkpoint" if len(models) == 1 else f"{len(models)} models, the first"
+      if jax.process_index() == 0:
+        meteor.start()                                # Java loads its tables while the reports are generated
       log(f"generating {len(split)} reports from {checkpoints} at step {model.step}, search {config.decode.search}")
       generate = ReportGenerator([each.model for each in models], config, tokenizer, mesh, config.decode.search,
                                  train.reports)
@@ -116,14 +122,14 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(
           lambda: _score_and_write(workdirs, models, split, reports, model_features, slot_usage, explanations, labeler,
-                                   log),
+                                   meteor, log),
           context=guard.immediate) or {}
 
 
 def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel], split: Split,
                      reports: Sequence[GeneratedReport], model_features: Mapping[str, np.ndarray],
                      slot_usage: dict | None, explanations: ReportExplanations | None, labeler: Labeler | None,
-                     log) -> dict:
+                     meteor: Meteor, log) -> dict:
   """Scores the generated reports of a split and writes all result files to the first workdir; returns the scores."""
   workdir, step = workdirs[0], models[0].step
   config, train = workdir.config, workdir.open_split("train")
@@ -136,10 +142,11 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
       train_reports=train.reports, model_features=model_features,
       initial_features={"train": load_pooled_features(workdir, train, log),
                         "split": load_pooled_features(workdir, split, log)},
-      constants=load_or_find_constants(workdir, labeler, log), tokenizer=workdir.tokenizer,
+      constants=load_or_find_constants(workdir, labeler, log, meteor), tokenizer=workdir.tokenizer,
       cleaning=config.data.cleaning, max_length=config.tokenizer.max_length, labeler=labeler,
       reference_labels=get_true_labels(labeler, config, split), restricted=config.data.restricted,
-      seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train))
+      seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train),
+      meteor=meteor)
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": model.workdir, "step": model.step} for model in models],
             "seeds": [each.config.seed for each in workdirs], "software": describe_software(),

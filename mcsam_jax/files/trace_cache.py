@@ -22,7 +22,7 @@ from etils import epath
 import flax
 import jax
 import jax.export
-import jaxlib
+import jaxlib.version
 import numpy as np
 
 from mcsam_jax.atomic_io import atomic_write
@@ -111,7 +111,7 @@ def _make_path(name: str, depends_on: Any) -> epath.Path:
   """Returns the file for what follows from `depends_on`, this project, its libraries and the device."""
   device = jax.devices()[0]
   settings = {name: str(getattr(jax.config, name, value)) for name, value in jax.config.values.items()}
-  ingredients = [_SOURCE_DIGEST, jax.__version__, jaxlib.__version__, flax.__version__, sys.version, settings,
+  ingredients = [_SOURCE_DIGEST, jax.__version__, jaxlib.version.__version__, flax.__version__, sys.version, settings,
                  device.platform, device.device_kind, depends_on]
   digest = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
   return _state["folder"] / f"{name}-{digest}"

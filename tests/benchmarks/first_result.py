@@ -5,8 +5,8 @@
 Each command runs in processes of its own: first with an empty compilation cache, then `--repeats` times with the cache
 that the first one filled. The workdir is that of `mcsam demo`, with its phantoms; `train` takes one step in a temporary
 workdir. Prints JSON: seconds from the start of the process to the first result (the report's text, the generated
-reports, the first step) and to its end, and phases inside the process. Those of JAX (trace, lower, compile or read from
-the cache) may overlap with the others: restoring a checkpoint, for example, traces functions, too.
+reports, the first step) and to its end, its processor time, and phases inside the process. Those of JAX (trace, lower,
+compile or read from the cache) may overlap with the others: restoring a checkpoint, for example, may trace functions.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -46,9 +47,9 @@ def run_in_this_process(out: pathlib.Path, verb: str, arguments: Sequence[str]) 
   def add(name: str, value: float) -> None:
     phases[name] = phases.get(name, 0) + value
 
-  def add_duration(event: str, seconds: float, **unused) -> None:
+  def add_duration(event: str, duration_secs: float, **unused) -> None:
     if name := PHASES.get(event.rsplit("/", 1)[-1]):
-      add(name, seconds)
+      add(name, duration_secs)
 
   def count(event: str, **unused) -> None:
     if name := COUNTS.get(event.rsplit("/", 1)[-1]):
@@ -75,6 +76,7 @@ def measure(verb: str, arguments: Sequence[str], cache: pathlib.Path) -> dict:
   command = [sys.executable, __file__, "--child", str(out), verb, *arguments]
   environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
   environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  used = _read_cpu_seconds()
   start, first, lines = time.monotonic(), None, []
   with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                         text=True) as process:
@@ -85,7 +87,14 @@ def measure(verb: str, arguments: Sequence[str], cache: pathlib.Path) -> dict:
   if process.returncode or first is None:
     sys.exit(f"{' '.join(command)} failed:\n{''.join(lines[-20:])}")
   return {"first result": round(first, 2), "end": round(time.monotonic() - start, 2),
+          "cpu": round(_read_cpu_seconds() - used, 2),
           **{name: round(value, 2) for name, value in json.loads(out.read_text()).items()}}
+
+
+def _read_cpu_seconds() -> float:
+  """Returns the processor time of all children that have ended."""
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
 
 
 def find_instruction_set() -> str:
