@@ -4,6 +4,7 @@ Results are written below WORKDIR/eval; `eval_files.py` lists them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 import json
 
 import jax
@@ -135,7 +136,10 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   config, train = workdir.config, workdir.open_split("train")
   hypotheses, subjects = [report.text for report in reports], list_subjects(split)
 
-  # Scores.
+  # Scores. What phantoms alone have is measured by a thread, because the scores mostly wait for Java.
+  on_phantoms = None
+  if config.data.name == "phantom":
+    on_phantoms = futures.ThreadPoolExecutor(1).submit(_measure_on_phantoms, workdir, split, reports, explanations, log)
   shuffled = shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed)
   scores, study_scores, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses, shuffled_hypotheses=shuffled,
@@ -170,8 +174,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
     manual, findings = read_manual_labels(config.eval.manual_labels, split.ids)
     scores["manual_labels"] = score_manual_labels(manual, [each for each in findings if each in labeler.findings],
                                                   labeler.label, split.reports, hypotheses, shuffled)
-  if config.data.name == "phantom":
-    scores |= _measure_on_phantoms(workdir, split, reports, explanations, log)
+  if on_phantoms is not None:
+    scores |= on_phantoms.result()
 
   # Files. The scores come last, so that everything else exists once they do.
   scores_path, table_path, html_path = (make_result_path(workdirs, split, step, suffix)

@@ -9,6 +9,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from mcsam_jax.files import trace_cache
@@ -120,3 +121,33 @@ def test_an_operation_that_cannot_be_exported_is_computed(folder):
     return jax.pure_callback(lambda x: np.asarray(x) * 2, x, x)
   x = jnp.ones(3)
   np.testing.assert_array_equal(keep_program(call_back, "call_back", [])(x), 2 * x)
+
+
+REPORT = """
+import json, sys
+import jax.monitoring
+from mcsam_jax.cli import main
+events = []
+jax.monitoring.register_event_listener(lambda name, **unused: events.append(name.rsplit("/", 1)[-1]))
+jax.monitoring.register_event_duration_secs_listener(lambda name, *unused, **more: events.append(more.get("fun_name")))
+status = main(["report", "--json", "--workdir", *sys.argv[1:]])
+print(json.dumps({name: events.count(name) for name in ("cache_misses", "cache_hits", "search_fn")}), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_report_compiles_nothing_and_is_the_same(workdir, tmp_path):
+  PIL.Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "frontal.png")
+  environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+
+  def run() -> tuple[str, dict]:
+    result = subprocess.run([sys.executable, "-c", REPORT, str(workdir), str(tmp_path / "frontal.png")], text=True,
+                            capture_output=True, env={**environment, "XDG_CACHE_HOME": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    return result.stdout, json.loads(result.stderr.splitlines()[-1])
+
+  first, second = run(), run()
+  assert first[0] == second[0]
+  assert first[1]["search_fn"] > 0 and second[1]["search_fn"] == 0            # it was traced, it was not
+  assert first[1]["cache_misses"] > 0 and second[1]["cache_misses"] == 0
