@@ -123,8 +123,9 @@ def main() -> None:
                      "train": ["--workdir", f"{folder}/run{call}", "--config", config["data"]["name"],
                                f"--config.data.data_dir={config['data']['data_dir']}",
                                f"--config.encoder.weights={config['encoder']['weights']}",
-                               "--config.memory_init.kind=random", "--config.train.num_steps=1",
-                               "--config.train.log_every=1", "--config.train.eval_studies=1"]}[verb]
+                               "--config.memory_init.kind=random", "--config.optimizer.warmup_steps=0",
+                               "--config.train.num_steps=1", "--config.train.log_every=1",
+                               "--config.train.eval_studies=1"]}[verb]
         calls.append(measure(verb, arguments, pathlib.Path(folder, "cache")))
       figures[verb] = {"empty cache": calls[0], "filled cache": calls[1] if args.repeats == 1 else calls[1:]}
   print(json.dumps(figures, indent=2))
