@@ -104,7 +104,6 @@ def silence_libraries() -> None:
   """Keeps informational messages of libraries out of the output; their errors still show."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")   # TensorFlow only reads records here
-  os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")     # or it imports Keras, which nothing here uses, for seconds
   if os.path.expanduser("~") == "~":                    # Keras would make a folder of this name where one works
     os.environ.setdefault("KERAS_HOME", os.devnull)
   logging.set_verbosity(logging.ERROR)
