@@ -1,4 +1,4 @@
-"""Keeps compiled programs between processes, so that only the first one waits for the compiler."""
+"""Keeps traced and compiled programs between processes, so that only the first one waits for both."""
 
 import hashlib
 from pathlib import Path
@@ -11,9 +11,10 @@ from mcsam_jax.files.home import find_cache_folder
 
 
 def enable_compilation_cache() -> None:
-  """Lets JAX cache compiled programs between calls, unless the user has chosen a place (JAX_COMPILATION_CACHE_DIR).
+  """Keeps traced and compiled programs for later calls, unless the user has chosen a place for the compiled ones.
 
-  The programs contain neither images nor reports. A program compiled for one processor may not run on another one that
+  Where JAX_COMPILATION_CACHE_DIR names that place, JAX keeps compiled programs there, and traced ones aren't kept. The
+  programs contain neither images nor reports. A program compiled for one processor may not run on another one that
   shares the home folder, so each kind of processor has a folder of its own.
   """
   if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
