@@ -8,21 +8,21 @@ A file's name is a digest of everything that its content follows from: the sourc
 JAX and Flax, JAX's settings, the kind of device, the shapes of the arguments, and what the caller names (the config).
 Programs take weights, images and reports as arguments, so that no file contains any.
 
-Nothing is kept until `enable` names a folder.
+Nothing is kept until `enable` names a folder, nor with JAX_ENABLE_COMPILATION_CACHE=0. Whoever replaces functions of
+this project while the program runs should set that: the digest knows the source files alone.
 """
 
 from collections.abc import Callable, Sequence
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 import sys
 from typing import Any
 
 from etils import epath
-import flax
 import jax
 import jax.export
-import jaxlib.version
 import numpy as np
 
 from mcsam_jax.atomic_io import atomic_write
@@ -48,14 +48,14 @@ def keep_program(function: Callable, name: str, depends_on: Any, **jit_options) 
       isn't kept.
     **jit_options: of `jax.jit`.
   """
-  if depends_on is None or "folder" not in _state:
+  if depends_on is None or not _is_enabled():
     return jax.jit(function, **jit_options)
   return _KeptProgram(function, name, depends_on, jit_options)
 
 
 def keep_shapes(make_arrays: Callable[[], Any], name: str, depends_on: Any) -> Any:
   """Returns jax.eval_shape(make_arrays), a tree of dictionaries; after `enable`, traced once for all processes."""
-  if "folder" not in _state:
+  if not _is_enabled():
     return jax.eval_shape(make_arrays)
   path = _make_path(name, depends_on)
   stored = _read(path)
@@ -76,6 +76,10 @@ def register_results(*classes: type) -> None:
     else:
       jax.export.register_pytree_node_serialization(
           each, serialized_name=name, serialize_auxdata=lambda unused: b"", deserialize_auxdata=lambda unused: ())
+
+
+def _is_enabled() -> bool:
+  return "folder" in _state and jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _KeptProgram:
@@ -111,8 +115,8 @@ def _make_path(name: str, depends_on: Any) -> epath.Path:
   """Returns the file for what follows from `depends_on`, this project, its libraries and the device."""
   device = jax.devices()[0]
   settings = {name: str(getattr(jax.config, name, value)) for name, value in jax.config.values.items()}
-  ingredients = [_SOURCE_DIGEST, jax.__version__, jaxlib.version.__version__, flax.__version__, sys.version, settings,
-                 device.platform, device.device_kind, depends_on]
+  libraries = [importlib.metadata.version(library) for library in ("jax", "jaxlib", "flax", "numpy")]
+  ingredients = [_SOURCE_DIGEST, sys.version, *libraries, settings, device.platform, device.device_kind, depends_on]
   digest = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:32]
   return _state["folder"] / f"{name}-{digest}"
 

@@ -93,6 +93,15 @@ def test_a_program_of_nothing_known_is_not_kept(folder):
   assert not list(folder.iterdir())
 
 
+def test_nothing_is_kept_without_a_compilation_cache(folder):
+  jax.config.update("jax_enable_compilation_cache", False)
+  try:
+    assert count_traces() == count_traces() == 1
+  finally:
+    jax.config.update("jax_enable_compilation_cache", True)
+  assert not list(folder.iterdir())
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:50] + b"?" + data[51:],
                                     lambda data: b""])
 def test_a_damaged_file_is_written_again(folder, damage):
