@@ -141,8 +141,8 @@ def get_config() -> ConfigDict:
       "loss_term": "",                    # package.module:function of a loss term of your own (docs/extending.md)
       "loss_term_weight": 1.0,            # weight of that term; the weight of the token loss is 1
       "remat": "none",                    # none | layers: recompute a layer's activations in the backward pass
-      "log_every": 20,                    # steps; with alignment, each log costs two extra gradients (for their norms)
-      "eval_every": 130,                  # steps between evaluations on val, each followed by a checkpoint
+      "log_every": 50,                    # steps; with alignment, each log costs two extra gradients (for their norms)
+      "eval_every": 325,                  # steps between evaluations on val, each followed by a checkpoint
       "checkpoint_every": 0,              # steps between additional checkpoints without evaluation; 0: none
       "eval_studies": 200,                # val studies to decode and score per evaluation; 0: all
       "eval_search": "beam",              # decoding during evaluation: beam | mbr, with the fields of decode

@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from input_pipeline import dicom
-from input_pipeline.dicom.fields import ignore_warning, Warn
+from input_pipeline.dicom.errors import ignore_warning, Warn
 from input_pipeline.image_files.files import read_regular
 from input_pipeline.image_files.formats import open_image, ORIENTATION, to_grayscale
 from input_pipeline.image_files.limits import MAX_PIXELS

@@ -14,20 +14,24 @@ import functools
 import itertools
 import re
 import time
+from typing import TYPE_CHECKING
 
 from array_record.python import array_record_module
 from etils import epath
 from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
 import numpy as np
-import tensorflow_datasets as tfds
 
 from input_pipeline import datasets
 from input_pipeline.corrupt_records import CorruptRecordError, CorruptRecordLog
-from input_pipeline.datasets import records
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.progress import ProgressLog
+
+if TYPE_CHECKING:                                   # TensorFlow Datasets takes a second to import
+  from tensorflow_datasets.core import DatasetBuilder
+
+  from input_pipeline.datasets.records import Record
 
 TARGETS = ("findings", "impression", "both")
 # Messages of ArrayRecord for bytes that differ from those written, and of the operating system for a bad sector; the
@@ -50,7 +54,7 @@ class Split:
     substitutes: {corrupt record: the record that replaces it}; images, report and labels are all those of the latter.
   """
 
-  def __init__(self, builder: tfds.core.DatasetBuilder, name: str, target: str, min_words: int = 0,
+  def __init__(self, builder: "DatasetBuilder", name: str, target: str, min_words: int = 0,
                max_corrupt_records: int = 0):
     """Opens the files of a split.
 
@@ -93,10 +97,10 @@ class Split:
   def __len__(self) -> int:
     return len(self._stored_index)
 
-  def __iter__(self) -> Iterator[records.Record]:
+  def __iter__(self) -> Iterator["Record"]:
     return (self[index] for index in range(len(self)))
 
-  def __getitem__(self, index: int) -> records.Record:
+  def __getitem__(self, index: int) -> "Record":
     """Returns record `index`: images as JPEG bytes, all other fields as str or list of str.
 
     Raises:
@@ -107,15 +111,16 @@ class Split:
       raise IndexError(index)
     return self.read([index])[0]
 
-  def read(self, indices: Sequence[int] | np.ndarray) -> list[records.Record]:
+  def read(self, indices: Sequence[int] | np.ndarray) -> list["Record"]:
     """Returns the records `indices` in that order; errors are those of `read_serialized`."""
     return [self._parse(int(index), serialized) for index, serialized in zip(indices, self.read_serialized(indices))]
 
-  def _parse(self, index: int, serialized: bytes) -> records.Record:
+  def _parse(self, index: int, serialized: bytes) -> "Record":
     """Returns a record, or the first one after it that can be parsed, if that is tolerated."""
+    from input_pipeline.datasets.records import Record
     for _ in range(len(self)):
       try:
-        record = records.Record(serialized)
+        record = Record(serialized)
         record.check()
         return record
       except (ValueError, DecodeError) as error:
@@ -200,7 +205,7 @@ class Split:
     """Reads all records and returns the target text of each; `log` receives lines of progress."""
     return [self.get_target(record) for block in self.read_blocks(log) for record in block]
 
-  def read_blocks(self, log: Callable[[str], None] = lambda line: None) -> Iterator[list[records.Record]]:
+  def read_blocks(self, log: Callable[[str], None] = lambda line: None) -> Iterator[list["Record"]]:
     """Yields all records in order, READ_BLOCK at a time; `log` receives lines of progress."""
     progress = ProgressLog(log, f"reading the records of {self.name}", len(self), "records", log_last=False)
     for start in range(0, len(self), READ_BLOCK):
@@ -243,12 +248,12 @@ def dataset_dir(config: ConfigDict) -> epath.Path:
   return epath.Path(datasets.make_builder(config).data_dir)
 
 
-def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+def is_prepared(builder: "DatasetBuilder") -> bool:
   """Returns whether the records are completely built."""
   return (builder.data_path / "dataset_info.json").exists()
 
 
-def count_skipped(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDict) -> dict[str, int]:
+def count_skipped(builder: "DatasetBuilder", split: str, data: ConfigDict) -> dict[str, int]:
   """Returns how many stored records of a split are unused because of `data.target` and `data.min_words`, by reason."""
   if not data.min_words and not (builder.data_path / "words.npz").exists():
     return {}
@@ -259,7 +264,7 @@ def count_skipped(builder: tfds.core.DatasetBuilder, split: str, data: ConfigDic
   return {reason: count for reason, count in counts.items() if count}
 
 
-def load_target_words(builder: tfds.core.DatasetBuilder, split: str, target: str) -> np.ndarray:
+def load_target_words(builder: "DatasetBuilder", split: str, target: str) -> np.ndarray:
   """Returns the number of words in the target of each stored record, int [number of stored records].
 
   Raises:

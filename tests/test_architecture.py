@@ -30,10 +30,12 @@ LAYERS = (
 LEAVES = {"mcsam_jax", "mcsam_jax.errors", "mcsam_jax.findings", "mcsam_jax.retryable", "mcsam_jax.atomic_io",
           "mcsam_jax.hardware", "mcsam_jax.partitioning", "mcsam_jax.progress", "mcsam_jax.files",
           "mcsam_jax.files.home", "mcsam_jax.files.json_text", "mcsam_jax.files.lock", "mcsam_jax.files.outputs",
-          "mcsam_jax.files.untrusted", "mcsam_jax.extensions", "mcsam_jax.extensions.by_name"}
+          "mcsam_jax.files.trace_cache", "mcsam_jax.files.untrusted", "mcsam_jax.extensions",
+          "mcsam_jax.extensions.by_name"}
 LEAF_IMPORTS = {(leaf, "mcsam_jax.errors") for leaf in ("mcsam_jax.retryable", "mcsam_jax.files.home",
                                                         "mcsam_jax.files.json_text", "mcsam_jax.files.lock",
                                                         "mcsam_jax.files.outputs", "mcsam_jax.extensions.by_name")}
+LEAF_IMPORTS |= {("mcsam_jax.files.trace_cache", "mcsam_jax.atomic_io")}
 # The public names, imported at their first use.
 LEAF_IMPORTS |= {("mcsam_jax", module) for module in ("mcsam_jax.api", "mcsam_jax.config", "mcsam_jax.errors",
                                                       "mcsam_jax.evaluation.evaluate", "mcsam_jax.training.train")}

@@ -19,9 +19,24 @@ warning says that it was used.
 Error messages and warnings never quote the file or a library: both may contain personal data from the header.
 """
 
-from input_pipeline.dicom.display import render, RENDERINGS
-from input_pipeline.dicom.fields import DicomError
-from input_pipeline.dicom.header import DicomHeader, read_header
-from input_pipeline.dicom.parse import HEAD_SIZE, is_dicom
+import importlib
+from typing import TYPE_CHECKING
+
+from input_pipeline.dicom.errors import DicomError
+from input_pipeline.dicom.signature import HEAD_SIZE, is_dicom
+
+if TYPE_CHECKING:
+  from input_pipeline.dicom.display import render, RENDERINGS
+  from input_pipeline.dicom.header import DicomHeader, read_header
 
 __all__ = ["DicomError", "DicomHeader", "HEAD_SIZE", "is_dicom", "read_header", "render", "RENDERINGS"]
+
+# Imported when they are first used: pydicom takes most of a second, which other formats don't need.
+_MODULES = {"DicomHeader": "header", "read_header": "header", "render": "display", "RENDERINGS": "display"}
+
+
+def __getattr__(name: str):
+  """Returns a name from the module that defines it, imported now."""
+  if name not in _MODULES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

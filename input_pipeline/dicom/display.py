@@ -7,14 +7,8 @@ import numpy as np
 import pydicom
 from pydicom.pixels.processing import apply_windowing
 
-from input_pipeline.dicom.fields import (
-    DicomError,
-    get_display_number,
-    get_sequence_item,
-    get_text,
-    ignore_warning,
-    Warn,
-)
+from input_pipeline.dicom.errors import DicomError, ignore_warning, Warn
+from input_pipeline.dicom.fields import get_display_number, get_sequence_item, get_text
 from input_pipeline.dicom.lookup_tables import apply_table
 from input_pipeline.dicom.parse import DAMAGE_ERRORS, describe_damage, parse
 from input_pipeline.dicom.pixels import get_photometric, GRAYSCALE, read_stored_values

@@ -1,22 +1,13 @@
 """Values of DICOM fields, from files whose writers didn't follow the standard."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import math
 from typing import Any
 
 import pydicom
 import pydicom.multival
 
-Warn = Callable[[str], None]           # takes a warning: one line without personal data
-
-
-class DicomError(ValueError):
-  """A DICOM file has no image that can be read; the message is one line without personal data."""
-
-
-def ignore_warning(warning: str) -> None:
-  """Does nothing with a warning."""
-  del warning
+from input_pipeline.dicom.errors import DicomError, Warn
 
 
 def get_values(dataset: pydicom.Dataset, keyword: str) -> list:

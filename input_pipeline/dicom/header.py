@@ -3,7 +3,8 @@
 import hashlib
 from typing import BinaryIO, NamedTuple
 
-from input_pipeline.dicom.fields import DicomError, get_sequence_item, get_text
+from input_pipeline.dicom.errors import DicomError
+from input_pipeline.dicom.fields import get_sequence_item, get_text
 from input_pipeline.dicom.parse import DAMAGE_ERRORS, describe_damage, parse
 
 _TAGS: list = ["StudyInstanceUID", "Modality", "ViewPosition", "ViewCodeSequence", "BodyPartExamined", "PatientID",

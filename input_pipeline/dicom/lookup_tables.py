@@ -3,7 +3,8 @@
 import numpy as np
 import pydicom
 
-from input_pipeline.dicom.fields import DicomError, get_values, Warn
+from input_pipeline.dicom.errors import DicomError, Warn
+from input_pipeline.dicom.fields import get_values
 
 
 def apply_table(item: pydicom.Dataset, levels: np.ndarray, dataset: pydicom.Dataset, warn: Warn,

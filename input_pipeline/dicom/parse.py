@@ -1,4 +1,4 @@
-"""Finds out whether a file is DICOM, and parses it, with or without the preamble and the header that belong to one."""
+"""Parses DICOM files, with or without the preamble and the header that belong to one."""
 
 import io
 import logging
@@ -13,37 +13,18 @@ import pydicom.errors
 import pydicom.filereader
 import pydicom.uid
 
-from input_pipeline.dicom.fields import DicomError, get_integer, get_text
+from input_pipeline.dicom.errors import DicomError
+from input_pipeline.dicom.fields import get_integer, get_text
+from input_pipeline.dicom.signature import HEAD_SIZE, META_GROUP
 
-HEAD_SIZE = 132                        # bytes of a file by which `is_dicom` decides
 _MAX_HEADER = 2 ** 25                  # bytes of a deflated file without its pixels
 # Raised by pydicom for files that are truncated or inconsistent.
 DAMAGE_ERRORS = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
                  ValueError, NotImplementedError, AssertionError, struct.error, zlib.error,
                  pydicom.errors.BytesLengthException)
-_VALUE_REPRESENTATIONS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC "
-                                   b"UI UL UN UR US UT UV".split())
-_META_GROUP, _FIRST_GROUP = b"\x02\0", b"\x08\0"
 # Warnings of pydicom quote the contents of the file.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="pydicom")
-
-
-def is_dicom(head: bytes) -> bool:
-  """Returns whether a file is DICOM, by its first HEAD_SIZE bytes.
-
-  A file without the preamble of 128 bytes and the mark after it, as older software writes them, is recognized by its
-  first element: the tag of the lowest group that occurs, a type, and a length that suits that element.
-  """
-  if head[128:132] == b"DICM":
-    return True
-  element, kind = head[2:4], head[4:6]
-  if len(head) < 16 or head[:2] not in (_META_GROUP, _FIRST_GROUP) or element[1:] != b"\0":
-    return False
-  if kind in _VALUE_REPRESENTATIONS:
-    return element[0] <= 0x20
-  # Implicit VR: the length of a group's length, a character set, image type, date or UID.
-  return head[:2] == _FIRST_GROUP and element[0] <= 0x20 and 0 <= int.from_bytes(head[4:8], "little") <= 256
 
 
 def parse(file: BinaryIO, max_pixels: int, **options) -> pydicom.Dataset:
@@ -97,7 +78,7 @@ def _read_meta(file: BinaryIO) -> pydicom.Dataset:
   """Returns the elements of the group 0002 and leaves `file` behind them."""
   start = HEAD_SIZE if file.read(HEAD_SIZE)[128:] == b"DICM" else 0
   file.seek(start)
-  if file.read(2) != _META_GROUP:
+  if file.read(2) != META_GROUP:
     return pydicom.Dataset()
   file.seek(start)
   return pydicom.filereader.read_dataset(file, is_implicit_VR=False, is_little_endian=True,

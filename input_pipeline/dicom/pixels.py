@@ -6,7 +6,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 import pydicom.uid
 
-from input_pipeline.dicom.fields import DicomError, get_integer, get_text, Warn
+from input_pipeline.dicom.errors import DicomError, Warn
+from input_pipeline.dicom.fields import get_integer, get_text
 from input_pipeline.dicom.parse import check_size
 from input_pipeline.image_files import decoder_process
 from input_pipeline.image_files.shades import to_luminance

@@ -15,8 +15,6 @@ import struct
 
 import numpy as np
 import PIL.Image
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import JPEG2000TransferSyntaxes
 
 _LENGTH = struct.Struct("<QQ")         # bytes of header and of payload
 # Plug-ins of pydicom, of which the first that reads the pixels decides. GDCM is last, because damaged files crash it.
@@ -52,6 +50,7 @@ def _receive_bytes(connection: socket.socket, size: int) -> bytearray:
 
 def main() -> None:
   """Decodes until the other side closes the socket."""
+  import pydicom.pixels.decoders.base  # noqa: F401  (before the first job limits memory and processor time)
   signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is handled by the parent process
   resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))   # a dump shows patients
   connection = socket.socket(fileno=0)
@@ -96,6 +95,8 @@ def _limit_memory(memory: int | None) -> None:
 
 def _decode_dicom(job: dict, data: bytes) -> np.ndarray:
   """Decompresses the pixel data of a DICOM file; `options` of the job are those of pydicom's decoder."""
+  from pydicom.pixels.decoders.base import get_decoder  # not at the top: the parent process imports this module, too
+  from pydicom.uid import JPEG2000TransferSyntaxes
   decoder = get_decoder(job["transfer_syntax"])
   failure = ValueError("no plug-in")
   plugins = _JPEG_2000_PLUGINS if job["transfer_syntax"] in JPEG2000TransferSyntaxes else _PLUGINS

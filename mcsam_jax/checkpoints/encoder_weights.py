@@ -8,12 +8,21 @@ import numpy as np
 from mcsam_jax.checkpoints.weights import load_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import describe, is_import_name
+from mcsam_jax.files import trace_cache
 from mcsam_jax.models.visual_encoders.registry import ENCODERS, find_encoder, make_encoder
 
 
 def init_encoder_variables(config: ConfigDict) -> dict:
   """Returns the variables of an untrained encoder, a pure function of config.seed."""
   return jax.jit(make_encoder(config.encoder.name).init)(jax.random.key(config.seed), _blank_image(config))
+
+
+def find_encoder_shapes(config: ConfigDict) -> dict:
+  """Returns the shapes and types of `init_encoder_variables`."""
+  init = lambda: init_encoder_variables(config)
+  if is_import_name(config.encoder.name):                # the user's own code, which may have changed
+    return jax.eval_shape(init)
+  return trace_cache.keep_shapes(init, "encoder-shapes", [config.encoder.name, config.data.image_size])
 
 
 def load_encoder_weights(path: epath.PathLike, config: ConfigDict) -> tuple[dict, dict]:
@@ -27,8 +36,7 @@ def load_encoder_weights(path: epath.PathLike, config: ConfigDict) -> tuple[dict
     UserError: the file is missing or damaged, holds another encoder, or names or shapes differ.
   """
   name = config.encoder.name
-  variables, meta = load_weights(path, jax.eval_shape(lambda: init_encoder_variables(config)),
-                                 find_encoder(name).fit_weights)
+  variables, meta = load_weights(path, find_encoder_shapes(config), find_encoder(name).fit_weights)
   stored = meta.get("architecture")
   if stored in ENCODERS and name in ENCODERS and stored != name:     # same shapes, but other input normalization
     raise UserError(f"{path} holds weights of {stored}, not of encoder.name={name}: set "

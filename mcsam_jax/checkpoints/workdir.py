@@ -20,7 +20,6 @@ import json
 from typing import Any, TYPE_CHECKING
 
 from etils import epath
-import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import text
@@ -30,7 +29,7 @@ from input_pipeline.tokenizer import load_tokenizer, Tokenizer
 from mcsam_jax import config as configs
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.checkpoints import exported
-from mcsam_jax.checkpoints.encoder_weights import check_encoder, init_encoder_variables, load_encoder_weights
+from mcsam_jax.checkpoints.encoder_weights import check_encoder, find_encoder_shapes, load_encoder_weights
 from mcsam_jax.checkpoints.provenance import describe_software
 from mcsam_jax.distributed.bucket_access import check_bucket_private
 from mcsam_jax.errors import printable, UserError
@@ -221,7 +220,7 @@ def _open(path: epath.Path, saved: ConfigDict, overrides: Iterable[str]) -> Work
                     f"expected {list(slots_shape)}: run `mcsam init-memory` again in a new workdir")
   variables, meta = None, {}
   if exported.is_exported(path):
-    variables, meta = exported.load_encoder(path, jax.eval_shape(lambda: init_encoder_variables(config)))
+    variables, meta = exported.load_encoder(path, find_encoder_shapes(config))
   elif (path / "encoder.npz").exists():
     variables, meta = load_encoder_weights(path / "encoder.npz", config)
   inference_overrides = []

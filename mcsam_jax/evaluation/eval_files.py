@@ -26,6 +26,7 @@ from mcsam_jax.files.untrusted import read_json
 from mcsam_jax.inference.generate import GeneratedReport
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels
+from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.nlg import METRICS
 
 
@@ -71,7 +72,7 @@ def write_report_table(path: epath.Path, split: Split, reports: Sequence[Generat
   atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def load_or_find_constants(workdir: Workdir, labeler: Labeler | None, log=print) -> dict:
+def load_or_find_constants(workdir: Workdir, labeler: Labeler | None, log=print, meteor: Meteor | None = None) -> dict:
   """Returns the constant reports, searched on val the first time and read from the workdir afterwards."""
   train, val, config = workdir.open_split("train"), workdir.open_split("val"), workdir.config
   inputs = train.reports, val.reports, workdir.tokenizer, config.data.cleaning, config.tokenizer.max_length
@@ -87,7 +88,7 @@ def load_or_find_constants(workdir: Workdir, labeler: Labeler | None, log=print)
 
   def find_for_metrics() -> dict:
     log("searching the constant report that is best on val, for each metric (once per workdir)")
-    return find_constants(*inputs)
+    return find_constants(*inputs, meteor)
 
   def includes_meteor(constants: dict) -> bool:
     return bool(constants["METEOR"]) or not shutil.which("java")      # Java may have been installed since

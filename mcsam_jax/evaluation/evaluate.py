@@ -4,6 +4,7 @@ Results are written below WORKDIR/eval; `eval_files.py` lists them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 import json
 
 import jax
@@ -31,6 +32,7 @@ from mcsam_jax.explain.memory_usage import compute_memory_slot_usage
 from mcsam_jax.explain.slots import describe_slots
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.html_report.split_page import ReportExplanations, write_split_page
+from mcsam_jax.inference.compilation_cache import enable_compilation_cache
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts, load_pooled_features
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.inference.image_embeddings import make_image_embedder
@@ -41,6 +43,7 @@ from mcsam_jax.metrics.auc import compare_known_and_said
 from mcsam_jax.metrics.bootstrap import resample
 from mcsam_jax.metrics.external.manual_labels import read_manual_labels, score_manual_labels
 from mcsam_jax.metrics.external.own_metrics import add_own_metrics, load_own_metrics
+from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
 
 
@@ -60,6 +63,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     UserError: a workdir has no checkpoint, or not that step; a checkpoint is damaged; the models are incompatible.
     Preempted: SIGTERM or Ctrl-C on any host. Reports that were complete by then are kept in *.unscored.jsonl.
   """
+  if jax.process_count() == 1:
+    enable_compilation_cache()
   workdirs = [open_workdir(path, overrides, multihost.log_on_host0(log)) for path in (workdir, *ensemble)]
   check_compatible(workdirs)
   first = workdirs[0]
@@ -71,7 +76,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
   load_own_metrics(config.eval.metrics)
   if config.eval.manual_labels:
     read_manual_labels(config.eval.manual_labels, split.ids)
-  with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard:
+  with Watchdog(config.train.watchdog_timeout_minutes) as watchdog, PreemptionGuard() as guard, Meteor() as meteor:
     log = watchdog.beat_on_log(multihost.log_on_host0(log))
     features, train_features = (load_features_on_all_hosts(first, each, guard, watchdog, log)
                                 for each in (split, train))
@@ -89,6 +94,8 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
 
       # Generate one report per study, on all hosts together, and store them before anything else can fail.
       checkpoints = "the checkpoint" if len(models) == 1 else f"{len(models)} models, the first"
+      if jax.process_index() == 0:
+        meteor.start()                                # Java loads its tables while the reports are generated
       log(f"generating {len(split)} reports from {checkpoints} at step {model.step}, search {config.decode.search}")
       generate = ReportGenerator([each.model for each in models], config, tokenizer, mesh, config.decode.search,
                                  train.reports)
@@ -116,30 +123,34 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(
           lambda: _score_and_write(workdirs, models, split, reports, model_features, slot_usage, explanations, labeler,
-                                   log),
+                                   meteor, log),
           context=guard.immediate) or {}
 
 
 def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel], split: Split,
                      reports: Sequence[GeneratedReport], model_features: Mapping[str, np.ndarray],
                      slot_usage: dict | None, explanations: ReportExplanations | None, labeler: Labeler | None,
-                     log) -> dict:
+                     meteor: Meteor, log) -> dict:
   """Scores the generated reports of a split and writes all result files to the first workdir; returns the scores."""
   workdir, step = workdirs[0], models[0].step
   config, train = workdir.config, workdir.open_split("train")
   hypotheses, subjects = [report.text for report in reports], list_subjects(split)
 
-  # Scores.
+  # Scores. What phantoms alone have is measured by a thread, because the scores mostly wait for Java.
+  on_phantoms = None
+  if config.data.name == "phantom":
+    on_phantoms = futures.ThreadPoolExecutor(1).submit(_measure_on_phantoms, workdir, split, reports, explanations, log)
   shuffled = shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed)
   scores, study_scores, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses, shuffled_hypotheses=shuffled,
       train_reports=train.reports, model_features=model_features,
       initial_features={"train": load_pooled_features(workdir, train, log),
                         "split": load_pooled_features(workdir, split, log)},
-      constants=load_or_find_constants(workdir, labeler, log), tokenizer=workdir.tokenizer,
+      constants=load_or_find_constants(workdir, labeler, log, meteor), tokenizer=workdir.tokenizer,
       cleaning=config.data.cleaning, max_length=config.tokenizer.max_length, labeler=labeler,
       reference_labels=get_true_labels(labeler, config, split), restricted=config.data.restricted,
-      seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train))
+      seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train),
+      meteor=meteor)
   scores = {"split": split.name, "step": step,
             "models": [{"workdir": model.workdir, "step": model.step} for model in models],
             "seeds": [each.config.seed for each in workdirs], "software": describe_software(),
@@ -163,8 +174,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
     manual, findings = read_manual_labels(config.eval.manual_labels, split.ids)
     scores["manual_labels"] = score_manual_labels(manual, [each for each in findings if each in labeler.findings],
                                                   labeler.label, split.reports, hypotheses, shuffled)
-  if config.data.name == "phantom":
-    scores |= _measure_on_phantoms(workdir, split, reports, explanations, log)
+  if on_phantoms is not None:
+    scores |= on_phantoms.result()
 
   # Files. The scores come last, so that everything else exists once they do.
   scores_path, table_path, html_path = (make_result_path(workdirs, split, step, suffix)

@@ -22,8 +22,6 @@ from mcsam_jax.checkpoints.workdir import open_workdir, Workdir
 from mcsam_jax.config import absolute_path
 from mcsam_jax.errors import UnreadableFile, UserError
 from mcsam_jax.evaluation import report_text
-from mcsam_jax.evaluation.eval_files import find_pointing_game
-from mcsam_jax.explain.user_images import explain_user_images
 from mcsam_jax.files.outputs import check_output
 from mcsam_jax.inference.compilation_cache import enable_compilation_cache
 from mcsam_jax.inference.ood import load_or_fit_detector, OOD_FILE, OODDetector
@@ -107,6 +105,7 @@ def report(workdir: str, paths: Sequence[str], step: int | None = None, override
   explanations = None
   explain_in_json = as_json and work.config.eval.explain
   if predictor is not None and (html or explain_in_json):
+    from mcsam_jax.explain.user_images import explain_user_images  # not at the top, so that a text alone comes sooner
     explanations = explain_user_images(predictor, [result.study for result in results],
                                        [result.report for result in results])
     if explain_in_json:
@@ -169,6 +168,7 @@ def _write_html(path: epath.Path, predictor: Predictor, results: Sequence[Predic
 
   Similar training reports are shown if the training records are on this machine and not restricted.
   """
+  from mcsam_jax.evaluation.eval_files import find_pointing_game
   from mcsam_jax.html_report.page import write_page
   from mcsam_jax.html_report.split_page import get_mention_finder
   from mcsam_jax.labelers.registry import make_labeler

@@ -1,4 +1,4 @@
-"""Keeps compiled programs between processes, so that only the first one waits for the compiler."""
+"""Keeps traced and compiled programs between processes, so that only the first one waits for both."""
 
 import hashlib
 from pathlib import Path
@@ -6,13 +6,15 @@ import platform
 
 import jax
 
+from mcsam_jax.files import trace_cache
 from mcsam_jax.files.home import find_cache_folder
 
 
 def enable_compilation_cache() -> None:
-  """Lets JAX cache compiled programs between calls, unless the user has chosen a place (JAX_COMPILATION_CACHE_DIR).
+  """Keeps traced and compiled programs for later calls, unless the user has chosen a place for the compiled ones.
 
-  The programs contain neither images nor reports. A program compiled for one processor may not run on another one that
+  Where JAX_COMPILATION_CACHE_DIR names that place, JAX keeps compiled programs there, and traced ones aren't kept. The
+  programs contain neither images nor reports. A program compiled for one processor may not run on another one that
   shares the home folder, so each kind of processor has a folder of its own.
   """
   if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,5 +28,7 @@ def enable_compilation_cache() -> None:
   cache_folder = find_cache_folder()
   if cache_folder is None:
     return
-  jax.config.update("jax_compilation_cache_dir", str(cache_folder / "mcsam" / f"xla-{kind}"))
+  folder = cache_folder / "mcsam" / f"xla-{kind}"
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  trace_cache.enable(folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -41,8 +41,8 @@ from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import is_import_name
 from mcsam_jax.files.lock import open_lock_file
-from mcsam_jax.inference.image_encoder import compute_pooled_features, encode_images, encode_records
-from mcsam_jax.models.visual_encoders.registry import make_encoder
+from mcsam_jax.inference.image_encoder import compute_pooled_features, encode_images, encode_records, make_feature_fn
+from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder
 
 VERSION = 3              # increase it when the same inputs would give other features
 BYTES_PER_VALUE = 2      # float16
@@ -106,11 +106,11 @@ def load_or_compute_features(config: ConfigDict, split: Split, encoder: nn.Modul
   Raises:
     UserError: the disk is full, or the folder can't be written.
   """
-  blank = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 1), np.uint8)
-  encode = functools.partial(encode_images, encoder, config)
-  shape = (len(split), config.data.num_views, *jax.eval_shape(encode, variables, blank).shape[1:])
-  # The name of a user's own encoder says nothing about its code, which may have changed since the features were stored.
-  code = jax.jit(encode).lower(variables, blank).as_text() if is_import_name(config.encoder.name) else ""
+  name, image_size, code = config.encoder.name, config.data.image_size, ""
+  shape = (len(split), config.data.num_views, *find_encoder(name).feature_shape(image_size))
+  if is_import_name(name):       # the name says nothing about the code, which may have changed since they were stored
+    blank = jax.ShapeDtypeStruct((1, image_size, image_size, 1), np.uint8)
+    code = jax.jit(functools.partial(encode_images, encoder, config)).lower(variables, blank).as_text()
   path = _make_folder_name(config, split, variables, code) / f"{split.name}.npy"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDi
       file.seek(0)
       file.write(header)
     first_slot = (file.seek(0, os.SEEK_END) - len(header)) // slot_bytes
-    encode = lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16")
+    encode = make_feature_fn(encoder, config, jax.local_device_count())
     batches = encode_records(config, split, range(len(split)), shape[1], encode, variables,
                              f"features of {path.stem}", log, first_slot)
     for slots, features in batches:

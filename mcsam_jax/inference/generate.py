@@ -18,11 +18,16 @@ from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.decoding.beam_search import NO_HYPOTHESIS
 from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.errors import UserError
+from mcsam_jax.extensions.by_name import is_import_name
+from mcsam_jax.files.trace_cache import keep_program, register_results
 from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.inference.search import Candidates, embed_reports, make_search_fn, uses_retrieval
 from mcsam_jax.inference.token_log_probs import make_token_log_probs_fn
+from mcsam_jax.models.layers import KeysValues
 from mcsam_jax.models.mcsam import DecodeConstants, MCSAM
+
+register_results(Candidates, DecodeConstants, KeysValues)
 
 
 @dataclasses.dataclass
@@ -75,9 +80,14 @@ class ReportGenerator:
     if search == "mbr":
       from mcsam_jax.inference.mbr_utility import MbrUtility  # not at the top: imports scipy and the labelers
       self._utility = MbrUtility(config, tokenizer, train_reports)
-    self._make_constants = jax.jit(Ensemble(models).make_decode_constants, out_shardings=replicated(mesh))
-    self._search_fn = jax.jit(make_search_fn(models, config, tokenizer, search, num_return),
-                              out_shardings=replicated(mesh))
+    depends_on = None
+    if len(models) == 1 and mesh.size == 1 and not is_import_name(config.encoder.name):
+      depends_on = [models[0].config.to_json(), config.to_json(), tokenizer.vocab_size, tokenizer.bos_id,
+                    tokenizer.eos_id, tokenizer.pad_id, search, num_return]
+    self._make_constants = keep_program(Ensemble(models).make_decode_constants, "decode-constants", depends_on,
+                                        out_shardings=replicated(mesh))
+    self._search_fn = keep_program(make_search_fn(models, config, tokenizer, search, num_return), f"search-{search}",
+                                   depends_on, out_shardings=replicated(mesh))
     self._num_return, self._token_log_probs_fn = num_return, None
     if with_token_log_probs:
       model, = models

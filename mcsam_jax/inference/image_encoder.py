@@ -4,6 +4,7 @@ Shapes: n records, V views, P patches per view, C channels, M images, S image si
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -12,6 +13,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.splits import Split
+from mcsam_jax.extensions.by_name import is_import_name
+from mcsam_jax.files.trace_cache import keep_program
 from mcsam_jax.models.inputs import normalize_images
 from mcsam_jax.models.visual_encoders.registry import find_encoder
 from mcsam_jax.progress import ProgressLog
@@ -31,11 +34,20 @@ def encode_images(encoder: nn.Module, config: ConfigDict, variables: dict, pixel
   return features.reshape(features.shape[0], -1, features.shape[-1])
 
 
+def make_feature_fn(encoder: nn.Module, config: ConfigDict, num_devices: int) -> Callable[[dict, Any], jax.Array]:
+  """Returns the jitted `encode_images` of (variables, pixels), whose features are float16, as they are stored."""
+  depends_on = None
+  if num_devices == 1 and not is_import_name(config.encoder.name):
+    depends_on = [config.encoder.name, config.data.image_size]
+  encode = lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16")
+  return keep_program(encode, "encode-images", depends_on)
+
+
 def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module, variables: dict,
                             log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [n, C]: the features of each study's first view, averaged over the patches; 0 without images."""
   pooled = np.zeros((len(split), find_encoder(config.encoder.name).channels), np.float32)
-  pool = lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1)
+  pool = jax.jit(lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1))
   for slots, batch in encode_records(config, split, range(len(split)), 1, pool, variables, "pooled features", log):
     pooled[slots] = batch
   return pooled
@@ -44,7 +56,7 @@ def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module
 def compute_pooled_views(config: ConfigDict, split: Split, records: Sequence[int], encoder: nn.Module,
                          variables: dict, log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [M, C]: the features of each view of `records` that the model sees, averaged over the patches."""
-  pool = lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1)
+  pool = jax.jit(lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1))
   return np.concatenate([batch for _, batch in encode_records(
       config, split, records, config.data.num_views, pool, variables, "pooled features", log)])
 
@@ -60,7 +72,7 @@ def encode_records(config: ConfigDict, split: Split, records: Sequence[int], num
     split: the records.
     records: which of them to encode.
     num_views: images per record, at most.
-    encode: function (variables, uint8 [M, S, S, 1]) -> [M, ...], jitted here.
+    encode: jitted function (variables, uint8 [M, S, S, 1]) -> [M, ...].
     label: name of the task in lines of progress.
     log: receives these lines.
     first_slot: earlier images are skipped.
@@ -70,7 +82,6 @@ def encode_records(config: ConfigDict, split: Split, records: Sequence[int], num
   mesh = Mesh(devices, ("images",))
   shard_images = NamedSharding(mesh, PartitionSpec("images"))
   variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-  encode = jax.jit(encode)
   size = BATCH_SIZE * devices.size
   done, num_images = first_slot // num_views, 0
   progress = ProgressLog(log, label, len(records), "studies", "images", done=done)

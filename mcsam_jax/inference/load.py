@@ -16,6 +16,8 @@ from mcsam_jax.checkpoints.weights import hash_weights
 from mcsam_jax.checkpoints.workdir import RUNTIME_FIELDS, Workdir
 from mcsam_jax.distributed.mesh import state_shardings
 from mcsam_jax.errors import UserError
+from mcsam_jax.extensions.by_name import is_import_name
+from mcsam_jax.files import trace_cache
 from mcsam_jax.models.initialize import init_checkpoint_variables, make_model
 from mcsam_jax.models.mcsam import MCSAM
 from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
@@ -53,7 +55,11 @@ def load_model(workdir: Workdir, mesh: Mesh, step: int | None = None,
   config, tokenizer = workdir.config, workdir.tokenizer
   model = make_model(config, tokenizer.vocab_size, workdir.patch_grid)
   sample_batch = empty_batch(config, 1, frozen_feature_shape(config))
-  abstract = jax.eval_shape(functools.partial(init_checkpoint_variables, model, config, sample_batch))
+  init = functools.partial(init_checkpoint_variables, model, config, sample_batch)
+  if is_import_name(config.encoder.name):            # the user's own code, which may have changed
+    abstract = jax.eval_shape(init)
+  else:
+    abstract = trace_cache.keep_shapes(init, "model-shapes", [config.to_json(), tokenizer.vocab_size])
   if exported.is_exported(workdir.path):
     arrays, step = exported.load_variables(workdir.path, {name: tree for name, tree in abstract.items() if tree}, step)
     return LoadedModel(str(workdir.path), model, jax.device_put(arrays, state_shardings(mesh, abstract)), step)

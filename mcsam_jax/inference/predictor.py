@@ -22,7 +22,7 @@ from mcsam_jax.distributed.mesh import decode_batch_size, make_mesh
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
-from mcsam_jax.inference.image_encoder import encode_images
+from mcsam_jax.inference.image_encoder import make_feature_fn
 from mcsam_jax.inference.load import load_model
 from mcsam_jax.inference.ood import load_initial_encoder, OODDetector
 
@@ -86,8 +86,7 @@ class Predictor:
                           "come from beam search instead")
     if config.encoder.frozen or ood_detector:
       encoder, self._encoder_variables = load_initial_encoder(workdir)
-      self._encode = jax.jit(
-          lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16"))
+      self._encode = make_feature_fn(encoder, config, self.mesh.size)
     with jax.set_mesh(self.mesh):
       self.loaded = load_model(workdir, self.mesh, step, log)
     self._generate = self.make_generator(config, self.search, num_return, train_reports=self.train_reports)

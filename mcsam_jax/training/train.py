@@ -40,6 +40,7 @@ from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.extensions.by_name import is_import_name, load_by_name
+from mcsam_jax.inference.compilation_cache import enable_compilation_cache
 from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
 from mcsam_jax.labelers.registry import load_finding_labels
 from mcsam_jax.models.findings_head import compute_positive_weights
@@ -69,6 +70,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     console = on_exit.enter_context(ConsoleLog(log))
     watchdog = on_exit.enter_context(Watchdog(config.train.watchdog_timeout_minutes))
     log = watchdog.beat_on_log(multihost.log_on_host0(console))
+    if jax.process_count() == 1:                          # the launcher of a pod names a folder for all hosts
+      enable_compilation_cache()
     mesh = make_mesh(config)
     check_train_batch_size(config, mesh.shape)
     check_best_metric(config)

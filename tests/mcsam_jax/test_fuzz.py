@@ -22,8 +22,8 @@ from input_pipeline.tokenizer import load_tokenizer, SentencePieceTokenizer
 from input_pipeline.wordpiece import read_vocabulary
 from mcsam_jax import config as configs
 from mcsam_jax.checkpoints import manifest
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import load_weights
-from mcsam_jax.checkpoints.workdir import init_encoder_variables
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.evaluation.eval_files import _read_constants
 from mcsam_jax.inference.ood import _load_detector

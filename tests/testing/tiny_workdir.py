@@ -10,8 +10,9 @@ from input_pipeline.builder.prepare import prepare
 from input_pipeline.pipeline import eval_batches
 from input_pipeline.splits import Split
 from mcsam_jax.checkpoints.checkpoint import Checkpoints
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.workdir import create_workdir, init_encoder_variables, Workdir
+from mcsam_jax.checkpoints.workdir import create_workdir, Workdir
 from mcsam_jax.distributed.mesh import make_mesh
 from mcsam_jax.inference.feature_cache import load_split_features
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from input_pipeline.tokenizer import load_tokenizer
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import load_weights
-from mcsam_jax.checkpoints.workdir import init_encoder_variables, open_workdir
+from mcsam_jax.checkpoints.workdir import open_workdir
 from mcsam_jax.config import read_config
 from mcsam_jax.errors import UserError
 from mcsam_jax.memory_init.initial_memory import load_initial_memory

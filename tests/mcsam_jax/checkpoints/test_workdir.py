@@ -8,6 +8,7 @@ import pytest
 
 from input_pipeline.tokenizer import build_tokenizer
 from mcsam_jax.checkpoints import workdir as workdirs
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import save_weights
 from mcsam_jax.config import read_config, VERSION_KEY
 from mcsam_jax.errors import UserError
@@ -100,7 +101,7 @@ def test_a_workdir_of_version_0_1_is_refused_at_every_start(tmp_path):
 def test_another_tokenizer_or_encoder_in_the_folder_is_not_replaced(tmp_path):
   weights = tmp_path / "weights.npz"
   config = tiny(encoder__weights=str(weights))
-  save_weights(weights, workdirs.init_encoder_variables(config), {"pretraining_data": "none"})
+  save_weights(weights, init_encoder_variables(config), {"pretraining_data": "none"})
   for name, content in (("encoder.npz", b"somebody's"), ("tokenizer/tokenizer.json", b"somebody's")):
     path = tmp_path / name.replace("/", "-") / name
     path.parent.mkdir(parents=True)

@@ -6,8 +6,8 @@ from etils import epath
 import numpy as np
 
 from input_pipeline.tokenizer import WordTokenizer
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
 from mcsam_jax.checkpoints.weights import save_weights
-from mcsam_jax.checkpoints.workdir import init_encoder_variables
 from mcsam_jax.config import save_config
 from mcsam_jax.memory_init.initial_memory import InitialMemory, NUM_NEAREST, save_initial_memory
 from tests.testing.tiny import make_config, NETWORK, PHANTOMS
