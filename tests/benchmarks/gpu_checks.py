@@ -195,11 +195,11 @@ def measure_generate(tiny: bool) -> dict:
   from tests.benchmarks.decode_peers import make_transformers_decoder
   if not tiny and not torch.cuda.is_available():
     raise LeftOut(f"torch {torch.__version__} sees no CUDA device")
-  device, tokens = ("cuda", 100) if torch.cuda.is_available() else ("cpu", 100)
+  device, dtype, tokens = ("cuda", "bfloat16", 100) if torch.cuda.is_available() else ("cpu", "float32", 100)
   results = {"torch": torch.__version__, "transformers": importlib.metadata.version("transformers"), "device": device,
-             "compute_dtype": "bfloat16", "beams": 3, "tokens": tokens, "runs": []}
+             "compute_dtype": dtype, "beams": 3, "tokens": tokens, "runs": []}
   for studies in (1,) if tiny else (8, 64):
-    run, seconds = make_transformers_decoder(studies, 2, device, "bfloat16", 20 if tiny else VOCAB_SIZE), []
+    run, seconds = make_transformers_decoder(studies, 2, device, dtype, 20 if tiny else VOCAB_SIZE), []
     for _ in range(1 if tiny else 7):
       start = time.perf_counter()
       run()
