@@ -94,7 +94,7 @@ def add_products(sums: list[jax.Array], image: jax.Array, gradient: jax.Array, s
   return lax.scan(add_rows, sums, rows_per_pass * jnp.arange(num_passes))[0]
 
 
-def input_gradient(gradient: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
+def input_gradient(gradient: jax.Array, kernel: jax.Array, size: tuple[int, ...], stride: int) -> jax.Array:
   """Returns the gradient of one image [h, w, C] from that of its output [r, c, C].
 
   Input positions with the same remainder by the stride take part in the same entries of the kernel: each such set is a
