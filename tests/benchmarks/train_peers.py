@@ -13,6 +13,7 @@ Compilation and first calls are not counted. PyTorch runs without `torch.compile
 
 import argparse
 from collections.abc import Callable
+import importlib
 import json
 import math
 import multiprocessing
@@ -150,8 +151,8 @@ def make_resnet50():
   import torch
   # A torchvision built for another PyTorch lacks its compiled operators, which a ResNet doesn't use.
   torch.library.register_fake = lambda *_, **__: lambda function: function
-  import torchvision
-  return torch.nn.Sequential(*list(torchvision.models.resnet50().children())[:-2])
+  models = importlib.import_module("torchvision.models")      # no extra installs it: see the top of this file
+  return torch.nn.Sequential(*list(models.resnet50().children())[:-2])
 
 
 def serve_timings(make_step: Callable, arguments: tuple, pipe) -> None:
