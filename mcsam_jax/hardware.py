@@ -62,7 +62,7 @@ _KINDS = (
     ("tpu v3", "v3"), ("tpu v4", "v4"), ("tpu v5 lite", "v5e"), ("tpu v5e", "v5e"), ("tpu v5", "v5p"),
     ("tpu v6 lite", "v6e"), ("tpu v6e", "v6e"), ("tpu7x", "tpu7x"), ("tpu v7x", "tpu7x"),
     ("a100-sxm4-40gb", "A100-40GB"), ("a100-pcie-40gb", "A100-40GB"), ("a100", "A100-80GB"),
-    ("h100 pcie", "H100-PCIe"), ("h100", "H100-SXM"),
+    ("h200", "H200-SXM"), ("h100 pcie", "H100-PCIe"), ("h100", "H100-SXM"),
 )
 
 
