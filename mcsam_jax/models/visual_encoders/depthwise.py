@@ -19,18 +19,27 @@ MAX_UNROLLED_ROWS = 8      # output rows per pass of the kernel's gradient: more
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Returns the depthwise convolution [M, r, c, C] of x [M, h, w, C] with a kernel [k, k, 1, C]."""
-  if jax.default_backend() != "cpu":
-    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                    feature_group_count=x.shape[-1])
   mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return conv_by_image(x, kernel, stride)
   # A loop over images that are split over devices would gather them all on every device.
-  return conv_by_image(x, kernel, stride) if mesh.empty or mesh.size == 1 else shifted_sum(x, kernel, stride)
+  return lax.platform_dependent(x, kernel, cpu=lambda x, kernel: shifted_sum(x, kernel, stride),
+                                default=lambda x, kernel: grouped_conv(x, kernel, stride))
+
+
+def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Returns the same as `depthwise_conv`, by XLA's convolution."""
+  return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                                  feature_group_count=x.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv_by_image(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Returns the same as `depthwise_conv`, by loops over the images, forward and backward."""
-  return lax.map(lambda image: shifted_sum(image[None], kernel, stride)[0], x)
+  """Returns the same as `depthwise_conv`, on a CPU by loops over the images, forward and backward."""
+  def loop(x, kernel):
+    return lax.map(lambda image: shifted_sum(image[None], kernel, stride)[0], x)
+
+  return lax.platform_dependent(x, kernel, cpu=loop, default=lambda x, kernel: grouped_conv(x, kernel, stride))
 
 
 def shifted_sum(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -51,6 +60,13 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, t
 
 def _backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, kernel = saved
+  return lax.platform_dependent(
+      x, kernel, gradient, cpu=lambda x, kernel, gradient: _gradients_by_image(x, kernel, gradient, stride),
+      default=lambda x, kernel, gradient: jax.vjp(lambda *args: grouped_conv(*args, stride), x, kernel)[1](gradient))
+
+
+def _gradients_by_image(x: jax.Array, kernel: jax.Array, gradient: jax.Array,
+                        stride: int) -> tuple[jax.Array, jax.Array]:
   size, columns, dtype = len(kernel), gradient.shape[2], jnp.promote_types(x.dtype, jnp.float32)
 
   def add_image(sums: list[jax.Array], pair: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], jax.Array]:
