@@ -59,13 +59,14 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, t
 
 
 def _backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, kernel = saved
-  return lax.platform_dependent(
-      x, kernel, gradient, cpu=lambda x, kernel, gradient: _gradients_by_image(x, kernel, gradient, stride),
-      default=lambda x, kernel, gradient: jax.vjp(lambda *args: grouped_conv(*args, stride), x, kernel)[1](gradient))
+  def derive(x, kernel, gradient):
+    return jax.vjp(lambda x, kernel: grouped_conv(x, kernel, stride), x, kernel)[1](gradient)
+
+  return lax.platform_dependent(*saved, gradient, cpu=functools.partial(_gradients_by_image, stride=stride),
+                                default=derive)
 
 
-def _gradients_by_image(x: jax.Array, kernel: jax.Array, gradient: jax.Array,
+def _gradients_by_image(x: jax.Array, kernel: jax.Array, gradient: jax.Array, *,
                         stride: int) -> tuple[jax.Array, jax.Array]:
   size, columns, dtype = len(kernel), gradient.shape[2], jnp.promote_types(x.dtype, jnp.float32)
 
