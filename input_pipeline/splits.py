@@ -77,8 +77,7 @@ class Split:
       files = list(zip(info.filepaths, info.shard_lengths, strict=True))
     except (ValueError, TypeError, LookupError):                # TFDS makes the names from a template in its metadata
       files = []
-    folder = epath.Path(builder.data_dir)
-    if not files or any("\0" in str(path) or epath.Path(path).parent != folder for path, _ in files):
+    if not files or any("\0" in str(path) or path.parent != builder.data_path for path, _ in files):
       raise UserError(f"{builder.data_path / 'dataset_info.json'} is damaged, it names no files of split {name}: "
                       "delete its folder and run `mcsam prepare`")
     self._readers = [_open_reader(path, expected, builder.data_dir) for path, expected in files]
