@@ -116,5 +116,9 @@ def share_meteor(request, idle_meteor):
 
 
 def pytest_collection_modifyitems(items):
-  """Starts with the file that takes longest, so that no process is left with it alone at the end."""
-  items.sort(key=lambda item: item.path.name != "test_train.py")
+  """Starts with the files that take longest, those with whole runs, so that no process is left with one at the end."""
+  def order(item):
+    if item.path.name == "test_train.py":
+      return 0
+    return 1 if {"training", "distributed", "checkpoints"} & set(item.path.parts) else 2
+  items.sort(key=order)

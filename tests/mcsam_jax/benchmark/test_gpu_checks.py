@@ -23,10 +23,9 @@ def run_script(*arguments):
 
 
 def test_script_prints_json_and_leaves_out_what_has_no_time():
-  status, results = run_script("--parts", "machine", "parity", "--seconds", "60")
+  status, results = run_script("--parts", "machine", "--seconds", "60")
   assert status == 0 and results["machine"]["platform"] == "cpu" and results["failed"] == []
-  assert results["parity"]["passed"] and results["parity"]["small"]["equal_reports"] > 0
-  _, results = run_script("--parts", "train", "--seconds", "5")
+  _, results = run_script("--parts", "train", "--seconds", "2")
   assert "left_out" in results["train"]
 
 
@@ -75,4 +74,5 @@ def test_whole_script_on_a_cpu():
   status, results = run_script("--seconds", "900")
   assert status == 0 and list(results) == [*gpu_checks.PARTS, "failed"]
   assert all("error" not in results[part] for part in gpu_checks.PARTS)
+  assert results["parity"]["passed"] and results["parity"]["small"]["equal_reports"] > 0
   assert results["train"]["memory_share"] and results["decode"]["memory_share"]

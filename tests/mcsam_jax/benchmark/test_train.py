@@ -14,7 +14,8 @@ SIZES = {"data.image_size": 32, "encoder.name": "resnet_tiny", "tokenizer.max_le
 
 
 def test_whole_step_with_cached_features():
-  config = make_config(NETWORK, SIZES, encoder__frozen=True, train__batch_size=3)
+  config = make_config(NETWORK, SIZES, encoder__frozen=True, train__batch_size=3, model__use_memory=False,
+                       model__use_alignment=False)
   figures = benchmark_train(config, 20, repeats=2, by_part=False)
   assert figures["cached_features"] and figures["batch_size"] == 3 and "parts" not in figures
   assert len(figures["all_seconds"]) == 2 and figures["seconds"] > 0
