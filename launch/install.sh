@@ -12,9 +12,7 @@ install() {
   if [ ! -e "$stamp" ]; then
     [ -x .venv/bin/python ] || { echo "Creating a virtual environment in .venv"; "$python" -m venv .venv; }
     echo "Installing mcsam-jax[$extra] and its dependencies; takes about a minute the first time"
-    # Modules are compiled when they are first imported: most of those that are installed never are.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c launch/constraints.txt \
-      -e ".[$extra]"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e ".[$extra]"
     touch "$stamp"
   fi
   export PATH="$PWD/.venv/bin:$PATH" VIRTUAL_ENV="$PWD/.venv"
