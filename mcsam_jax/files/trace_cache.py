@@ -151,4 +151,4 @@ def _digest_sources() -> str:
   return digest.hexdigest()
 
 
-_SOURCE_DIGEST = _digest_sources()                        # of the code that this process runs
+_SOURCE_DIGEST = _digest_sources()                        # taken when this process imports its code

@@ -11,10 +11,10 @@ with 3 beams in float32. Compilation and first calls are not counted.
 import argparse
 from collections.abc import Callable
 import json
-import multiprocessing
 import os
 import statistics
-import time
+
+from mcsam_jax.benchmark.alternate import time_alternately
 
 CONFIG = "mimic_cxr"
 DECODER_SIZE = {"layers": 3, "width": 512, "feedforward": 512, "heads": 8}
@@ -67,38 +67,14 @@ def make_transformers_decoder(num_studies: int, num_views: int, device: str = "c
   return decode
 
 
-def serve_timings(make_decoder: Callable, arguments: tuple, pipe) -> None:
-  """Sends "ready" after the first call, then the seconds of one call for each True received; stops at False."""
-  decode = make_decoder(*arguments)
-  pipe.send("ready")
-  while pipe.recv():
-    start = time.perf_counter()
-    decode()
-    pipe.send(time.perf_counter() - start)
-
-
 def compare(num_studies: int, num_views: int, repeats: int) -> dict[str, list[float]]:
   """Returns the seconds of each contestant's calls; the contestants are called alternately."""
   contestants: dict[str, tuple[Callable, tuple]] = {
       "transformers generate": (make_transformers_decoder, (num_studies, num_views)),
       "mcsam, word": (make_mcsam_decoder, ("word", num_studies, num_views)),
       "mcsam, word_position": (make_mcsam_decoder, ("word_position", num_studies, num_views))}
-  context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
-  for name, (make_decoder, arguments) in contestants.items():
-    pipes[name], child_pipe = context.Pipe()
-    processes.append(context.Process(target=serve_timings, args=(make_decoder, arguments, child_pipe), daemon=True))
-    processes[-1].start()
-    child_pipe.close()
-    pipes[name].recv()                                  # waits, so that only one process at a time is busy
-  seconds = {name: [] for name in contestants}
-  for _ in range(repeats):
-    for name, pipe in pipes.items():
-      pipe.send(True)
-      seconds[name].append(pipe.recv())
-  for pipe, process in zip(pipes.values(), processes):
-    pipe.send(False)
-    process.join()
-  return seconds
+  rounds = list(time_alternately(contestants, repeats))
+  return {name: [seconds[name] for seconds in rounds] for name in contestants}
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
-import time
+
+from mcsam_jax.benchmark.alternate import time_alternately
 
 VOCAB_SIZE, NUM_TOKENS, PATCHES, CHANNELS = 4347, 100, 49, 2048
 
@@ -155,36 +155,15 @@ def make_resnet50():
   return torch.nn.Sequential(*list(models.resnet50().children())[:-2])
 
 
-def serve_timings(make_step: Callable, arguments: tuple, pipe) -> None:
-  """Sends "ready" after the first call, then the seconds of one call for each True received; stops at False."""
-  step = make_step(*arguments)
-  pipe.send("ready")
-  while pipe.recv():
-    start = time.perf_counter()
-    step()
-    pipe.send(time.perf_counter() - start)
-
-
 def compare(encoder: str, num_studies: int, repeats: int) -> dict[str, list[float]]:
   """Returns the seconds of each contestant's steps; the contestants are called alternately."""
-  context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
-  for name, make_step in (("PyTorch", make_pytorch_step), ("MCSAM", make_mcsam_step)):
-    pipes[name], child_pipe = context.Pipe()
-    processes.append(context.Process(target=serve_timings, args=(make_step, (encoder, num_studies), child_pipe),
-                                     daemon=True))
-    processes[-1].start()
-    child_pipe.close()
-    pipes[name].recv()                                # waits, so that only one process at a time is busy
-  seconds = {name: [] for name in pipes}
-  for _ in range(repeats):
-    for name, pipe in pipes.items():
-      pipe.send(True)
-      seconds[name].append(pipe.recv())
-    print("  ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()), file=sys.stderr, flush=True)
-  for pipe, process in zip(pipes.values(), processes):
-    pipe.send(False)
-    process.join()
-  return seconds
+  contestants = {name: (make_step, (encoder, num_studies))
+                 for name, make_step in (("PyTorch", make_pytorch_step), ("MCSAM", make_mcsam_step))}
+  rounds = []
+  for seconds in time_alternately(contestants, repeats):
+    rounds.append(seconds)
+    print("  ".join(f"{name} {value:.3f} s" for name, value in seconds.items()), file=sys.stderr, flush=True)
+  return {name: [seconds[name] for seconds in rounds] for name in contestants}
 
 
 def main() -> None:

@@ -221,7 +221,7 @@ def test_program_that_does_not_fit_exits_with_status_3(libtpu, capsys):
 def test_figures_per_token_count_reports_not_beams():
   config = load_config("mimic_cxr", ["--config.tokenizer.max_length=50", "--config.decode.beam_size=3"])
   topology = topology_module.Topology("v5e:2x2", 1, (None,) * 4, CHIPS["v5e"])
-  costs = types.SimpleNamespace(hbm_bytes=8e6)                     # of a chip that writes 2 reports: 100 tokens
+  costs = types.SimpleNamespace(hbm_bytes=8e6)                     # per chip, for 2 reports of 50 tokens
   tokens = precompile_module._describe_tokens(config, costs, topology, batch=8, roof_seconds=0.01,
                                               estimated_seconds=0.04)
   assert tokens == {"per_report": 50, "hbm_bytes_per_token": 8e4, "per_second_per_chip": 1e4,
