@@ -28,6 +28,7 @@ from input_pipeline.builder.shards import (
     make_file_template,
     plan_shards,
     read_stats,
+    remove_leftovers,
     Shard,
     ShardStats,
     stats_path,
@@ -79,6 +80,7 @@ def build(config: ConfigDict, log: Callable[[str], None] = print) -> None:
           raise UserError(_describe_corrupt_record(stats.corrupt_records[0], num_corrupt, config))
     all_stats = {shard: read_stats(folder, shard) for shard in shards}
     _write_metadata(builder, plan, all_stats, folder, final)
+    remove_leftovers(folder)            # a worker of an interrupted build may have lived until this one had started
     _move_to_final(folder, final, [stats_path(final, shard) for shard in shards])
 
 

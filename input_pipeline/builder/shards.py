@@ -32,6 +32,7 @@ from mcsam_jax.errors import printable, UnreadableFile, UserError
 _OWN_FILE = re.compile(r"(plan/)?\w+-\d{5}-of-\d{5}\.json|plan/digest|\w+-\w+\.array_record-\d{5}-of-\d{5}(\.part-.+)?|"
                        r"(words\.npz|corrupt_records\.jsonl|build\.json|dataset_info\.json|features\.json)|"
                        r"(plan/)?\..+\.unfinished")
+_LEFTOVER = re.compile(r".+\.array_record-\d{5}-of-\d{5}\.part-\d+|\.(\w+-\d{5}-of-\d{5}\.json|digest)\..+\.unfinished")
 SHARD_SIZE = 512               # entries: about 20 MB at 256 px, about one minute of a worker that reads DICOM originals
 
 
@@ -100,9 +101,16 @@ def plan_shards(plan: records.BuildPlan, folder: epath.Path) -> list[Shard]:
     if not path.exists() or path.read_bytes() != content.encode():
       atomic_write(path, content)
   atomic_write(digest_path, digest)
-  for path in folder.glob("*.part-*"):              # left by processes that were killed
-    path.unlink()
+  remove_leftovers(folder)
   return shards
+
+
+def remove_leftovers(folder: epath.Path) -> None:
+  """Deletes what processes that were killed have left in the folder of a build: files that they hadn't finished."""
+  for directory in (folder, folder / "plan"):
+    for path in directory.iterdir():
+      if _LEFTOVER.fullmatch(path.name):
+        path.unlink(missing_ok=True)
 
 
 def _check_only_own_files(folder: epath.Path) -> None:

@@ -141,6 +141,24 @@ def test_resuming_writes_only_missing_shards(tmp_path, monkeypatch):
   assert splits.is_prepared(datasets.make_builder(config))
 
 
+def test_files_that_killed_processes_left_are_deleted_and_others_stay(tmp_path, monkeypatch):
+  config = make_config(tmp_path)
+  with monkeypatch.context() as patched:
+    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+  final = pathlib.Path(datasets.make_builder(config).data_dir)
+  folder = final.parent / f"{final.name}.unfinished"
+  record_file = next(folder.glob("*.array_record-*")).name
+  leftovers = [f"{record_file}.part-123", ".val-00000-of-00002.json.host-123.unfinished",
+               "plan/.val-00000-of-00002.json.host-123.unfinished", "plan/.digest.host-123.unfinished"]
+  for name in [*leftovers, "notes.json.unfinished"]:
+    (folder / name).write_bytes(b"")
+  build.build(config, lambda line: None)
+  names = {path.name for path in final.rglob("*")}
+  assert not names & {pathlib.Path(name).name for name in leftovers} and {record_file, "notes.json.unfinished"} <= names
+
+
 def test_build_stopped_before_its_metadata_writes_no_shard_again(tmp_path, monkeypatch):
   config = make_config(tmp_path)
   with monkeypatch.context() as patched:
