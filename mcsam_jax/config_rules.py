@@ -106,7 +106,8 @@ def _check_single_fields(values: Mapping[str, Any]) -> None:
       (BELOW_ONE, lambda value: 0 <= value < 1, "at least 0 and below 1"),
       (ABOVE_ZERO, lambda value: value > 0, "above 0"),
       (("data.max_image_pixels",), lambda value: 1 <= value <= 178_956_970, "from 1 to 178956970, Pillow's own limit"),
-      (("decode.retrieval_weight", "decode.utility.head_weight"), lambda value: 0 <= value <= 1, "from 0 to 1"),
+      (("decode.retrieval_weight", "decode.utility.head_weight", "decode.utility.overlap_recall"),
+       lambda value: 0 <= value <= 1, "from 0 to 1"),
       (("decode.top_p",), lambda value: 0 < value <= 1, "above 0 and at most 1")):
     for field in fields:
       if not is_valid(values[field]):

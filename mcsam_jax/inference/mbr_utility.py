@@ -49,7 +49,8 @@ class MbrUtility:
     self._decode, self._utility, self._tokenizer = config.decode, config.decode.utility, tokenizer
     self.cleaned_train_reports = [tokenizer.clean(report) for report in train_reports]
     self._corpus = CiderCorpus((report.split() for report in self.cleaned_train_reports), min_documents=2,
-                               cider_weight=self._utility.cider, overlap_weight=self._utility.ngram_overlap)
+                               cider_weight=self._utility.cider, overlap_weight=self._utility.ngram_overlap,
+                               overlap_recall=self._utility.overlap_recall)
     self._findings_reader = _FindingsReader(config, self.cleaned_train_reports) if self._utility.findings else None
 
   def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None,

@@ -8,8 +8,7 @@ numbers agree with pycocoevalcap.
   CiderCorpus  many hypotheses against many references at once, for the best constant report and for minimum Bayes risk
                decoding
 
-Shapes: K reports, R reports of the corpus, G columns of the corpus (occurrences of n-grams), E
-entries.
+Shapes: K reports, R reports of the corpus, G columns of the corpus (occurrences of n-grams), E entries.
 """
 
 import array
@@ -100,23 +99,24 @@ class ReportVectors(NamedTuple):
   """Sparse vectors [K, G] of reports; the product of two of them, summed over the columns, is a similarity."""
   hypotheses: sparse.csr_array     # for CIDEr-D
   references: sparse.csr_array     # for CIDEr-D
-  occurrences: sparse.csr_array    # for the overlap
+  matches: sparse.csr_array        # for the overlap, as hypotheses
+  occurrences: sparse.csr_array    # for the overlap, as references
 
 
 class CiderCorpus:
   """CIDEr-D of reports against a corpus, whose document frequencies weight the n-grams.
 
   Similarities are CIDEr-D divided by 10, hence between 0 and 1, or a weighted sum of that and the n-gram overlap. The
-  overlap of two reports is the mean over orders 1 to 4 of matches / sqrt(n-grams in one * n-grams in the other), the
-  geometric mean of n-gram precision and recall, which knows neither document frequencies nor a length penalty.
+  overlap is the mean over orders 1 to 4 of precision^(1 - a) * recall^a, where a is `overlap_recall`. It knows neither
+  document frequencies nor a length penalty.
 
-  The k-th occurrence of an n-gram has a column of its
-  own, so that two reports share min(count in one, count in the other) columns of that n-gram. There a reference has the
-  weight count * idf^2 / norm and a hypothesis 1 / norm, and all similarities are one product of sparse matrices.
+  The k-th occurrence of an n-gram has a column of its own, so that two reports share min(count in one, count in the
+  other) columns of that n-gram. For CIDEr-D a reference has the weight count * idf^2 / norm there and a hypothesis
+  1 / norm, and all similarities are one product of sparse matrices.
   """
 
   def __init__(self, reports: Iterable[Sequence[str]], min_documents: int = 1, cider_weight: float = 1.0,
-               overlap_weight: float = 0.0):
+               overlap_weight: float = 0.0, overlap_recall: float = 0.5):
     """Counts the n-grams of the corpus.
 
     Args:
@@ -124,6 +124,7 @@ class CiderCorpus:
       cider_weight, overlap_weight: weights of CIDEr-D / 10 and of the n-gram overlap in similarities.
       min_documents: lower bound of the number of documents in the idf; with 2, the n-grams of a single document do not
         all weigh 0.
+      overlap_recall: a, from 0 (precision alone) to 1 (recall alone).
     """
     self._columns: dict[Ngram, int] = {}                 # columns of first occurrences
     encoded = _EncodedReports(reports, self._columns, add_columns=True)
@@ -132,9 +133,9 @@ class CiderCorpus:
     idf = compute_idf(frequencies, max(encoded.num_reports, min_documents))
     self._idf = np.append(idf, unseen)                   # [-1] is the idf of n-grams that the corpus lacks
     self._repeat_columns: dict[tuple[int, int], int] = {}
-    self._weights = cider_weight, overlap_weight
+    self._weights, self._overlap_recall = (cider_weight, overlap_weight), overlap_recall
     self._lengths = encoded.lengths                      # [R]
-    self._corpus = encoded.vectorize(self._idf, self._repeat_columns, add_columns=True)
+    self._corpus = encoded.vectorize(self._idf, self._repeat_columns, overlap_recall, add_columns=True)
 
   def compare_with_corpus(self, reports: Sequence[Sequence[str]], rows: np.ndarray | None = None) -> np.ndarray:
     """Returns similarities [K, R] of hypotheses with the reports of the corpus as their references.
@@ -144,7 +145,7 @@ class CiderCorpus:
       rows: indices of the R corpus reports to compare with; None: all.
     """
     encoded = _EncodedReports(reports, self._columns, add_columns=False)
-    vectors = encoded.vectorize(self._idf, self._repeat_columns, add_columns=False)
+    vectors = encoded.vectorize(self._idf, self._repeat_columns, self._overlap_recall, add_columns=False)
     corpus, lengths = self._corpus, self._lengths
     if rows is not None:
       corpus, lengths = ReportVectors(*(matrix[rows] for matrix in corpus)), lengths[rows]
@@ -155,7 +156,7 @@ class CiderCorpus:
     columns: dict[Ngram, int] = {}
     encoded = _EncodedReports(reports, columns, add_columns=True)
     idf = self._idf[np.fromiter((self._columns.get(ngram, -1) for ngram in columns), np.int64, len(columns))]
-    vectors = encoded.vectorize(idf, {}, add_columns=True)
+    vectors = encoded.vectorize(idf, {}, self._overlap_recall, add_columns=True)
     return self._compute_similarities(vectors, vectors, encoded.lengths, encoded.lengths)
 
   def _compute_similarities(self, hypotheses: ReportVectors, references: ReportVectors, lengths: np.ndarray,
@@ -167,7 +168,7 @@ class CiderCorpus:
       penalty = compute_length_penalty(lengths[:, None], reference_lengths[None])
       similarities += cider_weight * (_mean_over_orders(hypotheses.hypotheses, references.references) * penalty)
     if overlap_weight:
-      similarities += overlap_weight * _mean_over_orders(hypotheses.occurrences, references.occurrences)
+      similarities += overlap_weight * _mean_over_orders(hypotheses.matches, references.occurrences)
     return similarities
 
 
@@ -205,13 +206,14 @@ class _EncodedReports:
     self.segments = np.repeat(np.arange(len(segment_sizes)), np.array(segment_sizes, np.int64))
     self.lengths = np.array(lengths, np.int64)
 
-  def vectorize(self, idf: np.ndarray, repeat_columns: dict[tuple[int, int], int], add_columns: bool
-                ) -> ReportVectors:
+  def vectorize(self, idf: np.ndarray, repeat_columns: dict[tuple[int, int], int], overlap_recall: float,
+                add_columns: bool) -> ReportVectors:
     """Returns the vectors of the reports.
 
     Args:
       idf: by column; that of n-grams without a column is the last one.
       repeat_columns: column of the k-th occurrence, k > 1, of the n-gram with a column: (column, k) -> its column.
+      overlap_recall: weight of recall in the overlap.
       add_columns: whether new repetitions get a column; without one they count in the norms only.
     """
     entry_idf = idf[self.columns]
@@ -221,7 +223,8 @@ class _EncodedReports:
     hypothesis_weights = 1 / norms[self.segments]
     reference_weights = self.counts * entry_idf ** 2 * hypothesis_weights
     num_ngrams = np.bincount(self.segments, self.counts, MAX_ORDER * self.num_reports)
-    occurrence_weights = 1 / np.sqrt(num_ngrams[self.segments])
+    num_ngrams = num_ngrams[self.segments]
+    match_weights, occurrence_weights = num_ngrams ** (overlap_recall - 1), num_ngrams ** -overlap_recall
 
     known = np.flatnonzero(self.columns >= 0)
     repeat_entries, later_columns = array.array("q"), array.array("q")
@@ -237,7 +240,7 @@ class _EncodedReports:
     coordinates = self.segments[entries] // MAX_ORDER, columns
     shape = self.num_reports, self.num_columns + len(repeat_columns)
     return ReportVectors(*(sparse.csr_array((weights[entries], coordinates), shape=shape)
-                           for weights in (hypothesis_weights, reference_weights, occurrence_weights)))
+                           for weights in (hypothesis_weights, reference_weights, match_weights, occurrence_weights)))
 
 
 def _mean_over_orders(hypotheses: sparse.csr_array, references: sparse.csr_array) -> np.ndarray:

@@ -48,13 +48,13 @@ def test_findings_are_stated_if_their_share_exceeds_the_threshold():
 
 def test_the_utility_is_the_formula():
   fields = {"retrieval_weight": 0.3, "retrieved_candidates": 2, "utility__cider": 0.7, "utility__ngram_overlap": 0.4,
-            "utility__findings": 0.2, "utility__finding_threshold": 0.1, "utility__rarity_exponent": 0.5,
-            "utility__head_weight": 0.25, "model__findings_head": True}
+            "utility__overlap_recall": 0.7, "utility__findings": 0.2, "utility__finding_threshold": 0.1,
+            "utility__rarity_exponent": 0.5, "utility__head_weight": 0.25, "model__findings_head": True}
   train = [*TRAIN, EFFUSION, EFFUSION, EFFUSION]                                 # four state effusion, one edema
   utility, rng = make_utility(train, **fields), np.random.default_rng(1)
   rarity = {"Pleural Effusion": 1.0, "Edema": 2.0}
   head = {finding: 0.15 for finding in FINDINGS} | {"Edema": 0.3}
-  corpus = CiderCorpus([TOKENIZER.clean(report).split() for report in train], 2, 0.7, 0.4)
+  corpus = CiderCorpus([TOKENIZER.clean(report).split() for report in train], 2, 0.7, 0.4, 0.7)
   words = lambda report: TOKENIZER.clean(report).split()
 
   def states(report):

@@ -101,6 +101,15 @@ def test_overlap_by_hand():
                                                                            [1 / 4 / np.sqrt(2), 1 / 4]])
 
 
+def test_overlap_weighs_recall_by_hand():
+  corpus = CiderCorpus([["a", "b", "c", "d"]], cider_weight=0.0, overlap_weight=1.0, overlap_recall=0.75)
+  # "a b" matches two of its two words and its one bigram, of four words and three bigrams in the reference.
+  np.testing.assert_allclose(corpus.compare_with_corpus([["a", "b"]]), [[((2 / 4) ** 0.75 + (1 / 3) ** 0.75) / 4]])
+  pairwise = corpus.compare_pairwise([["a", "b"], ["a", "b", "c", "d"]])
+  np.testing.assert_allclose(pairwise[0, 1], ((2 / 4) ** 0.75 + (1 / 3) ** 0.75) / 4)
+  np.testing.assert_allclose(pairwise[1, 0], ((2 / 4) ** 0.25 + (1 / 3) ** 0.25) / 4)
+
+
 def test_similarities_are_weighted_sums():
   reports, hypotheses = random_reports(20, 0), random_reports(15, 1)
   cider, overlap, both = (CiderCorpus(reports, 1, *weights) for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, 2.0)))
