@@ -195,6 +195,7 @@ def get_config() -> ConfigDict:
           "ngram_overlap": 0.0,           # weight of the n-gram overlap, as BLEU and ROUGE see it
           "overlap_recall": 0.5,          # weight of recall in the overlap, of precision the rest (0 to 1): with more,
                                           # reports get longer
+          "rouge_l": 0.0,                 # weight of ROUGE-L
           "findings": 0.0,                # weight of stated findings: each adds its probability minus the threshold
           "finding_threshold": 0.2,       # best: half of the F1 that is reached on val
           "rarity_exponent": 0.0,         # p_f counts (largest rate / rate of f) ** this; 0: all findings count alike

@@ -9,7 +9,7 @@ Shapes: C candidates, K samples, R retrieved training reports, F findings.
 
 import numpy as np
 
-MAX_RETRIEVED = 2048     # training reports per study; less probable ones are left out
+MAX_RETRIEVED = 512      # training reports per study; less probable ones are left out
 
 
 def retrieve_most_probable(probs: np.ndarray, max_retrieved: int = MAX_RETRIEVED) -> tuple[np.ndarray, np.ndarray]:

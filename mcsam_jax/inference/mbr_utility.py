@@ -1,6 +1,6 @@
 """The utility of minimum Bayes risk decoding, composed of similarity and stated findings (`decode.utility`).
 
-  U(c) = E_r[cider * CIDEr-D(c, r) / 10 + ngram_overlap * overlap(c, r)]
+  U(c) = E_r[cider * CIDEr-D(c, r) / 10 + ngram_overlap * overlap(c, r) + rouge_l * ROUGE-L(c, r)]
          + findings * sum_f (v_f p_f - finding_threshold)
 
 r is the true report, represented by samples and retrieved training reports (decoding/mbr.py), f runs over the abnormal
@@ -20,6 +20,7 @@ from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.decoding.mbr import compute_findings_gain, expect_over_reports, retrieve_most_probable
 from mcsam_jax.labelers.registry import make_labeler
 from mcsam_jax.metrics.cider import CiderCorpus
+from mcsam_jax.metrics.rouge import RougeReferences
 
 
 class Choice(NamedTuple):
@@ -51,6 +52,8 @@ class MbrUtility:
     self._corpus = CiderCorpus((report.split() for report in self.cleaned_train_reports), min_documents=2,
                                cider_weight=self._utility.cider, overlap_weight=self._utility.ngram_overlap,
                                overlap_recall=self._utility.overlap_recall)
+    self._rouge = (RougeReferences([report.split() for report in self.cleaned_train_reports])
+                   if self._utility.rouge_l else None)
     self._findings_reader = _FindingsReader(config, self.cleaned_train_reports) if self._utility.findings else None
 
   def choose(self, samples: Sequence[str], train_report_probs: np.ndarray | None,
@@ -81,8 +84,8 @@ class MbrUtility:
       added = retrieved[:self._decode.retrieved_candidates]
       candidates = [*distinct, *(self.cleaned_train_reports[index] for index in added)]             # C texts
     words = [candidate.split() for candidate in candidates]
-    utilities = self._expect(self._corpus.compare_pairwise(words)[:, :len(distinct)], sample_weights,
-                             lambda: self._corpus.compare_with_corpus(words, retrieved), weights)   # [C]
+    utilities = self._expect(self._compare_with_samples(words, len(distinct)), sample_weights,
+                             lambda: self._compare_with_train_reports(words, retrieved), weights)   # [C]
     finding_probs = None
     if (reader := self._findings_reader) is not None:
       stated = np.concatenate([reader.find_stated(distinct), reader.train_stated[added]])           # [C, F]
@@ -97,6 +100,20 @@ class MbrUtility:
     return [Choice(first_of[distinct[index]][0], None, finding_probs) if index < len(distinct) else
             Choice(None, int(added[index - len(distinct)]), finding_probs)
             for index in np.argsort(-utilities, kind="stable")[:count].tolist()]
+
+  def _compare_with_samples(self, words: Sequence[Sequence[str]], num_samples: int) -> np.ndarray:
+    """Returns the similarities [C, K] of candidates, lists of words, with the first K of them."""
+    similarities = self._corpus.compare_pairwise(words)[:, :num_samples]
+    if self._rouge is not None:
+      similarities = similarities + self._utility.rouge_l * RougeReferences(words[:num_samples]).compare(words)
+    return similarities
+
+  def _compare_with_train_reports(self, words: Sequence[Sequence[str]], retrieved: np.ndarray) -> np.ndarray:
+    """Returns the similarities of candidates, C lists of words, with the retrieved training reports."""
+    similarities = self._corpus.compare_with_corpus(words, retrieved)
+    if self._rouge is not None:
+      similarities = similarities + self._utility.rouge_l * self._rouge.compare(words, retrieved)
+    return similarities
 
   def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values: Callable[[], np.ndarray],
               weights: np.ndarray | None) -> np.ndarray:

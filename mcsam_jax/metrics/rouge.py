@@ -2,7 +2,7 @@
 
 An empty report counts as one empty word, as in pycocoevalcap.
 
-Shapes: R references, T words.
+Shapes: K hypotheses, R references, T words.
 """
 
 import collections
@@ -46,27 +46,69 @@ def find_lcs_length(first: Sequence, second: Sequence) -> int:
 
 
 class RougeReferences:
-  """References that many hypotheses are each compared with."""
+  """References that many hypotheses are compared with at once."""
 
-  def __init__(self, references: Sequence[str]):
-    """Numbers the words of R references."""
-    words = [reference.split(" ") for reference in references]
+  def __init__(self, references: Sequence[Sequence[str]]):
+    """Numbers the words of R references, lists of words."""
     self._word_ids: dict[str, int] = {}
-    self._lengths = np.array([len(row) for row in words])                                  # [R]
-    self._ids = np.full((len(words), max(map(len, words))), -1, np.int32)                  # [R, T], -1 is padding
-    for row, reference_words in enumerate(words):
-      self._ids[row, :len(reference_words)] = [self._word_ids.setdefault(word, len(self._word_ids))
-                                               for word in reference_words]
+    self._lengths = np.array([len(words) for words in references], np.int64)               # [R]
+    self._ids = np.full((len(references), max(self._lengths, default=0)), -1, np.int32)    # [R, T], -1 is padding
+    for row, words in enumerate(references):
+      self._ids[row, :len(words)] = [self._word_ids.setdefault(word, len(self._word_ids)) for word in words]
 
-  def compute_mean(self, hypothesis: str) -> float:
-    """Returns the mean ROUGE-L of one hypothesis against all references."""
-    words = hypothesis.split(" ")
-    row = np.zeros((self._ids.shape[0], self._ids.shape[1] + 1), np.int16)                 # [R, T + 1]
-    for word in words:
-      matches = self._ids == self._word_ids.get(word, -2)
-      row[:, 1:] = np.maximum(row[:, 1:], row[:, :-1] + matches)
-      np.maximum.accumulate(row, axis=1, out=row)
-    common = row[:, -1]
-    with np.errstate(invalid="ignore"):
-      scores = compute_f_measure(common / len(words), common / self._lengths)
-    return float(np.mean(np.where(common > 0, scores, 0.0)))
+  def compare(self, hypotheses: Sequence[Sequence[str]], rows: np.ndarray | None = None) -> np.ndarray:
+    """Returns ROUGE-L [K, R] of K hypotheses, lists of words, against the references.
+
+    All pairs are computed at once in the way of `find_lcs_length`, with 64 bits of a row in each integer.
+
+    Args:
+      hypotheses: K lists of words.
+      rows: indices of the R references to compare with; None: all.
+    """
+    ids, lengths = (self._ids, self._lengths) if rows is None else (self._ids[rows], self._lengths[rows])
+    num_words = max(map(len, hypotheses), default=0)
+    positions, numbers = self._find_positions(ids, hypotheses)
+    hypothesis_numbers = np.array([[numbers.get(word, 0) for word in words] + [0] * (num_words - len(words))
+                                   for words in hypotheses], np.int64).reshape(len(hypotheses), num_words)
+    row = np.full((len(positions[0]), len(hypotheses), len(ids)), ~np.uint64(0))           # [chunks, K, R]
+    for word_numbers in hypothesis_numbers.T:
+      carry = None
+      for chunk, bits in enumerate(row):                    # bits changes in place
+        matches = positions[word_numbers, chunk]
+        matches &= bits
+        total = bits + matches
+        if carry is not None:
+          total += carry
+        if chunk + 1 < len(row):
+          carry = (total < bits) if carry is None else (total < bits) | carry & (total == bits)
+        bits -= matches
+        bits |= total
+    common = np.bitwise_count(~row).sum(0, dtype=np.int64)                                 # [K, R]
+    hypothesis_lengths = np.array([len(words) for words in hypotheses], np.int64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+      scores = compute_f_measure(common / hypothesis_lengths[:, None], common / lengths)
+    return np.where(common > 0, scores, 0.0)
+
+  def _find_positions(self, ids: np.ndarray, hypotheses: Sequence[Sequence[str]]) -> tuple[np.ndarray, dict[str, int]]:
+    """Finds where the words of hypotheses occur in references.
+
+    Args:
+      ids: [R, T], of the words of the references.
+      hypotheses: K lists of words.
+
+    Returns:
+      Positions as bits, uint64 [number of words, chunks of 64 positions, R], and the number of each word that occurs;
+      number 0, of all others, occurs nowhere.
+    """
+    words = dict.fromkeys(word for hypothesis in hypotheses for word in hypothesis if word in self._word_ids)
+    numbers = {word: number for number, word in enumerate(words, 1)}
+    number_of_id = np.zeros(len(self._word_ids) + 1, np.int64)                             # the last one is of padding
+    for word, number in numbers.items():
+      number_of_id[self._word_ids[word]] = number
+    num_references, length = ids.shape
+    positions = np.zeros((len(numbers) + 1, max(-(-length // 64), 1), num_references), np.uint64)
+    references = np.arange(num_references)
+    for position in range(length):
+      positions[number_of_id[ids[:, position]], position // 64, references] |= np.uint64(1) << np.uint64(position % 64)
+    positions[0] = 0
+    return positions, numbers

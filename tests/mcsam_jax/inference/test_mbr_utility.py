@@ -8,6 +8,7 @@ from mcsam_jax.findings import FINDINGS
 from mcsam_jax.inference.mbr_utility import MbrUtility
 from mcsam_jax.labelers.rules import label_report
 from mcsam_jax.metrics.cider import CiderCorpus
+from mcsam_jax.metrics.rouge import compute_rouge_l
 from tests.testing.tiny import make_config
 
 NORMAL, EFFUSION, EDEMA = ("the lungs are clear . the heart is normal .", "there is a pleural effusion .",
@@ -48,8 +49,9 @@ def test_findings_are_stated_if_their_share_exceeds_the_threshold():
 
 def test_the_utility_is_the_formula():
   fields = {"retrieval_weight": 0.3, "retrieved_candidates": 2, "utility__cider": 0.7, "utility__ngram_overlap": 0.4,
-            "utility__overlap_recall": 0.7, "utility__findings": 0.2, "utility__finding_threshold": 0.1,
-            "utility__rarity_exponent": 0.5, "utility__head_weight": 0.25, "model__findings_head": True}
+            "utility__overlap_recall": 0.7, "utility__rouge_l": 0.6, "utility__findings": 0.2,
+            "utility__finding_threshold": 0.1, "utility__rarity_exponent": 0.5, "utility__head_weight": 0.25,
+            "model__findings_head": True}
   train = [*TRAIN, EFFUSION, EFFUSION, EFFUSION]                                 # four state effusion, one edema
   utility, rng = make_utility(train, **fields), np.random.default_rng(1)
   rarity = {"Pleural Effusion": 1.0, "Edema": 2.0}
@@ -64,6 +66,7 @@ def test_the_utility_is_the_formula():
     samples, probs = [TRAIN[index] for index in rng.integers(0, 4, 6)], rng.random(len(train))
     probs /= probs.sum()
     similarity = {pair: corpus.compare_pairwise([words(pair[0]), words(pair[1])])[0, 1]
+                  + 0.6 * compute_rouge_l(*map(TOKENIZER.clean, pair))
                   for pair in {(a, b) for a in TRAIN for b in TRAIN}}
     expect = lambda f: 0.7 * np.mean([f(sample) for sample in samples]) + 0.3 * sum(
         p * f(report) for p, report in zip(probs, train))

@@ -16,7 +16,7 @@ import pytest
 from mcsam_jax.metrics import meteor as meteor_module
 from mcsam_jax.metrics.meteor import JavaUnavailable, Meteor, ptb_tokenize
 from mcsam_jax.metrics.nlg import aggregate_nlg, compute_nlg, METRICS
-from mcsam_jax.metrics.rouge import find_lcs_length
+from mcsam_jax.metrics.rouge import compute_rouge_l, find_lcs_length, RougeReferences
 
 OWN_METEOR = True
 WITHOUT_JAVA = [metric for metric in METRICS if metric != "METEOR"]
@@ -256,3 +256,18 @@ def test_the_process_ends_with_the_context(monkeypatch, tmp_path):
     child = process._process
     assert child.poll() is None
   assert child.poll() is not None
+
+
+@pytest.mark.parametrize("max_words", [5, 64, 65, 200])
+def test_rouge_of_all_pairs_at_once(max_words):
+  rng = np.random.default_rng(max_words)
+  hypotheses, references = ([" ".join(rng.choice(list("abcdef"), rng.integers(0, max_words + 1))) for _ in range(count)]
+                            for count in (9, 12))
+  references.append(" ".join(["a"] * max_words))
+  split = lambda reports: [report.split(" ") for report in reports]
+  expected = np.array([[compute_rouge_l(hypothesis, reference) for reference in references]
+                       for hypothesis in hypotheses])
+  together = RougeReferences(split(references))
+  np.testing.assert_allclose(together.compare(split(hypotheses)), expected, rtol=1e-15)
+  np.testing.assert_allclose(together.compare(split(hypotheses), np.array([12, 3])), expected[:, [12, 3]], rtol=1e-15)
+  assert together.compare([[], ["not in any reference"]]).tolist() == [[0.0] * 13] * 2
