@@ -108,11 +108,11 @@ class MbrUtility:
       similarities = similarities + self._utility.rouge_l * RougeReferences(words[:num_samples]).compare(words)
     return similarities
 
-  def _compare_with_train_reports(self, words: Sequence[Sequence[str]], retrieved: np.ndarray) -> np.ndarray:
-    """Returns the similarities of candidates, C lists of words, with the retrieved training reports."""
-    similarities = self._corpus.compare_with_corpus(words, retrieved)
+  def _compare_with_train_reports(self, words: Sequence[Sequence[str]], rows: np.ndarray | None) -> np.ndarray:
+    """Returns the similarities of candidates, C lists of words, with these training reports."""
+    similarities = self._corpus.compare_with_corpus(words, rows)
     if self._rouge is not None:
-      similarities = similarities + self._utility.rouge_l * self._rouge.compare(words, retrieved)
+      similarities = similarities + self._utility.rouge_l * self._rouge.compare(words, rows)
     return similarities
 
   def _expect(self, values: np.ndarray, sample_weights: np.ndarray, get_retrieved_values: Callable[[], np.ndarray],
