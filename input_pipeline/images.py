@@ -24,8 +24,13 @@ from input_pipeline.image_files.limits import MAX_PIXELS
 from mcsam_jax.errors import UnreadableFile
 
 JPEG_QUALITY = 95
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 cv2.setNumThreads(1)         # images are decoded by the threads of the pipeline
 _EXPLAINED_ERRORS = OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError      # with a message for users
+
+
+class UndecodableJpeg(ValueError):
+  """A stored image that can't be decoded."""
 
 
 def load_jpeg(path: epath.Path, short_side: int, dicom_rendering: str = "voi", max_pixels: int = MAX_PIXELS,
@@ -107,16 +112,26 @@ def check_shades(gray: PIL.Image.Image) -> None:
 def decode(jpeg: bytes, image_size: int) -> np.ndarray:
   """Returns a stored JPEG as the model sees it, uint8 [image_size, image_size, 1].
 
-  The pipeline decodes with TensorFlow (pipeline.py) and resizes with `resize`. Both decoders are libjpeg-turbo with its
-  accurate integer transform, so the pixels are equal.
+  Raises:
+    UndecodableJpeg: it is damaged or cut off.
+  """
+  return decode_into(jpeg, np.empty((image_size, image_size, 1), np.uint8))
+
+
+def decode_into(jpeg: bytes, out: np.ndarray) -> np.ndarray:
+  """Writes a stored JPEG as the model sees it into `out`, uint8 [size, size, 1], and returns that.
 
   Raises:
-    ValueError: the JPEG can't be decoded.
+    UndecodableJpeg: it is damaged or cut off.
   """
+  # OpenCV fills the missing part of a file that was cut off with gray. The last scan has to end with an end marker;
+  # inside a scan no marker can occur. Bytes may follow it.
+  if not jpeg.endswith(_END_OF_IMAGE) and jpeg.find(_END_OF_IMAGE, jpeg.rfind(_START_OF_SCAN) + 1) < 0:
+    raise UndecodableJpeg("a stored image is not a complete JPEG")
   image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
   if image is None:
-    raise ValueError("a stored image is not a JPEG that can be decoded")
-  return resize(image, np.empty((image_size, image_size, 1), np.uint8))
+    raise UndecodableJpeg("a stored image is not a JPEG that can be decoded")
+  return resize(image, out)
 
 
 def resize(image: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -12,17 +12,17 @@
 
 With features of a frozen encoder, read_features takes the place of the stages from read_records to decode.
 
-Parsing and JPEG decoding are TensorFlow operations. The images of a batch are resized by one call of Python, with
-OpenCV: TensorFlow's own operation takes about twice as long (docs/data.md). Everything runs on `train.host_threads`
-threads, and batches are delivered in order, whatever thread made them.
+The images of a batch are decoded and resized by one call of Python, with the function of `mcsam report`: OpenCV works
+without the interpreter lock, and takes less time than TensorFlow's operations (docs/data.md). Everything runs on
+`train.host_threads` threads, and batches are delivered in order, whatever thread made them.
 
 Which records a training step takes depends only on the seed, the step, the batch size and the number of records
 (shuffle.py), so a run that resumes at step k gets exactly the batches that an uninterrupted run gets. Evaluation yields
 every record of a split once, in order, and pads the last batch. On several hosts `rows` selects the rows of the global
 batch that this host reads.
 
-`train_batches` and `eval_batches` iterate over the datasets. TensorFlow loses the type of an exception in a stage, and
-the record of a JPEG that can't be decoded; these two functions restore them.
+`train_batches` and `eval_batches` iterate over the datasets. TensorFlow loses the type of an exception in a stage;
+these two functions restore it, and name the record of a JPEG that can't be decoded.
 
 Shapes: B rows of a batch on this host, V views, H = W = `data.image_size`, P patches per view, C channels.
 """
@@ -34,7 +34,6 @@ import functools
 import itertools
 import re
 
-import cv2
 from ml_collections import ConfigDict
 import numpy as np
 import tensorflow as tf
@@ -50,7 +49,6 @@ ALL_ROWS = slice(None)
 # AutoGraph, which rewrites Python control flow, would also swallow an exception that a signal handler raises meanwhile.
 _as_is = tf.autograph.experimental.do_not_convert
 READ_AHEAD = 2               # batches that are read, or finished, ahead of their use
-BLACK_JPEG = cv2.imencode(".jpg", np.zeros((1, 1), np.uint8))[1].tobytes()
 _RAISED = re.compile(r"mcsam stage error (\d+)")
 
 with contextlib.suppress(RuntimeError):      # the program has used TensorFlow before, and chosen its devices
@@ -160,11 +158,9 @@ def image_batches(split: Split, config: ConfigDict, num_views: int, batch_size: 
     return slots, np.array(serialized, object)
 
   def parse(slots: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.reshape(slots, [-1]), _parse_jpegs(serialized, num_views, b"")
+    return tf.reshape(slots, [-1]), _parse_jpegs(serialized, num_views)
 
-  def decode(slots: tf.Tensor, jpegs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    padded = tf.concat([jpegs, tf.fill([batch_size - tf.size(jpegs)], BLACK_JPEG)], 0)
-    return slots, _decode(padded, batch_size, config.data.image_size)[:tf.size(jpegs)]
+  decode_jpegs = _make_decoder(config.data.image_size)
 
   dataset = (
       tf.data.Dataset.range(first_slot // num_views, len(records), block, name="first_records")
@@ -174,7 +170,7 @@ def image_batches(split: Split, config: ConfigDict, num_views: int, batch_size: 
       .unbatch(name="images")
       .filter(_as_is(lambda slot, jpeg: tf.logical_and(jpeg != b"", slot >= first_slot)), name="present_views")
       .batch(batch_size, name="batch")
-      .map(_as_is(decode), config.train.host_threads, name="decode")
+      .map(_as_is(lambda slots, jpegs: (slots, decode_jpegs(jpegs))), config.train.host_threads, name="decode")
       .prefetch(READ_AHEAD, name="prefetch")
       .with_options(_make_options(config)))
   return _iterate(dataset, lambda number: _check_images(split, records[first_slot // num_views:], config))
@@ -239,11 +235,12 @@ def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, spl
     call_read_records = _python_stage(read_records, tf.TensorSpec([num_rows], tf.string))
 
     def parse(serialized: tf.Tensor, *chosen: tf.Tensor) -> tuple[tf.Tensor, ...]:
-      return _parse_jpegs(serialized, num_views, BLACK_JPEG), *chosen
+      return _parse_jpegs(serialized, num_views), *chosen
+
+    decode_jpegs = _make_decoder(config.data.image_size)
 
     def decode(jpegs: tf.Tensor, *chosen: tf.Tensor) -> tuple[tf.Tensor, ...]:
-      pixels = _decode(jpegs, num_rows * num_views, config.data.image_size)
-      return tf.reshape(pixels, spec["images"].shape), *chosen
+      return tf.reshape(decode_jpegs(jpegs), spec["images"].shape), *chosen
 
     dataset = (dataset
                .map(_as_is(lambda *chosen: (call_read_records(chosen[0]), *chosen)), READ_AHEAD, name="read_records")
@@ -269,32 +266,23 @@ def _make_options(config: ConfigDict) -> tf.data.Options:
   return options
 
 
-def _parse_jpegs(serialized: tf.Tensor, num_views: int, absent: bytes) -> tf.Tensor:
-  """Returns the first V JPEGs of each record, string [B * V]; `absent` for absent views."""
+def _parse_jpegs(serialized: tf.Tensor, num_views: int) -> tf.Tensor:
+  """Returns the first V JPEGs of each record, string [B * V], empty for absent views."""
   parsed = tf.io.parse_example(serialized, {"images": tf.io.RaggedFeature(tf.string)})
-  padded = parsed["images"].to_tensor(absent, shape=(None, num_views))  # pyright: ignore[reportArgumentType]
+  padded = parsed["images"].to_tensor(b"", shape=(None, num_views))  # pyright: ignore[reportArgumentType]
   return tf.reshape(padded, [-1])
 
 
-def _decode(jpegs: tf.Tensor, num_images: int, image_size: int) -> tf.Tensor:
-  """Returns JPEGs, string [M], as the model sees them: the pixels of `images.decode`, uint8 [M, H, W, 1].
-
-  Args:
-    num_images: M, known when the graph is built: each image has its own operation, and threads share them.
-  """
-  def resize(*decoded: np.ndarray) -> np.ndarray:
-    pixels = np.empty((num_images, image_size, image_size, 1), np.uint8)
-    for image, out in zip(decoded, pixels):
-      images.resize(image, out)
+def _make_decoder(image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns a function from JPEGs, string [M], to what the model sees, uint8 [M, H, W, 1]; an empty string is black."""
+  def decode_jpegs(jpegs: np.ndarray) -> np.ndarray:
+    pixels = np.zeros((len(jpegs), image_size, image_size, 1), np.uint8)
+    for jpeg, out in zip(jpegs, pixels):
+      if jpeg:
+        images.decode_into(jpeg, out)
     return pixels
 
-  decoded = [_decode_jpeg(jpegs[number]) for number in range(num_images)]
-  return _python_stage(resize, tf.TensorSpec([num_images, image_size, image_size, 1], tf.uint8))(*decoded)
-
-
-def _decode_jpeg(jpeg: tf.Tensor | bytes) -> tf.Tensor:
-  """Returns a JPEG at its own size, uint8 [height, width, 1]."""
-  return tf.io.decode_jpeg(jpeg, channels=1, dct_method="INTEGER_ACCURATE")
+  return _python_stage(decode_jpegs, tf.TensorSpec([None, image_size, image_size, 1], tf.uint8))
 
 
 _raised: dict[int, Exception] = {}         # exceptions of stages that no consumer has raised yet
@@ -339,8 +327,10 @@ def _iterate(dataset: tf.data.Dataset, check_images: Callable[[int], None]) -> I
         element = pending.result()
       except tf.errors.OpError as error:
         if match := _RAISED.search(str(error)):
-          raise _raised.pop(int(match[1])) from None
-        check_images(number)
+          raised = _raised.pop(int(match[1]))
+          if isinstance(raised, images.UndecodableJpeg):
+            check_images(number)
+          raise raised from None
         raise
       if element is end:
         return
@@ -356,7 +346,7 @@ def _check_images(split: Split, records: np.ndarray, config: ConfigDict) -> None
   for record in records:
     for view, jpeg in enumerate(split[int(record)]["images"][:config.data.num_views], 1):
       try:
-        _decode_jpeg(jpeg)
-      except tf.errors.InvalidArgumentError:
+        images.decode(jpeg, config.data.image_size)
+      except images.UndecodableJpeg:
         raise UserError(f"image {view} of record {record} of split {split.name} in {split.directory} is not a JPEG "
                         "that can be decoded: delete that folder and run `mcsam prepare`") from None

@@ -77,9 +77,14 @@ def test_unreadable_files_are_named(content, tmp_path):
   assert error.value.sha256 == ("" if content is None else hashlib.sha256(content).hexdigest())
 
 
-def test_decoding_a_stored_image_that_is_no_jpeg_is_an_error():
-  with pytest.raises(ValueError):
-    images.decode(b"not a JPEG", 16)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xda with markers \xff\xd9"}],
+                         ids=["baseline", "progressive", "markers in a comment"])
+def test_a_stored_image_that_is_cut_off_anywhere_is_an_error(options):
+  jpeg = encode(NOISE, "JPEG", quality=90, **options)
+  for length in (*range(700), *range(700, len(jpeg) - 1, 97), len(jpeg) - 2, len(jpeg) - 1):
+    with pytest.raises(images.UndecodableJpeg):
+      images.decode(jpeg[:length], 16)
+  np.testing.assert_array_equal(images.decode(jpeg + b"trailing bytes", 16), images.decode(jpeg, 16))
 
 
 @pytest.mark.parametrize("path", sorted(path for path in CASES.iterdir() if path.suffix not in (".dcm", ".json")),
