@@ -5,6 +5,8 @@ The rules in `mcsam_jax/partitioning.py` decide which array axes are split over 
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any, cast
 
 import jax
 from jax.experimental import mesh_utils
@@ -118,3 +120,26 @@ def shard_batches(mesh: Mesh, batches: Iterable[dict], prefetch: int = 2) -> Ite
     if len(queue) > prefetch:
       yield queue.popleft()
   yield from queue
+
+
+def shard_batches_in_thread(mesh: Mesh, batches: Iterable[dict], prefetch: int = 2) -> Iterator[dict]:
+  """Yields what `shard_batches` yields; a thread takes the batches and copies them.
+
+  The consumer waits for no copy, even where the devices are the CPU's own busy cores. `batches` must not run anything
+  on the devices, because its turn among the consumer's programs isn't fixed. An exception of `batches` is raised when
+  the batch is due that it prevented.
+  """
+  iterator, end = iter(batches), object()
+
+  def shard_next() -> Any:
+    batch = next(iterator, end)
+    return end if batch is end else shard_batch(mesh, cast(dict, batch))
+
+  pool = futures.ThreadPoolExecutor(1, "shard_batches")
+  try:
+    pending = collections.deque(pool.submit(shard_next) for _ in range(prefetch + 1))
+    while (batch := pending.popleft().result()) is not end:
+      pending.append(pool.submit(shard_next))
+      yield batch
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)

@@ -33,7 +33,7 @@ from mcsam_jax.distributed.mesh import (
   local_rows,
   make_mesh,
   replicated,
-  shard_batches,
+  shard_batches_in_thread,
   state_shardings,
 )
 from mcsam_jax.distributed.preemption import PreemptionGuard, VOTE_LAG
@@ -173,7 +173,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
       checkpoints.save(step, state, result.scores, data_position(step))
 
     # Training. A signal takes effect after the step in progress, which is then saved: see `except Preempted`.
-    batches = shard_batches(mesh, train_batches(
+    batches = shard_batches_in_thread(mesh, train_batches(
         train_split, tokenizer, config, first_step, num_steps - first_step + int(is_reward), train_features,
         local_rows(mesh, config.train.batch_size), finding_labels))
     # Samples are drawn one step ahead.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mcsam_jax import config as configs
-from mcsam_jax.distributed.mesh import make_mesh, mesh_shape
+from mcsam_jax.distributed.mesh import make_mesh, mesh_shape, shard_batches, shard_batches_in_thread
 from mcsam_jax.errors import UserError
 from mcsam_jax.partitioning import param_spec
 from tests.testing import simulated_devices
@@ -111,3 +111,23 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(fields, problem):
 def test_minus_one_takes_the_remaining_devices():
   config = configs.load_config("phantom", ["--config.mesh.fsdp=4", "--config.mesh.tensor=2"])
   assert mesh_shape(config, 64) == (8, 4, 2)
+
+
+@pytest.mark.parametrize("function", [shard_batches, shard_batches_in_thread])
+def test_batches_are_sharded_in_order_a_few_ahead_and_errors_come_when_due(function):
+  mesh, taken = make_mesh(configs.load_config("phantom")), []
+
+  def make_batches():
+    for number in range(6):
+      taken.append(number)
+      yield {"record": np.full(4, number)}
+    raise TimeoutError("the disk doesn't answer")
+
+  batches = function(mesh, make_batches(), prefetch=2)
+  for expected in range(4):
+    batch = next(batches)
+    assert isinstance(batch["record"], jax.Array) and batch["record"].tolist() == [expected] * 4
+    assert len(taken) <= expected + 4
+  with pytest.raises(TimeoutError):
+    list(batches)
+  assert list(function(mesh, [], prefetch=2)) == []
