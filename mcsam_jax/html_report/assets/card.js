@@ -3,7 +3,7 @@
 
 const MARK_SIGNS = {agree: "✓", differs: "≈", missed: "−", invented: "+"};
 const MARK_WORDS = {agree: "agrees", differs: "differs in a detail", missed: "missed", invented: "invented"};
-const HOW_TO_SELECT = matchMedia("(hover: none)").matches ? "Tap a word" : "Point at a word, or use → and ←,";
+const HOW_TO_SELECT = matchMedia("(pointer: coarse)").matches ? "Tap a word" : "Point at a word, or use → and ←,";
 const getHeatColor = () => getComputedStyle(document.documentElement).getPropertyValue("--heat").split(",").map(Number);
 
 function make(tag, attributes = {}, ...children) {
