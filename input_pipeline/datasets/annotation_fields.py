@@ -21,8 +21,8 @@ def find_field_errors(entry: dict, name: str) -> Iterator[str]:
       yield f"{name}: views must be a list with one view for each image of image_path"
     elif wrong := [number for number, view in enumerate(views, 1)
                    if not (isinstance(view, str) and _read_view(view)[0])]:
-      yield (f"{name}: view {wrong[0]} of its {len(views)} must be {', '.join(VIEWS)}, or a ViewPosition such as PA, "
-             "AP or LL")
+      yield (f"{name}: number {wrong[0]} of its views must be {', '.join(VIEWS)}, or a ViewPosition such as PA, AP or "
+             "LL")
   if "labels" in entry:
     labels = entry["labels"]
     if not isinstance(labels, dict):
