@@ -145,6 +145,7 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
   if values["decode.utility.head_weight"] and not values["model.findings_head"]:
     raise UserError("decode.utility.head_weight needs the findings head: set it to 0, or set model.findings_head=true")
   has_labels = (data == "phantom" or is_import_name(data)
+                or data == "r2gen_json"                   # an annotation.json may have them: see check_record_labels
                 or data == "mimic_cxr" and values["data.mimic_cxr.labels"] != "none"
                 or values["train.labels"] != "records")
   for field, needs_labels, otherwise in (

@@ -19,8 +19,10 @@ def find_field_errors(entry: dict, name: str) -> Iterator[str]:
     views, paths = entry["views"], entry.get("image_path")
     if not isinstance(views, list) or isinstance(paths, list) and len(views) != len(paths):
       yield f"{name}: views must be a list with one view for each image of image_path"
-    elif not all(isinstance(view, str) and _read_view(view)[0] for view in views):
-      yield f"{name}: each of its views must be {', '.join(VIEWS)}, or a ViewPosition such as PA, AP or LL"
+    elif wrong := [number for number, view in enumerate(views, 1)
+                   if not (isinstance(view, str) and _read_view(view)[0])]:
+      yield (f"{name}: number {wrong[0]} of its views must be {', '.join(VIEWS)}, or a ViewPosition such as PA, AP or "
+             "LL")
   if "labels" in entry:
     labels = entry["labels"]
     if not isinstance(labels, dict):

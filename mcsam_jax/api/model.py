@@ -5,7 +5,7 @@ Shapes: B studies, V views, N patches of a study, D width, S memory slots, T tok
 
 from collections.abc import Iterator, Sequence
 import functools
-from typing import Any, cast
+from typing import Any, cast, overload
 import warnings
 
 from etils import epath
@@ -17,7 +17,7 @@ from input_pipeline.prefetch import ordered_map
 from input_pipeline.tokenizer import Tokenizer
 from input_pipeline.user_images import UserStudy
 from mcsam_jax import config as configs
-from mcsam_jax.api.results import make_scored_report, StudyExplanation, StudyReport
+from mcsam_jax.api.results import make_scored_report, ScoredReport, StudyExplanation, StudyReport
 from mcsam_jax.api.studies import iterate_studies, read_study
 from mcsam_jax.distributed.mesh import replicated, shard_batch
 from mcsam_jax.errors import UserError
@@ -115,10 +115,17 @@ class Model:
     predictions = self._predictor.predict(self._read(studies), generator)
     return (self._make_report(prediction, chosen) for prediction in predictions)
 
-  def log_probs(self, study: Any, text: str | Sequence[str], truncate: bool = False) -> Any:
+  @overload
+  def log_probs(self, study: Any, text: str, truncate: bool = False) -> ScoredReport: ...
+
+  @overload
+  def log_probs(self, study: Any, text: Sequence[str], truncate: bool = False) -> list[ScoredReport]: ...
+
+  def log_probs(self, study: Any, text: str | Sequence[str], truncate: bool = False
+                ) -> ScoredReport | list[ScoredReport]:
     """Returns the log-probability of a report given the images of a study: a `ScoredReport`, or a list for a list.
 
-    The model's own probabilities count, without the rules of a search. Words that the vocabulary lacks count as <unk>.
+    They are the model's own, whatever rules a search would apply. Words that the vocabulary lacks count as <unk>.
 
     Args:
       study: one study.
@@ -212,7 +219,7 @@ class Model:
 
     Returns:
       patches [B, N, D], patch_mask bool [B, N] (False where a view is absent), image_embedding [B, D] (None without
-      alignment): the vector that is compared with reports.
+      alignment): the vector that is compared with reports; finding_logits [B, F] (None without a findings head).
     """
     encoded = []
     for group in batched(self._read(studies), self._predictor.batch_size):

@@ -135,6 +135,7 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
     if encoder_weights:
       load_encoder_weights(encoder_weights, config)
     tokenizer = load_or_build_tokenizer(config, log)
+  check_record_labels(config)
   path.mkdir(parents=True, exist_ok=True)
   if encoder_weights and epath.Path(encoder_weights) != path / "encoder.npz":
     _copy_encoder(epath.Path(encoder_weights), path / "encoder.npz")
@@ -149,6 +150,17 @@ def create_workdir(path: epath.PathLike, config: ConfigDict, log: Callable[[str]
   # Last: a workdir with a config is complete.
   configs.save_config(config, path / "config.json", describe_software())
   return open_workdir(path)
+
+
+def check_record_labels(config: ConfigDict) -> None:
+  """Raises UserError if training needs labels, and the annotation.json that the records were made from has none."""
+  field = ("model.findings_head" if config.model.findings_head else
+           "model.align_targets" if config.model.align_targets == "label_similarity" else None)
+  if config.data.name != "r2gen_json" or config.train.labels != "records" or field is None:
+    return
+  if not any(record["labels_from"] for block in open_split(config, "train").read_blocks() for record in block):
+    raise UserError(f"{field} needs labels, and annotation.json has none: set train.labels=rules to read them from the "
+                    f"reports, or change {field}")
 
 
 def _copy_from_origin(path: epath.Path, config: ConfigDict, origin: "Origin") -> None:

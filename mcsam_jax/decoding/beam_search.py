@@ -38,7 +38,7 @@ from mcsam_jax.decoding.loop import (
   while_loop_with_growing_cache,
 )
 
-NO_HYPOTHESIS = -1e9         # log-probability and score of an empty beam; finite, as JSON has no -inf
+EMPTY_BEAM_LOG_PROB = -1e9   # the score of an empty beam, too; finite, as JSON has no -inf
 FINISHED_PENALTY = 1000.0    # R2GenCMN's
 
 
@@ -46,7 +46,7 @@ class BeamResult(NamedTuple):
   """The K best reports of each study: finished reports first, then cut-off ones, each best first.
 
   Reports are cut off by `max_length`. Where there are fewer possible reports than beams, the last are empty beams: only
-  pad, length 0, log-probability and score NO_HYPOTHESIS.
+  pad, length 0, log-probability and score EMPTY_BEAM_LOG_PROB.
   """
   ids: jax.Array        # int32 [B, K, T], tokens after bos: up to and including eos if it was reached, then pad
   log_probs: jax.Array  # float32 [B, K], summed over the tokens, eos included
@@ -180,6 +180,6 @@ def _clear_empty_beams(result: BeamResult, pad_id: int) -> BeamResult:
   """Returns the result with reports of probability zero replaced by empty beams, see `BeamResult`."""
   empty = result.log_probs == -jnp.inf
   return BeamResult(jnp.where(empty[:, :, None], pad_id, result.ids),
-                    jnp.where(empty, NO_HYPOTHESIS, result.log_probs),
-                    jnp.where(empty, NO_HYPOTHESIS, result.scores),
+                    jnp.where(empty, EMPTY_BEAM_LOG_PROB, result.log_probs),
+                    jnp.where(empty, EMPTY_BEAM_LOG_PROB, result.scores),
                     jnp.where(empty, 0, result.lengths))

@@ -82,7 +82,8 @@ def score_files(predictions: str, references: str, *, train: str | None = None, 
   prediction_table = read_reports(predictions, "predictions", split, prediction_field, prediction_id_field or id_field)
   order, order_note = _match_predictions(reference_table, prediction_table, by_order)
   if order_note and not by_order:
-    log(f"WARNING: {order_note['order']}; --by-order says that this is intended, and --id-field names a field with ids")
+    log(f"WARNING: {order_note['order']}; --by-order says that this is intended, --reference-id-field "
+        "and --prediction-id-field name fields with ids")
   log(f"predictions: field {prediction_table.text_field} of {prediction_table.path}; references: field "
       f"{reference_table.text_field} of {reference_table.path}")
   hypotheses = [prediction_table.texts[row] for row in order]

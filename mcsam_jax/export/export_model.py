@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import importlib.metadata
 import json
 import platform
+import shlex
 
 from etils import epath
 import jax
@@ -103,7 +104,8 @@ def export_model(workdir: str, out: str, step: int | None = None, overrides: Seq
   atomic_write(folder / EXPORT_FILE, json.dumps(
       {"step": loaded.step, "versions": versions, "encoder": encoder_origin, "files": files}, indent=1) + "\n")
   size = sum(file["bytes"] for file in files.values())
-  log(f"exported step {loaded.step} to {folder}, {size / 1e6:.1f} MB; next: mcsam report --workdir {folder} IMAGE")
+  log(f"exported step {loaded.step} to {folder}, {size / 1e6:.1f} MB")
+  log(f"next: mcsam report --workdir {shlex.quote(str(folder))} IMAGE")
 
 
 def make_portable(config: ConfigDict, has_encoder: bool) -> ConfigDict:

@@ -24,6 +24,7 @@ from mcsam_jax.html_report.data import build_page_data, to_json
 from mcsam_jax.html_report.forest import make_forest
 from mcsam_jax.html_report.image_folder import ImageFolder
 from mcsam_jax.html_report.scores import (
+  get_nested,
   get_protocol,
   KNOWLEDGE_SOURCES,
   list_statistics,
@@ -110,6 +111,7 @@ def write_page(path: epath.PathLike, scores: Mapping | None, studies: StudyColle
   template = environment.from_string(read_asset("page.html"))
   atomic_write(path, template.render(
       title=title, subtitle=subtitle, titles=titles, rows=rows, protocol=get_protocol(scores),
+      chosen_on=get_nested(scores, "baselines", "constant", "chosen_on") or "val",
       forest=forest, forest_verdicts=any(row.verdict for panel in forest for row in panel.rows),
       averages=make_label_averages(scores), finding_rows=make_finding_rows(scores), pointing_game=pointing_game or {},
       known_findings=known_findings, knowledge_sources=knowledge_sources,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline.tokenizer import Tokenizer
-from mcsam_jax.decoding.beam_search import NO_HYPOTHESIS
+from mcsam_jax.decoding.beam_search import EMPTY_BEAM_LOG_PROB
 from mcsam_jax.distributed.mesh import replicated, shard_batches
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import is_import_name
@@ -134,7 +134,7 @@ class ReportGenerator:
     texts = [self.tokenizer.decode(candidate) for candidate in ids]
     if self._utility is None:            # an empty beam, of which the search had no report, isn't one of the best
       chosen, finding_probs = [(candidate, None) for candidate in range(len(ids))
-                               if candidate == 0 or log_probs[candidate] > NO_HYPOTHESIS], None
+                               if candidate == 0 or log_probs[candidate] > EMPTY_BEAM_LOG_PROB], None
     else:
       choices = self._utility.rank(texts, train_report_probs, self._num_return, head_probs)
       chosen, finding_probs = [choice[:2] for choice in choices], choices[0].finding_probs

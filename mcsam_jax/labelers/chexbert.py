@@ -10,6 +10,7 @@ Shapes: B reports, R rows, T tokens per row, P reports per row, F = 14 findings,
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def load_chexbert(path: str) -> tuple[dict, list[str], BertConfig]:
   if not path:
     raise UserError(f"eval.labeler=chexbert needs CheXbert's weights: {HOW_TO_GET.format(path='chexbert.npz')}, then "
                     "set eval.chexbert=chexbert.npz")
-  flat, metadata = read_weights(path, HOW_TO_GET.format(path=path))
+  flat, metadata = read_weights(path, HOW_TO_GET.format(path=shlex.quote(str(path))))
   if metadata.get("architecture") != "chexbert":
     raise UserError(f"eval.chexbert={path} holds weights of {metadata.get('architecture')}, not of CheXbert: "
                     f"{HOW_TO_GET.format(path='chexbert.npz')}")

@@ -31,7 +31,7 @@ _METEOR = (*_JAVA, "-Xmx2G", "-jar", pycoco_meteor.METEOR_JAR, "-", "-", "-stdio
            os.path.join("data", "paraphrase-en.gz"))
 NUM_STATS = 23                # numbers that METEOR returns per pair
 # METEOR's protocol can't transmit an empty text; these words replace it and match no other word.
-_NO_REFERENCE, _NO_HYPOTHESIS = "emptyreference", "emptyhypothesis"
+_EMPTY_REFERENCE, _EMPTY_HYPOTHESIS = "emptyreference", "emptyhypothesis"
 
 
 class JavaUnavailable(Exception):
@@ -79,7 +79,7 @@ class Meteor:
     Raises:
       JavaUnavailable: Java is missing, failed or timed out.
     """
-    pairs = [(_make_line(reference, _NO_REFERENCE), _make_line(hypothesis, _NO_HYPOTHESIS))
+    pairs = [(_make_line(reference, _EMPTY_REFERENCE), _make_line(hypothesis, _EMPTY_HYPOTHESIS))
              for reference, hypothesis in zip(references, hypotheses, strict=True)]
     new = [pair for pair in dict.fromkeys(pairs) if pair not in self._cache]
     if new:

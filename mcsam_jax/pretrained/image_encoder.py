@@ -52,9 +52,10 @@ def import_image_encoder(src: str, dst: str, log: Callable[[str], None] = print,
   tensors = peel_wrappers(read_state_dict(path, log), _is_known, log)
   if r2gencmn.is_r2gencmn(tensors):
     raise UserError(f"{path}: an R2GenCMN model, not an image encoder; use "
-                    f"`mcsam import-weights model {path} WORKDIR --config r2gencmn`")
+                    f"`mcsam import-weights model {shlex.quote(str(path))} WORKDIR --config r2gencmn`")
   if chexbert.is_chexbert(tensors):
-    raise UserError(f"{path}: a CheXbert model, not an image encoder; use `mcsam import-weights chexbert {path} {dst} "
+    files = shlex.join([str(path), str(dst)])
+    raise UserError(f"{path}: a CheXbert model, not an image encoder; use `mcsam import-weights chexbert {files} "
                     "--vocabulary vocab.txt` with the vocabulary of bert-base-uncased")
   if not (is_medclip := medclip.is_medclip(tensors)):
     tensors = strip_common_prefix(tensors, log)

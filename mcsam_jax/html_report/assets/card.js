@@ -3,6 +3,7 @@
 
 const MARK_SIGNS = {agree: "✓", differs: "≈", missed: "−", invented: "+"};
 const MARK_WORDS = {agree: "agrees", differs: "differs in a detail", missed: "missed", invented: "invented"};
+const HOW_TO_SELECT = matchMedia("(pointer: coarse)").matches ? "Tap a word" : "Point at a word, or use → and ←,";
 const getHeatColor = () => getComputedStyle(document.documentElement).getPropertyValue("--heat").split(",").map(Number);
 
 function make(tag, attributes = {}, ...children) {
@@ -246,7 +247,7 @@ class Card {
     if (word < 0) {
       this.description = "";
       this.wordInfo.replaceChildren(
-        make("span", {class: "hint"}, "Point at a word, or use → and ←, to see where the model looked."));
+        make("span", {class: "hint"}, `${HOW_TO_SELECT} to see where the model looked.`));
       return;
     }
     this.spans[word].classList.add("current");

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -62,8 +63,9 @@ def test_a_mesh_of_four_devices_gives_the_same(workdir, studies):
 def test_a_model_is_loaded_from_a_bucket(workdir, studies, tmp_path):
   expected = run(GENERATE, json.dumps([str(workdir), None, *studies]))
   with CloudStorage(tmp_path).serving() as storage:
-    for path in workdir.rglob("*"):
+    root = pathlib.Path(workdir)                             # epath.Path has no rglob
+    for path in root.rglob("*"):
       if path.is_file():
-        storage.put("bucket", f"run/{path.relative_to(workdir)}", path.read_bytes())
+        storage.put("bucket", f"run/{path.relative_to(root)}", path.read_bytes())
     assert run(GENERATE, json.dumps(["gs://bucket/run", None, *studies]), **storage.environment) == expected
     assert not storage.unknown_requests

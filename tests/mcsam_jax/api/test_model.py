@@ -140,7 +140,7 @@ def test_explanations_hold_a_map_per_word(model, files, evaluated):
   picture = explanation.overlay(0, size=64)
   assert picture.size == (64, 64) and picture.mode == "RGB"
   red, green, blue = np.asarray(picture, int).transpose(2, 0, 1)
-  brightest = np.unravel_index(np.argmax(red - blue), red.shape)               # lies in the brightest patch
+  brightest = np.unravel_index(np.argmax(green - red), red.shape)              # lies in the brightest patch
   assert explanation.heat_maps[0, 0][brightest[0] // 32, brightest[1] // 32] == explanation.heat_maps[0, 0].max()
   slot, weight, description = explanation.slots[0]
   assert description == model.memory_topics()[slot] and 0 < weight <= 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 from etils import epath
 import pytest
@@ -45,6 +46,21 @@ def test_a_run_is_extended_by_raising_num_steps_and_the_new_config_is_saved(tmp_
   assert len(lines) == 1 and "100" in lines[0] and "150" in lines[0]
   assert workdirs.open_workdir(tmp_path).config.train.num_steps == 150
   assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".unfinished")] == []
+
+
+@pytest.mark.parametrize("labels, has_labels, refused", [("records", True, False), ("records", False, True),
+                                                         ("rules", False, False)])
+def test_a_findings_head_learns_from_labels_of_an_annotation(tmp_path, monkeypatch, labels, has_labels, refused):
+  records = [{"labels_from": ""}, {"labels_from": "annotation.json" if has_labels else ""}]
+  monkeypatch.setattr(workdirs, "open_split",
+                      lambda config, name: types.SimpleNamespace(read_blocks=lambda: iter([records])))
+  config = tiny(data__name="r2gen_json", eval__labeler="rules", model__findings_head=True, train__labels=labels)
+  if refused:
+    with pytest.raises(UserError, match="model.findings_head.*train.labels=rules"):
+      create(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+  else:
+    create(tmp_path / "run", config)
 
 
 def test_a_run_is_not_shortened(tmp_path):

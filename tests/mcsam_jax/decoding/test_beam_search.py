@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.decoding.beam_search import beam_search, BeamResult, gather_beams, NO_HYPOTHESIS
+from mcsam_jax.decoding.beam_search import beam_search, BeamResult, EMPTY_BEAM_LOG_PROB, gather_beams
 from mcsam_jax.decoding.greedy import greedy_search
 
 SHARED_IDS: dict[str, Any] = dict(bos_id=0, eos_id=0, pad_id=0)
@@ -162,7 +162,7 @@ def test_a_wide_beam_equals_exhaustive_search(special_ids, vocabulary, alpha, mi
     for group in (found[:len(finished)], found[len(finished):]):
       assert all(better[2] >= worse[2] for better, worse in itertools.pairwise(group))
     empty = np.arange(128) >= len(found)
-    assert np.all(result.log_probs[study][empty] == NO_HYPOTHESIS)
+    assert np.all(result.log_probs[study][empty] == EMPTY_BEAM_LOG_PROB)
     assert np.all(result.ids[study][empty] == special_ids["pad_id"])
 
 

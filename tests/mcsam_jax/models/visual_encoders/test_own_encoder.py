@@ -1,12 +1,17 @@
 """An encoder from outside of the package takes part in everything by its name in the config alone."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from input_pipeline.batch import batch_spec, empty_batch
+import mcsam_jax
 from mcsam_jax import cli
 from mcsam_jax.checkpoints.encoder_weights import check_encoder, init_encoder_variables, load_encoder_weights
 from mcsam_jax.checkpoints.weights import flatten_variables, save_weights
@@ -20,7 +25,9 @@ from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
 from mcsam_jax.partitioning import param_specs
 from mcsam_jax.training.flops import train_flops
 from mcsam_jax.training.throughput import Throughput
+from tests.testing import tiny_vit
 from tests.testing.tiny import make_arguments, make_config, NETWORK, PHANTOMS
+from tests.testing.training_run import ROOT
 
 NAME = "tests.testing.tiny_vit:make_spec"
 OWN = NETWORK | PHANTOMS | {"encoder.name": NAME}
@@ -86,11 +93,24 @@ def test_weights_of_an_encoder_with_other_normalization_are_refused(tmp_path):
     load_encoder_weights(tmp_path / "w.npz", config)
 
 
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+  """Returns the name of the encoder in a module outside of the project."""
+  folder = tmp_path / "outside"
+  folder.mkdir()
+  shutil.copy(tiny_vit.__file__, folder / "their_vit.py")
+  monkeypatch.syspath_prepend(folder)
+  yield "their_vit:make_spec"
+  sys.modules.pop("their_vit", None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
-def test_it_trains_evaluates_and_reports_by_config_alone(tmp_path, capsys, frozen):
-  fields = OWN | {"data.data_dir": tmp_path / "data", "train.num_steps": 2, "train.eval_every": 2, "train.log_every": 1,
-                  "optimizer.warmup_steps": 1, "eval.num_permutations": 2, "train.remat": "layers"}
+def test_it_trains_evaluates_reports_and_exports_by_config_alone(tmp_path, outside, capsys, frozen):
+  name = outside
+  fields = OWN | {"encoder.name": name, "data.data_dir": tmp_path / "data", "train.num_steps": 2,
+                  "train.eval_every": 2, "train.log_every": 1, "optimizer.warmup_steps": 1,
+                  "eval.num_permutations": 2, "train.remat": "layers"}
   if frozen:
     save_weights(tmp_path / "w.npz", init_encoder_variables(make_config(OWN)), {"pretraining_data": "none"})
     fields |= {"encoder.frozen": True, "encoder.weights": tmp_path / "w.npz"}
@@ -101,6 +121,32 @@ def test_it_trains_evaluates_and_reports_by_config_alone(tmp_path, capsys, froze
   assert run("evaluate", "--workdir", workdir, "--split", "test") == 0
   assert json.loads((workdir / "eval" / "test-2.json").read_text())["num_studies"] == 6
   write_image_files(open_workdir(workdir).open_split("test")[0], tmp_path / "images")
+  images = sorted((tmp_path / "images").iterdir())
   capsys.readouterr()
-  assert run("report", "--workdir", workdir, *sorted((tmp_path / "images").iterdir())) == 0
-  assert capsys.readouterr().out.strip()
+  assert run("report", "--workdir", workdir, *images, "--json") == 0
+  expected = json.loads(capsys.readouterr().out)["studies"]
+  assert expected[0]["report"]
+
+  # The export gives the same report, and its program runs without the encoder's module.
+  exported = tmp_path / "exported"
+  assert run("export", "--workdir", workdir, exported, "--stablehlo") == 0
+  shutil.rmtree(workdir)
+  model = mcsam_jax.load(exported)
+  report, = model.generate([images])
+  assert report.text == expected[0]["report"] and report.log_prob == pytest.approx(expected[0]["log_prob"], abs=1e-3)
+  pixels = np.zeros((1, 2, 32, 32, 1), np.uint8)
+  for view, image in enumerate(images):
+    pixels[0, view] = model.preprocess(image)
+  np.save(tmp_path / "images.npy", pixels)
+  assert json.loads((exported / "search.json").read_text())["batch_size"] == 4          # it calls len()
+  elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
+  example = subprocess.run([sys.executable, ROOT / "examples" / "run_stablehlo.py", exported, tmp_path / "images.npy"],
+                           capture_output=True, text=True, check=True, env=elsewhere)
+  assert example.stdout.split(" ", 1)[1].strip() == report.text
+
+  # Where the module can't be imported, one line says so.
+  failed = subprocess.run([sys.executable, "-m", "mcsam_jax", "report", "--workdir", exported, *images],
+                          capture_output=True, text=True, check=False, cwd=tmp_path, env=elsewhere | {
+                              "PYTHONPATH": str(ROOT)})
+  assert failed.returncode == 2 and f"encoder.name={name}" in failed.stderr and "Traceback" not in failed.stderr
+  assert failed.stderr.count("\n") == 1
