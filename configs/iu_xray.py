@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
                        "labels": "rules",      # the data set has no labels of its own
                        "best_metric": ""})      # the last checkpoint: 296 val studies are too few to select one
   config.decode.update({"search": "mbr", "num_samples": 128, "temperature": 1.0, "retrieval_weight": 0.8})
-  config.decode.utility.update({"cider": 0.0, "ngram_overlap": 1.0, "findings": 0.4, "finding_threshold": 0.22,
-                                "rarity_exponent": 0.5, "head_weight": 0.5})
+  config.decode.utility.update({"cider": 0.0, "ngram_overlap": 1.0, "overlap_recall": 0.8, "rouge_l": 1.0,
+                                "findings": 0.8, "finding_threshold": 0.22, "rarity_exponent": 0.5,
+                                "head_weight": 0.5})
   return config
