@@ -73,7 +73,7 @@ class DecoderLayer(nn.Module):
     new = layers.KeysValues(layers.split_heads_transposed(key, self.num_heads),
                             layers.split_heads(value, self.num_heads))
     kv = write_slots(kv, new, position, slots)
-    attended = layers.attend(layers.split_heads(query, self.num_heads), kv.replace(mask=mask))
+    attended = layers.attend(layers.split_heads(query, self.num_heads), layers.KeysValues(kv.keys, kv.values, mask))
     x += step_dense(attended, weights["self_output"]).reshape(x.shape)
     query = layers.split_heads(step_dense(self.norm_cross(x), weights["cross_query"]), self.num_heads)
     x += step_dense(layers.attend(query, patches), weights["cross_output"])
