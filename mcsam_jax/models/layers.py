@@ -72,28 +72,10 @@ class Attention(nn.Module):
 
   def __call__(self, x: jax.Array, kv: KeysValues, train: bool) -> jax.Array:
     """Returns [..., Q, D] for queries x [..., Q, D]."""
-    return self.attend(split_heads(self.query(x), self.num_heads), kv, train)
-
-  def attend(self, query: jax.Array, kv: KeysValues, train: bool) -> jax.Array:
-    """Returns [..., Q, D] for projected queries [..., H, Q, D/H]."""
-    weights = attention_weights(query, kv)                                        # [..., H, Q, L]
+    weights = attention_weights(split_heads(self.query(x), self.num_heads), kv)   # [..., H, Q, L]
     self.sow("intermediates", "weights", weights)                                 # free unless requested
     weights = self.drop(weights, deterministic=not train)
     return self.output(merge_heads(weights @ kv.values))
-
-  def fuse_qkv_weights(self) -> dict[str, jax.Array]:
-    """Returns the query, key and value projections side by side: kernel [D, 3D], bias [3D].
-
-    For a few rows at a time, one product of three times the width is faster than three products.
-    """
-    parts = [dense.variables["params"] for dense in (self.query, self.key, self.value)]
-    return {name: jnp.concatenate([part[name] for part in parts], -1).astype(self.dtype) for name in ("kernel", "bias")}
-
-  def project_qkv(self, x: jax.Array, fused: dict[str, jax.Array]) -> tuple[jax.Array, KeysValues]:
-    """Returns queries [..., H, L, D/H], and keys and values, of x [..., L, D] by weights of `fuse_qkv_weights`."""
-    query, key, value = jnp.split(x @ fused["kernel"] + fused["bias"], 3, axis=-1)
-    return split_heads(query, self.num_heads), KeysValues(split_heads_transposed(key, self.num_heads),
-                                                          split_heads(value, self.num_heads))
 
 
 class FeedForward(nn.Module):
@@ -185,6 +167,11 @@ def attention_weights(query: jax.Array, kv: KeysValues) -> jax.Array:
   if kv.mask is not None:
     scores = jnp.where(kv.mask, scores, -jnp.inf)
   return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+
+
+def attend(query: jax.Array, kv: KeysValues) -> jax.Array:
+  """Returns the weighted values [..., Q, D] of all heads, for queries [..., H, Q, D/H]."""
+  return merge_heads(attention_weights(query, kv) @ kv.values)
 
 
 def sinusoidal_positions(length: int, width: int) -> np.ndarray:

@@ -19,7 +19,6 @@ Shapes: B studies, V views, I input channels, P patches per view, N = V * P patc
 a report, L tokens or patches of one call, K beams or samples, S memory slots, F findings, H heads, D width.
 """
 
-from collections.abc import Sequence
 import functools
 
 from flax import linen as nn
@@ -35,7 +34,7 @@ from mcsam_jax.models.decode_cache import StudyKV
 from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.models.findings_head import FindingsHead
 from mcsam_jax.models.memory_bank import MemoryBank
-from mcsam_jax.models.report_decoder import ReportDecoder
+from mcsam_jax.models.report_decoder import DecoderStepWeights, ReportDecoder
 from mcsam_jax.models.semantic_alignment import AlignmentOutput, ProjectionHead, SemanticAlignment, TextEncoder
 from mcsam_jax.models.visual_encoders.registry import make_encoder
 
@@ -65,7 +64,7 @@ class DecodeConstants:
   """Parameter-only values shared by all decode steps; computed once per checkpoint."""
   memory: layers.KeysValues | None                # keys and values of the memory slots
   vocabulary_responses: jax.Array | None          # [vocabulary, D], see `MCSAM.vocabulary_responses`
-  qkv_weights: Sequence[dict[str, jax.Array]]     # per decoder layer, see `layers.Attention.fuse_qkv_weights`
+  decoder_weights: DecoderStepWeights             # see `ReportDecoder.step_weights`
 
 
 @flax.struct.dataclass
@@ -309,7 +308,7 @@ class MCSAM(nn.Module):
   def make_decode_constants(self) -> DecodeConstants:
     """Returns the values that depend on the parameters alone; compute them once per checkpoint."""
     memory = self.project_memory()
-    return DecodeConstants(memory, self.vocabulary_responses(memory, train=False), self.decoder.fuse_qkv_weights())
+    return DecodeConstants(memory, self.vocabulary_responses(memory, train=False), self.decoder.step_weights())
 
   def prefill(self, encoded: EncodedImages) -> DecodeContext:
     """Returns the per-study values that all decode steps share."""
@@ -325,4 +324,4 @@ class MCSAM(nn.Module):
     position = cache["position"][None] - context.study_kv.num_memory_tokens
     x = self.embed_tokens(tokens, position, context.image_conditioning, constants.vocabulary_responses,
                           constants.memory, train=False)
-    return self.decoder.decode_step(x, cache, context.study_kv, constants.qkv_weights)
+    return self.decoder.decode_step(x, cache, context.study_kv, constants.decoder_weights)

@@ -21,6 +21,8 @@ from mcsam_jax.models.kernels import memory_attention
 from mcsam_jax.models.top_k import top_k_mask
 from mcsam_jax.partitioning import BATCH
 
+SLOTS_PER_CHUNK, MAX_QUERIES_IN_CHUNKS = 256, 128   # see `weigh_values`
+
 
 class MemoryBank(nn.Module):
   """Memory slots [S, D_M] and attention to them: features [..., L, D] -> responses [..., L, D]."""
@@ -72,7 +74,7 @@ class MemoryBank(nn.Module):
     dropped = weights.astype(self.dtype)
     if keep_mask is not None:                                          # one mask for all heads
       dropped = jnp.where(keep_mask, dropped / (1 - self.dropout), 0)
-    return layers.merge_heads(dropped @ memory.values), weights
+    return layers.merge_heads(weigh_values(dropped, memory.values)), weights
 
   @nn.nowrap
   def attend_on_tpu(self, queries: jax.Array, memory: layers.KeysValues, keep_mask: jax.Array | None,
@@ -100,6 +102,24 @@ class MemoryBank(nn.Module):
     if self.consolidation == "gate":
       responses *= nn.sigmoid(self.gate(jnp.concatenate([features, responses], -1)))
     return features + responses
+
+
+def weigh_values(weights: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns weights [H, R, S] times values [H, S, D/H].
+
+  For the few queries of a decode step, a CPU multiplies chunks of the slots faster than all of them at once.
+  """
+  num_heads, num_queries, num_slots = weights.shape
+  if not isinstance(num_queries, int) or num_queries > MAX_QUERIES_IN_CHUNKS or num_slots % SLOTS_PER_CHUNK:
+    return weights @ values              # `num_queries` isn't a number in a program exported for any number of studies
+
+  def multiply_chunks(weights, values):
+    num_chunks = num_slots // SLOTS_PER_CHUNK
+    products = jnp.einsum("hrcs,hcsd->hcrd", weights.reshape(num_heads, num_queries, num_chunks, -1),
+                          values.reshape(num_heads, num_chunks, SLOTS_PER_CHUNK, -1),
+                          preferred_element_type=jnp.promote_types(values.dtype, jnp.float32))
+    return products.sum(1).astype(values.dtype)
+  return jax.lax.platform_dependent(weights, values, cpu=multiply_chunks, default=jnp.matmul)
 
 
 def kernel_batch_axes(features: jax.Array) -> tuple[str, ...] | None:

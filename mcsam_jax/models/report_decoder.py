@@ -9,7 +9,8 @@ cache of `decode_cache.py`).
 Shapes: B studies, K beams, N patches, T tokens, M memory tokens, G trees and C slots of the cache, H heads, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -18,6 +19,9 @@ import jax.numpy as jnp
 from mcsam_jax.models import layers
 from mcsam_jax.models.decode_cache import allocate_slots, StudyKV, write_slots
 from mcsam_jax.models.dropout import Dropout
+from mcsam_jax.models.step_dense import stack_dense, step_dense, StepWeights
+
+DecoderStepWeights = dict[str, Any]   # see `ReportDecoder.step_weights`
 
 
 class DecoderLayer(nn.Module):
@@ -43,12 +47,38 @@ class DecoderLayer(nn.Module):
   def __call__(self, x: jax.Array, kv: layers.KeysValues, patches: layers.KeysValues, train: bool) -> jax.Array:
     """Returns [B, L, D] for positions x [B, L, D] with self-attention keys and values `kv`."""
     x += self.drop(self.self_attention(self.norm_self(x), kv, train), deterministic=not train)
-    return self.cross_attend_and_mlp(x, patches, train)
-
-  def cross_attend_and_mlp(self, x: jax.Array, patches: layers.KeysValues, train: bool) -> jax.Array:
-    """Returns [B, L, D] for positions x [B, L, D] after self-attention."""
     x += self.drop(self.cross_attention(self.norm_cross(x), patches, train), deterministic=not train)
     return x + self.drop(self.feedforward(self.norm_feedforward(x), train), deterministic=not train)
+
+  def step_weights(self) -> dict[str, StepWeights]:
+    """Returns the weights of the layer's matrix products, an argument of `decode_step`."""
+    own, cross, feedforward = (module.variables["params"] for module in
+                               (self.self_attention, self.cross_attention, self.feedforward))
+    products = {"self_qkv": [own["query"], own["key"], own["value"]], "self_output": [own["output"]],
+                "cross_query": [cross["query"]], "cross_output": [cross["output"]],
+                "hidden": [feedforward["hidden"]], "output": [feedforward["output"]]}
+    return {name: stack_dense(parts, self.dtype) for name, parts in products.items()}
+
+  def decode_step(self, x: jax.Array, kv: layers.KeysValues, position: jax.Array, slots: jax.Array | None,
+                  mask: jax.Array, patches: layers.KeysValues,
+                  weights: Mapping[str, StepWeights]) -> tuple[jax.Array, layers.KeysValues]:
+    """Returns [B, K, D] for the tokens x [B, K, D] that the beams read, and the cache `kv` with these added.
+
+    This is `__call__` for one token per beam. `slots` and `mask` are from `allocate_slots`, and go with `position` and
+    the cache [G, ...] of this layer; `patches` are the keys and values of the patches [B, ...].
+    """
+    num_trees = kv.values.shape[0]
+    normed = self.norm_self(x.reshape(num_trees, -1, self.width))                  # [G, B * K / G, D]
+    query, key, value = jnp.split(step_dense(normed, weights["self_qkv"]), 3, axis=-1)
+    new = layers.KeysValues(layers.split_heads_transposed(key, self.num_heads),
+                            layers.split_heads(value, self.num_heads))
+    kv = write_slots(kv, new, position, slots)
+    attended = layers.attend(layers.split_heads(query, self.num_heads), layers.KeysValues(kv.keys, kv.values, mask))
+    x += step_dense(attended, weights["self_output"]).reshape(x.shape)
+    query = layers.split_heads(step_dense(self.norm_cross(x), weights["cross_query"]), self.num_heads)
+    x += step_dense(layers.attend(query, patches), weights["cross_output"])
+    hidden = nn.relu(step_dense(self.norm_feedforward(x), weights["hidden"]))
+    return x + step_dense(hidden, weights["output"]), kv
 
 
 class ReportDecoder(nn.Module):
@@ -130,22 +160,18 @@ class ReportDecoder(nn.Module):
       x = layer(x, layers.KeysValues(keys, values, visible), patch_kv, False)
     return self.logits(self.final_norm(x))
 
-  def fuse_qkv_weights(self) -> list[dict[str, jax.Array]]:
-    """Returns each layer's fused self-attention weights, an argument of `decode_step`."""
-    return [layer.self_attention.fuse_qkv_weights() for layer in self.layers]
+  def step_weights(self) -> DecoderStepWeights:
+    """Returns the weights of all matrix products, an argument of `decode_step`."""
+    return {"layers": [layer.step_weights() for layer in self.layers],
+            "logits": stack_dense([self.logits.variables["params"]], self.dtype)}
 
   def decode_step(self, x: jax.Array, cache: dict, study_kv: StudyKV,
-                  qkv_weights: Sequence[dict[str, jax.Array]]) -> tuple[jax.Array, dict]:
+                  weights: DecoderStepWeights) -> tuple[jax.Array, dict]:
     """Returns the logits [B, K, vocabulary] after embedded tokens x [B, K, D], and the cache with these added."""
-    shape, num_trees = x.shape, cache["layers"][0].values.shape[0]
     slots, beams, mask = allocate_slots(cache)
     updated = []
-    for layer, kv, patch_kv, weights in zip(self.layers, cache["layers"], study_kv.patches, qkv_weights):
-      normed = layer.norm_self(x.reshape(num_trees, -1, self.width))               # [G, B * K / G, D]
-      query, new_kv = layer.self_attention.project_qkv(normed, weights)
-      kv = write_slots(kv, new_kv, cache["position"], slots)
-      x += layer.self_attention.attend(query, layers.KeysValues(kv.keys, kv.values, mask), train=False).reshape(shape)
-      x = layer.cross_attend_and_mlp(x, patch_kv, train=False)
+    for layer, kv, patch_kv, layer_weights in zip(self.layers, cache["layers"], study_kv.patches, weights["layers"]):
+      x, kv = layer.decode_step(x, kv, cache["position"], slots, mask, patch_kv, layer_weights)
       updated.append(kv)
     cache = {"layers": updated, "position": cache["position"] + 1, "beams": beams}
-    return self.logits(self.final_norm(x)), cache
+    return step_dense(self.final_norm(x), weights["logits"]), cache

@@ -1,9 +1,10 @@
 """The memory bank against a slot-by-slot computation in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mcsam_jax.models.memory_bank import MemoryBank
+from mcsam_jax.models.memory_bank import MemoryBank, weigh_values
 from tests.testing.random_variables import draw_variables
 
 
@@ -60,3 +61,12 @@ def test_slot_weights_are_sown_on_request():
   assert weights.shape == (2, 2, 3, 20)
   np.testing.assert_array_equal((np.asarray(weights) > 0).sum(-1), 4)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+def test_values_weighed_in_chunks_equal_one_product():
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=(2, 512, 4)).astype(np.float32)
+  for num_queries in (3, 200):                             # few queries: chunks of slots
+    weights = rng.random((2, num_queries, 512)).astype(np.float32)
+    expected = np.einsum("hrs,hsd->hrd", weights.astype(float), values.astype(float))
+    np.testing.assert_allclose(weigh_values(jnp.asarray(weights), jnp.asarray(values)), expected, atol=1e-4)
