@@ -77,7 +77,7 @@ def _describe_frozen_stages(config: ConfigDict) -> str:
   if not config.encoder.frozen:
     return ""
   trained = config.encoder.trained_stages
-  return f" (frozen but for its last {trained} stages, not counted)" if trained else " (frozen, not counted)"
+  return f" (frozen and not counted, but for the last {trained} of its stages)" if trained else " (frozen, not counted)"
 
 
 def _describe_data(work: Workdir) -> str:

@@ -56,8 +56,9 @@ class EncoderSpec:
       raise ValueError(f"channels={self.channels} and stride={self.stride} must be at least 1")
     if not self.mean or len(self.mean) != len(self.std) or 0 in self.std:
       raise ValueError(f"mean={self.mean} and std={self.std} must have one number per input channel, std none of 0")
-    if self.stages and self.stages[-1] != (self.stride, self.channels):
-      raise ValueError(f"the last of stages={self.stages} must be (stride, channels) = {self.stride, self.channels}")
+    if self.stages and (self.stages[-1] != (self.stride, self.channels) or min(map(min, self.stages)) < 1):
+      raise ValueError(f"stages={self.stages} must be pairs of numbers from 1 on, the last one (stride, channels) = "
+                       f"{self.stride, self.channels}")
 
   @property
   def input_channels(self) -> int:

@@ -26,28 +26,38 @@ def workdir(tmp_path_factory):
   return make_tiny_workdir(tmp_path_factory.mktemp("workdir"), encoder__trained_stages=1)
 
 
-def test_records_get_the_reports_of_evaluate(workdir):
-  model, split = mcsam_jax.load(workdir), open_workdir(workdir).open_split("val")
+@pytest.fixture(scope="module")
+def model(workdir):
+  return mcsam_jax.load(workdir)
+
+
+@pytest.mark.slow
+def test_records_get_the_reports_of_evaluate(workdir, model):
+  split = open_workdir(workdir).open_split("val")
   for report, expected in zip(model.generate(split), generate_as_evaluate(open_workdir(workdir), split), strict=True):
     assert report.text == expected.text and min(report.similarity) > 0.5
     assert report.log_prob == pytest.approx(expected.log_prob, abs=2e-3)
 
 
-def test_the_network_reads_the_features_of_both_parts_of_the_encoder(workdir):
-  model, record = mcsam_jax.load(workdir), open_workdir(workdir).open_split("val")[0]
+def test_the_network_reads_the_features_of_both_parts_of_the_encoder(workdir, model):
+  record = open_workdir(workdir).open_split("val")[0]
   trained = model.variables["params"]["visual_encoder"]
   assert trained.keys() == {"layer4_0"}
   pretrained = model.encoder_variables
   assert (trained["layer4_0"]["conv1"]["kernel"] != pretrained["params"]["layer4_0"]["conv1"]["kernel"]).any()
   whole = pretrained | {"params": pretrained["params"] | trained}
   pixels = np.stack([images.decode(image, 32) for image in record["images"][:2]])
-  features = encode_images(make_encoder("resnet_tiny"), model.config, whole, pixels)                     # [V, P, C]
+  encode = jax.jit(lambda pixels: encode_images(make_encoder("resnet_tiny"), model.config, whole, pixels))
+  features = encode(pixels)                                                                              # [V, P, C]
   encoded = model.encode([record])
-  views = np.zeros((1, 2), int)
-  views[0, 1] = 1
-  expected = model.module.apply(model.variables, features[None], np.ones((1, 2), bool), views,
-                                model.module.apply(model.variables, method="project_memory"), False,
-                                method="encode_images")
+
+  @jax.jit
+  def encode_features(features):
+    memory = model.module.apply(model.variables, method="project_memory")
+    return model.module.apply(model.variables, features[None], np.ones((1, 2), bool), np.array([[0, 1]]), memory, False,
+                              method="encode_images")
+
+  expected = encode_features(features)
   np.testing.assert_allclose(encoded.patches, expected.patches, atol=5e-3)
 
 

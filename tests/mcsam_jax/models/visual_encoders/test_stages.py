@@ -38,7 +38,7 @@ def draw_images(image_size, count=3):
   return np.random.default_rng(1).integers(0, 256, (count, image_size, image_size, 1), np.uint8)
 
 
-@pytest.mark.parametrize("name", [name for name, spec in registry.ENCODERS.items() if spec.stages])
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_lite0", "densenet121", "resnet_tiny"])
 def test_each_stage_has_the_output_of_its_spec_and_parameters_of_its_own(name):
   spec, encoder = registry.ENCODERS[name], registry.make_encoder(name)
   x = image = jax.ShapeDtypeStruct((1, 64, 64, spec.input_channels), np.float32)
