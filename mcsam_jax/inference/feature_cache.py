@@ -208,7 +208,7 @@ def _make_folder_name(config: ConfigDict, split: Split, variables: dict, code: s
 
 def _size(shape: tuple[int, ...]) -> str:
   """Returns the size of a file of features, in words."""
-  return f"{BYTES_PER_VALUE * math.prod(shape) / 1e9:.2f} GB"
+  return f"{BYTES_PER_VALUE * math.prod(shape) / 1e9:.3g} GB"
 
 
 def _unfinished_path(path: pathlib.Path) -> pathlib.Path:

@@ -86,7 +86,7 @@ def test_it_is_trained_resumed_evaluated_and_exported(tmp_path, capsys):
   trained = params["visual_encoder"]["layer4_0"]["bn2"]["scale"]
   assert params["visual_encoder"].keys() == {"layer4_0"}
   assert np.abs(trained - variables["params"]["layer4_0"]["bn2"]["scale"]).max() > 1e-4
-  assert '"learning_rate_encoder"' in (tmp_path / "whole" / "metrics.jsonl").read_text()
+  assert "learning_rate_encoder" in (tmp_path / "whole" / "metrics.jsonl").read_text()
 
   # A frozen run continues with trained stages, but not the other way round.
   train("frozen")
