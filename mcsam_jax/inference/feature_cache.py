@@ -25,7 +25,7 @@ import math
 import os
 import pathlib
 import tempfile
-from typing import IO
+from typing import IO, TypeVar
 
 from flax import linen as nn
 import jax
@@ -54,20 +54,27 @@ from mcsam_jax.inference.image_encoder import (
 from mcsam_jax.models import augment
 from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder, make_frozen_stages
 
+T = TypeVar("T")
 VERSION = 3              # increase it when the same inputs would give other features
 BYTES_PER_VALUE = 2      # float16
 
 
 def load_features_on_all_hosts(workdir: Workdir, split: Split, guard: PreemptionGuard, watchdog: Watchdog,
-                               log: Callable[[str], None], augmented: bool = False) -> Features | None:
+                               log: Callable[[str], None]) -> np.ndarray | None:
   """Returns the cached features of a split on every host; None if the whole encoder is trained.
 
   Hosts that share a disk wait for host 0 to compute them. If the data is in a bucket, each host has its own files.
-
-  Args:
-    augmented: for training: one array per augmented version, if `encoder.cached_augmentations` asks for any.
   """
-  load = functools.partial(load_augmented_features if augmented else load_split_features, workdir, split, log)
+  return _load_on_all_hosts(lambda: load_split_features(workdir, split, log), workdir, guard, watchdog)
+
+
+def load_train_features_on_all_hosts(workdir: Workdir, split: Split, guard: PreemptionGuard, watchdog: Watchdog,
+                                     log: Callable[[str], None]) -> Features | None:
+  """Returns the same for training: one array per augmented version, if `encoder.cached_augmentations` asks for any."""
+  return _load_on_all_hosts(lambda: load_augmented_features(workdir, split, log), workdir, guard, watchdog)
+
+
+def _load_on_all_hosts(load: Callable[[], T], workdir: Workdir, guard: PreemptionGuard, watchdog: Watchdog) -> T:
   if "://" in workdir.config.data.data_dir:
     with guard.immediate():
       features = load()

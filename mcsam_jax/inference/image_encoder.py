@@ -89,7 +89,7 @@ def make_pool_fn(config: ConfigDict, variables: dict | None) -> Callable[[np.nda
       batch = features[start:start + BATCH_SIZE]
       padded = np.pad(batch, ((0, BATCH_SIZE - len(batch)), (0, 0), (0, 0)))
       pooled[start:start + BATCH_SIZE] = pool(variables, padded)[:len(batch)]
-    return np.where(features.any((1, 2))[:, None], pooled, 0)             # absent views stay zeros
+    return np.where(np.asarray(features.any((1, 2)))[:, None], pooled, 0)             # absent views stay zeros
 
   return pool_batches
 

@@ -41,7 +41,7 @@ from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.extensions.by_name import is_import_name, load_by_name
 from mcsam_jax.inference.compilation_cache import enable_compilation_cache
-from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
+from mcsam_jax.inference.feature_cache import load_features_on_all_hosts, load_train_features_on_all_hosts
 from mcsam_jax.labelers.registry import load_finding_labels
 from mcsam_jax.models.findings_head import compute_positive_weights
 from mcsam_jax.models.initialize import make_model
@@ -104,9 +104,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     is_reward = config.train.objective == "reward"
     reads_reports = config.train.eval_search == "mbr" or is_reward and config.reward.cider
     train_reports = train_split.read_reports(log) if reads_reports else ()
-    train_features, val_features = (
-        load_features_on_all_hosts(work, split, stop, watchdog, log, augmented=split is train_split)
-        for split in (train_split, val_split))
+    train_features = load_train_features_on_all_hosts(work, train_split, stop, watchdog, log)
+    val_features = load_features_on_all_hosts(work, val_split, stop, watchdog, log)
 
     # Model and state, initialized under jit, directly in their sharding. From here on all hosts run the same programs.
     on_exit.enter_context(jax.set_mesh(mesh))
@@ -273,8 +272,9 @@ def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.nd
     params["memory_bank"] = params["memory_bank"] | {"slots": work.initial_memory.slots}
   if work.config.model.findings_head:
     params["findings_head"] = params["findings_head"] | {"positive_weight": compute_positive_weights(finding_labels)}
-  if work.encoder_variables and has_trained_encoder(work.config):
-    pretrained = lambda collection, own: {name: work.encoder_variables[collection][name] for name in own}
+  encoder = work.encoder_variables
+  if encoder and has_trained_encoder(work.config):
+    pretrained = lambda collection, own: {name: encoder[collection][name] for name in own}
     params["visual_encoder"] = pretrained("params", params["visual_encoder"])     # all stages, or the last ones
     if "visual_encoder" in batch_stats:
       batch_stats = {"visual_encoder": pretrained("batch_stats", batch_stats["visual_encoder"])}
