@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
                                           # gigabytes. A film of 43 cm at 50 micrometers has 60 million
       "dicom_rendering": "voi",           # DICOM files: voi (as viewers show them) | mimic_cxr_jpg (equalized)
       "image_size": 224,                  # side of the square encoder input, in pixels
-      "augment": False,                   # training only: random crop, small rotation, brightness and contrast
+      "augment": False,                   # training only: random crop, small rotation, brightness and contrast; for a
+                                          # frozen encoder, see encoder.cached_augmentations
       "phantom": {                        # only for data.name=phantom
           "seed": 0,                      # seed of the anatomy, findings and reports
           "num_train": 1600,              # studies in the train split
@@ -66,7 +67,11 @@ def get_config() -> ConfigDict:
                                           # dinov2_small | dinov2_base | rad_dino | resnet_tiny (for tests), or
                                           # package.module:function for your own (docs/extending.md)
       "weights": "",                      # .npz written by `mcsam import-weights`; "": random initialization
-      "frozen": False,                    # True: no gradient, no augmentation; features are computed once and cached
+      "frozen": False,                    # True: no gradient; features are computed once and cached (docs/training.md)
+      "trained_stages": 0,                # frozen: this many last stages are trained all the same, from the cached
+                                          # outputs of the others; not for dinov2_* and rad_dino
+      "cached_augmentations": 0,          # frozen: augmented versions of each training image that are cached, of which
+                                          # each epoch uses another one; 0: only the image as it is
       "train_batch_norm": False,          # False: keep the pretrained batch statistics
   })
 

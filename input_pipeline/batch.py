@@ -1,7 +1,7 @@
 """The batch: one dictionary of arrays for training, evaluation, inference and precompilation.
 
   images     uint8   [B, V, H, W, 1], grayscale; absent views are black, or instead of images
-  features   float16 [B, V, P, C], the features of a frozen image encoder; absent views are zeros
+  features   float16 [B, V, P, C], of a frozen image encoder or of its frozen stages; absent views are zeros
   view_mask  bool    [B, V], True for views that are present
   view_ids   int32   [B, V], index in VIEWS; 0 for absent views
   tokens     int32   [B, T + 1], bos first; the last T are the targets
@@ -22,6 +22,8 @@ import numpy as np
 from mcsam_jax.findings import FINDINGS
 
 Batch = dict[str, np.ndarray]
+# Cached features float16 [n, V, P, C] of n records, or several versions of them, of which each epoch reads one.
+Features = np.ndarray | list[np.ndarray]
 
 
 class ArraySpec(NamedTuple):
@@ -35,7 +37,7 @@ def batch_spec(config: ConfigDict, batch_size: int,
   """Returns shape and type of each array of a batch.
 
   Args:
-    feature_shape: (P, C) if the batch holds features of a frozen encoder; None if it holds images.
+    feature_shape: (P, C) if the batch holds features; None if it holds images.
   """
   num_views, image_size = config.data.num_views, config.data.image_size
   if feature_shape is None:

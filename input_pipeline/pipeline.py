@@ -10,7 +10,8 @@
   read_fields     -> tokens, views and labels, from the split's token table (token_table.py)
   prefetch
 
-With features of a frozen encoder, read_features takes the place of the stages from read_records to decode.
+With features of a frozen encoder or of its frozen stages, read_features takes the place of the stages from
+read_records to decode.
 
 The images of a batch are decoded and resized by one call of Python, with the function of `mcsam report`: OpenCV works
 without the interpreter lock, and takes less time than TensorFlow's operations (docs/data.md). Everything runs on
@@ -39,8 +40,8 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import images, token_table
-from input_pipeline.batch import Batch, batch_spec, make_batch
-from input_pipeline.shuffle import record_order
+from input_pipeline.batch import Batch, batch_spec, Features, make_batch
+from input_pipeline.shuffle import choose_versions, record_order
 from input_pipeline.splits import Split
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.errors import UserError
@@ -61,7 +62,7 @@ ChooseRecords = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS,
+                  features: Features | None = None, rows: slice | np.ndarray = ALL_ROWS,
                   labels: np.ndarray | None = None) -> tf.data.Dataset:
   """Returns the batches of the `num_steps` training steps after the first `start_step`.
 
@@ -71,7 +72,8 @@ def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
     config: `seed`, `data`, `tokenizer.max_length`, `train.batch_size` and `train.host_threads` are read.
     start_step: number of completed steps; the first batch is that of step start_step + 1 in training's counting.
     num_steps: number of batches.
-    features: float16 [len(split), V, P, C], of a frozen encoder, used instead of images; may be a memory map.
+    features: float16 [len(split), V, P, C], used instead of images; may be a memory map. Of a list of versions, each
+      epoch shows another one.
     rows: rows of the global batch that this host reads.
     labels: int8 [len(split), 14], used instead of the records' labels.
 
@@ -83,7 +85,7 @@ def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 
 def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
-                 features: np.ndarray | None = None, limit: int = 0,
+                 features: Features | None = None, limit: int = 0,
                  rows: slice | np.ndarray = ALL_ROWS) -> tf.data.Dataset:
   """Returns each record of a split once, in order; the last batch is padded with record 0, for which `valid` is False.
 
@@ -105,7 +107,7 @@ def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
 
 
 def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_step: int, num_steps: int,
-                  features: np.ndarray | None = None, rows: slice | np.ndarray = ALL_ROWS,
+                  features: Features | None = None, rows: slice | np.ndarray = ALL_ROWS,
                   labels: np.ndarray | None = None) -> Iterator[Batch]:
   """Yields the elements of `train_dataset`, which has the same arguments, as NumPy arrays.
 
@@ -119,7 +121,7 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 
 def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
-                 features: np.ndarray | None = None, limit: int = 0,
+                 features: Features | None = None, limit: int = 0,
                  rows: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
   """Yields the elements of `eval_dataset`, which has the same arguments, as NumPy arrays.
 
@@ -198,12 +200,13 @@ def _choose_in_order(num_records: int, batch_size: int, rows: slice | np.ndarray
 
 
 def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, split: Split, tokenizer: Tokenizer,
-                  config: ConfigDict, features: np.ndarray | None, labels: np.ndarray | None = None) -> tf.data.Dataset:
+                  config: ConfigDict, features: Features | None, labels: np.ndarray | None = None) -> tf.data.Dataset:
   """Returns the chain of stages from the positions of batches to batches."""
   num_rows, num_views = len(choose_records(0)[0]), config.data.num_views
   table = token_table.load_token_table(split, tokenizer)
   labels = table.labels if labels is None else labels
-  spec = batch_spec(config, num_rows, None if features is None else (features.shape[2], features.shape[3]))
+  versions = features if isinstance(features, list) else [] if features is None else [features]
+  spec = batch_spec(config, num_rows, versions[0].shape[2:] if versions else None)
   input_name = "images" if features is None else "features"
   field_names = [name for name in spec if name != input_name]
 
@@ -219,9 +222,11 @@ def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, spl
   def read_records(records: np.ndarray) -> np.ndarray:
     return np.array(split.read_serialized(records), object)
 
-  def read_features(records: np.ndarray) -> np.ndarray:
-    assert features is not None
-    return np.asarray(features[records])
+  def read_features(records: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    if len(versions) == 1:
+      return np.asarray(versions[0][records])
+    chosen = choose_versions(config.seed, records, epochs, len(versions), len(split))
+    return np.stack([versions[version][record] for version, record in zip(chosen, records)])
 
   call_read_fields = _python_stage(read_fields, *(tf.TensorSpec(*spec[name]) for name in field_names))
   dataset = positions.map(_python_stage(choose_records, *(tf.TensorSpec(*spec[name])
@@ -229,7 +234,7 @@ def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, spl
                         name="choose_records")
   if features is not None:
     call_read_features = _python_stage(read_features, tf.TensorSpec(*spec["features"]))
-    dataset = dataset.map(_as_is(lambda *chosen: (call_read_features(chosen[0]), *chosen)), READ_AHEAD,
+    dataset = dataset.map(_as_is(lambda *chosen: (call_read_features(*chosen[:2]), *chosen)), READ_AHEAD,
                           name="read_features")
   else:
     call_read_records = _python_stage(read_records, tf.TensorSpec([num_rows], tf.string))

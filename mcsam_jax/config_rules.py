@@ -54,7 +54,8 @@ AT_LEAST_ONE = (
 SEEDS = ("seed", "eval.seed", "data.phantom.seed")
 MAX_SEED, MAX_INTEGER = 2 ** 63 - 2, 2 ** 31 - 1         # seed + 1 is a seed, too
 NOT_NEGATIVE = (
-    *SEEDS, "data.short_side", "data.min_words", "model.encoder_layers", "model.text_encoder_layers",
+    *SEEDS, "data.short_side", "data.min_words", "encoder.trained_stages", "encoder.cached_augmentations",
+    "model.encoder_layers", "model.text_encoder_layers",
     "model.align_weight", "model.findings_weight", "decode.retrieved_candidates", "decode.utility.cider",
     "decode.utility.ngram_overlap", "decode.utility.rouge_l", "decode.utility.rarity_exponent",
     "decode.utility.findings", "decode.utility.finding_threshold", "decode.min_length", "decode.no_repeat_ngram_size",
@@ -134,7 +135,9 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
     raise UserError("train.patience needs train.best_metric, the metric whose improvement it waits for")
   if values["train.objective"] == "reward":
     _check_reward(values)
-  if values["train.grad_accum_steps"] > 1 and values["encoder.train_batch_norm"] and not values["encoder.frozen"]:
+  _check_encoder(values)
+  is_trained = not values["encoder.frozen"] or values["encoder.trained_stages"]
+  if values["train.grad_accum_steps"] > 1 and values["encoder.train_batch_norm"] and is_trained:
     raise UserError("train.grad_accum_steps > 1 needs encoder.train_batch_norm=false, because batch norm would use the "
                     "statistics of a microbatch instead of the batch's")
   if values["decode.retrieval_weight"] and not values["model.use_alignment"]:
@@ -154,6 +157,25 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
     if needs_labels and not has_labels:
       raise UserError(f"{field}={values[field]} needs labels, and data.name={data} has none: set train.labels=rules to "
                       f"read them from the reports, or {field}={otherwise}")
+
+
+def _check_encoder(values: Mapping[str, Any]) -> None:
+  """Checks the combinations of `encoder.trained_stages` and `encoder.cached_augmentations`."""
+  trained, name = values["encoder.trained_stages"], values["encoder.name"]
+  for field, otherwise in (("encoder.trained_stages", "without it, all stages are trained"),
+                           ("encoder.cached_augmentations", "a trained encoder gets new augmented images in every "
+                            "epoch from data.augment=true")):
+    if values[field] and not values["encoder.frozen"]:
+      raise UserError(f"{field}={values[field]} needs encoder.frozen=true; {otherwise}")
+  if not trained:
+    return
+  num_stages = len(find_encoder(name).stages)
+  if not num_stages:
+    raise UserError(f"encoder.trained_stages={trained}: encoder.name={name} has no stages that can be trained alone; "
+                    "set it to 0, or set encoder.frozen=false")
+  if trained >= num_stages:
+    raise UserError(f"encoder.trained_stages={trained} must be below {num_stages}, the stages of encoder.name={name}; "
+                    "to train them all, set it to 0 and encoder.frozen=false")
 
 
 def _check_reward(values: Mapping[str, Any]) -> None:

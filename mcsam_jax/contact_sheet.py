@@ -19,13 +19,14 @@ import PIL.PngImagePlugin
 
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer
 from input_pipeline.pipeline import eval_batches, train_batches
+from input_pipeline.shuffle import choose_versions
 from input_pipeline.splits import open_split
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.atomic_io import atomic_write
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.outputs import check_output
 from mcsam_jax.findings import VIEWS
-from mcsam_jax.training.augment import augment
+from mcsam_jax.models.augment import augment, CACHE_SEED
 
 SHEET_MARK = "mcsam data: contact sheet"  # in the metadata of every sheet
 IMAGE_SIZE = 192                         # pixels per side of an image on the sheet
@@ -41,7 +42,7 @@ def write_contact_sheet(config: ConfigDict, split_name: str, path: epath.PathLik
 
   Args:
     config: its data must be prepared.
-    split_name: train (in the order of training, augmented if `data.augment` is set), val or test (in order).
+    split_name: train (in the order of training, augmented as in training), val or test (in order).
     path: the PNG.
     num_batches: rows.
     studies_per_batch: studies that are shown of each batch, from its first on.
@@ -59,12 +60,16 @@ def write_contact_sheet(config: ConfigDict, split_name: str, path: epath.PathLik
   is_train = split_name == "train"
   batches = (train_batches(split, tokenizer, config, start_step, num_batches) if is_train else
              eval_batches(split, tokenizer, config, config.decode.batch_size))
-  augmented = is_train and config.data.augment
+  num_versions = config.encoder.cached_augmentations
+  augmented = is_train and (num_versions > 0 if config.encoder.frozen else config.data.augment)
   rows = []
   for number, batch in enumerate(itertools.islice(batches, num_batches), start_step if is_train else 0):
     images = batch["images"]
     if augmented:
-      images = np.asarray(jax.jit(augment, static_argnums=1)(images, config.seed, batch["record"], batch["epoch"]))
+      seed, epoch = config.seed, batch["epoch"]
+      if config.encoder.frozen:                        # the cached version of that epoch
+        seed, epoch = CACHE_SEED, choose_versions(seed, batch["record"], epoch, num_versions, len(split))
+      images = np.asarray(jax.jit(augment, static_argnums=1)(images, seed, batch["record"], epoch))
     images = np.clip(np.rint(images), 0, 255).astype(np.uint8)
     title = f"{f'step {number + 1}' if is_train else f'batch {number + 1}'}, {int(batch['valid'].sum())} studies"
     rows.append((title, list(itertools.islice(_draw_studies(batch, images, tokenizer), studies_per_batch))))

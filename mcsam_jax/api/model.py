@@ -83,7 +83,8 @@ class Model:
   def encoder_variables(self) -> dict | None:
     """The pretrained image encoder that training started from; None if it started at random.
 
-    If `config.encoder.frozen`, this is the encoder that the model uses, and `variables` has none.
+    If `config.encoder.frozen`, this is the encoder that the model uses, and `variables` has none; or, with
+    `config.encoder.trained_stages`, these last stages alone.
     """
     return self._predictor.workdir.encoder_variables
 

@@ -92,7 +92,7 @@ def make_network(config: ConfigDict, vocab_size: int) -> tuple[MCSAM, Callable[[
   """Returns the network without its image encoder, and a function to jit that initializes its variables."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    config.encoder.frozen = True
+    config.encoder.update({"frozen": True, "trained_stages": 0})
   info = find_encoder(config.encoder.name)
   grid = config.data.image_size // info.stride
   model = make_model(config, vocab_size, grid)

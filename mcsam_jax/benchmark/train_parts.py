@@ -7,7 +7,7 @@ close to the whole step but not equal to it: embeddings, losses and the findings
 fuses across parts is counted on one side. With `train.grad_accum_steps` a part is that of one microbatch.
 
   augmentation   crops, rotations, brightness and normalization of the images
-  image_encoder  features of the normalized images
+  image_encoder  features of the normalized images, or of the outputs of frozen stages
   patches        projection, positions and transformer layers over the patches
   memory         keys and values of the slots; queries of patches, words and, with alignment, states of the text encoder
   alignment      text encoder, both projection heads, contrastive loss
@@ -26,10 +26,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mcsam_jax import partitioning
+from mcsam_jax.models.augment import augment_batch
 from mcsam_jax.models.inputs import contrastive_targets, token_mask, visual_inputs
 from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.models.visual_encoders.registry import find_encoder
-from mcsam_jax.training.augment import augment_batch
+from mcsam_jax.models.visual_encoders.registry import find_encoder, has_trained_encoder
 from mcsam_jax.training.flops import FIRST_CONVOLUTION, forward_flops, IMAGE_ENCODER, PATCHES
 from mcsam_jax.training.losses import token_losses
 from mcsam_jax.training.train_state import TrainState
@@ -53,6 +53,7 @@ def make_parts(config: ConfigDict, eos_id: int, runner: Runner) -> dict[str, Cal
   if "images" in batch:
     augment = jax.jit(lambda batch: visual_inputs(config, augment_batch(config, batch))[0])
     programs["augmentation: forward"] = lambda: jax.block_until_ready(augment(batch))
+  if has_trained_encoder(config):
     images = jax.jit(lambda batch: partitioning.shard_batch(visual_inputs(config, batch)[0]))(batch)
     programs |= _make_programs("image_encoder", ("visual_encoder",), _extract_features, images, batch, runner,
                                inputs_need_gradient=False)

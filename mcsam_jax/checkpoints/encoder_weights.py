@@ -5,11 +5,17 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from mcsam_jax.checkpoints.weights import load_weights
+from mcsam_jax.checkpoints.weights import flatten_variables, load_weights
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import describe, is_import_name
 from mcsam_jax.files import trace_cache
-from mcsam_jax.models.visual_encoders.registry import ENCODERS, find_encoder, make_encoder
+from mcsam_jax.models.visual_encoders.registry import (
+  ENCODERS,
+  find_encoder,
+  make_encoder,
+  make_frozen_stages,
+  make_trained_stages,
+)
 
 
 def init_encoder_variables(config: ConfigDict) -> dict:
@@ -23,6 +29,14 @@ def find_encoder_shapes(config: ConfigDict) -> dict:
   if is_import_name(config.encoder.name):                # the user's own code, which may have changed
     return jax.eval_shape(init)
   return trace_cache.keep_shapes(init, "encoder-shapes", [config.encoder.name, config.data.image_size])
+
+
+def select_frozen_variables(config: ConfigDict, variables: dict) -> dict:
+  """Returns the variables of the frozen stages (`encoder.trained_stages`); all of them without trained stages."""
+  if not config.encoder.trained_stages:
+    return variables
+  shapes = jax.eval_shape(make_frozen_stages(config).init, jax.random.key(0), _blank_image(config))
+  return {collection: {name: variables[collection][name] for name in modules} for collection, modules in shapes.items()}
 
 
 def load_encoder_weights(path: epath.PathLike, config: ConfigDict) -> tuple[dict, dict]:
@@ -49,7 +63,7 @@ def check_encoder(config: ConfigDict) -> None:
 
   Raises:
     UserError: the module fails, has variables that training doesn't know, or returns features of another shape than
-      its `EncoderSpec` says.
+      its `EncoderSpec` says; or its stages don't, with `encoder.trained_stages`.
   """
   name, size = config.encoder.name, config.data.image_size
   if not is_import_name(name):
@@ -67,6 +81,38 @@ def check_encoder(config: ConfigDict) -> None:
   if unknown := sorted(set(variables) - {"params", "batch_stats"}):
     raise UserError(f"encoder.name={name}: its module has the variable collection {unknown[0]}; only params and "
                     "batch_stats are trained and stored")
+  if config.encoder.trained_stages:
+    _check_stages(config, features.shape, variables["params"])
+
+
+def _check_stages(config: ConfigDict, feature_shape: tuple[int, ...], params: dict) -> None:
+  """Checks that the frozen and the trained stages of an encoder of the user's own are its two parts.
+
+  Args:
+    feature_shape: of the whole encoder's features.
+    params: of the whole encoder; arrays or shapes.
+
+  Raises:
+    UserError: they aren't.
+  """
+  name, size, number = config.encoder.name, config.data.image_size, config.encoder.trained_stages
+  try:
+    init = lambda stages, images: jax.eval_shape(stages.init_with_output, jax.random.key(0), images)
+    output, frozen = init(make_frozen_stages(config), _blank_image(config))
+    features, trained = init(make_trained_stages(config), output)
+  except Exception as error:                             # a user's own code may raise anything
+    raise UserError(f"encoder.name={name}: its module failed with its last {number} stages apart, on an image of "
+                    f"{size} pixels, with {describe(error)}") from error
+  stride, channels = find_encoder(name).stages[-1 - number]
+  expected = (1, size // stride, size // stride, channels)
+  for part, shape, right_shape in (("frozen", output.shape, expected), ("trained", features.shape, feature_shape)):
+    if shape != right_shape:
+      raise UserError(f"encoder.name={name}: its {part} stages return {list(shape)} for an image of {size} pixels, "
+                      f"expected {list(right_shape)}; check `stages` of its EncoderSpec")
+  frozen, trained = (set(flatten_variables(part.get("params", {}))) for part in (frozen, trained))
+  if frozen & trained or frozen | trained != set(flatten_variables(params)):
+    raise UserError(f"encoder.name={name}: the parameters of its frozen and trained stages aren't together those of "
+                    "the encoder; give its submodules names that don't depend on `first_stage` and `end_stage`")
 
 
 def _blank_image(config: ConfigDict) -> np.ndarray:

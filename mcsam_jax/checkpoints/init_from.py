@@ -103,6 +103,8 @@ def check_same_model(config: ConfigDict, origin: Workdir) -> None:
   differing += [field for field in PARTS if other[field] and not values[field]]
   if values["encoder.frozen"] and not other["encoder.frozen"]:
     differing.append("encoder.frozen")
+  elif values["encoder.frozen"] and values["encoder.trained_stages"] < other["encoder.trained_stages"]:
+    differing.append("encoder.trained_stages")
   if values["model.use_memory"] and other["model.use_memory"] and (
       "random" in (kinds := {values["memory_init.kind"], other["memory_init.kind"]}) and len(kinds) > 1):
     differing.append("memory_init.kind")

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from mcsam_jax.checkpoints.workdir import Workdir
@@ -47,7 +48,7 @@ def write_model_card(work: Workdir, step: int, variables: Mapping, encoder_origi
       "A model that writes the report of a chest X-ray study: Memory-based Cross-modal Semantic Alignment Network "
       "(Tao, Ma, Yu, Zhang; arXiv 2404.00588), implemented in JAX by mcsam-jax "
       f"{versions['mcsam_jax']}. {millions:.1f} million parameters, image encoder {config.encoder.name}"
-      f"{' (frozen, not counted)' if config.encoder.frozen else ''}, step {step}.", "",
+      f"{_describe_frozen_stages(config)}, step {step}.", "",
       "```python", "import mcsam_jax", "", 'model = mcsam_jax.load("PATH_OF_THIS_FOLDER")',
       'report, = model.generate([["frontal.png", "lateral.png"]])', "print(report)", "```", "",
       "On the command line: `mcsam report --workdir PATH_OF_THIS_FOLDER IMAGE`.", "",
@@ -69,6 +70,14 @@ def write_model_card(work: Workdir, step: int, variables: Mapping, encoder_origi
       "## Versions", "",
       ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
   return "\n".join(lines)
+
+
+def _describe_frozen_stages(config: ConfigDict) -> str:
+  """Returns which stages of the image encoder are frozen, in parentheses; "" if none is."""
+  if not config.encoder.frozen:
+    return ""
+  trained = config.encoder.trained_stages
+  return f" (frozen and not counted, but for the last {trained} of its stages)" if trained else " (frozen, not counted)"
 
 
 def _describe_data(work: Workdir) -> str:

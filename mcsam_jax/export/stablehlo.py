@@ -41,7 +41,7 @@ def export_search(model: MCSAM, variables: dict, encoder: tuple[nn.Module, dict]
   Args:
     model: the network.
     variables: its variables.
-    encoder: module and variables of a frozen image encoder; None if the network has its own.
+    encoder: module and variables of a frozen image encoder, or of its frozen stages; None if the network has its own.
     config: `decode` says how to search.
     tokenizer: names the special tokens.
     log: receives a line for each platform that is left out, and if the batch size is fixed.

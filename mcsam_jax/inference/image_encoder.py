@@ -1,9 +1,12 @@
 """Encodes the images of many studies with a frozen or untrained image encoder, on all devices of this host.
 
+With `encoder.trained_stages` the encoder may be its frozen stages alone, and features are their output.
+
 Shapes: n records, V views, P patches per view, C channels, M images, S image size in pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -15,18 +18,19 @@ import numpy as np
 from input_pipeline.splits import Split
 from mcsam_jax.extensions.by_name import is_import_name
 from mcsam_jax.files.trace_cache import keep_program
-from mcsam_jax.models.inputs import normalize_images
-from mcsam_jax.models.visual_encoders.registry import find_encoder
+from mcsam_jax.models.augment import augment_view, CACHE_SEED
+from mcsam_jax.models.inputs import make_feature_maps, normalize_images
+from mcsam_jax.models.visual_encoders.registry import find_encoder, make_trained_stages
 from mcsam_jax.progress import ProgressLog
 
 BATCH_SIZE = 32              # images per device
 
 
 def encode_images(encoder: nn.Module, config: ConfigDict, variables: dict, pixels: jax.Array) -> jax.Array:
-  """Returns the features [M, P, C] of uint8 images [M, S, S, 1].
+  """Returns the features [M, P, C] of images [M, S, S, 1] in 0..255.
 
   Args:
-    encoder: the module `make_encoder(config.encoder.name)`.
+    encoder: the module `make_encoder(config.encoder.name)`, or `make_frozen_stages(config)`.
     variables: its variables.
   """
   features = encoder.apply(variables, normalize_images(pixels[None], config.encoder.name)[0])
@@ -38,16 +42,63 @@ def make_feature_fn(encoder: nn.Module, config: ConfigDict, num_devices: int) ->
   """Returns the jitted `encode_images` of (variables, pixels), whose features are float16, as they are stored."""
   depends_on = None
   if num_devices == 1 and not is_import_name(config.encoder.name):
-    depends_on = [config.encoder.name, config.data.image_size]
+    depends_on = [config.encoder.name, config.data.image_size, config.encoder.trained_stages]
   encode = lambda variables, pixels: encode_images(encoder, config, variables, pixels).astype("float16")
   return keep_program(encode, "encode-images", depends_on)
+
+
+def make_augmented_feature_fn(encoder: nn.Module, config: ConfigDict,
+                              version: int) -> Callable[[dict, Any, Any], jax.Array]:
+  """Returns a jitted function of (variables, pixels, slots): the float16 features of augmented images.
+
+  The images are those that training with the seed CACHE_SEED and `data.augment` sees in epoch `version`. Slots
+  are those of `encode_records`.
+  """
+  @jax.jit
+  def encode(variables: dict, pixels: jax.Array, slots: jax.Array, version: jax.Array) -> jax.Array:
+    records, views = slots // config.data.num_views, slots % config.data.num_views
+    augment = jax.vmap(functools.partial(augment_view, CACHE_SEED), (0, 0, 0, None))
+    return encode_images(encoder, config, variables, augment(views, pixels, records, version)).astype("float16")
+
+  # An argument, because all versions are computed by the same program.
+  return lambda variables, pixels, slots: encode(variables, pixels, slots, np.int32(version))
+
+
+def make_pool_fn(config: ConfigDict, variables: dict | None) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a function from float16 features [M, P, C] to their means over the patches, float32 [M, C].
+
+  If only the first stages are frozen, the features are their output, and the last stages as they were before training
+  are applied first.
+
+  Args:
+    variables: of the pretrained encoder; only read in that case.
+  """
+  if not config.encoder.trained_stages:
+    return lambda features: features.astype(np.float32).mean(1)
+  stages, variables = make_trained_stages(config), jax.device_put(variables)
+
+  @jax.jit
+  def pool(variables: dict, features: jax.Array) -> jax.Array:
+    output = stages.apply(variables, make_feature_maps(features.astype("float32")))
+    assert isinstance(output, jax.Array)
+    return output.mean((1, 2))
+
+  def pool_batches(features: np.ndarray) -> np.ndarray:
+    pooled = np.zeros((len(features), find_encoder(config.encoder.name).channels), np.float32)
+    for start in range(0, len(features), BATCH_SIZE):
+      batch = features[start:start + BATCH_SIZE]
+      padded = np.pad(batch, ((0, BATCH_SIZE - len(batch)), (0, 0), (0, 0)))
+      pooled[start:start + BATCH_SIZE] = pool(variables, padded)[:len(batch)]
+    return np.where(np.asarray(features.any((1, 2)))[:, None], pooled, 0)             # absent views stay zeros
+
+  return pool_batches
 
 
 def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module, variables: dict,
                             log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [n, C]: the features of each study's first view, averaged over the patches; 0 without images."""
   pooled = np.zeros((len(split), find_encoder(config.encoder.name).channels), np.float32)
-  pool = jax.jit(lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1))
+  pool = jax.jit(lambda variables, pixels, slots: encode_images(encoder, config, variables, pixels).mean(1))
   for slots, batch in encode_records(config, split, range(len(split)), 1, pool, variables, "pooled features", log):
     pooled[slots] = batch
   return pooled
@@ -56,7 +107,7 @@ def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module
 def compute_pooled_views(config: ConfigDict, split: Split, records: Sequence[int], encoder: nn.Module,
                          variables: dict, log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [M, C]: the features of each view of `records` that the model sees, averaged over the patches."""
-  pool = jax.jit(lambda variables, pixels: encode_images(encoder, config, variables, pixels).mean(1))
+  pool = jax.jit(lambda variables, pixels, slots: encode_images(encoder, config, variables, pixels).mean(1))
   return np.concatenate([batch for _, batch in encode_records(
       config, split, records, config.data.num_views, pool, variables, "pooled features", log)])
 
@@ -72,7 +123,7 @@ def encode_records(config: ConfigDict, split: Split, records: Sequence[int], num
     split: the records.
     records: which of them to encode.
     num_views: images per record, at most.
-    encode: jitted function (variables, uint8 [M, S, S, 1]) -> [M, ...].
+    encode: function (variables, uint8 [M, S, S, 1], slots int32 [M]) -> [M, ...].
     label: name of the task in lines of progress.
     log: receives these lines.
     first_slot: earlier images are skipped.
@@ -86,9 +137,10 @@ def encode_records(config: ConfigDict, split: Split, records: Sequence[int], num
   done, num_images = first_slot // num_views, 0
   progress = ProgressLog(log, label, len(records), "studies", "images", done=done)
   for slots, pixels in image_batches(split, config, num_views, size, records, first_slot):
-    padded = np.pad(pixels, ((0, size - len(pixels)), *[(0, 0)] * 3))
+    padding = size - len(pixels)
+    padded = (np.pad(pixels, ((0, padding), *[(0, 0)] * 3)), np.pad(slots, (0, padding)).astype(np.int32))
     with jax.set_mesh(mesh):                    # not the mesh of the run, which may span several hosts
-      features = np.asarray(encode(variables, jax.device_put(padded, shard_images)))
+      features = np.asarray(encode(variables, *jax.device_put(padded, shard_images)))
     yield slots, features[:len(slots)]
     done, num_images = int(slots[-1]) // num_views + 1, num_images + len(slots)
     progress.update(done, num_images)

@@ -87,7 +87,8 @@ def check_compatible(workdirs: Sequence[Workdir]) -> None:
                       "set --config.decode.retrieval_weight=0")
   for other in others:
     differences = [line for line in configs.diff_configs(first.config, other.config)
-                   if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:"))
+                   if line.startswith(("data.", "tokenizer.", "encoder.name:", "encoder.frozen:",
+                                        "encoder.trained_stages:"))
                    and line.partition(":")[0] not in RUNTIME_FIELDS]
     if not differences and first.tokenizer.get_vocabulary() != other.tokenizer.get_vocabulary():
       differences = ["their vocabularies differ"]

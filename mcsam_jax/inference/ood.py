@@ -26,17 +26,18 @@ import numpy as np
 from input_pipeline.splits import Split
 from input_pipeline.token_table import load_token_table
 from mcsam_jax.atomic_io import atomic_write
-from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables
+from mcsam_jax.checkpoints.encoder_weights import init_encoder_variables, select_frozen_variables
 from mcsam_jax.checkpoints.workdir import Workdir
 from mcsam_jax.errors import UserError
 from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.feature_cache import load_split_features
-from mcsam_jax.inference.image_encoder import compute_pooled_views
-from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder
+from mcsam_jax.inference.image_encoder import compute_pooled_views, make_pool_fn
+from mcsam_jax.models.visual_encoders.registry import find_encoder, make_frozen_stages
 
 OOD_FILE = "ood.npz"
 MAX_TRAIN_STUDIES, MAX_VAL_STUDIES = 1000, 500      # sampled
+STUDIES_PER_BATCH = 16                              # whose images are pooled at once
 NUM_NEIGHBORS = 5
 FALSE_ALARM_RATE = 0.005                            # fraction of val images below the threshold
 
@@ -114,11 +115,11 @@ def fit_detector(train: np.ndarray, val: np.ndarray, first_view: str = "frontal"
 
 
 def load_initial_encoder(workdir: Workdir) -> tuple[nn.Module, dict]:
-  """Returns the encoder as it was before training: the module and its variables."""
+  """Returns the encoder as it was before training, or its frozen stages alone: the module and its variables."""
   variables = workdir.encoder_variables
   if variables is None:
     variables = init_encoder_variables(workdir.config)
-  return make_encoder(workdir.config.encoder.name), jax.device_put(variables)
+  return make_frozen_stages(workdir.config), jax.device_put(select_frozen_variables(workdir.config, variables))
 
 
 def l2_normalize(vectors: np.ndarray) -> np.ndarray:
@@ -134,8 +135,10 @@ def _pool_sample(workdir: Workdir, split: Split, max_studies: int, log: Callable
   features = load_split_features(workdir, split, log)
   if features is not None:
     present = load_token_table(split, workdir.tokenizer).views[sample, :num_views] >= 0      # [n, V]
-    return np.concatenate([features[study, :mask.shape[0]][mask].astype(np.float32).mean(1)
-                           for study, mask in zip(sample, present)])
+    pool = make_pool_fn(workdir.config, workdir.encoder_variables)
+    images = lambda start: [features[study, :mask.shape[0]][mask] for study, mask in zip(
+        sample[start:start + STUDIES_PER_BATCH], present[start:start + STUDIES_PER_BATCH])]
+    return np.concatenate([pool(np.concatenate(images(start))) for start in range(0, len(sample), STUDIES_PER_BATCH)])
   encoder, variables = load_initial_encoder(workdir)
   return compute_pooled_views(workdir.config, split, sample.tolist(), encoder, variables, log)
 

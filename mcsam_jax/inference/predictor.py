@@ -1,8 +1,8 @@
 """Generates reports of a user's own images: the model is loaded and compiled once, for any number of studies.
 
 Images go through the same steps as records do in evaluation: `images.load_jpeg` (grayscale, shorter side, JPEG),
-`images.decode` (the square that the model sees), and float16 features of a frozen encoder. So the files that records
-were made from get the same reports as in `mcsam evaluate`.
+`images.decode` (the square that the model sees), and float16 features of a frozen encoder or of its frozen stages. So
+the files that records were made from get the same reports as in `mcsam evaluate`.
 
 Shapes: B studies, V views, S image size in pixels, P patches per view, C channels.
 """
@@ -22,7 +22,7 @@ from mcsam_jax.distributed.mesh import decode_batch_size, make_mesh
 from mcsam_jax.errors import UserError
 from mcsam_jax.findings import VIEWS
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
-from mcsam_jax.inference.image_encoder import make_feature_fn
+from mcsam_jax.inference.image_encoder import make_feature_fn, make_pool_fn
 from mcsam_jax.inference.load import load_model
 from mcsam_jax.inference.ood import load_initial_encoder, OODDetector
 
@@ -87,6 +87,7 @@ class Predictor:
     if config.encoder.frozen or ood_detector:
       encoder, self._encoder_variables = load_initial_encoder(workdir)
       self._encode = make_feature_fn(encoder, config, self.mesh.size)
+      self._pool = make_pool_fn(config, workdir.encoder_variables)
     with jax.set_mesh(self.mesh):
       self.loaded = load_model(workdir, self.mesh, step, log)
     self._generate = self.make_generator(config, self.search, num_return, train_reports=self.train_reports)
@@ -138,13 +139,13 @@ class Predictor:
 
     inputs, similarities = {"images": pixels}, [[] for _ in studies]
     if config.encoder.frozen or detector:
-      features = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, image_size, image_size, 1)))
-      features = features.reshape(batch_size, num_views, *features.shape[1:])                       # [B, V, P, C]
+      flat = np.array(self._encode(self._encoder_variables, pixels.reshape(-1, image_size, image_size, 1)))
+      features = flat.reshape(batch_size, num_views, *flat.shape[1:])                               # [B, V, P, C]
       if config.encoder.frozen:
         present = (views >= 0) & valid[:, None]                                                     # [B, V]
         inputs = {"features": np.where(present[..., None, None], features, 0)}
       if detector:
-        pooled = features.astype(np.float32).mean(2)                                                # [B, V, C]
+        pooled = self._pool(flat).reshape(batch_size, num_views, -1)                                # [B, V, C]
         similarities = [detector.compute_similarity(pooled[row, :len(study.files)]).tolist()
                         for row, study in enumerate(studies)]
     tokens = np.full((batch_size, config.tokenizer.max_length + 1), self.workdir.tokenizer.pad_id, np.int32)

@@ -6,6 +6,8 @@ the encoder's channels happen on the device.
 Shapes: B studies, V views, I input channels, P patches per view, C channels, T tokens.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -21,12 +23,20 @@ def model_inputs(config: ConfigDict, batch: dict, eos_id: int) -> tuple:
 
 
 def visual_inputs(config: ConfigDict, batch: dict) -> tuple:
-  """Returns the image arguments of the network: images or features, view_mask, view_ids."""
+  """Returns the image arguments of the network: images, outputs of frozen stages or features; view_mask, view_ids."""
   if "features" in batch:
     images = batch["features"].astype(jnp.float32)
+    if config.encoder.trained_stages:
+      images = make_feature_maps(images)
   else:
     images = normalize_images(batch["images"], config.encoder.name)
   return images, batch["view_mask"], batch["view_ids"]
+
+
+def make_feature_maps(features: jax.Array) -> jax.Array:
+  """Returns features [..., P, C] of square images as maps [..., h, w, C], which the stages of an encoder read."""
+  grid = math.isqrt(features.shape[-2])
+  return features.reshape(*features.shape[:-2], grid, grid, features.shape[-1])
 
 
 def normalize_images(images: jax.Array, encoder_name: str) -> jax.Array:

@@ -36,7 +36,7 @@ from mcsam_jax.models.findings_head import FindingsHead
 from mcsam_jax.models.memory_bank import MemoryBank
 from mcsam_jax.models.report_decoder import DecoderStepWeights, ReportDecoder
 from mcsam_jax.models.semantic_alignment import AlignmentOutput, ProjectionHead, SemanticAlignment, TextEncoder
-from mcsam_jax.models.visual_encoders.registry import make_encoder
+from mcsam_jax.models.visual_encoders.registry import has_trained_encoder, make_trained_stages
 
 NUM_VIEW_IDS = 3   # frontal, lateral, other
 
@@ -102,8 +102,8 @@ class MCSAM(nn.Module):
     position_embedding = functools.partial(nn.Embed, features=model.width, dtype=dtype,
                                            embedding_init=nn.initializers.normal(0.02))
     # Images.
-    if not self.config.encoder.frozen:
-      self.visual_encoder = make_encoder(self.config.encoder.name, dtype, remat=remat)
+    if has_trained_encoder(self.config):
+      self.visual_encoder = make_trained_stages(self.config, dtype, remat)
     self.patch_projection = dense()
     if model.patch_positions == "learned":
       self.row_embedding = position_embedding(self.grid)
@@ -139,7 +139,8 @@ class MCSAM(nn.Module):
     """Returns the logits of whole reports and, with alignment, the embeddings of images and reports.
 
     Args:
-      images: normalized images [B, V, height, width, I], or features [B, V, P, C] of a frozen encoder.
+      images: normalized images [B, V, height, width, I], or outputs of frozen stages [B, V, h, w, C], which the
+        trained stages follow, or features [B, V, P, C] of a frozen encoder.
       view_mask: bool [B, V], False where a view is absent.
       view_ids: int [B, V]: 0 frontal, 1 lateral, 2 other.
       tokens: int [B, T + 1]: bos, the report's tokens, eos, padding.

@@ -19,7 +19,7 @@ _SCOPES = (
     ("encode_images", "patches"), ("embed_patches", "patches"), ("extract_features", "patches"))
 # (part of the file path, function or "", part of the network), used if no scope matches.
 _SOURCES = (
-    ("training/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"),
+    ("models/augment.py", "", "augmentation"), ("models/inputs.py", "", "augmentation"),
     ("training/losses.py", "token_losses", "logits"), ("training/reward/policy_gradient.py", "", "policy gradient"),
     ("models/semantic_alignment.py", "", "alignment"), ("models/contrastive.py", "", "alignment"),
     ("training/optimizer.py", "", "optimizer"),

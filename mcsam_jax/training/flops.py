@@ -15,7 +15,7 @@ import math
 from ml_collections import ConfigDict
 
 from mcsam_jax.models.visual_encoders.encoder_flops import count_encoder_flops
-from mcsam_jax.models.visual_encoders.registry import find_encoder
+from mcsam_jax.models.visual_encoders.registry import find_encoder, has_trained_encoder
 
 IMAGE_ENCODER, FIRST_CONVOLUTION, PATCHES = "image encoder", "first convolution", "patches"
 UNUSED_SLOTS = "unused slots"     # products with the values of unselected slots: executed, but not needed
@@ -69,8 +69,8 @@ def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[
   patches = config.data.num_views * (config.data.image_size // encoder_spec.stride) ** 2
   memory_tokens = model.num_memory_tokens if model.use_memory_tokens else 0
   parts = {}
-  if not config.encoder.frozen:
-    first, rest = count_encoder_flops(config.encoder.name, config.data.image_size)
+  if has_trained_encoder(config):
+    first, rest = count_encoder_flops(config.encoder.name, config.data.image_size, config.encoder.trained_stages)
     parts[FIRST_CONVOLUTION], parts[IMAGE_ENCODER] = images * first, images * rest
   parts[PATCHES] = batch_size * patches * _dense(encoder_spec.channels, width)
 

@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from mcsam_jax.errors import UserError
 from mcsam_jax.extensions.by_name import call_by_name
+from mcsam_jax.models.augment import augment_batch
 from mcsam_jax.models.inputs import contrastive_targets, model_inputs, token_mask
 from mcsam_jax.models.layers import at_least_float32
 from mcsam_jax.models.mcsam import MCSAM, ModelOutputs
 from mcsam_jax.models.semantic_alignment import AlignmentOutput
-from mcsam_jax.training.augment import augment_batch
 
 
 class LossWeights(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 
 from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.hardware import detect_chip
+from mcsam_jax.models.visual_encoders.registry import has_trained_encoder
 from mcsam_jax.training import nonfinite
 from mcsam_jax.training.flops import reward_flops, train_flops
 from mcsam_jax.training.optimizer import learning_rate
@@ -171,7 +172,7 @@ def compute_learning_rates(config: ConfigDict, first_step: int) -> dict[int, dic
   """
   steps = [step for step in range(first_step + 1, config.train.num_steps + 1) if is_logged(config, step)]
   peaks = {"learning_rate": config.optimizer.learning_rate}
-  if not config.encoder.frozen:
+  if has_trained_encoder(config):
     peaks["learning_rate_encoder"] = config.optimizer.encoder_learning_rate
   counts = np.array(steps, np.int32) - 1                 # optax evaluates step k's schedule at k - 1 completed steps
   rates = {name: np.broadcast_to(learning_rate(config, peak)(counts), counts.shape) for name, peak in peaks.items()}

@@ -41,11 +41,11 @@ from mcsam_jax.distributed.watchdog import Watchdog
 from mcsam_jax.errors import Preempted, UserError
 from mcsam_jax.extensions.by_name import is_import_name, load_by_name
 from mcsam_jax.inference.compilation_cache import enable_compilation_cache
-from mcsam_jax.inference.feature_cache import load_features_on_all_hosts
+from mcsam_jax.inference.feature_cache import load_features_on_all_hosts, load_train_features_on_all_hosts
 from mcsam_jax.labelers.registry import load_finding_labels
 from mcsam_jax.models.findings_head import compute_positive_weights
 from mcsam_jax.models.initialize import make_model
-from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape
+from mcsam_jax.models.visual_encoders.registry import frozen_feature_shape, has_trained_encoder
 from mcsam_jax.training.metrics_logger import is_logged, make_metrics_logger
 from mcsam_jax.training.optimizer import schedule_depends_on_length
 from mcsam_jax.training.reward.reward_state import init_reward_state
@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     config, tokenizer, num_steps = work.config, work.tokenizer, work.config.train.num_steps
     next_command = f"mcsam evaluate --workdir {shlex.quote(str(work.path))} --split test"
 
-    # Data. The first start reads all records once: for their tokens, and for the features of a frozen encoder.
+    # Data. The first start reads all records once: for their tokens, and for the features of frozen stages.
     train_split, val_split = work.open_split("train"), work.open_split("val")
     log(f"{len(train_split)} studies in train, {len(val_split)} in val, vocabulary of {tokenizer.vocab_size}")
     with watchdog.paused_unless_host0():
@@ -104,8 +104,8 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     is_reward = config.train.objective == "reward"
     reads_reports = config.train.eval_search == "mbr" or is_reward and config.reward.cider
     train_reports = train_split.read_reports(log) if reads_reports else ()
-    train_features, val_features = (load_features_on_all_hosts(work, split, stop, watchdog, log)
-                                    for split in (train_split, val_split))
+    train_features = load_train_features_on_all_hosts(work, train_split, stop, watchdog, log)
+    val_features = load_features_on_all_hosts(work, val_split, stop, watchdog, log)
 
     # Model and state, initialized under jit, directly in their sharding. From here on all hosts run the same programs.
     on_exit.enter_context(jax.set_mesh(mesh))
@@ -272,10 +272,12 @@ def load_initial_weights(state: TrainState, work: Workdir, finding_labels: np.nd
     params["memory_bank"] = params["memory_bank"] | {"slots": work.initial_memory.slots}
   if work.config.model.findings_head:
     params["findings_head"] = params["findings_head"] | {"positive_weight": compute_positive_weights(finding_labels)}
-  if work.encoder_variables and not work.config.encoder.frozen:
-    params["visual_encoder"] = work.encoder_variables["params"]
-    if "batch_stats" in work.encoder_variables:
-      batch_stats = {"visual_encoder": work.encoder_variables["batch_stats"]}
+  encoder = work.encoder_variables
+  if encoder and has_trained_encoder(work.config):
+    pretrained = lambda collection, own: {name: encoder[collection][name] for name in own}
+    params["visual_encoder"] = pretrained("params", params["visual_encoder"])     # all stages, or the last ones
+    if "visual_encoder" in batch_stats:
+      batch_stats = {"visual_encoder": pretrained("batch_stats", batch_stats["visual_encoder"])}
   variables = replace_variables({"params": params, "batch_stats": batch_stats}, load_initial_variables(work))
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   state = jax.tree.map(make_global_array, dataclasses.replace(state, params=params, batch_stats=batch_stats), shardings)

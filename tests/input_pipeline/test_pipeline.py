@@ -113,6 +113,20 @@ def test_features_replace_images(prepared, train, tokenizer):
     assert_equal(batch, with_images)
 
 
+def test_each_epoch_shows_another_version_on_all_hosts_and_after_a_restart(prepared, train, tokenizer):
+  rng = np.random.default_rng(0)
+  versions = [rng.random((NUM_TRAIN, 2, 5, 3), np.float32).astype(np.float16) for _ in range(3)]
+  run = functools.partial(pipeline.train_batches, train, tokenizer, prepared, features=versions)
+  batches = list(run(0, 9))
+  for batch in batches:
+    chosen = shuffle.choose_versions(prepared.seed, batch["record"], batch["epoch"], 3, NUM_TRAIN)
+    expected = [versions[version][record] for version, record in zip(chosen, batch["record"])]
+    np.testing.assert_array_equal(batch["features"], expected)
+  halves = [list(run(4, 5, rows=rows)) for rows in (slice(0, 2), slice(2, 4))]
+  for batch, *parts in zip(batches[4:], *halves, strict=True):
+    assert_equal(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
+
+
 @pytest.mark.parametrize("batch_size,limit,num_records",
                          [(4, 0, 11), (11, 0, 11), (64, 0, 11), (4, 6, 6), (4, 99, 11)])
 def test_evaluation_covers_each_record_once(prepared, train, tokenizer, batch_size, limit, num_records):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.shuffle import permutation, record_order
+from input_pipeline.shuffle import choose_versions, permutation, record_order
 
 
 def show_examples(seed, batch_size, num_records, examples):
@@ -38,3 +38,21 @@ def test_permutation_is_the_same_on_every_machine_and_cannot_be_modified():
   assert permutation(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
   with pytest.raises(ValueError):
     permutation(0, 0, 8)[0] = 1                     # shared by all callers
+
+
+def test_consecutive_epochs_show_all_versions_of_each_record():
+  versions = np.stack([choose_versions(3, np.arange(50), np.full(50, epoch), 4, 50) for epoch in range(6)])
+  assert (np.sort(versions[:4], axis=0) == np.arange(4)[:, None]).all()
+  np.testing.assert_array_equal(versions[4:], versions[:2])
+  assert set(versions[0]) == {0, 1, 2, 3}                     # records don't all start with the same version
+  assert not choose_versions(3, np.arange(50), np.arange(50), 1, 50).any()
+
+
+def test_versions_depend_on_seed_record_and_epoch_alone():
+  records, epochs = np.array([7, 2, 7]), np.array([0, 0, 5])
+  assert choose_versions(0, np.arange(8), np.zeros(8, int), 5, 8).tolist() == [4, 4, 1, 1, 2, 0, 0, 0]
+  together = choose_versions(0, records, epochs, 5, 8)
+  apart = [choose_versions(0, records[i:i + 1], epochs[i:i + 1], 5, 8).item() for i in range(3)]
+  assert together.tolist() == apart
+  other = choose_versions(1, np.arange(50), np.zeros(50, int), 4, 50)
+  assert (other != choose_versions(0, np.arange(50), np.zeros(50, int), 4, 50)).any()

@@ -33,6 +33,33 @@ def make_wrong_spec():
                      std=(0.25, 0.3), stride=PATCH)
 
 
+class Convolutions(nn.Module):
+  """Images [M, height, width, 1] -> features [M, height/8, width/8, 16], in three stages."""
+  named: bool
+  first_stage: int = 0
+  end_stage: int = 3
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    x = images
+    for stage in range(self.first_stage, self.end_stage):
+      x = nn.relu(nn.Conv(WIDTH, (3, 3), 2, name=f"stage{stage}" if self.named else None)(x))
+    return x
+
+
+def make_stages(named=True, channels=WIDTH):
+  return EncoderSpec(lambda dtype=jnp.float32, remat=False: Convolutions(named), channels=WIDTH, mean=(0.5,),
+                     std=(0.25,), stride=8, stages=((2, WIDTH), (4, channels), (8, WIDTH)))
+
+
+def make_unnamed_stages():
+  return make_stages(named=False)
+
+
+def make_wrong_stages():
+  return make_stages(channels=2 * WIDTH)
+
+
 def make_nothing():
   return None
 

@@ -22,23 +22,31 @@ STEM_WIDTH = 64
 
 
 class DenseNet(nn.Module):
-  """Normalized images [M, height, width, 1] -> features [M, height/32, width/32, 1024]."""
+  """Normalized images [M, height, width, 1] -> features [M, height/32, width/32, 1024], or some stages of that.
+
+  A stage is a block and the transition after it. The stem is a part of the first stage, the last norm of the last one.
+  """
   block_depths: tuple[int, ...] = BLOCK_DEPTHS
   dtype: Any = jnp.float32
   remat: bool = False                # recompute each layer's activations in the backward pass
+  first_stage: int = 0               # from 0; the input of a later stage is the output of the one before
+  end_stage: int = len(BLOCK_DEPTHS) # the stage after the last one
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv(STEM_WIDTH, 7, self.dtype, "conv0", stride=2)(images.astype(self.dtype))    # [M, height/2, width/2, C]
-    x = norm_relu(x, train, "norm0")
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))   # pyright: ignore[reportArgumentType]
+    x = images.astype(self.dtype)
+    if self.first_stage == 0:
+      x = conv(STEM_WIDTH, 7, self.dtype, "conv0", stride=2)(x)                          # [M, height/2, width/2, C]
+      x = norm_relu(x, train, "norm0")
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))   # pyright: ignore[reportArgumentType]
     layer = nn.remat(DenseLayer, static_argnums=2) if self.remat else DenseLayer
-    for block, depth in enumerate(self.block_depths, 1):
+    for block, depth in list(enumerate(self.block_depths, 1))[self.first_stage:self.end_stage]:
       for index in range(1, depth + 1):
         x = jnp.concatenate([x, layer(name=f"denseblock{block}_denselayer{index}")(x, train)], -1)
-      if block < len(self.block_depths):
-        x = Transition(name=f"transition{block}")(x, train)
-    return norm_relu(x, train, "norm5")
+      if block == len(self.block_depths):
+        return norm_relu(x, train, "norm5")
+      x = Transition(name=f"transition{block}")(x, train)
+    return x
 
 
 class DenseLayer(nn.Module):

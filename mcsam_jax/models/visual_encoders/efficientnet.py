@@ -71,17 +71,25 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-  """Normalized images [M, height, width, 3] -> features [M, height/32, width/32, 1280]."""
+  """Normalized images [M, height, width, 3] -> features [M, height/32, width/32, 1280], or some stages of that.
+
+  The stem is a part of the first stage, the head of the last.
+  """
   dtype: Any = jnp.float32
+  first_stage: int = 0               # from 0; the input of a later stage is the output of the one before
+  end_stage: int = len(STAGES)       # the stage after the last one
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     x = images.astype(self.dtype)
-    x = nn.relu6(conv_norm(x, 32, 3, 2, train, ("conv_stem", "bn0")))                # [M, height/2, width/2, 32]
-    index = 0
-    for depth, kernel, stride, expansion, width in STAGES:
+    if self.first_stage == 0:
+      x = nn.relu6(conv_norm(x, 32, 3, 2, train, ("conv_stem", "bn0")))              # [M, height/2, width/2, 32]
+    index = sum(depth for depth, *_ in STAGES[:self.first_stage])
+    for depth, kernel, stride, expansion, width in STAGES[self.first_stage:self.end_stage]:
       for i in range(depth):
         x = InvertedResidual(width, kernel, stride if i == 0 else 1, expansion,
                              name=f"blocks_{index}")(x, train)
         index += 1
-    return nn.relu6(conv_norm(x, 1280, 1, 1, train, ("conv_head", "bn1")))              # [M, height/32, width/32, 1280]
+    if self.end_stage < len(STAGES):
+      return x
+    return nn.relu6(conv_norm(x, 1280, 1, 1, train, ("conv_head", "bn1")))            # [M, height/32, width/32, 1280]

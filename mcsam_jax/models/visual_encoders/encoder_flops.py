@@ -18,10 +18,13 @@ from mcsam_jax.models.visual_encoders.registry import find_encoder, make_encoder
 from mcsam_jax.models.visual_encoders.resnet import Bottleneck, ResNet
 
 
-def count_encoder_flops(name: str, image_size: int) -> tuple[float, float]:
+def count_encoder_flops(name: str, image_size: int, trained_stages: int = 0) -> tuple[float, float]:
   """Returns the operations of the first layer, whose input needs no gradient, and of all other layers.
 
   For an encoder of the user's own, all operations are in the second number; it is NaN if XLA can't count them.
+
+  Args:
+    trained_stages: count only so many last stages; 0: all.
   """
   encoder, stack = make_encoder(name), _Stack(image_size, find_encoder(name).input_channels)
   if isinstance(encoder, ResNet):
@@ -33,8 +36,9 @@ def count_encoder_flops(name: str, image_size: int) -> tuple[float, float]:
   elif isinstance(encoder, DinoV2):
     _add_dinov2(stack, encoder)
   else:
-    return 0.0, _count_by_xla(name, image_size)
-  return stack.flops[0], sum(stack.flops[1:])
+    return 0.0, math.nan if trained_stages else _count_by_xla(name, image_size)
+  flops = stack.flops[stack.stages[-trained_stages]:] if trained_stages else stack.flops
+  return flops[0], sum(flops[1:])
 
 
 @dataclasses.dataclass
@@ -43,6 +47,10 @@ class _Stack:
   size: int                                                          # pixels per side
   channels: int
   flops: list[float] = dataclasses.field(default_factory=list)       # operations of each layer so far
+  stages: list[int] = dataclasses.field(default_factory=list)        # number of layers before each stage
+
+  def begin_stage(self) -> None:
+    self.stages.append(len(self.flops))
 
   def convolve(self, kernel: int, stride: int, channels: int, groups: int = 1) -> None:
     """Appends one convolution with padding `same`."""
@@ -56,6 +64,7 @@ def _add_resnet(stack: _Stack, encoder: ResNet) -> None:
   if encoder.stem_stride == 2:
     stack.size = -(-stack.size // 2)                                 # max pool
   for depth, width, stride in zip(encoder.depths, encoder.widths, encoder.strides):
+    stack.begin_stage()
     for block in range(depth):
       step, shortcut = stride if block == 0 else 1, dataclasses.replace(stack)    # shares the list `flops`
       if encoder.block is Bottleneck:
@@ -72,6 +81,7 @@ def _add_resnet(stack: _Stack, encoder: ResNet) -> None:
 def _add_efficientnet(stack: _Stack) -> None:
   stack.convolve(3, 2, 32)
   for depth, kernel, stride, expansion, width in STAGES:
+    stack.begin_stage()
     for block in range(depth):
       hidden = expansion * stack.channels
       if expansion > 1:
@@ -85,6 +95,7 @@ def _add_densenet(stack: _Stack, encoder: DenseNet) -> None:
   stack.convolve(7, 2, STEM_WIDTH)
   stack.size = -(-stack.size // 2)                                   # max pool
   for block, depth in enumerate(encoder.block_depths):
+    stack.begin_stage()
     for _ in range(depth):
       layer = dataclasses.replace(stack)                             # shares the list `flops`
       layer.convolve(1, 1, BOTTLENECK)

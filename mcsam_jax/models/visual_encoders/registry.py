@@ -39,6 +39,9 @@ class EncoderSpec:
     stride: pixels per patch, per axis; `data.image_size` has to be a multiple of it.
     fit_weights: function (weights, shapes) that fits the arrays of a weights file to the variables of this encoder,
       both by flat name, before names and shapes are compared; None changes nothing.
+    stages: (pixels per patch and axis, channels) of each stage's output, from the first to the last, whose output is
+      the encoder's; () for an encoder that can only be frozen or trained as a whole. The module of an encoder with
+      stages has the fields `first_stage` and `end_stage`; a copy with other values computes these stages alone.
   """
   make: "Callable[..., nn.Module]"
   channels: int
@@ -46,21 +49,30 @@ class EncoderSpec:
   std: tuple[float, ...]
   stride: int
   fit_weights: Callable[[Weights, Mapping[str, tuple[int, ...]]], Weights] | None = None
+  stages: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     if min(self.channels, self.stride) < 1:
       raise ValueError(f"channels={self.channels} and stride={self.stride} must be at least 1")
     if not self.mean or len(self.mean) != len(self.std) or 0 in self.std:
       raise ValueError(f"mean={self.mean} and std={self.std} must have one number per input channel, std none of 0")
+    if self.stages and (self.stages[-1] != (self.stride, self.channels) or min(map(min, self.stages)) < 1):
+      raise ValueError(f"stages={self.stages} must be pairs of numbers from 1 on, the last one (stride, channels) = "
+                       f"{self.stride, self.channels}")
 
   @property
   def input_channels(self) -> int:
     """I, the number of channels of the encoder's images."""
     return len(self.mean)
 
-  def feature_shape(self, image_size: int) -> tuple[int, int]:
-    """Returns (P, C), the shape of the features of one square image."""
-    return (image_size // self.stride) ** 2, self.channels
+  def feature_shape(self, image_size: int, omitted_stages: int = 0) -> tuple[int, int]:
+    """Returns (P, C), the shape of the features of one square image.
+
+    Args:
+      omitted_stages: last stages that aren't applied.
+    """
+    stride, channels = self.stages[-1 - omitted_stages] if omitted_stages else (self.stride, self.channels)
+    return (image_size // stride) ** 2, channels
 
 
 def find_encoder(name: str) -> EncoderSpec:
@@ -85,9 +97,16 @@ def _call_own_function(name: str) -> EncoderSpec:
 def frozen_feature_shape(config: ConfigDict) -> tuple[int, int] | None:
   """Returns (P, C), the shape of the features that batches hold per view; None if they hold images.
 
-  Batches hold features if the encoder is frozen.
+  Batches hold features if the encoder, or all but its last stages, is frozen.
   """
-  return find_encoder(config.encoder.name).feature_shape(config.data.image_size) if config.encoder.frozen else None
+  if not config.encoder.frozen:
+    return None
+  return find_encoder(config.encoder.name).feature_shape(config.data.image_size, config.encoder.trained_stages)
+
+
+def has_trained_encoder(config: ConfigDict) -> bool:
+  """Returns whether the network has an image encoder of its own, or the last stages of one."""
+  return not config.encoder.frozen or config.encoder.trained_stages > 0
 
 
 def make_encoder(name: str, dtype: Any = np.float32, remat: bool = False) -> "nn.Module":
@@ -96,6 +115,27 @@ def make_encoder(name: str, dtype: Any = np.float32, remat: bool = False) -> "nn
   remat: recompute the activations of a block in the backward pass; EfficientNet-Lite0 ignores it.
   """
   return find_encoder(name).make(dtype=dtype, remat=remat)
+
+
+def make_frozen_stages(config: ConfigDict) -> "nn.Module":
+  """Returns the frozen part of the image encoder, from images to what batches hold: all of it, or its first stages."""
+  encoder = make_encoder(config.encoder.name)
+  trained = config.encoder.trained_stages
+  return encoder.clone(end_stage=_count_stages(config) - trained) if trained else encoder
+
+
+def make_trained_stages(config: ConfigDict, dtype: Any = np.float32, remat: bool = False) -> "nn.Module":
+  """Returns the trained part of the image encoder: all of it, or with `encoder.frozen` its last stages.
+
+  The last stages map the output of the others [M, h, w, C] to features.
+  """
+  encoder = make_encoder(config.encoder.name, dtype, remat)
+  return encoder.clone(first_stage=_count_stages(config) - config.encoder.trained_stages) if (
+      config.encoder.frozen) else encoder
+
+
+def _count_stages(config: ConfigDict) -> int:
+  return len(find_encoder(config.encoder.name).stages)
 
 
 def _make_resnet(depths: tuple[int, ...], dtype: Any, remat: bool) -> "nn.Module":
@@ -138,13 +178,20 @@ TINY = (0.5,) * 3, (0.25,) * 3
 _dinov2 = functools.partial(EncoderSpec, stride=14, fit_weights=_fit_dinov2_weights)
 _make_small, _make_base = functools.partial(_make_dinov2, 384, 6), functools.partial(_make_dinov2, 768, 12)
 
+RESNET_STAGES = (4, 256), (8, 512), (16, 1024), (32, 2048)
+LITE_STAGES = (2, 16), (4, 24), (8, 40), (16, 80), (16, 112), (32, 192), (32, 1280)
+
 ENCODERS = {
-    "resnet50": EncoderSpec(functools.partial(_make_resnet, (3, 4, 6, 3)), 2048, *IMAGENET, stride=32),
-    "resnet101": EncoderSpec(functools.partial(_make_resnet, (3, 4, 23, 3)), 2048, *IMAGENET, stride=32),
-    "efficientnet_lite0": EncoderSpec(_make_efficientnet, 1280, *LITE, stride=32),
-    "densenet121": EncoderSpec(_make_densenet, 1024, *XRAY_VISION, stride=32),
+    "resnet50": EncoderSpec(functools.partial(_make_resnet, (3, 4, 6, 3)), 2048, *IMAGENET, stride=32,
+                            stages=RESNET_STAGES),
+    "resnet101": EncoderSpec(functools.partial(_make_resnet, (3, 4, 23, 3)), 2048, *IMAGENET, stride=32,
+                             stages=RESNET_STAGES),
+    "efficientnet_lite0": EncoderSpec(_make_efficientnet, 1280, *LITE, stride=32, stages=LITE_STAGES),
+    "densenet121": EncoderSpec(_make_densenet, 1024, *XRAY_VISION, stride=32,
+                               stages=((8, 128), (16, 256), (32, 512), (32, 1024))),
     "dinov2_small": _dinov2(_make_small, 384, *IMAGENET),
     "dinov2_base": _dinov2(_make_base, 768, *IMAGENET),
     "rad_dino": _dinov2(_make_base, 768, *RAD_DINO),
-    "resnet_tiny": EncoderSpec(_make_tiny_resnet, 128, *TINY, stride=16),
+    "resnet_tiny": EncoderSpec(_make_tiny_resnet, 128, *TINY, stride=16,
+                               stages=((4, 16), (8, 32), (16, 64), (16, 128))),
 }

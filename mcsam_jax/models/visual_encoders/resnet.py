@@ -83,7 +83,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Normalized images [M, height, width, 3] -> features [M, h, w, C]."""
+  """Normalized images [M, height, width, 3] -> features [M, h, w, C], or some stages of that.
+
+  The stem is a part of the first stage.
+  """
   block: type[nn.Module]
   depths: tuple[int, ...]           # number of blocks per stage
   widths: tuple[int, ...]
@@ -92,17 +95,23 @@ class ResNet(nn.Module):
   stem_stride: int = 2              # 2: a max pool halves again; 4: no pool (its gradient is slow on a CPU)
   dtype: Any = jnp.float32
   remat: bool = False               # recompute each block's activations in the backward pass
+  first_stage: int = 0              # from 0; the input of a later stage is the output of the one before
+  end_stage: int = 4                # the stage after the last one
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = conv_norm(images.astype(self.dtype), self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"),
-                  pool=max_pool if self.stem_stride == 2 else None)                        # [M, height/4, width/4, C]
-    # ReLU commutes with max pooling; after the pool it has a quarter of the elements.
-    x = nn.relu(x)
+    x = images.astype(self.dtype)
+    if self.first_stage == 0:
+      x = conv_norm(x, self.stem_width, 7, self.stem_stride, train, ("conv1", "bn1"),
+                    pool=max_pool if self.stem_stride == 2 else None)                      # [M, height/4, width/4, C]
+      # ReLU commutes with max pooling; after the pool it has a quarter of the elements.
+      x = nn.relu(x)
     block = nn.remat(self.block, static_argnums=2) if self.remat else self.block
-    for stage, (depth, width, stride) in enumerate(zip(self.depths, self.widths, self.strides), 1):
+    stages = list(zip(self.depths, self.widths, self.strides))[:self.end_stage]
+    for stage in range(self.first_stage, len(stages)):
+      depth, width, stride = stages[stage]
       for i in range(depth):
-        x = block(width, stride if i == 0 else 1, name=f"layer{stage}_{i}")(x, train)
+        x = block(width, stride if i == 0 else 1, name=f"layer{stage + 1}_{i}")(x, train)
     return x
 
 

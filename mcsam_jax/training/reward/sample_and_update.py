@@ -19,9 +19,9 @@ from mcsam_jax.decoding.sampling import temperature_sample
 from mcsam_jax.inference.ensemble import Ensemble
 from mcsam_jax.inference.search import SpecialIds
 from mcsam_jax.inference.token_log_probs import read_reports
+from mcsam_jax.models.augment import augment_batch
 from mcsam_jax.models.inputs import token_mask, visual_inputs
 from mcsam_jax.models.mcsam import MCSAM
-from mcsam_jax.training.augment import augment_batch
 from mcsam_jax.training.losses import LossWeights, make_loss_weights, measure_batch
 from mcsam_jax.training.reward.policy_gradient import (
   compute_entropy,

@@ -12,8 +12,9 @@ from configs import phantom
 from input_pipeline.images import decode
 from mcsam_jax.errors import UserError
 from mcsam_jax.inference import feature_cache, image_encoder
+from mcsam_jax.models.augment import augment
 from mcsam_jax.models.inputs import normalize_images
-from mcsam_jax.models.visual_encoders.registry import make_encoder
+from mcsam_jax.models.visual_encoders.registry import make_encoder, make_frozen_stages
 from tests.testing.fake_split import FakeSplit
 
 IMAGE_SIZE, NUM_VIEWS = 32, 2
@@ -62,8 +63,8 @@ def expected(encoder):
   return features
 
 
-def load_features(config, split, encoder, log=lambda line: None):
-  return feature_cache.load_or_compute_features(config, split, *encoder, log=log)
+def load_features(config, split, encoder, log=lambda line: None, version=None):
+  return feature_cache.load_or_compute_features(config, split, *encoder, log, version)
 
 
 def list_cache_files(config):
@@ -150,9 +151,39 @@ def test_other_weights_images_or_sizes_have_other_files(config, encoder):
   assert len(list_cache_files(config)) == 4
 
 
+def test_augmented_versions_are_those_that_training_would_see(config, encoder):
+  module, variables = encoder
+  first, second = (load_features(config, make_split(), encoder, version=version) for version in (0, 1))
+  files = [path.name for path in list_cache_files(config)]
+  assert files == ["val_augmented0.npy", "val_augmented1.npy"]
+  plain = load_features(config, make_split(), encoder)
+  assert len({path.parent for path in list_cache_files(config)}) == 2 and (first != second).any()
+  jitted_augment = jax.jit(augment)
+  encode = jax.jit(lambda images: module.apply(variables, normalize_images(images, "resnet_tiny")[:, 0]))
+  for study, view in ((1, 0), (1, 1), (22, 1)):
+    images = np.stack([decode(image, IMAGE_SIZE) for image in make_jpegs()[study][:NUM_VIEWS]])[None]
+    for version, features in enumerate((first, second)):
+      augmented = jitted_augment(images, 0, np.array([study]), np.array([version]))
+      expected = np.asarray(encode(augmented[:, view:view + 1])).reshape(4, 128)
+      np.testing.assert_allclose(features[study, view], expected, atol=5e-3, rtol=5e-3)
+      assert np.abs(features[study, view] - plain[study, view]).max() > 0.01
+  assert not first[3].any() and not first[0, 1].any()
+
+
+def test_outputs_of_frozen_stages_have_files_of_their_own(config, encoder):
+  _, variables = encoder
+  whole = load_features(config, make_split(), encoder)
+  config.encoder.frozen, config.encoder.trained_stages = True, 2
+  output = load_features(config, make_split(), (make_frozen_stages(config), variables))
+  assert output.shape == (23, NUM_VIEWS, 16, 32) and len(list_cache_files(config)) == 2
+  pooled = feature_cache.pool_first_view(output, image_encoder.make_pool_fn(config, variables))
+  np.testing.assert_allclose(pooled[[1, 2, 22]], whole[[1, 2, 22], 0].astype(np.float32).mean(1), atol=2e-3, rtol=2e-2)
+
+
 def test_pooled_features_are_the_mean_of_the_first_view(config, encoder, expected):
   reference = expected[:, 0].mean(1)
-  from_cache = feature_cache.pool_first_view(load_features(config, make_split(), encoder))
+  from_cache = feature_cache.pool_first_view(load_features(config, make_split(), encoder),
+                                             image_encoder.make_pool_fn(config, None))
   np.testing.assert_allclose(from_cache, reference, atol=2e-3)
   direct = image_encoder.compute_pooled_features(config, make_split(), *encoder, log=[].append)
   assert from_cache.dtype == direct.dtype == np.float32
@@ -164,5 +195,5 @@ def test_a_link_in_the_place_of_unfinished_features_is_not_emptied(tmp_path):
   thesis.write_text("three years of work")
   feature_cache._unfinished_path(path).symlink_to(thesis)
   with pytest.raises(OSError):
-    feature_cache._write_features(path, (1, 1, 1, 1), None, None, None, {}, print)
+    feature_cache._write_features(path, (1, 1, 1, 1), None, None, None, {}, print, None)
   assert thesis.read_text() == "three years of work"

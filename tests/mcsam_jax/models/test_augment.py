@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcsam_jax.models import augment as module
+from mcsam_jax.models.augment import augment
 from mcsam_jax.models.inputs import normalize_images
-from mcsam_jax.training import augment as module
-from mcsam_jax.training.augment import augment
 
 jitted_augment = jax.jit(augment)
 

@@ -1,4 +1,4 @@
-"""Augments images inside the jitted step: random crop, small rotation, brightness and contrast.
+"""Augments images inside jitted functions: random crop, small rotation, brightness and contrast.
 
 The augmentation of a study is a pure function of (seed, record, epoch). It depends neither on the position in the batch
 nor on the number of devices, so a resumed run sees the same images as an uninterrupted one.
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+VERSION = 1                        # increase it when the same arguments would give other images
+CACHE_SEED = 0                     # seed of augmented images whose features are cached, and shared by all runs
 MIN_CROP = 0.85                    # side of the smallest crop, as a fraction of the image's side
 MAX_ANGLE = 7 * math.pi / 180      # radians
 MAX_BRIGHTNESS = 0.1               # largest shift, as a fraction of the range from black to white
@@ -41,16 +43,16 @@ def augment(images: jax.Array, seed: int, record: jax.Array, epoch: jax.Array) -
   Returns:
     float32 [B, V, P, P, 1], 0 to 255.
   """
-  views = jnp.arange(images.shape[1])
+  augment_study = jax.vmap(functools.partial(augment_view, seed), (0, 0, None, None))
+  return jax.vmap(augment_study, (None, 0, 0, 0))(jnp.arange(images.shape[1]), images, record, epoch)
 
-  def augment_view(view: jax.Array, image: jax.Array, record: jax.Array, epoch: jax.Array) -> jax.Array:
-    key = functools.reduce(jax.random.fold_in, (record, epoch, view), jax.random.key(seed))
-    geometry_key, intensity_key = jax.random.split(key)
-    cropped = crop_and_rotate(geometry_key, image[..., 0].astype(jnp.float32))
-    return jitter_brightness_contrast(intensity_key, cropped)[..., None]
 
-  augment_study = jax.vmap(augment_view, (0, 0, None, None))
-  return jax.vmap(augment_study, (None, 0, 0, 0))(views, images, record, epoch)
+def augment_view(seed: int, view: jax.Array, image: jax.Array, record: jax.Array, epoch: jax.Array) -> jax.Array:
+  """Returns what `augment` makes of one view [P, P, 1] of a record; `view`, `record` and `epoch` are scalars."""
+  key = functools.reduce(jax.random.fold_in, (record, epoch, view), jax.random.key(seed))
+  geometry_key, intensity_key = jax.random.split(key)
+  cropped = crop_and_rotate(geometry_key, image[..., 0].astype(jnp.float32))
+  return jitter_brightness_contrast(intensity_key, cropped)[..., None]
 
 
 def crop_and_rotate(key: jax.Array, image: jax.Array) -> jax.Array:
