@@ -24,7 +24,8 @@ from input_pipeline.image_files.limits import MAX_PIXELS
 from mcsam_jax.errors import UnreadableFile
 
 JPEG_QUALITY = 95
-_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"                       # markers of JPEG
+_PNG, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
 cv2.setNumThreads(1)         # images are decoded by the threads of the pipeline
 _EXPLAINED_ERRORS = OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError      # with a message for users
 
@@ -110,7 +111,11 @@ def check_shades(gray: PIL.Image.Image) -> None:
 
 
 def decode(jpeg: bytes, image_size: int) -> np.ndarray:
-  """Returns a stored JPEG as the model sees it, uint8 [image_size, image_size, 1].
+  """Returns a stored image as the model sees it, uint8 [image_size, image_size, 1].
+
+  Args:
+    jpeg: a grayscale JPEG, or a PNG (of an image in memory, which isn't to lose anything).
+    image_size: side of the result.
 
   Raises:
     UndecodableJpeg: it is damaged or cut off.
@@ -119,19 +124,25 @@ def decode(jpeg: bytes, image_size: int) -> np.ndarray:
 
 
 def decode_into(jpeg: bytes, out: np.ndarray) -> np.ndarray:
-  """Writes a stored JPEG as the model sees it into `out`, uint8 [size, size, 1], and returns that.
+  """Writes a stored image as the model sees it into `out`, uint8 [size, size, 1], and returns that.
 
   Raises:
     UndecodableJpeg: it is damaged or cut off.
   """
-  # OpenCV fills the missing part of a file that was cut off with gray. The last scan has to end with an end marker;
-  # inside a scan no marker can occur. Bytes may follow it.
-  if not jpeg.endswith(_END_OF_IMAGE) and jpeg.find(_END_OF_IMAGE, jpeg.rfind(_START_OF_SCAN) + 1) < 0:
+  if not _is_complete(jpeg):
     raise UndecodableJpeg("a stored image is not a complete JPEG")
   image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
   if image is None:
     raise UndecodableJpeg("a stored image is not a JPEG that can be decoded")
   return resize(image, out)
+
+
+def _is_complete(data: bytes) -> bool:
+  """Returns whether a JPEG or PNG has its end; OpenCV fills the missing part of one that was cut off with gray."""
+  if data.startswith(_PNG):
+    return data.endswith(_PNG_END)
+  # The last scan of a JPEG ends with a marker, after which other bytes may follow; inside a scan no marker can occur.
+  return data.endswith(_END_OF_IMAGE) or data.find(_END_OF_IMAGE, data.rfind(_START_OF_SCAN) + 1) >= 0
 
 
 def resize(image: np.ndarray, out: np.ndarray) -> np.ndarray:

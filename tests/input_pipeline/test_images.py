@@ -87,6 +87,15 @@ def test_a_stored_image_that_is_cut_off_anywhere_is_an_error(options):
   np.testing.assert_array_equal(images.decode(jpeg + b"trailing bytes", 16), images.decode(jpeg, 16))
 
 
+def test_a_png_loses_nothing_and_is_refused_when_cut_off():
+  square = NOISE[:, :80]
+  png = encode(square, "PNG")
+  np.testing.assert_array_equal(images.decode(png, 80)[..., 0], square)
+  for length in range(0, len(png), 31):
+    with pytest.raises(images.UndecodableJpeg):
+      images.decode(png[:length], 16)
+
+
 @pytest.mark.parametrize("path", sorted(path for path in CASES.iterdir() if path.suffix not in (".dcm", ".json")),
                          ids=lambda path: path.name)
 def test_files_with_changed_bytes_are_refused_by_name(path):
