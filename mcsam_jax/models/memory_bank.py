@@ -18,7 +18,7 @@ import numpy as np
 from mcsam_jax.models import layers
 from mcsam_jax.models.dropout import Dropout
 from mcsam_jax.models.kernels import memory_attention
-from mcsam_jax.models.top_k import top_k_mask
+from mcsam_jax.models.kernels.top_k import top_k_mask
 from mcsam_jax.partitioning import BATCH
 
 SLOTS_PER_CHUNK, MAX_QUERIES_IN_CHUNKS = 256, 128   # see `weigh_values`

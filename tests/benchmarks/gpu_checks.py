@@ -68,7 +68,7 @@ def check_top_k(tiny: bool) -> dict:
   import jax
   import numpy as np
 
-  from mcsam_jax.models.top_k import top_k_mask
+  from mcsam_jax.models.kernels.top_k import top_k_mask
   queries, slots, k = (8, 64, 5) if tiny else (4096, 2048, 32)
   select = jax.jit(lambda scores: top_k_mask(scores, k) > -np.inf)
   results: dict[str, Any] = {}

@@ -14,7 +14,7 @@ import pytest
 
 from mcsam_jax.models import memory_bank
 from mcsam_jax.models.kernels import memory_attention, sorting_network
-from mcsam_jax.models.top_k import top_k_mask
+from mcsam_jax.models.kernels.top_k import top_k_mask
 from tests.testing import simulated_devices
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcsam_jax.models.top_k import _pruned_select, _radix_select, top_k_mask
+from mcsam_jax.models.kernels.top_k import _pruned_select, _radix_select, top_k_mask
 
 
 def test_exactly_k_scores_remain_and_ties_go_to_lower_indices():
