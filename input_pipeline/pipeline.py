@@ -85,7 +85,7 @@ def train_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 
 def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
-                 features: Features | None = None, limit: int = 0,
+                 features: np.ndarray | None = None, limit: int = 0,
                  rows: slice | np.ndarray = ALL_ROWS) -> tf.data.Dataset:
   """Returns each record of a split once, in order; the last batch is padded with record 0, for which `valid` is False.
 
@@ -94,7 +94,7 @@ def eval_dataset(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_s
     tokenizer: encodes the reports.
     config: `data`, `tokenizer.max_length` and `train.host_threads` are read.
     batch_size: studies per global batch.
-    features: see `train_dataset`.
+    features: float16 [len(split), V, P, C], used instead of images; may be a memory map.
     limit: number of records to yield, from the first on; 0: all.
     rows: rows of the global batch that this host reads.
 
@@ -121,7 +121,7 @@ def train_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, start_
 
 
 def eval_batches(split: Split, tokenizer: Tokenizer, config: ConfigDict, batch_size: int,
-                 features: Features | None = None, limit: int = 0,
+                 features: np.ndarray | None = None, limit: int = 0,
                  rows: slice | np.ndarray = ALL_ROWS) -> Iterator[Batch]:
   """Yields the elements of `eval_dataset`, which has the same arguments, as NumPy arrays.
 

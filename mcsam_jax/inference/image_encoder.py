@@ -94,11 +94,16 @@ def make_pool_fn(config: ConfigDict, variables: dict | None) -> Callable[[np.nda
   return pool_batches
 
 
+def _make_pooled_feature_fn(encoder: nn.Module, config: ConfigDict) -> Callable[[dict, Any, Any], jax.Array]:
+  """Returns the jitted function for `encode_records` whose results are features averaged over the patches, [M, C]."""
+  return jax.jit(lambda variables, pixels, slots: encode_images(encoder, config, variables, pixels).mean(1))
+
+
 def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module, variables: dict,
                             log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [n, C]: the features of each study's first view, averaged over the patches; 0 without images."""
   pooled = np.zeros((len(split), find_encoder(config.encoder.name).channels), np.float32)
-  pool = jax.jit(lambda variables, pixels, slots: encode_images(encoder, config, variables, pixels).mean(1))
+  pool = _make_pooled_feature_fn(encoder, config)
   for slots, batch in encode_records(config, split, range(len(split)), 1, pool, variables, "pooled features", log):
     pooled[slots] = batch
   return pooled
@@ -107,7 +112,7 @@ def compute_pooled_features(config: ConfigDict, split: Split, encoder: nn.Module
 def compute_pooled_views(config: ConfigDict, split: Split, records: Sequence[int], encoder: nn.Module,
                          variables: dict, log: Callable[[str], None] = print) -> np.ndarray:
   """Returns float32 [M, C]: the features of each view of `records` that the model sees, averaged over the patches."""
-  pool = jax.jit(lambda variables, pixels, slots: encode_images(encoder, config, variables, pixels).mean(1))
+  pool = _make_pooled_feature_fn(encoder, config)
   return np.concatenate([batch for _, batch in encode_records(
       config, split, records, config.data.num_views, pool, variables, "pooled features", log)])
 

@@ -116,6 +116,14 @@ def interrupt_after(monkeypatch, num_shards):
   return written
 
 
+def interrupt_before_metadata(monkeypatch, config):
+  """Builds all shards, and interrupts the build before it writes the data set's metadata."""
+  with monkeypatch.context() as patched:
+    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      build.build(config, lambda line: None)
+
+
 def test_killed_build_resumes_with_the_same_bytes(tmp_path):
   uninterrupted, killed, num_resumed = build_with_and_without_kills(tmp_path, 80, shard_size=4, num_kills=2)
   assert uninterrupted == killed and len(uninterrupted) > 20 and num_resumed
@@ -143,10 +151,7 @@ def test_resuming_writes_only_missing_shards(tmp_path, monkeypatch):
 
 def test_files_that_killed_processes_left_are_deleted_and_others_stay(tmp_path, monkeypatch):
   config = make_config(tmp_path)
-  with monkeypatch.context() as patched:
-    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-      build.build(config, lambda line: None)
+  interrupt_before_metadata(monkeypatch, config)
   final = pathlib.Path(datasets.make_builder(config).data_dir)
   folder = final.parent / f"{final.name}.unfinished"
   record_file = next(folder.glob("*.array_record-*")).name
@@ -161,10 +166,7 @@ def test_files_that_killed_processes_left_are_deleted_and_others_stay(tmp_path, 
 
 def test_build_stopped_before_its_metadata_writes_no_shard_again(tmp_path, monkeypatch):
   config = make_config(tmp_path)
-  with monkeypatch.context() as patched:
-    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-      build.build(config, lambda line: None)
+  interrupt_before_metadata(monkeypatch, config)
   monkeypatch.setattr(workers, "write_shard", raise_keyboard_interrupt)
   lines = []
   build.build(config, lines.append)
@@ -217,10 +219,7 @@ def test_corrupt_records_of_an_interrupted_build_count(tmp_path, monkeypatch):
 
 def test_statistics_that_cannot_be_read_make_a_shard_unfinished(tmp_path, monkeypatch):
   config = make_config(tmp_path)
-  with monkeypatch.context() as patched:
-    patched.setattr(tfds.core.DatasetInfo, "write_to_directory", raise_keyboard_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-      build.build(config, lambda line: None)
+  interrupt_before_metadata(monkeypatch, config)
   folder = pathlib.Path(f"{datasets.make_builder(config).data_dir}.unfinished")
   (folder / "val-00000-of-00001.json").write_text(json.dumps({"kept": 4, "a field of another version": 1}))
   (folder / "test-00000-of-00001.json").write_text("{")
