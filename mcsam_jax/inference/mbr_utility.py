@@ -19,7 +19,7 @@ import numpy as np
 from input_pipeline.tokenizer import Tokenizer
 from mcsam_jax.decoding.mbr import compute_findings_gain, expect_over_reports, retrieve_most_probable
 from mcsam_jax.labelers.registry import make_labeler
-from mcsam_jax.metrics.cider import CiderCorpus
+from mcsam_jax.metrics.cider import CiderCorpus, ReportVectors
 from mcsam_jax.metrics.rouge import RougeReferences
 
 
@@ -84,8 +84,9 @@ class MbrUtility:
       added = retrieved[:self._decode.retrieved_candidates]
       candidates = [*distinct, *(self.cleaned_train_reports[index] for index in added)]             # C texts
     words = [candidate.split() for candidate in candidates]
-    utilities = self._expect(self._compare_with_samples(words, len(distinct)), sample_weights,
-                             lambda: self._compare_with_train_reports(words, retrieved), weights)   # [C]
+    vectors = self._corpus.encode(words)
+    utilities = self._expect(self._compare_with_samples(words, vectors, len(distinct)), sample_weights,
+                             lambda: self._compare_with_train_reports(words, vectors, retrieved), weights)    # [C]
     finding_probs = None
     if (reader := self._findings_reader) is not None:
       stated = np.concatenate([reader.find_stated(distinct), reader.train_stated[added]])           # [C, F]
@@ -101,16 +102,18 @@ class MbrUtility:
             Choice(None, int(added[index - len(distinct)]), finding_probs)
             for index in np.argsort(-utilities, kind="stable")[:count].tolist()]
 
-  def _compare_with_samples(self, words: Sequence[Sequence[str]], num_samples: int) -> np.ndarray:
-    """Returns the similarities [C, K] of candidates, lists of words, with the first K of them."""
-    similarities = self._corpus.compare_pairwise(words)[:, :num_samples]
+  def _compare_with_samples(self, words: Sequence[Sequence[str]], vectors: ReportVectors,
+                            num_samples: int) -> np.ndarray:
+    """Returns the similarities [C, K] of candidates, as lists of words and as vectors, with the first K of them."""
+    similarities = self._corpus.compare_pairwise(vectors)[:, :num_samples]
     if self._rouge is not None:
       similarities = similarities + self._utility.rouge_l * RougeReferences(words[:num_samples]).compare(words)
     return similarities
 
-  def _compare_with_train_reports(self, words: Sequence[Sequence[str]], rows: np.ndarray | None) -> np.ndarray:
-    """Returns the similarities of candidates, C lists of words, with these training reports."""
-    similarities = self._corpus.compare_with_corpus(words, rows)
+  def _compare_with_train_reports(self, words: Sequence[Sequence[str]], vectors: ReportVectors,
+                                  rows: np.ndarray | None) -> np.ndarray:
+    """Returns the similarities of C candidates, as lists of words and as vectors, with these training reports."""
+    similarities = self._corpus.compare_with_corpus(vectors, rows)
     if self._rouge is not None:
       similarities = similarities + self._utility.rouge_l * self._rouge.compare(words, rows)
     return similarities

@@ -8,7 +8,7 @@ numbers agree with pycocoevalcap.
   CiderCorpus  many hypotheses against many references at once, for the best constant report and for minimum Bayes risk
                decoding
 
-Shapes: K reports, R reports of the corpus, G columns of the corpus (occurrences of n-grams), E entries.
+Shapes: K reports, R reports of the corpus, G columns (occurrences of n-grams), E entries.
 """
 
 import array
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from mcsam_jax.metrics.ngrams import count_ngrams, MAX_ORDER, Ngram, NgramCounts
+from mcsam_jax.metrics.ngrams import MAX_ORDER, Ngram, NgramCounts
 
 SCALE = 10.0                  # CIDEr is reported from 0 to 10
 SIGMA = 6.0                   # standard deviation of the length penalty, in words
@@ -96,11 +96,18 @@ def score_pair(clipped_counts: Sequence[Mapping[Ngram, int]], reference_counts: 
 
 
 class ReportVectors(NamedTuple):
-  """Sparse vectors [K, G] of reports; the product of two of them, summed over the columns, is a similarity."""
-  hypotheses: sparse.csr_array     # for CIDEr-D
-  references: sparse.csr_array     # for CIDEr-D
-  matches: sparse.csr_array        # for the overlap, as hypotheses
-  occurrences: sparse.csr_array    # for the overlap, as references
+  """K reports as sparse vectors [K, G]; the product of two of them, summed over the columns, is a similarity.
+
+  A pair of vectors is None if its similarity isn't used.
+  """
+  lengths: np.ndarray                                         # words of each report [K]
+  cider: tuple[sparse.csr_array, sparse.csr_array] | None     # of hypotheses, of references
+  overlap: tuple[sparse.csr_array, sparse.csr_array] | None   # the same for the n-gram overlap
+
+  def select(self, rows: np.ndarray) -> "ReportVectors":
+    """Returns the vectors of some of the reports."""
+    pick = lambda pair: pair and (pair[0][rows], pair[1][rows])
+    return ReportVectors(self.lengths[rows], pick(self.cider), pick(self.overlap))
 
 
 class CiderCorpus:
@@ -126,123 +133,145 @@ class CiderCorpus:
         all weigh 0.
       overlap_recall: a, from 0 (precision alone) to 1 (recall alone).
     """
-    self._columns: dict[Ngram, int] = {}                 # columns of first occurrences
-    encoded = _EncodedReports(reports, self._columns, add_columns=True)
-    unseen = math.log(max(encoded.num_reports, min_documents))
-    frequencies = np.bincount(encoded.columns, minlength=len(self._columns))
-    idf = compute_idf(frequencies, max(encoded.num_reports, min_documents))
-    self._idf = np.append(idf, unseen)                   # [-1] is the idf of n-grams that the corpus lacks
-    self._repeat_columns: dict[tuple[int, int], int] = {}
     self._weights, self._overlap_recall = (cider_weight, overlap_weight), overlap_recall
-    self._lengths = encoded.lengths                      # [R]
-    self._corpus = encoded.vectorize(self._idf, self._repeat_columns, overlap_recall, add_columns=True)
+    entries, self._ngrams = _count_entries(reports, _NgramTable({}, [np.zeros(0, np.int64)] * MAX_ORDER, 0))
+    num_documents = max(len(entries.lengths), min_documents)
+    self._idf = compute_idf(np.bincount(entries.columns), num_documents)             # of n-grams of the corpus
+    self._unseen_idf = math.log(num_documents)
+    self._corpus = self._vectorize(entries)
 
-  def compare_with_corpus(self, reports: Sequence[Sequence[str]], rows: np.ndarray | None = None) -> np.ndarray:
+  def encode(self, reports: Iterable[Sequence[str]]) -> ReportVectors:
+    """Counts the n-grams of K reports, lists of words, once for any number of comparisons."""
+    return self._vectorize(_count_entries(reports, self._ngrams)[0])
+
+  def compare_with_corpus(self, hypotheses: ReportVectors, rows: np.ndarray | None = None) -> np.ndarray:
     """Returns similarities [K, R] of hypotheses with the reports of the corpus as their references.
 
     Args:
-      reports: K hypotheses as lists of words.
+      hypotheses: K reports from `encode`.
       rows: indices of the R corpus reports to compare with; None: all.
     """
-    encoded = _EncodedReports(reports, self._columns, add_columns=False)
-    vectors = encoded.vectorize(self._idf, self._repeat_columns, self._overlap_recall, add_columns=False)
-    corpus, lengths = self._corpus, self._lengths
-    if rows is not None:
-      corpus, lengths = ReportVectors(*(matrix[rows] for matrix in corpus)), lengths[rows]
-    return self._compute_similarities(vectors, corpus, encoded.lengths, lengths)
+    return self._compare(hypotheses, self._corpus if rows is None else self._corpus.select(rows))
 
-  def compare_pairwise(self, reports: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns similarities [K, K] of K reports as hypotheses (rows) with themselves as references (columns)."""
-    columns: dict[Ngram, int] = {}
-    encoded = _EncodedReports(reports, columns, add_columns=True)
-    idf = self._idf[np.fromiter((self._columns.get(ngram, -1) for ngram in columns), np.int64, len(columns))]
-    vectors = encoded.vectorize(idf, {}, self._overlap_recall, add_columns=True)
-    return self._compute_similarities(vectors, vectors, encoded.lengths, encoded.lengths)
+  def compare_pairwise(self, reports: ReportVectors) -> np.ndarray:
+    """Returns similarities [K, K] of K reports from `encode` as hypotheses (rows) with themselves as references."""
+    return self._compare(reports, reports)
 
-  def _compute_similarities(self, hypotheses: ReportVectors, references: ReportVectors, lengths: np.ndarray,
-                            reference_lengths: np.ndarray) -> np.ndarray:
+  def _compare(self, hypotheses: ReportVectors, references: ReportVectors) -> np.ndarray:
     """Returns similarities [K, R] of K hypotheses and R references."""
     cider_weight, overlap_weight = self._weights
-    similarities = np.zeros((len(lengths), len(reference_lengths)))
-    if cider_weight:
-      penalty = compute_length_penalty(lengths[:, None], reference_lengths[None])
-      similarities += cider_weight * (_mean_over_orders(hypotheses.hypotheses, references.references) * penalty)
-    if overlap_weight:
-      similarities += overlap_weight * _mean_over_orders(hypotheses.matches, references.occurrences)
+    similarities = np.zeros((len(hypotheses.lengths), len(references.lengths)))
+    if hypotheses.cider and references.cider:
+      penalty = compute_length_penalty(hypotheses.lengths[:, None], references.lengths[None])
+      similarities += cider_weight * (_mean_over_orders(hypotheses.cider[0], references.cider[1]) * penalty)
+    if hypotheses.overlap and references.overlap:
+      similarities += overlap_weight * _mean_over_orders(hypotheses.overlap[0], references.overlap[1])
     return similarities
 
+  def _vectorize(self, entries: "_Entries") -> ReportVectors:
+    """Returns the vectors of K reports."""
+    num_segments = MAX_ORDER * len(entries.lengths)
+    # The first occurrence of each n-gram, then all others.
+    selected = np.concatenate([np.arange(len(entries.columns)), entries.repeated])
+    coordinates = entries.segments[selected] // MAX_ORDER, np.concatenate([entries.columns, entries.repeat_columns])
 
-class _EncodedReports:
-  """N-gram counts of K reports as arrays with one entry per report and different n-gram.
+    def make_pair(weights: np.ndarray, reference_weights: np.ndarray) -> tuple[sparse.csr_array, sparse.csr_array]:
+      shape = len(entries.lengths), entries.num_columns
+      first, second = (sparse.csr_array((values[selected], coordinates), shape=shape)
+                       for values in (weights, reference_weights))
+      return first, second
 
-  Attributes:
-    columns: int [E], the column of each entry's n-gram; -1: it has none.
-    counts: int [E], how often the n-gram occurs in the report.
-    segments: int [E], MAX_ORDER * (index of the report) + (order - 1); ascending.
-    lengths: int [K], words of each report.
+    cider = overlap = None
+    if self._weights[0]:
+      idf = np.full(len(entries.columns), self._unseen_idf)
+      known = entries.columns < len(self._idf)
+      idf[known] = self._idf[entries.columns[known]]
+      norms = np.sqrt(np.bincount(entries.segments, (entries.counts * idf) ** 2, num_segments))
+      norms[norms == 0] = 1                     # all idf are 0 then, and so is every product
+      weights = 1 / norms[entries.segments]
+      cider = make_pair(weights, entries.counts * idf ** 2 * weights)
+    if self._weights[1]:
+      num_ngrams = np.bincount(entries.segments, entries.counts, num_segments)[entries.segments]
+      overlap = make_pair(num_ngrams ** (self._overlap_recall - 1), num_ngrams ** -self._overlap_recall)
+    return ReportVectors(entries.lengths, cider, overlap)
+
+
+class _NgramTable(NamedTuple):
+  """The n-grams of some reports. Their columns come first, order by order, then those of repeated occurrences.
+
+  The number of an n-gram is its position among those of its order. Words are numbered as they appear. A longer n-gram
+  has a code: the number of its words but the last, times 2^32, plus the number of its last word.
   """
+  words: dict[str, int]         # number of each word
+  codes: list[np.ndarray]       # of the orders from 2 on, then of repetitions (column * 2^32 + k); each sorted
+  num_columns: int
 
-  def __init__(self, reports: Iterable[Sequence[str]], columns: dict[Ngram, int], add_columns: bool):
-    """Looks up the columns of all n-grams.
 
-    Args:
-      reports: K reports as lists of words.
-      columns: column of each n-gram.
-      add_columns: whether new n-grams get a column.
-    """
-    entry_columns, counts, segment_sizes = array.array("q"), array.array("q"), array.array("q")
-    lengths = []
-    for report in reports:
-      lengths.append(len(report))
-      for order_counts in count_ngrams(report):
-        if add_columns:
-          entry_columns.extend([columns.setdefault(ngram, len(columns)) for ngram in order_counts])
-        else:
-          entry_columns.extend([columns.get(ngram, -1) for ngram in order_counts])
-        counts.extend(order_counts.values())
-        segment_sizes.append(len(order_counts))
-    self.num_reports, self.num_columns = len(lengths), len(columns)
-    self.columns, self.counts = np.array(entry_columns, np.int64), np.array(counts, np.int64)
-    self.segments = np.repeat(np.arange(len(segment_sizes)), np.array(segment_sizes, np.int64))
-    self.lengths = np.array(lengths, np.int64)
+class _Entries(NamedTuple):
+  """N-gram counts of K reports as arrays with one entry per report and different n-gram."""
+  columns: np.ndarray           # int [E], of the first occurrence of each entry's n-gram
+  counts: np.ndarray            # int [E], how often the n-gram occurs in the report
+  segments: np.ndarray          # int [E], MAX_ORDER * (index of the report) + (order - 1)
+  lengths: np.ndarray           # int [K], words of each report
+  repeated: np.ndarray          # the entry of each occurrence after the first
+  repeat_columns: np.ndarray    # and its column
+  num_columns: int              # G
 
-  def vectorize(self, idf: np.ndarray, repeat_columns: dict[tuple[int, int], int], overlap_recall: float,
-                add_columns: bool) -> ReportVectors:
-    """Returns the vectors of the reports.
 
-    Args:
-      idf: by column; that of n-grams without a column is the last one.
-      repeat_columns: column of the k-th occurrence, k > 1, of the n-gram with a column: (column, k) -> its column.
-      overlap_recall: weight of recall in the overlap.
-      add_columns: whether new repetitions get a column; without one they count in the norms only.
-    """
-    entry_idf = idf[self.columns]
-    squared_norms = np.bincount(self.segments, (self.counts * entry_idf) ** 2, MAX_ORDER * self.num_reports)
-    norms = np.sqrt(squared_norms)
-    norms[norms == 0] = 1                       # all idf are 0 then, and so is every product
-    hypothesis_weights = 1 / norms[self.segments]
-    reference_weights = self.counts * entry_idf ** 2 * hypothesis_weights
-    num_ngrams = np.bincount(self.segments, self.counts, MAX_ORDER * self.num_reports)
-    num_ngrams = num_ngrams[self.segments]
-    match_weights, occurrence_weights = num_ngrams ** (overlap_recall - 1), num_ngrams ** -overlap_recall
+def _count_entries(reports: Iterable[Sequence[str]], known: _NgramTable) -> tuple[_Entries, _NgramTable]:
+  """Returns the n-gram counts of K reports, lists of words, and the table of the n-grams that `known` lacks.
 
-    known = np.flatnonzero(self.columns >= 0)
-    repeat_entries, later_columns = array.array("q"), array.array("q")
-    for entry in known[self.counts[known] > 1].tolist():
-      for k in range(2, self.counts[entry] + 1):
-        key, new_column = (int(self.columns[entry]), k), self.num_columns + len(repeat_columns)
-        column = repeat_columns.setdefault(key, new_column) if add_columns else repeat_columns.get(key)
-        if column is not None:
-          repeat_entries.append(entry)
-          later_columns.append(column)
-    entries = np.concatenate([known, np.array(repeat_entries, np.int64)])
-    columns = np.concatenate([self.columns[known], np.array(later_columns, np.int64)])
-    coordinates = self.segments[entries] // MAX_ORDER, columns
-    shape = self.num_reports, self.num_columns + len(repeat_columns)
-    return ReportVectors(*(sparse.csr_array((weights[entries], coordinates), shape=shape)
-                           for weights in (hypothesis_weights, reference_weights, match_weights, occurrence_weights)))
+  Columns of these follow the columns of `known`.
+  """
+  lengths, words, new_words = array.array("q"), array.array("q"), {}
+  for report in reports:
+    lengths.append(len(report))
+    for word in report:
+      number = known.words.get(word)
+      words.append(new_words.setdefault(word, len(known.words) + len(new_words)) if number is None else number)
+  word_numbers, report_lengths = np.array(words, np.int64), np.array(lengths, np.int64)
+  report_of_word = np.repeat(np.arange(len(report_lengths)), report_lengths)
+  report_end = np.cumsum(report_lengths)[report_of_word]
+  starts, numbers = np.arange(len(word_numbers)), word_numbers             # of the n-grams of one order
+  num_known, num_new, new_codes = len(known.words), len(new_words), []
+  offset, new_offset = 0, known.num_columns
+  entries = []
+  for order in range(1, MAX_ORDER + 1):
+    if order > 1:
+      inside = starts + order - 1 < report_end[starts]
+      starts, numbers = starts[inside], numbers[inside]
+      numbers, added = _find_numbers(numbers << 32 | word_numbers[starts + order - 1], known.codes[order - 2])
+      num_known, num_new = len(known.codes[order - 2]), len(added)
+      new_codes.append(added)
+    columns = numbers + np.where(numbers < num_known, offset, new_offset - num_known)
+    offset, new_offset = offset + num_known, new_offset + num_new
+    pairs, counts = np.unique(report_of_word[starts] * new_offset + columns, return_counts=True)
+    entries.append((pairs % max(new_offset, 1), counts, MAX_ORDER * (pairs // max(new_offset, 1)) + order - 1))
+  columns, counts, segments = (np.concatenate(arrays) for arrays in zip(*entries))
+  repeated = np.repeat(np.arange(len(counts)), counts - 1)
+  first_repetition = np.repeat(np.cumsum(counts - 1) - (counts - 1), counts - 1)
+  repetition = np.arange(len(repeated)) - first_repetition + 2             # k, from 2 on
+  numbers, added = _find_numbers(columns[repeated] << 32 | repetition, known.codes[-1])
+  num_known = len(known.codes[-1])
+  repeat_columns = numbers + np.where(numbers < num_known, offset, new_offset - num_known)
+  num_columns = new_offset + len(added)
+  return (_Entries(columns, counts, segments, report_lengths, repeated, repeat_columns, num_columns),
+          _NgramTable(new_words, [*new_codes, added], num_columns))
+
+
+def _find_numbers(codes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the position of each code among the `known` ones, which are sorted, or else after them; and the new codes.
+
+  New codes are numbered in ascending order.
+  """
+  numbers = np.searchsorted(known, codes)
+  is_new = np.append(known, -1)[numbers] != codes
+  new, positions = np.unique(codes[is_new], return_inverse=True)
+  numbers[is_new] = len(known) + positions
+  return numbers, new
 
 
 def _mean_over_orders(hypotheses: sparse.csr_array, references: sparse.csr_array) -> np.ndarray:
-  """Returns products [K, R] of vectors [K, G] and [R, G], divided by the number of orders."""
-  return (references @ hypotheses.T.tocsr()).toarray().T / MAX_ORDER        # transposes the smaller matrix
+  """Returns products [K, R] of vectors, divided by the number of orders; columns that references lack don't count."""
+  transposed = hypotheses.T.tocsr()                           # the smaller matrix
+  return (references @ transposed[:references.shape[1]]).toarray().T / MAX_ORDER

@@ -22,7 +22,7 @@ def score_constant_reports(candidates: Sequence[str], references: Sequence[str])
   """Returns the corpus score [C] of each candidate for all metrics but METEOR."""
   rouge = RougeReferences([reference.split(" ") for reference in references])
   cider = CiderCorpus(reference.split() for reference in references)
-  similarities = cider.compare_with_corpus([candidate.split() for candidate in candidates])            # [C, R]
+  similarities = cider.compare_with_corpus(cider.encode(candidate.split() for candidate in candidates))  # [C, R]
   return {**_compute_bleu(candidates, references),
           "ROUGE_L": rouge.compare([candidate.split(" ") for candidate in candidates]).mean(axis=1),
           "CIDEr": SCALE * similarities.mean(axis=1)}

@@ -66,25 +66,32 @@ class RougeReferences:
       rows: indices of the R references to compare with; None: all.
     """
     ids, lengths = (self._ids, self._lengths) if rows is None else (self._ids[rows], self._lengths[rows])
-    num_words = max(map(len, hypotheses), default=0)
     positions, numbers = self._find_positions(ids, hypotheses)
-    hypothesis_numbers = np.array([[numbers.get(word, 0) for word in words] + [0] * (num_words - len(words))
-                                   for words in hypotheses], np.int64).reshape(len(hypotheses), num_words)
-    row = np.full((len(positions[0]), len(hypotheses), len(ids)), ~np.uint64(0))           # [chunks, K, R]
-    for word_numbers in hypothesis_numbers.T:
-      carry = None
-      for chunk, bits in enumerate(row):                    # bits changes in place
-        matches = positions[word_numbers, chunk]
+    hypothesis_lengths = np.array([len(words) for words in hypotheses], np.int64)
+    longest_first = np.argsort(-hypothesis_lengths, kind="stable")
+    num_words = max(hypothesis_lengths, default=0)
+    word_numbers = np.zeros((num_words, len(hypotheses)), np.int64)                        # [T, K], longest first
+    for column, hypothesis in enumerate(longest_first.tolist()):
+      words = hypotheses[hypothesis]
+      word_numbers[:len(words), column] = [numbers.get(word, 0) for word in words]
+    rows_of_bits = np.full((len(positions), len(hypotheses), len(ids)), ~np.uint64(0))     # [chunks, K, R]
+    all_matches, all_totals = np.empty((2, *rows_of_bits.shape[1:]), np.uint64)
+    for position in range(num_words):
+      count, carry = int((hypothesis_lengths > position).sum()), None                      # hypotheses with a word here
+      matches, total = all_matches[:count], all_totals[:count]
+      for chunk in range(len(positions)):
+        bits = rows_of_bits[chunk, :count]                  # changes in place
+        np.take(positions[chunk], word_numbers[position, :count], axis=0, out=matches, mode="clip")
         matches &= bits
-        total = bits + matches
+        np.add(bits, matches, out=total)
         if carry is not None:
           total += carry
-        if chunk + 1 < len(row):
+        if chunk + 1 < len(positions):
           carry = (total < bits) if carry is None else (total < bits) | carry & (total == bits)
         bits -= matches
         bits |= total
-    common = np.bitwise_count(~row).sum(0, dtype=np.int64)                                 # [K, R]
-    hypothesis_lengths = np.array([len(words) for words in hypotheses], np.int64)
+    common = np.empty((len(hypotheses), len(ids)), np.int64)                               # [K, R]
+    common[longest_first] = np.bitwise_count(~rows_of_bits).sum(0, dtype=np.int64)
     with np.errstate(divide="ignore", invalid="ignore"):
       scores = compute_f_measure(common / hypothesis_lengths[:, None], common / lengths)
     return np.where(common > 0, scores, 0.0)
@@ -97,7 +104,7 @@ class RougeReferences:
       hypotheses: K lists of words.
 
     Returns:
-      Positions as bits, uint64 [number of words, chunks of 64 positions, R], and the number of each word that occurs;
+      Positions as bits, uint64 [chunks of 64 positions, number of words, R], and the number of each word that occurs;
       number 0, of all others, occurs nowhere.
     """
     words = dict.fromkeys(word for hypothesis in hypotheses for word in hypothesis if word in self._word_ids)
@@ -106,9 +113,9 @@ class RougeReferences:
     for word, number in numbers.items():
       number_of_id[self._word_ids[word]] = number
     num_references, length = ids.shape
-    positions = np.zeros((len(numbers) + 1, max(-(-length // 64), 1), num_references), np.uint64)
+    positions = np.zeros((max(-(-length // 64), 1), len(numbers) + 1, num_references), np.uint64)
     references = np.arange(num_references)
     for position in range(length):
-      positions[number_of_id[ids[:, position]], position // 64, references] |= np.uint64(1) << np.uint64(position % 64)
-    positions[0] = 0
+      positions[position // 64, number_of_id[ids[:, position]], references] |= np.uint64(1) << np.uint64(position % 64)
+    positions[:, 0] = 0
     return positions, numbers

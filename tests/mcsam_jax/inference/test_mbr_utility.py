@@ -30,7 +30,7 @@ def test_the_default_is_the_expected_cider_over_all_samples():
   utility = make_utility()
   for _ in range(20):
     samples = [TRAIN[index] for index in rng.integers(0, len(TRAIN), 8)]
-    expected = corpus.compare_pairwise([TOKENIZER.clean(sample).split() for sample in samples]).mean(1)
+    expected = corpus.compare_pairwise(corpus.encode([TOKENIZER.clean(sample).split() for sample in samples])).mean(1)
     chosen = utility.choose(samples, None)
     assert chosen.train_report is None and samples[chosen.sample] == samples[expected.argmax()]
     assert chosen.sample == samples.index(samples[chosen.sample])                    # the first of equal ones
@@ -65,7 +65,7 @@ def test_the_utility_is_the_formula():
   for _ in range(20):
     samples, probs = [TRAIN[index] for index in rng.integers(0, 4, 6)], rng.random(len(train))
     probs /= probs.sum()
-    similarity = {pair: corpus.compare_pairwise([words(pair[0]), words(pair[1])])[0, 1]
+    similarity = {pair: corpus.compare_pairwise(corpus.encode([words(pair[0]), words(pair[1])]))[0, 1]
                   + 0.6 * compute_rouge_l(*map(TOKENIZER.clean, pair))
                   for pair in {(a, b) for a in TRAIN for b in TRAIN}}
     expect = lambda f: 0.7 * np.mean([f(sample) for sample in samples]) + 0.3 * sum(
