@@ -274,4 +274,4 @@ def _find_numbers(codes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.
 def _mean_over_orders(hypotheses: sparse.csr_array, references: sparse.csr_array) -> np.ndarray:
   """Returns products [K, R] of vectors, divided by the number of orders; columns that references lack don't count."""
   transposed = hypotheses.T.tocsr()                           # the smaller matrix
-  return (references @ transposed[:references.shape[1]]).toarray().T / MAX_ORDER
+  return (references @ transposed[:np.shape(references)[1]]).toarray().T / MAX_ORDER

@@ -71,8 +71,8 @@ class RougeReferences:
     longest_first = np.argsort(-hypothesis_lengths, kind="stable")
     num_words = max(hypothesis_lengths, default=0)
     word_numbers = np.zeros((num_words, len(hypotheses)), np.int64)                        # [T, K], longest first
-    for column, hypothesis in enumerate(longest_first.tolist()):
-      words = hypotheses[hypothesis]
+    for column, hypothesis in enumerate(longest_first):
+      words = hypotheses[int(hypothesis)]
       word_numbers[:len(words), column] = [numbers.get(word, 0) for word in words]
     rows_of_bits = np.full((len(positions), len(hypotheses), len(ids)), ~np.uint64(0))     # [chunks, K, R]
     all_matches, all_totals = np.empty((2, *rows_of_bits.shape[1:]), np.uint64)
