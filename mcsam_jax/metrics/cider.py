@@ -15,7 +15,7 @@ import array
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import math
-from typing import NamedTuple
+from typing import cast, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -273,5 +273,6 @@ def _find_numbers(codes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.
 
 def _mean_over_orders(hypotheses: sparse.csr_array, references: sparse.csr_array) -> np.ndarray:
   """Returns products [K, R] of vectors, divided by the number of orders; columns that references lack don't count."""
-  transposed = hypotheses.T.tocsr()                           # the smaller matrix
-  return (references @ transposed[:np.shape(references)[1]]).toarray().T / MAX_ORDER
+  _, num_columns = cast(tuple[int, int], references.shape)
+  transposed = hypotheses.T.tocsr()[:num_columns]             # the smaller matrix
+  return (references @ transposed).toarray().T / MAX_ORDER
