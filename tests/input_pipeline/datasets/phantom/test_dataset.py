@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import phantom as phantom_tree
+from configs import phantom_reward
 from input_pipeline.builder.build import build
 from input_pipeline.datasets import records
 from input_pipeline.datasets.phantom import dataset
@@ -88,6 +89,13 @@ def test_first_train_selects_patients_that_the_other_data_set_lacks_and_keeps_va
   subjects = [{builder.build_record(entry)["subject_id"] for entry in builder.plan().entries["train"]}
               for builder in (known, fresh)]
   assert len(subjects[0] | subjects[1]) == 12
+
+
+def test_reward_fine_tuning_of_the_demo_sees_none_of_its_training_patients_and_is_evaluated_on_the_same_ones():
+  configs = (phantom_tree.get_config(), phantom_reward.get_config())
+  demo, fine_tuning = (dataset.make_builder(config).plan().entries for config in configs)
+  assert not {index for _, index in demo["train"]} & {index for _, index in fine_tuning["train"]}
+  assert [demo[split] for split in ("val", "test")] == [fine_tuning[split] for split in ("val", "test")]
 
 
 def test_invalid_sizes_are_refused(tmp_path):
