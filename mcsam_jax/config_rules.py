@@ -54,9 +54,9 @@ AT_LEAST_ONE = (
 SEEDS = ("seed", "eval.seed", "data.phantom.seed")
 MAX_SEED, MAX_INTEGER = 2 ** 63 - 2, 2 ** 31 - 1         # seed + 1 is a seed, too
 NOT_NEGATIVE = (
-    *SEEDS, "data.short_side", "data.min_words", "encoder.trained_stages", "encoder.cached_augmentations",
-    "model.encoder_layers", "model.text_encoder_layers",
-    "model.align_weight", "model.findings_weight", "decode.retrieved_candidates", "decode.utility.cider",
+    *SEEDS, "data.phantom.first_train", "data.short_side", "data.min_words", "encoder.trained_stages",
+    "encoder.cached_augmentations", "model.encoder_layers", "model.text_encoder_layers", "model.align_weight",
+    "model.findings_weight", "decode.retrieved_candidates", "decode.utility.cider",
     "decode.utility.ngram_overlap", "decode.utility.rouge_l", "decode.utility.rarity_exponent",
     "decode.utility.findings", "decode.utility.finding_threshold", "decode.min_length", "decode.no_repeat_ngram_size",
     "decode.top_k", "prepare.num_workers",

@@ -1,7 +1,8 @@
 """The phantom data set: any number of synthetic chest radiographs with reports, as a TFDS builder.
 
 Study `index` of a split is a pure function of (seed, split, index), so a larger
-data set contains the studies of a smaller one. The labels of a study are exact,
+data set contains the studies of a smaller one, and `first_train` selects training
+studies that another data set lacks, beside the same val and test. The labels of a study are exact,
 because its findings are sampled before images and report are made from them.
 """
 
@@ -30,16 +31,21 @@ INDICATIONS = ("Cough.", "Shortness of breath.", "Chest pain.", "Fever.", "Preop
 
 @dataclasses.dataclass(kw_only=True)
 class PhantomConfig(tfds.core.BuilderConfig):
-  """Numbers of studies, and `short_side` in pixels; the name contains all fields, so different sets can coexist."""
+  """Numbers of studies, index of the first one of train, and `short_side` in pixels.
+
+  The name contains all fields that aren't 0, so different sets can coexist.
+  """
   name: str = ""
   seed: int = 0
   num_train: int = 2000
   num_val: int = 200
   num_test: int = 400
   short_side: int = SIZE
+  first_train: int = 0
 
   def __post_init__(self):
-    self.name = (f"seed{self.seed}_train{self.num_train}_val{self.num_val}_test{self.num_test}"
+    first = f"from{self.first_train}" if self.first_train else ""
+    self.name = (f"seed{self.seed}_train{self.num_train}{first}_val{self.num_val}_test{self.num_test}"
                  f"_side{self.short_side}")
 
 
@@ -50,8 +56,10 @@ class PhantomBuilder(records.RecordBuilder):
 
   def plan(self) -> records.BuildPlan:
     config = cast(PhantomConfig, self.builder_config)
-    sizes = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test)))
-    return records.BuildPlan({split: [[split, index] for index in range(size)] for split, size in sizes.items()})
+    first_train = config.first_train
+    indices = {"train": range(first_train, first_train + config.num_train),
+               "val": range(config.num_val), "test": range(config.num_test)}
+    return records.BuildPlan({split: [[split, index] for index in indices[split]] for split in SPLITS})
 
   def build_record(self, entry: tuple[str, int]) -> dict:
     split, index = entry
@@ -113,10 +121,11 @@ def make_builder(config: ConfigDict) -> PhantomBuilder:
   for field in ("num_train", "num_val", "num_test"):
     if sizes[field] < 1:
       raise UserError(f"data.phantom.{field} is {sizes[field]}, expected at least 1")
-  for field, value in (("data.phantom.seed", sizes.seed), ("data.short_side", config.data.short_side)):
+  for field, value in (("data.phantom.seed", sizes.seed), ("data.phantom.first_train", sizes.first_train),
+                       ("data.short_side", config.data.short_side)):
     if value < 0:
       raise UserError(f"{field} is {value}, expected 0 or more")
   short_side = min(config.data.short_side, SIZE) or SIZE
   return PhantomBuilder(data_dir=config.data.data_dir, file_format="array_record", config=PhantomConfig(
       seed=sizes.seed, num_train=sizes.num_train, num_val=sizes.num_val, num_test=sizes.num_test,
-      short_side=short_side))
+      short_side=short_side, first_train=sizes.first_train))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import phantom as phantom_tree
+from configs import phantom_reward
 from input_pipeline.builder.build import build
 from input_pipeline.datasets import records
 from input_pipeline.datasets.phantom import dataset
@@ -74,12 +75,32 @@ def test_images_are_downsampled_but_never_upsampled():
 def test_sets_of_other_sizes_or_seeds_have_other_folders(tmp_path):
   default = phantom_tree.get_config()
   default.data.data_dir = str(tmp_path)
-  configs = [default] + [tiny_config(tmp_path, **changed) for changed in ({}, {"num_train": 7}, {"seed": 1})]
-  assert len({str(dataset.make_builder(config).data_path) for config in configs}) == 4
+  configs = [default] + [tiny_config(tmp_path, **changed) for changed in ({}, {"num_train": 7}, {"seed": 1},
+                                                               {"first_train": 6})]
+  assert len({str(dataset.make_builder(config).data_path) for config in configs}) == 5
+
+
+def test_first_train_selects_patients_that_the_other_data_set_lacks_and_keeps_val_and_test(tmp_path):
+  known, fresh = (dataset.make_builder(tiny_config(tmp_path, **changed)) for changed in ({}, {"first_train": 6}))
+  larger = dataset.make_builder(tiny_config(tmp_path, num_train=12)).plan().entries
+  assert known.plan().entries["train"] + fresh.plan().entries["train"] == larger["train"]
+  for split in ("val", "test"):
+    assert fresh.plan().entries[split] == known.plan().entries[split]
+  subjects = [{builder.build_record(entry)["subject_id"] for entry in builder.plan().entries["train"]}
+              for builder in (known, fresh)]
+  assert len(subjects[0] | subjects[1]) == 12
+
+
+def test_reward_fine_tuning_of_the_demo_sees_none_of_its_training_patients_and_is_evaluated_on_the_same_ones():
+  configs = (phantom_tree.get_config(), phantom_reward.get_config())
+  demo, fine_tuning = (dataset.make_builder(config).plan().entries for config in configs)
+  assert not {index for _, index in demo["train"]} & {index for _, index in fine_tuning["train"]}
+  assert [demo[split] for split in ("val", "test")] == [fine_tuning[split] for split in ("val", "test")]
 
 
 def test_invalid_sizes_are_refused(tmp_path):
   with pytest.raises(UserError, match="data.phantom.num_val is 0"):
     dataset.make_builder(tiny_config(tmp_path, num_val=0))
-  with pytest.raises(UserError, match="data.phantom.seed is -1"):
-    dataset.make_builder(tiny_config(tmp_path, seed=-1))
+  for field in ("seed", "first_train"):
+    with pytest.raises(UserError, match=f"data.phantom.{field} is -1"):
+      dataset.make_builder(tiny_config(tmp_path, **{field: -1}))
