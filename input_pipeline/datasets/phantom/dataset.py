@@ -1,9 +1,8 @@
 """The phantom data set: any number of synthetic chest radiographs with reports, as a TFDS builder.
 
-Study `index` of a split is a pure function of (seed, split, index), so a larger
-data set contains the studies of a smaller one, and `first_train` selects training
-studies that another data set lacks, beside the same val and test. The labels of a study are exact,
-because its findings are sampled before images and report are made from them.
+Study `index` of a split is a pure function of (seed, split, index), so a larger data set contains the studies of a
+smaller one, and `first_train` selects training studies that another data set lacks, beside the same val and test. The
+labels of a study are exact, because its findings are sampled before images and report are made from them.
 """
 
 import dataclasses
