@@ -11,9 +11,8 @@ def get_config() -> ConfigDict:
   config.data.update({"name": "phantom", "image_size": 192})
   config.encoder.update({"name": "efficientnet_lite0", "weights": "data/efficientnet_lite0.npz", "frozen": True})
   config.memory_init.steps = 100
-  # Of settings that take a CPU equally long, those with the best scores on val: in so few steps nothing overfits.
+  # Chosen on val: as good as 650 steps of 32 studies with a dropout rate of 0.1, in half the time.
   config.model.dropout = 0.0
-  config.optimizer.learning_rate = 3e-3
-  config.train.update({"num_steps": 400, "eval_every": 400, "log_term_norms": False})
+  config.train.update({"batch_size": 16, "num_steps": 700, "eval_every": 700, "log_term_norms": False})
   config.eval.labeler = "phantom"         # reads the phantoms' own wording, without error
   return config
