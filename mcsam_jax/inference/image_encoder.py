@@ -25,7 +25,8 @@ from mcsam_jax.models.inputs import make_feature_maps, normalize_images
 from mcsam_jax.models.visual_encoders.registry import find_encoder, make_trained_stages
 from mcsam_jax.progress import ProgressLog
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 BATCH_SIZE = 32              # images per device
 CPU_THREADS = 2              # batches at a time on a CPU: one alone leaves half the cores idle most of the time
 
