@@ -148,7 +148,9 @@ def get_config() -> ConfigDict:
       "loss_term": "",                    # package.module:function of a loss term of your own (docs/extending.md)
       "loss_term_weight": 1.0,            # weight of that term; the weight of the token loss is 1
       "remat": "none",                    # none | layers: recompute a layer's activations in the backward pass
-      "log_every": 50,                    # steps; with alignment, each log costs two extra gradients (for their norms)
+      "log_every": 50,                    # steps
+      "log_term_norms": True,             # with alignment, log the gradient norm of each loss term: a second program to
+                                          # compile, and two extra gradients per log
       "eval_every": 325,                  # steps between evaluations on val, each followed by a checkpoint
       "checkpoint_every": 0,              # steps between additional checkpoints without evaluation; 0: none
       "eval_studies": 200,                # val studies to decode and score per evaluation; 0: all

@@ -38,5 +38,5 @@ def get_config() -> ConfigDict:
   config.train.update({"batch_size": 256, "num_steps": 30000, "compute_dtype": "bfloat16", "log_every": 100,
                        "eval_every": 2000, "checkpoint_every": 500, "eval_studies": 512,
                        "host_threads": 16, "max_corrupt_records": 100})
-  config.decode.batch_size = 256          # 16 studies per chip on 16 chips: with few, a chip waits more than it computes
+  config.decode.batch_size = 256          # 16 studies per chip on 16 chips; with few, a chip mostly waits
   return config

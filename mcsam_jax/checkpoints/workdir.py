@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 INITIAL_WEIGHTS = "initial_weights.npz"
 RUNTIME_FIELDS = (       # may differ between two starts of one run; `prepare.*` may, too
-    "train.log_every", "train.checkpoint_every", "train.host_threads", "train.keep_last", "train.max_corrupt_records",
-    "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps", "train.remat", "train.patience",
+    "train.log_every", "train.log_term_norms", "train.checkpoint_every", "train.host_threads", "train.keep_last",
+    "train.max_corrupt_records", "train.watchdog_timeout_minutes", "train.profile_steps", "train.grad_accum_steps",
+    "train.remat", "train.patience",
     "data.source_dir", "data.data_dir", "data.max_image_pixels", "data.contact_sheet_restricted",
     "encoder.weights", "mesh.data", "mesh.fsdp", "mesh.tensor", "decode.batch_size", "eval.chexbert",
     "eval.manual_labels")

@@ -5,9 +5,11 @@ With `encoder.trained_stages` the encoder may be its frozen stages alone, and fe
 Shapes: n records, V views, P patches per view, C channels, M images, S image size in pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import linen as nn
 import jax
@@ -23,7 +25,10 @@ from mcsam_jax.models.inputs import make_feature_maps, normalize_images
 from mcsam_jax.models.visual_encoders.registry import find_encoder, make_trained_stages
 from mcsam_jax.progress import ProgressLog
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 BATCH_SIZE = 32              # images per device
+CPU_THREADS = 2              # batches at a time on a CPU: one alone leaves half the cores idle most of the time
 
 
 def encode_images(encoder: nn.Module, config: ConfigDict, variables: dict, pixels: jax.Array) -> jax.Array:
@@ -141,13 +146,39 @@ def encode_records(config: ConfigDict, split: Split, records: Sequence[int], num
   size = BATCH_SIZE * devices.size
   done, num_images = first_slot // num_views, 0
   progress = ProgressLog(log, label, len(records), "studies", "images", done=done)
-  for slots, pixels in image_batches(split, config, num_views, size, records, first_slot):
+
+  def encode_batch(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    slots, pixels = batch
     padding = size - len(pixels)
     padded = (np.pad(pixels, ((0, padding), *[(0, 0)] * 3)), np.pad(slots, (0, padding)).astype(np.int32))
     with jax.set_mesh(mesh):                    # not the mesh of the run, which may span several hosts
-      features = np.asarray(encode(variables, *jax.device_put(padded, shard_images)))
-    yield slots, features[:len(slots)]
+      return slots, np.asarray(encode(variables, *jax.device_put(padded, shard_images)))[:len(slots)]
+
+  batches = image_batches(split, config, num_views, size, records, first_slot)
+  num_threads = CPU_THREADS if devices.size == 1 and devices[0].platform == "cpu" else 1
+  for slots, features in map_in_threads(encode_batch, batches, num_threads):
+    yield slots, features
     done, num_images = int(slots[-1]) // num_views + 1, num_images + len(slots)
     progress.update(done, num_images)
   if done < len(records):                       # the last records have no images
     progress.update(len(records), num_images)
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
+  """Yields the results of `function` in the order of `items`, computed by as many threads at the same time.
+
+  The first item has no company, so that a jitted function is compiled once.
+  """
+  items = iter(items)
+  for item in items:
+    yield function(item)
+    if num_threads > 1:
+      break
+  with futures.ThreadPoolExecutor(num_threads) as pool:
+    running = collections.deque[futures.Future[Result]]()
+    for item in items:
+      running.append(pool.submit(function, item))
+      if len(running) > num_threads:            # one waits, so that no thread does
+        yield running.popleft().result()
+    while running:
+      yield running.popleft().result()

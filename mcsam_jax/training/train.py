@@ -159,6 +159,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
     else:
       train_step = jax.jit(make_train_step(model, config, tokenizer.eos_id), donate_argnums=0,
                            out_shardings=(shardings, replicated(mesh)))
+    logs_term_norms = config.train.log_term_norms and config.model.use_alignment and not is_reward
     term_gradient_norms = make_term_gradient_norms(model, config, tokenizer.eos_id, replicated(mesh))
     evaluate_val = Validation(model, config, tokenizer, mesh, val_split, val_features, train_reports, stop, watchdog)
 
@@ -189,7 +190,7 @@ def train(config: ConfigDict, workdir: str, log: Callable[[str], None] = print) 
           stop.check(lag=VOTE_LAG)                        # raises Preempted at the same step on all hosts
           gradient_norms = {}
           # At the first step, too, so that both jitted functions are compiled before throughput is measured.
-          if config.model.use_alignment and not is_reward and (is_logged(config, step) or step == first_step + 1):
+          if logs_term_norms and (is_logged(config, step) or step == first_step + 1):
             gradient_norms = term_gradient_norms(state, batch)
           state, metrics = train_step(state, batch)
           completed = step

@@ -20,8 +20,8 @@ B, V, SIZE, T, VOCABULARY, EOS = 16, 2, 32, 8, 40, 2
 FIELDS = {
     "encoder.name": "resnet_tiny", "encoder.weights": "", "encoder.frozen": False, "data.image_size": SIZE,
     "data.augment": True, "model.width": 32, "model.feedforward_width": 32, "model.num_heads": 4,
-    "model.num_memory_tokens": 2, "model.encoder_layers": 1, "model.decoder_layers": 1, "memory.num_heads": 4,
-    "memory.num_slots": 16, "memory.slot_width": 8, "memory.top_k": 4, "tokenizer.max_length": T,
+    "model.num_memory_tokens": 2, "model.encoder_layers": 1, "model.decoder_layers": 1, "model.dropout": 0.1,
+    "memory.num_heads": 4, "memory.num_slots": 16, "memory.slot_width": 8, "memory.top_k": 4, "tokenizer.max_length": T,
     "train.batch_size": B, "train.num_steps": 1000, "optimizer.warmup_steps": 5, "optimizer.ema_decay": 0.9,
     "decode.batch_size": B}
 

@@ -21,7 +21,7 @@ from mcsam_jax.training import optimizer
 from tests.testing.tiny import make_arguments, NETWORK, PHANTOMS
 
 FIELDS = NETWORK | PHANTOMS | {"data.restricted": True, "train.num_steps": 30, "train.eval_every": 10,
-                               "train.log_every": 5, "train.profile_steps": 3}
+                               "train.log_every": 5, "train.log_term_norms": True, "train.profile_steps": 3}
 NONFINITE_STEP = 25               # its loss is not finite, because a huge learning rate spoiled the step before
 
 
