@@ -3,9 +3,11 @@
 Results are written below WORKDIR/eval; `eval_files.py` lists them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import json
+import threading
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -45,6 +47,8 @@ from mcsam_jax.metrics.external.manual_labels import read_manual_labels, score_m
 from mcsam_jax.metrics.external.own_metrics import add_own_metrics, load_own_metrics
 from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
+
+Result = TypeVar("Result")
 
 
 def evaluate(workdir: str, split_name: str = "test", step: int | None = None, overrides: Sequence[str] = (),
@@ -97,6 +101,9 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       if jax.process_index() == 0:
         meteor.start()                                # Java loads its tables while the reports are generated
       log(f"generating {len(split)} reports from {checkpoints} at step {model.step}, search {config.decode.search}")
+      find_constants = lambda: load_or_find_constants(first, labeler, log, meteor)
+      if jax.process_count() == 1 and config.eval.labeler != "chexbert":
+        find_constants = _start_in_background(find_constants)        # it mostly waits for Java, too
       generate = ReportGenerator([each.model for each in models], config, tokenizer, mesh, config.decode.search,
                                  train.reports)
       reports = generate([each.variables for each in models], make_batches("generating reports"))
@@ -123,14 +130,28 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(
           lambda: _score_and_write(workdirs, models, split, reports, model_features, slot_usage, explanations, labeler,
-                                   meteor, log),
+                                   find_constants(), meteor, log),
           context=guard.immediate) or {}
+
+
+def _start_in_background(function: Callable[[], Result]) -> Callable[[], Result]:
+  """Calls a function in a thread that doesn't keep the program alive; returns a function that waits for its result."""
+  future: futures.Future[Result] = futures.Future()
+
+  def run() -> None:
+    try:
+      future.set_result(function())
+    except BaseException as error:
+      future.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()
+  return future.result
 
 
 def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel], split: Split,
                      reports: Sequence[GeneratedReport], model_features: Mapping[str, np.ndarray],
                      slot_usage: dict | None, explanations: ReportExplanations | None, labeler: Labeler | None,
-                     meteor: Meteor, log) -> dict:
+                     constants: dict, meteor: Meteor, log) -> dict:
   """Scores the generated reports of a split and writes all result files to the first workdir; returns the scores."""
   workdir, step = workdirs[0], models[0].step
   config, train = workdir.config, workdir.open_split("train")
@@ -146,7 +167,7 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
       train_reports=train.reports, model_features=model_features,
       initial_features={"train": load_pooled_features(workdir, train, log),
                         "split": load_pooled_features(workdir, split, log)},
-      constants=load_or_find_constants(workdir, labeler, log, meteor), tokenizer=workdir.tokenizer,
+      constants=constants, tokenizer=workdir.tokenizer,
       cleaning=config.data.cleaning, max_length=config.tokenizer.max_length, labeler=labeler,
       reference_labels=get_true_labels(labeler, config, split), restricted=config.data.restricted,
       seed=config.eval.seed, subjects=subjects, train_subjects=list_subjects(train),
