@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
   # Studies that follow those of the demo. Rewards for reports that it already knows teach little.
   config.data.phantom.update({"first_train": config.data.phantom.num_train, "num_train": 3200})
   config.train.update({"objective": "reward", "init_from": "runs/demo", "batch_size": 32, "num_steps": 160,
-                       "log_every": 40, "eval_every": 80})
+                       "log_every": 40, "eval_every": 80, "eval_studies": 200})
   config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20, "label_smoothing": 0.0})
   # The policy gradient sums over the tokens of a report and is noisy; the likelihood loss is a mean over tokens. With a
   # small weight the noise drowns it.
