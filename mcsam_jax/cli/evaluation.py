@@ -18,6 +18,9 @@ def add_evaluate_arguments(parser):
 def run_evaluate(args, overrides):
   from mcsam_jax.distributed import multihost
   multihost.initialize()
+  from mcsam_jax import config as configs
+  for workdir in (args.workdir, *args.ensemble):               # a wrong path is reported before the slow imports
+    configs.read_config(configs.absolute_path(workdir) / "config.json", log=lambda line: None)
   from mcsam_jax.evaluation.evaluate import evaluate
   evaluate(args.workdir, args.split, args.step, overrides, args.ensemble)
 
