@@ -103,7 +103,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       log(f"generating {len(split)} reports from {checkpoints} at step {model.step}, search {config.decode.search}")
       find_constants = lambda: load_or_find_constants(first, labeler, log, meteor)
       if jax.process_count() == 1 and config.eval.labeler != "chexbert":
-        find_constants = _start_in_background(find_constants)        # it mostly waits for Java, too
+        find_constants = _start_in_background(find_constants)        # mostly waits for Java
       generate = ReportGenerator([each.model for each in models], config, tokenizer, mesh, config.decode.search,
                                  train.reports)
       reports = generate([each.variables for each in models], make_batches("generating reports"))

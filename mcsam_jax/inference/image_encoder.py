@@ -9,6 +9,7 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import functools
+import itertools
 from typing import Any, TypeVar
 
 from flax import linen as nn
@@ -165,20 +166,20 @@ def encode_records(config: ConfigDict, split: Split, records: Sequence[int], num
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
-  """Yields the results of `function` in the order of `items`, computed by as many threads at the same time.
+  """Yields the results of `function` in the order of `items`, computed by `num_threads` threads at the same time.
 
-  The first item has no company, so that a jitted function is compiled once.
+  The first item is computed before all others, so that a jitted function is compiled once.
   """
+  if num_threads == 1:
+    yield from map(function, items)
+    return
   items = iter(items)
-  for item in items:
-    yield function(item)
-    if num_threads > 1:
-      break
+  yield from map(function, itertools.islice(items, 1))
   with futures.ThreadPoolExecutor(num_threads) as pool:
     running = collections.deque[futures.Future[Result]]()
     for item in items:
       running.append(pool.submit(function, item))
-      if len(running) > num_threads:            # one waits, so that no thread does
+      if len(running) > num_threads:            # one more than there are threads, so that none is idle
         yield running.popleft().result()
     while running:
       yield running.popleft().result()

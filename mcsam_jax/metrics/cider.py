@@ -134,7 +134,7 @@ class CiderCorpus:
       overlap_recall: a, from 0 (precision alone) to 1 (recall alone).
     """
     self._weights, self._overlap_recall = (cider_weight, overlap_weight), overlap_recall
-    entries, self._ngrams = _count_entries(reports, _NgramTable({}, [np.zeros(0, np.int64)] * MAX_ORDER, 0))
+    entries, self._ngrams = _count_entries(reports, _EMPTY_TABLE)
     num_documents = max(len(entries.lengths), min_documents)
     self._idf = compute_idf(np.bincount(entries.columns), num_documents)             # of n-grams of the corpus
     self._unseen_idf = math.log(num_documents)
@@ -197,51 +197,52 @@ class CiderCorpus:
 
 
 class _NgramTable(NamedTuple):
-  """The n-grams of some reports. Their columns come first, order by order, then those of repeated occurrences.
+  """The columns of the n-grams of some reports: order by order, followed by those of repeated occurrences.
 
-  The number of an n-gram is its position among those of its order. Words are numbered as they appear. A longer n-gram
-  has a code: the number of its words but the last, times 2^32, plus the number of its last word.
+  Each n-gram has a number within its order. Words are numbered in the order in which they appear. A longer n-gram has a
+  code (the number of all its words but the last, times 2^32, plus the number of its last word), and its number is the
+  position of that code.
   """
-  words: dict[str, int]         # number of each word
-  codes: list[np.ndarray]       # of the orders from 2 on, then of repetitions (column * 2^32 + k); each sorted
+  words: dict[str, int]         # the number of each word
+  codes: list[np.ndarray]       # for each order from 2 on, the codes of its n-grams in ascending order
+  repeat_codes: np.ndarray      # column * 2^32 + k for the k-th occurrence of that column's n-gram, in ascending order
   num_columns: int
+
+
+_EMPTY_TABLE = _NgramTable({}, [np.zeros(0, np.int64)] * (MAX_ORDER - 1), np.zeros(0, np.int64), 0)
 
 
 class _Entries(NamedTuple):
   """N-gram counts of K reports as arrays with one entry per report and different n-gram."""
-  columns: np.ndarray           # int [E], of the first occurrence of each entry's n-gram
+  columns: np.ndarray           # int [E], the column of each entry's n-gram (of its first occurrence)
   counts: np.ndarray            # int [E], how often the n-gram occurs in the report
   segments: np.ndarray          # int [E], MAX_ORDER * (index of the report) + (order - 1)
   lengths: np.ndarray           # int [K], words of each report
-  repeated: np.ndarray          # the entry of each occurrence after the first
-  repeat_columns: np.ndarray    # and its column
+  repeated: np.ndarray          # for each occurrence after the first: its entry
+  repeat_columns: np.ndarray    # for each occurrence after the first: its column
   num_columns: int              # G
 
 
 def _count_entries(reports: Iterable[Sequence[str]], known: _NgramTable) -> tuple[_Entries, _NgramTable]:
   """Returns the n-gram counts of K reports, lists of words, and the table of the n-grams that `known` lacks.
 
-  Columns of these follow the columns of `known`.
+  The columns of new n-grams follow those of `known`.
   """
-  lengths, words, new_words = array.array("q"), array.array("q"), {}
-  for report in reports:
-    lengths.append(len(report))
-    for word in report:
-      number = known.words.get(word)
-      words.append(new_words.setdefault(word, len(known.words) + len(new_words)) if number is None else number)
-  word_numbers, report_lengths = np.array(words, np.int64), np.array(lengths, np.int64)
-  report_of_word = np.repeat(np.arange(len(report_lengths)), report_lengths)
-  report_end = np.cumsum(report_lengths)[report_of_word]
-  starts, numbers = np.arange(len(word_numbers)), word_numbers             # of the n-grams of one order
+  word_numbers, lengths, new_words = _number_words(reports, known.words)
+  report_of_word = np.repeat(np.arange(len(lengths)), lengths)
+  report_end = np.cumsum(lengths)[report_of_word]
+  # The position of the first word and the number of every n-gram, one order at a time.
+  starts, numbers = np.arange(len(word_numbers)), word_numbers
   num_known, num_new, new_codes = len(known.words), len(new_words), []
-  offset, new_offset = 0, known.num_columns
+  offset, new_offset = 0, known.num_columns              # columns of the first known and new n-gram of the order
   entries = []
   for order in range(1, MAX_ORDER + 1):
     if order > 1:
       inside = starts + order - 1 < report_end[starts]
       starts, numbers = starts[inside], numbers[inside]
-      numbers, added = _find_numbers(numbers << 32 | word_numbers[starts + order - 1], known.codes[order - 2])
-      num_known, num_new = len(known.codes[order - 2]), len(added)
+      known_codes = known.codes[order - 2]
+      numbers, added = _find_numbers(numbers << 32 | word_numbers[starts + order - 1], known_codes)
+      num_known, num_new = len(known_codes), len(added)
       new_codes.append(added)
     columns = numbers + np.where(numbers < num_known, offset, new_offset - num_known)
     offset, new_offset = offset + num_known, new_offset + num_new
@@ -251,18 +252,30 @@ def _count_entries(reports: Iterable[Sequence[str]], known: _NgramTable) -> tupl
   repeated = np.repeat(np.arange(len(counts)), counts - 1)
   first_repetition = np.repeat(np.cumsum(counts - 1) - (counts - 1), counts - 1)
   repetition = np.arange(len(repeated)) - first_repetition + 2             # k, from 2 on
-  numbers, added = _find_numbers(columns[repeated] << 32 | repetition, known.codes[-1])
-  num_known = len(known.codes[-1])
+  numbers, repeat_codes = _find_numbers(columns[repeated] << 32 | repetition, known.repeat_codes)
+  num_known = len(known.repeat_codes)
   repeat_columns = numbers + np.where(numbers < num_known, offset, new_offset - num_known)
-  num_columns = new_offset + len(added)
-  return (_Entries(columns, counts, segments, report_lengths, repeated, repeat_columns, num_columns),
-          _NgramTable(new_words, [*new_codes, added], num_columns))
+  num_columns = new_offset + len(repeat_codes)
+  return (_Entries(columns, counts, segments, lengths, repeated, repeat_columns, num_columns),
+          _NgramTable(new_words, new_codes, repeat_codes, num_columns))
+
+
+def _number_words(reports: Iterable[Sequence[str]], known: Mapping[str, int]
+                  ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+  """Returns the numbers of all words of K reports, the words of each report [K], and the numbers of new words."""
+  lengths, numbers, new = array.array("q"), array.array("q"), {}
+  for report in reports:
+    lengths.append(len(report))
+    for word in report:
+      number = known.get(word)
+      numbers.append(new.setdefault(word, len(known) + len(new)) if number is None else number)
+  return np.array(numbers, np.int64), np.array(lengths, np.int64), new
 
 
 def _find_numbers(codes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the position of each code among the `known` ones, which are sorted, or else after them; and the new codes.
+  """Returns the number of each code and the new codes in ascending order.
 
-  New codes are numbered in ascending order.
+  The number of a known code is its position in `known`, which is sorted; new codes are numbered after these.
   """
   numbers = np.searchsorted(known, codes)
   is_new = np.append(known, -1)[numbers] != codes

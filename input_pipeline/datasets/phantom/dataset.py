@@ -1,8 +1,9 @@
 """The phantom data set: any number of synthetic chest radiographs with reports, as a TFDS builder.
 
 Study `index` of a split is a pure function of (seed, split, index), so a larger data set contains the studies of a
-smaller one, and `first_train` selects training studies that another data set lacks, beside the same val and test. The
-labels of a study are exact, because its findings are sampled before images and report are made from them.
+smaller one. `first_train` skips training studies: such a data set can share val and test with another one, but no
+training study. The labels of a study are exact, because its findings are sampled before images and report are made from
+them.
 """
 
 import dataclasses
@@ -30,9 +31,9 @@ INDICATIONS = ("Cough.", "Shortness of breath.", "Chest pain.", "Fever.", "Preop
 
 @dataclasses.dataclass(kw_only=True)
 class PhantomConfig(tfds.core.BuilderConfig):
-  """Numbers of studies, index of the first one of train, and `short_side` in pixels.
+  """Numbers of studies, index of the first training study, and `short_side` in pixels.
 
-  The name contains all fields that aren't 0, so different sets can coexist.
+  The name tells sets with different fields apart, so they can coexist.
   """
   name: str = ""
   seed: int = 0
