@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
       "phantom": {                        # only for data.name=phantom
           "seed": 0,                      # seed of the anatomy, findings and reports
           "num_train": 1600,              # studies in the train split
-          "first_train": 0,               # number of its first study: 1600 selects studies that a data set of 1600
-                                          # lacks; val and test stay the same
+          "first_train": 0,               # index of its first study: with 1600, it shares no study with a train split
+                                          # of 1600 studies; val and test stay the same
           "num_val": 200,                 # studies in the val split
           "num_test": 300,                # studies in the test split
       },

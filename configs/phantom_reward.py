@@ -8,7 +8,7 @@ from configs import phantom
 def get_config() -> ConfigDict:
   """Returns the config; `mcsam demo` trains the model it starts from."""
   config = phantom.get_config()
-  # Studies that follow those of the demo. Rewards for reports that it already knows teach little.
+  # Studies that the demo's model has not seen: rewards on the studies that it was trained on teach it little.
   config.data.phantom.update({"first_train": config.data.phantom.num_train, "num_train": 3200})
   config.train.update({"objective": "reward", "init_from": "runs/demo", "batch_size": 32, "num_steps": 160,
                        "log_every": 40, "eval_every": 80, "eval_studies": 200})
