@@ -188,6 +188,10 @@ def _write_features(path: pathlib.Path, shape: tuple[int, ...], config: ConfigDi
                              f"features of {path.stem}", log, first_slot)
     for slots, features in batches:
       for slot, image_features in zip(slots, features):
+        if not np.isfinite(image_features).all():
+          raise UserError(f"{config.encoder.name} gives image {slot % shape[1] + 1} of record {slot // shape[1]} of "
+                          f"split {split.name} features that float16 can't hold (NaN, or above 65,504): check "
+                          "encoder.weights, or train the whole encoder (encoder.frozen=false)")
         file.seek(len(header) + slot * slot_bytes)
         _write_all(file, image_features.tobytes())
     file.truncate(len(header) + BYTES_PER_VALUE * math.prod(shape))

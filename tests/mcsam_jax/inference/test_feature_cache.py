@@ -139,6 +139,13 @@ def test_full_disk_is_an_error_and_leaves_no_file(config, encoder, monkeypatch):
   assert not list_cache_files(config)
 
 
+def test_features_beyond_float16_are_an_error_that_names_the_record(config, encoder):
+  module, variables = encoder
+  huge = jax.tree.map(lambda array: array * 1e5, variables)
+  with pytest.raises(UserError, match="resnet_tiny gives image 1 of record 0 of split val features that float16 can't"):
+    load_features(config, make_split(), (module, huge))
+
+
 def test_other_weights_images_or_sizes_have_other_files(config, encoder):
   module, variables = encoder
   load_features(config, make_split(), encoder)
