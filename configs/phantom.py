@@ -10,8 +10,9 @@ def get_config() -> ConfigDict:
   config = default.get_config()
   config.data.update({"name": "phantom", "image_size": 192})
   config.encoder.update({"name": "efficientnet_lite0", "weights": "data/efficientnet_lite0.npz", "frozen": True})
-  # Chosen on val: about as good as 650 steps of 32 studies with a dropout rate of 0.1, in half the time.
-  config.model.dropout = 0.0
+  # Both chosen on val: without dropout, 16 studies per step are about as good as 32 with a rate of 0.1. The findings head,
+  # which isn't part of the paper, raises micro-F1 from .881 to .917.
+  config.model.update({"dropout": 0.0, "findings_head": True, "findings_weight": 0.3})
   config.train.update({"batch_size": 16, "num_steps": 700, "eval_every": 700, "eval_studies": 100,
                        "log_term_norms": False})
   config.eval.labeler = "phantom"         # reads the phantoms' own wording, without error

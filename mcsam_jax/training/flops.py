@@ -7,13 +7,15 @@ Matrix products and convolutions are counted, two operations per multiplication,
 absent views and both halves of causal attention are included, as in PaLM (Chowdhery et al., 2022). Norms, softmax and
 the selection of slots are not.
 
-Shapes: B studies, V views, N patches of a study, C channels, T tokens, M memory tokens, L = M + T, S slots, D width.
+Shapes: B studies, V views, N patches of a study, C channels, T tokens, M memory tokens (those of the findings
+included), L = M + T, S slots, D width.
 """
 
 import math
 
 from ml_collections import ConfigDict
 
+from mcsam_jax.findings import FINDINGS
 from mcsam_jax.models.visual_encoders.encoder_flops import count_encoder_flops
 from mcsam_jax.models.visual_encoders.registry import find_encoder, has_trained_encoder
 
@@ -94,6 +96,10 @@ def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[
     parts["text encoder"] = batch_size * model.text_encoder_layers * (
         tokens * layer + _attention(tokens, tokens, width))
     parts["alignment"] = batch_size * (5 * _dense(width, width) + 2 * batch_size * width)   # two heads, conditioning
+  if model.findings_head:
+    inputs = 2 + model.use_alignment                                # patches, responses, image embedding
+    parts["findings head"] = batch_size * _dense(inputs * width, len(FINDINGS))
+    memory_tokens += len(FINDINGS)
   length = memory_tokens + tokens
   cross = 2 * length * _dense(width, width) + 2 * patches * _dense(width, width) + _attention(length, patches, width)
   parts["decoder"] = batch_size * model.decoder_layers * (length * layer + _attention(length, length, width) + cross)

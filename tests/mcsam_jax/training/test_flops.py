@@ -44,9 +44,9 @@ def test_encoder_flops_agree_with_xla(encoder, count, rel):
 
 
 @pytest.mark.parametrize("fields", [
-    {"memory__query": "word", "model__align_on": "response"},
+    {"memory__query": "word", "model__align_on": "response", "model__findings_head": True},
     {"memory__query": "word_position", "memory__consolidation": "gate", "model__align_on": "consolidated",
-     "model__use_memory_tokens": False, "model__encoder_layers": 2},
+     "model__use_memory_tokens": False, "model__encoder_layers": 2, "model__findings_head": False},
 ], ids=lambda fields: fields["memory__query"])
 def test_forward_flops_agree_with_xla(fields):
   """All slots are selected, so XLA counts no top-k; norms and softmax, which it does count, are about 1 %."""
