@@ -19,7 +19,6 @@ from absl import logging
 
 from mcsam_jax import __version__
 from mcsam_jax.cli import exit_status
-from mcsam_jax.cli.allocator import keep_freed_memory
 from mcsam_jax.cli.arguments import check_arguments, join_config_values, Parser
 from mcsam_jax.cli.data_and_training import VERBS as DATA_AND_TRAINING
 from mcsam_jax.cli.evaluation import VERBS as EVALUATION
@@ -44,7 +43,6 @@ def main(argv: list[str] | None = None) -> int:
   parser = make_parser()
   args, overrides = parser.parse_known_args(join_config_values(sys.argv[1:] if argv is None else argv))
   silence_libraries()
-  keep_freed_memory()
   with sigterm_raises_preempted():
     status = exit_status.run_verb(args, overrides)
   if status in (1, 2):

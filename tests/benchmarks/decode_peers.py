@@ -24,11 +24,9 @@ VOCAB_SIZE, PATCHES_PER_VIEW, NUM_TOKENS, BEAM_SIZE = 761, 49, 100, 3
 def make_mcsam_decoder(memory_query: str, num_studies: int, num_views: int) -> Callable:
   """Returns a function that decodes one batch with MCSAM: 2,048 memory slots, `top_k` 32, and 8 memory tokens."""
   from mcsam_jax.benchmark.decode import make_run
-  from mcsam_jax.cli.allocator import keep_freed_memory
   from mcsam_jax.cli.main import silence_libraries
   from mcsam_jax.config import load_config
   silence_libraries()
-  keep_freed_memory()
   fields = {"train.compute_dtype": "float32", "memory.query": memory_query, "memory.num_slots": 2048,
             "memory.top_k": 32, "data.num_views": num_views, "decode.beam_size": BEAM_SIZE,
             "tokenizer.max_length": NUM_TOKENS}

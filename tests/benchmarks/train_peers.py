@@ -39,11 +39,9 @@ def make_mcsam_step(encoder: str, num_studies: int) -> Callable:
   import jax
 
   from mcsam_jax.benchmark.train import TrainStepRunner
-  from mcsam_jax.cli.allocator import keep_freed_memory
   from mcsam_jax.cli.main import silence_libraries
   from mcsam_jax.distributed.mesh import make_mesh
   silence_libraries()
-  keep_freed_memory()
   config = make_config(encoder, num_studies)
   jax.set_mesh(make_mesh(config))
   runner = TrainStepRunner(config, VOCAB_SIZE)
