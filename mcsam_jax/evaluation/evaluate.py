@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import json
 import threading
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import numpy as np
@@ -47,6 +47,10 @@ from mcsam_jax.metrics.external.manual_labels import read_manual_labels, score_m
 from mcsam_jax.metrics.external.own_metrics import add_own_metrics, load_own_metrics
 from mcsam_jax.metrics.meteor import Meteor
 from mcsam_jax.metrics.radeval import add_radeval, parse_score_names
+
+if TYPE_CHECKING:                                       # only phantoms need the module, which draws
+  from mcsam_jax.explain.pointing_game import MentionedFinding
+  FindTargets = Callable[[], list[list[MentionedFinding]]]
 
 Result = TypeVar("Result")
 
@@ -109,6 +113,11 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
       reports = generate([each.variables for each in models], make_batches("generating reports"))
       unscored_path = make_result_path(workdirs, split, model.step, "unscored.jsonl")
       multihost.run_on_host0(lambda: write_report_table(unscored_path, split, reports))
+      explains = config.eval.explain or (
+          config.eval.html_report and (config.eval.html_report_restricted or not config.data.restricted))
+      find_targets = None
+      if config.data.name == "phantom" and explains and jax.process_index() == 0:
+        find_targets = _start_in_background(lambda: _find_targets(first, split, reports))    # draws while devices work
 
       # Image features for the model's own nearest-neighbor baselines, memory usage, explanations.
       embed_images = make_image_embedder(model, config, mesh)
@@ -119,8 +128,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
           model.model, config, tokenizer.eos_id, model.variables, mesh, make_batches("measuring memory usage")
       ) if config.model.use_memory else None
       explanations = None
-      if config.eval.explain or (
-          config.eval.html_report and (config.eval.html_report_restricted or not config.data.restricted)):
+      if explains:
         log("explaining the reports: attention of each word, memory slots, similar training reports")
         explanations = ReportExplanations(
             explain_reports(model, config, tokenizer, mesh, make_batches("explaining reports"), reports, train.reports),
@@ -130,7 +138,7 @@ def evaluate(workdir: str, split_name: str = "test", step: int | None = None, ov
     with watchdog.paused_unless_host0(), watchdog.watch_cpu("scoring"):
       return multihost.run_on_host0(
           lambda: _score_and_write(workdirs, models, split, reports, model_features, slot_usage, explanations, labeler,
-                                   find_constants(), meteor, log),
+                                   find_constants(), find_targets, meteor, log),
           context=guard.immediate) or {}
 
 
@@ -151,16 +159,12 @@ def _start_in_background(function: Callable[[], Result]) -> Callable[[], Result]
 def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel], split: Split,
                      reports: Sequence[GeneratedReport], model_features: Mapping[str, np.ndarray],
                      slot_usage: dict | None, explanations: ReportExplanations | None, labeler: Labeler | None,
-                     constants: dict, meteor: Meteor, log) -> dict:
+                     constants: dict, find_targets: "FindTargets | None", meteor: Meteor, log) -> dict:
   """Scores the generated reports of a split and writes all result files to the first workdir; returns the scores."""
   workdir, step = workdirs[0], models[0].step
   config, train = workdir.config, workdir.open_split("train")
   hypotheses, subjects = [report.text for report in reports], list_subjects(split)
 
-  # Scores. What phantoms alone have is measured by a thread, because the scores mostly wait for Java.
-  on_phantoms = None
-  if config.data.name == "phantom":
-    on_phantoms = futures.ThreadPoolExecutor(1).submit(_measure_on_phantoms, workdir, split, reports, explanations, log)
   shuffled = shuffle_hypotheses(hypotheses, config.eval.num_permutations, config.eval.seed)
   scores, study_scores, labels = score_reports(
       ids=split.ids, references=split.reports, hypotheses=hypotheses, shuffled_hypotheses=shuffled,
@@ -195,8 +199,8 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
     manual, findings = read_manual_labels(config.eval.manual_labels, split.ids)
     scores["manual_labels"] = score_manual_labels(manual, [each for each in findings if each in labeler.findings],
                                                   labeler.label, split.reports, hypotheses, shuffled)
-  if on_phantoms is not None:
-    scores |= on_phantoms.result()
+  if config.data.name == "phantom":
+    scores |= _measure_on_phantoms(split, reports, explanations, find_targets)
 
   # Files. The scores come last, so that everything else exists once they do.
   scores_path, table_path, html_path = (make_result_path(workdirs, split, step, suffix)
@@ -219,16 +223,20 @@ def _score_and_write(workdirs: Sequence[Workdir], models: Sequence[LoadedModel],
   return scores
 
 
-def _measure_on_phantoms(workdir: Workdir, split: Split, reports: Sequence[GeneratedReport],
-                         explanations: ReportExplanations | None, log) -> dict:
+def _find_targets(workdir: Workdir, split: Split, reports: Sequence[GeneratedReport]) -> "list[list[MentionedFinding]]":
+  """Returns where the findings that the reports mention were drawn."""
+  from mcsam_jax.explain.pointing_game import locate_mentioned_findings
+  return locate_mentioned_findings(workdir.config.data.phantom.seed, split, [report.record for report in reports],
+                                   [report.text for report in reports], workdir.patch_grid)
+
+
+def _measure_on_phantoms(split: Split, reports: Sequence[GeneratedReport], explanations: ReportExplanations | None,
+                         find_targets: "FindTargets | None") -> dict:
   """Returns what is known only where findings were drawn: whether details agree, and where heat maps should point."""
   from input_pipeline.datasets.phantom.attributes import compare_attributes, count_agreement
   from mcsam_jax.explain.pointing_game import play_pointing_game
   measured: dict = {"attributes": count_agreement(
       pair for report in reports for pair in compare_attributes(split.reports[report.record], report.text))}
-  if explanations is not None:
-    log("pointing game: do the heat maps point at the drawn findings?")
-    measured["pointing_game"] = play_pointing_game(
-        workdir.config.data.phantom.seed, split, [report.record for report in reports],
-        [report.text for report in reports], explanations.per_report, workdir.patch_grid)
+  if explanations is not None and find_targets is not None:
+    measured["pointing_game"] = play_pointing_game(find_targets(), explanations.per_report)
   return measured

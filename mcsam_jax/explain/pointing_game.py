@@ -13,6 +13,7 @@ Shapes: V views, P patches per view, n mentioned findings.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 import numpy as np
 
@@ -29,30 +30,53 @@ MAX_STUDIES = 500                            # drawing the findings of a study t
 MapGroup = tuple[str, int]                   # (finding, V): maps of one group can be compared with each other
 
 
-def play_pointing_game(seed: int, split: Split, records: Sequence[int], reports: Sequence[str],
-                       explanations: Sequence[Explanation], grid: int) -> dict[str, dict]:
-  """Returns the hit rates by finding, and of all findings together as "all"; see `summarize`.
+@dataclasses.dataclass(frozen=True)
+class MentionedFinding:
+  """A drawn finding that the generated report mentions as positive."""
+  finding: str
+  mention_end: int             # end of the mention in the report, in characters
+  is_target: np.ndarray        # which patches of all drawn views are on the finding, bool [views * P]
+
+
+def locate_mentioned_findings(seed: int, split: Split, records: Sequence[int], reports: Sequence[str],
+                              grid: int) -> list[list[MentionedFinding]]:
+  """Returns the drawn findings that each report mentions, with their patches; draws the studies again.
 
   Args:
     seed: of the phantoms (data.phantom.seed).
     split: a split of phantoms.
     records: the studies; the first MAX_STUDIES are used.
-    reports, explanations: the generated report of each study and its explanation.
+    reports: the generated report of each study.
     grid: number of patches per image side; P = grid ** 2.
   """
-  top_patches, target_patches = {}, {}
-  for record, report, explanation in list(zip(records, reports, explanations))[:MAX_STUDIES]:
+  located = []
+  for record, report in list(zip(records, reports))[:MAX_STUDIES]:
     mentions = {mention.finding: mention for mention in reversed(find_mentions(report)) if mention.label == "positive"}
-    if not mentions:
-      continue
     number = int(split.ids[record].rsplit("-", 1)[1])
-    finding_masks = locate_findings((seed, SPLITS.index(split.name), number), only=tuple(mentions))
+    seeds = seed, SPLITS.index(split.name), number
+    masks = locate_findings(seeds, only=tuple(mentions)) if mentions else {}
+    located.append([MentionedFinding(finding, mentions[finding].end, find_target_patches(masks[finding], grid))
+                    for finding in masks])
+  return located
+
+
+def play_pointing_game(located: Sequence[Sequence[MentionedFinding]],
+                       explanations: Sequence[Explanation]) -> dict[str, dict]:
+  """Returns the hit rates by finding, and of all findings together as "all"; see `summarize`.
+
+  Args:
+    located: the mentioned findings of each study.
+    explanations: of the generated report of each study; further ones are ignored.
+  """
+  top_patches, target_patches = {}, {}
+  for mentioned, explanation in zip(located, explanations):
     word_ends = np.cumsum([len(word) + 1 for word in explanation.words])       # each includes the space after the word
-    for finding, masks in finding_masks.items():
-      word = int(np.searchsorted(word_ends, mentions[finding].end - 1, side="right"))    # the mention's last word
-      group = finding, explanation.maps.shape[1]
+    _, num_views, patches_per_view = explanation.maps.shape
+    for each in mentioned:
+      word = int(np.searchsorted(word_ends, each.mention_end - 1, side="right"))    # the mention's last word
+      group = each.finding, num_views
       top_patches.setdefault(group, []).append(int(explanation.maps[word].argmax()))
-      target_patches.setdefault(group, []).append(find_target_patches(masks[:group[1]], grid))
+      target_patches.setdefault(group, []).append(each.is_target[:num_views * patches_per_view])
   return score_maps(top_patches, target_patches)
 
 

@@ -8,7 +8,12 @@ import pytest
 from input_pipeline.datasets.phantom.anatomy import locate_findings
 from input_pipeline.datasets.phantom.dataset import make_record
 from mcsam_jax.explain.explanations import Explanation
-from mcsam_jax.explain.pointing_game import find_target_patches, play_pointing_game, score_maps
+from mcsam_jax.explain.pointing_game import (
+  find_target_patches,
+  locate_mentioned_findings,
+  play_pointing_game,
+  score_maps,
+)
 
 GRID = 7
 
@@ -48,5 +53,6 @@ def test_maps_that_point_at_the_findings_always_or_never_hit(hits):
         maps[word].ravel()[:] = 255 * (effusion == hits)
     num_mentioned += effusion is not None and effusion.any()
     explanations.append(Explanation(words, np.zeros(len(words), np.float32), maps, [], []))
-  rates = play_pointing_game(0, split, range(len(records)), reports, explanations, GRID)
+  located = locate_mentioned_findings(0, split, range(len(records)), reports, GRID)
+  rates = play_pointing_game(located, explanations)
   assert rates["Pleural Effusion"]["own_map"] == float(hits) and 0 < rates["Pleural Effusion"]["n"] <= num_mentioned
