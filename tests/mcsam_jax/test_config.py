@@ -42,7 +42,7 @@ def test_overrides_keep_the_type_of_their_field():
     ("--config.model.width=130", ["model.width=130", "multiple of 4", "model.num_heads"]),
     ("--config.data.image_size=200", ["data.image_size=200", "multiple of 32", "encoder.name"]),
     ("--config.memory.num_slots=8", ["memory.top_k=32", "memory.num_slots=8"]),
-    ("--config.optimizer.warmup_steps=700", ["optimizer.warmup_steps=700", "train.num_steps=700"]),
+    ("--config.optimizer.warmup_steps=600", ["optimizer.warmup_steps=600", "train.num_steps=600"]),
     ("--config.decode.length_penalty=nan", ["decode.length_penalty=nan", "finite"]),
     ("--config.decode.min_length=61", ["decode.min_length=61", "tokenizer.max_length=60"]),
     ("--config.data.name=r2gen_json", ["eval.labeler", "data.name=r2gen_json"]),

@@ -4,17 +4,17 @@ from ml_collections import ConfigDict
 
 from mcsam_jax.config import load_config
 
-# One decoder layer of width 16 over a memory of 12 slots.
+# One decoder layer of width 16 over a memory of 12 slots; the network of the paper, without findings head.
 NETWORK = {
     "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2, "model.encoder_layers": 0,
     "model.decoder_layers": 1, "model.num_memory_tokens": 2, "memory.num_heads": 2, "memory.num_slots": 12,
-    "memory.slot_width": 8, "memory.top_k": 3, "model.dropout": 0.1,
+    "memory.slot_width": 8, "memory.top_k": 3, "model.dropout": 0.1, "model.findings_head": False,
 }
 # Every part of the network twice or more, for tests of the network itself.
 DEEPER_NETWORK = {
     "model.width": 32, "model.feedforward_width": 48, "model.num_heads": 4, "model.encoder_layers": 1,
     "model.decoder_layers": 2, "model.num_memory_tokens": 3, "memory.num_heads": 4, "memory.num_slots": 40,
-    "memory.slot_width": 24, "memory.top_k": 6, "model.dropout": 0.1,
+    "memory.slot_width": 24, "memory.top_k": 6, "model.dropout": 0.1, "model.findings_head": False,
 }
 # A trained encoder of its own on 24 phantoms, with short reports.
 PHANTOMS = {

@@ -20,7 +20,8 @@ B, T, VOCAB_SIZE, EOS = 4, 6, 20, 2
 def load_config(**changes):
   fields = {"encoder.frozen": True, "model.width": 16, "model.feedforward_width": 16, "model.num_heads": 2,
             "memory.num_heads": 2, "memory.num_slots": 12, "memory.slot_width": 8, "memory.top_k": 3,
-            "tokenizer.max_length": T, "model.encoder_layers": 0, "model.decoder_layers": 1, "model.dropout": 0.1}
+            "tokenizer.max_length": T, "model.encoder_layers": 0, "model.decoder_layers": 1, "model.dropout": 0.1,
+            "model.findings_head": False}
   fields |= {name.replace("__", "."): value for name, value in changes.items()}
   return configs.load_config("phantom", [f"--config.{field}={value}" for field, value in fields.items()])
 
