@@ -7,6 +7,6 @@ case " $* " in *" --help "* | *" -h "*) sed -n '2,/^set /s/^# \{0,1\}//p' "${BAS
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 install import
-# glibc then allocates large buffers in huge pages: a training step on CPUs takes a sixth less time (docs/benchmarks.md).
+# Large buffers in huge pages: a training step of this small model takes a sixth less time on a CPU (docs/benchmarks.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 exec mcsam demo "$@"
