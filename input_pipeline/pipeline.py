@@ -281,12 +281,10 @@ def _parse_jpegs(serialized: tf.Tensor, num_views: int) -> tf.Tensor:
 def _make_decoder(image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
   """Returns a function from JPEGs, string [M], to what the model sees, uint8 [M, H, W, 1]; an empty string is black."""
   def decode_jpegs(jpegs: np.ndarray) -> np.ndarray:
-    pixels = np.empty((len(jpegs), image_size, image_size, 1), np.uint8)
+    pixels = np.zeros((len(jpegs), image_size, image_size, 1), np.uint8)
     for jpeg, out in zip(jpegs, pixels):
       if jpeg:
         images.decode_into(jpeg, out)
-      else:
-        out.fill(0)
     return pixels
 
   return _python_stage(decode_jpegs, tf.TensorSpec([None, image_size, image_size, 1], tf.uint8))
