@@ -53,8 +53,8 @@ def locate_mentioned_findings(seed: int, split: Split, records: Sequence[int], r
   for record, report in list(zip(records, reports))[:MAX_STUDIES]:
     mentions = {mention.finding: mention for mention in reversed(find_mentions(report)) if mention.label == "positive"}
     number = int(split.ids[record].rsplit("-", 1)[1])
-    seeds = seed, SPLITS.index(split.name), number
-    masks = locate_findings(seeds, only=tuple(mentions)) if mentions else {}
+    study_seed = seed, SPLITS.index(split.name), number
+    masks = locate_findings(study_seed, only=tuple(mentions)) if mentions else {}
     located.append([MentionedFinding(finding, mentions[finding].end, find_target_patches(masks[finding], grid))
                     for finding in masks])
   return located
