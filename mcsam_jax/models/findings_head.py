@@ -3,6 +3,9 @@
 The head goes beyond the paper and is off by default (`model.findings_head`). A decoder trained on the likelihood of
 tokens learns to write what most reports say; the head is trained on the findings themselves.
 
+A nodule covers one patch, a large heart many. So the head looks for evidence in each patch by itself and reads its
+maximum over the patches beside its mean.
+
 Shapes: B studies, N patches, F findings, D width.
 """
 
@@ -30,12 +33,14 @@ class FindingsHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    self.norm_patches, self.norm_responses, self.norm_embedding = (layers.LayerNorm(dtype=self.dtype) for _ in range(3))
+    self.norm_patches, self.norm_max, self.norm_mean, self.norm_responses, self.norm_embedding = (
+        layers.LayerNorm(dtype=self.dtype) for _ in range(5))
+    self.hidden, self.output = (nn.Dense(self.width, kernel_init=layers.xavier, dtype=self.dtype) for _ in range(2))
     self.logits = nn.Dense(len(FINDINGS), kernel_init=layers.xavier, dtype=self.dtype)
     self.positive_weight = self.param("positive_weight", nn.initializers.ones, (len(FINDINGS),))
-    self.finding_embedding, self.state_embedding = (
+    self.finding_embedding, self.balanced_embedding, self.probability_embedding = (
         self.param(name, nn.initializers.normal(1.0), (len(FINDINGS), self.width))
-        for name in ("finding_embedding", "state_embedding"))
+        for name in ("finding_embedding", "balanced_embedding", "probability_embedding"))
     self.drop = Dropout(self.dropout)
 
   def __call__(self, patches: jax.Array, responses: jax.Array, patch_mask: jax.Array,
@@ -49,7 +54,10 @@ class FindingsHead(nn.Module):
       image_embedding: s_v [B, D]; None without alignment.
       train: whether to apply dropout.
     """
-    x = [self.norm_patches(layers.masked_mean(layers.at_least_float32(patches), patch_mask)),
+    evidence = patches + self.output(nn.relu(self.hidden(self.norm_patches(patches))))         # [B, N, D]
+    evidence = layers.at_least_float32(evidence)
+    x = [self.norm_max(layers.masked_max(evidence, patch_mask)),
+         self.norm_mean(layers.masked_mean(evidence, patch_mask)),
          self.norm_responses(layers.masked_mean(layers.at_least_float32(responses), patch_mask))]
     if image_embedding is not None:
       x.append(self.norm_embedding(image_embedding))
@@ -63,10 +71,14 @@ class FindingsHead(nn.Module):
   def make_tokens(self, logits: jax.Array) -> jax.Array:
     """Returns memory tokens [B, F, D] that carry the balanced logits [B, F] to the decoder.
 
-    The decoder's gradient doesn't reach the logits, which would otherwise drift from what the labels say.
+    A token says two things, each from -1 to 1: whether the finding is more likely than on average, which tells apart
+    the probabilities of a rare finding, and whether it is more likely than not, which decides what to write. The
+    decoder's gradient doesn't reach the logits, which would otherwise drift from what the labels say.
     """
-    state = 2 * nn.sigmoid(jax.lax.stop_gradient(logits)) - 1                       # -1: surely not, 1: surely
-    return (self.finding_embedding + state[..., None] * self.state_embedding).astype(self.dtype)
+    logits = jax.lax.stop_gradient(logits)
+    balanced, probability = (2 * p[..., None] - 1 for p in (nn.sigmoid(logits), self.probabilities(logits)))
+    return (self.finding_embedding + balanced * self.balanced_embedding
+            + probability * self.probability_embedding).astype(self.dtype)
 
   def loss(self, logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns the sum over studies of the class-balanced binary cross-entropy, mean over findings (scalar).

@@ -184,3 +184,9 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns the mean [B, D] of x [B, L, D] over the positions where mask [B, L] is True."""
   weights = mask.astype(x.dtype)[..., None]
   return (x * weights).sum(-2) / jnp.maximum(weights.sum(-2), 1)
+
+
+def masked_max(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns the maximum [B, D] of x [B, L, D] over the positions where mask [B, L] is True; 0 where it never is."""
+  maximum = jnp.where(mask[..., None], x, jnp.finfo(x.dtype).min).max(-2)
+  return jnp.where(mask.any(-1, keepdims=True), maximum, 0)

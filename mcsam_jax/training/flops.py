@@ -97,8 +97,8 @@ def forward_flops(config: ConfigDict, vocab_size: int, batch_size: int) -> dict[
         tokens * layer + _attention(tokens, tokens, width))
     parts["alignment"] = batch_size * (5 * _dense(width, width) + 2 * batch_size * width)   # two heads, conditioning
   if model.findings_head:
-    inputs = 2 + model.use_alignment                                # patches, responses, image embedding
-    parts["findings head"] = batch_size * _dense(inputs * width, len(FINDINGS))
+    inputs = 3 + model.use_alignment                                # maximum, mean, responses, image embedding
+    parts["findings head"] = batch_size * (2 * patches * _dense(width, width) + _dense(inputs * width, len(FINDINGS)))
     memory_tokens += len(FINDINGS)
   length = memory_tokens + tokens
   cross = 2 * length * _dense(width, width) + 2 * patches * _dense(width, width) + _attention(length, patches, width)

@@ -61,6 +61,46 @@ def test_an_average_study_has_the_rate_of_the_training_split(head):
   np.testing.assert_allclose(probabilities[0], 1 / (1 + np.arange(1.0, F + 1)), rtol=1e-5)
 
 
+def test_logits_by_hand(head):
+  module, params, (patches, responses, mask, embedding, train) = head
+
+  def norm(x, name):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * params[name]["scale"] + params[name]["bias"]
+
+  def dense(x, name):
+    return x @ params[name]["kernel"] + params[name]["bias"]
+  expected = []
+  for study in range(B):
+    seen = np.asarray(patches[study])[np.asarray(mask[study])]
+    evidence = seen + dense(np.maximum(dense(norm(seen, "norm_patches"), "hidden"), 0), "output")
+    x = [norm(evidence.max(0), "norm_max"), norm(evidence.mean(0), "norm_mean"),
+         norm(np.asarray(responses[study])[np.asarray(mask[study])].mean(0), "norm_responses"),
+         norm(np.asarray(embedding[study]), "norm_embedding")]
+    expected.append(dense(np.concatenate(x), "logits"))
+  logits = module.apply({"params": params}, patches, responses, mask, embedding, train)
+  np.testing.assert_allclose(logits, np.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_by_hand(head):
+  module, params, _ = head
+  logits = np.linspace(-3, 3, F, dtype=np.float32)[None]
+  tokens = module.apply({"params": params}, jnp.asarray(logits), method="make_tokens")
+  odds = np.exp(logits[0])
+  for finding in range(F):
+    # Odds of the balanced classes, and of the finding itself, whose weight is finding + 1: p = odds / (1 + odds).
+    balanced, likely = (2 * o / (1 + o) - 1 for o in (odds[finding], odds[finding] / (finding + 1)))
+    expected = (params["finding_embedding"][finding] + balanced * params["balanced_embedding"][finding]
+                + likely * params["probability_embedding"][finding])
+    np.testing.assert_allclose(tokens[0, finding], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_study_without_images_has_finite_logits(head):
+  module, params, (patches, responses, mask, embedding, train) = head
+  logits = module.apply({"params": params}, patches, responses, jnp.zeros_like(mask), embedding, train)
+  assert np.isfinite(logits).all()
+
+
 def test_masked_patches_change_nothing(head):
   module, params, (patches, responses, mask, embedding, train) = head
   other = jnp.where(mask[..., None], patches, 9.0), jnp.where(mask[..., None], responses, -9.0)
@@ -80,4 +120,4 @@ def test_labels_train_the_logits_and_the_decoder_reads_them(head):
                                 method="make_tokens") ** 2)
   by_labels, by_decoder = jax.grad(loss)(params), jax.grad(read)(params)
   assert np.abs(by_labels["logits"]["kernel"]).max() > 0 and not np.any(by_labels["positive_weight"])
-  assert not np.any(by_decoder["logits"]["kernel"]) and np.abs(by_decoder["state_embedding"]).max() > 0
+  assert not np.any(by_decoder["logits"]["kernel"]) and np.abs(by_decoder["balanced_embedding"]).max() > 0
