@@ -261,11 +261,14 @@ def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, spl
 
 
 def _make_options(config: ConfigDict) -> tf.data.Options:
-  """Returns the options of all datasets: elements in order, autotuning, threads of their own."""
+  """Returns the options of all datasets: elements in order, threads of their own, no autotuning.
+
+  The stages have fixed numbers of threads, so there is nothing to tune. TensorFlow's tuner would sometimes delay the end
+  of a dataset by as long as the dataset had run, up to a minute: iteration waits for the tuner's thread, which sleeps.
+  """
   options = tf.data.Options()
   options.deterministic = True
-  options.autotune.enabled = True
-  options.autotune.cpu_budget = config.train.host_threads
+  options.autotune.enabled = False
   options.threading.private_threadpool_size = config.train.host_threads
   options.threading.max_intra_op_parallelism = 1                  # one thread per image
   return options

@@ -91,5 +91,7 @@ def decode_bare(jpegs: list[bytes]) -> Iterator[int]:
   """Decodes `jpegs` with TensorFlow on all cores; yields the number of images of each batch."""
   import tensorflow as tf
   height = lambda jpeg: tf.shape(tf.io.decode_jpeg(jpeg, channels=1))[0]
+  options = tf.data.Options()
+  options.autotune.enabled = False             # it may delay the end, see input_pipeline/pipeline.py
   data = tf.data.Dataset.from_tensor_slices(jpegs).map(height, os.cpu_count(), deterministic=False).batch(64)
-  return (len(batch) for batch in data)
+  return (len(batch) for batch in data.with_options(options))

@@ -257,7 +257,7 @@ def test_datasets_have_named_stages_and_keep_their_order_and_threads(prepared, t
   dataset = pipeline.train_dataset(train, tokenizer, prepared, 0, 3)
   assert isinstance(dataset, tf.data.Dataset)
   options = dataset.options()
-  assert options.deterministic and options.autotune.enabled
+  assert options.deterministic and not options.autotune.enabled
   assert options.threading.private_threadpool_size == prepared.train.host_threads
   assert {name: (spec.shape, spec.dtype) for name, spec in dataset.element_spec.items()} == {
       name: (tf.TensorShape(spec.shape), tf.as_dtype(spec.dtype)) for name, spec in batch_spec(prepared, 4).items()}
