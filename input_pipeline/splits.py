@@ -1,18 +1,22 @@
 """Random access to the prepared records of a split.
 
 `open_split` returns a sequence of records (datasets/records.py), in which images are JPEG bytes and texts, views and
-labels are strings.
+labels are strings. ArrayRecord reads a missing or truncated file as an empty one without an error, so the number of
+records in each file is compared with the metadata before anything is read.
 
 A record is corrupt if its bytes are not those that were written. A disk or bucket that does not answer says nothing
 about its records: reading is retried a few times, and then the run ends with a retryable error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import itertools
+import re
 import time
 from typing import TYPE_CHECKING
 
+from array_record.python import array_record_module
 from etils import epath
 from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
@@ -20,7 +24,6 @@ import numpy as np
 
 from input_pipeline import datasets
 from input_pipeline.corrupt_records import CorruptRecordError, CorruptRecordLog
-from input_pipeline.record_file import CORRUPT, RecordFile
 from mcsam_jax.errors import printable, UserError
 from mcsam_jax.files.untrusted import open_npz
 from mcsam_jax.progress import ProgressLog
@@ -31,9 +34,13 @@ if TYPE_CHECKING:                                   # TensorFlow Datasets takes 
   from input_pipeline.datasets.records import Record
 
 TARGETS = ("findings", "impression", "both")
-_BAD_SECTOR = "Input/output error"                  # may also be a network error, which usually passes
+# Messages of ArrayRecord for bytes that differ from those written, and of the operating system for a bad sector; the
+# latter may also be a network error, which usually passes.
+_CORRUPT, _BAD_SECTOR = re.compile(r"Riegeli/records file|[Cc]orrupt"), "Input/output error"
+_NO_RECORDS = re.compile(_CORRUPT.pattern + "|at least 64KB|No such file|[Oo]ut of (range|bound)")
 _RETRY_DELAYS = (1, 5, 20)   # seconds
 READ_BLOCK = 256             # records per read in a pass over all of them
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"    # reads are random, and threaded by the caller
 
 
 class Split:
@@ -73,7 +80,7 @@ class Split:
     if not files or any("\0" in str(path) or path.parent != builder.data_path for path, _ in files):
       raise UserError(f"{builder.data_path / 'dataset_info.json'} is damaged, it names no files of split {name}: "
                       "delete its folder and run `mcsam prepare`")
-    self._files = [RecordFile(path, num_records, builder.data_dir) for path, num_records in files]
+    self._readers = [_open_reader(path, expected, builder.data_dir) for path, expected in files]
     self._shard_ends = np.cumsum(info.shard_lengths)
     self._stored_index = np.arange(self._shard_ends[-1])        # record of the split -> stored record
     if min_words or (builder.data_path / "words.npz").exists():
@@ -131,13 +138,25 @@ class Split:
     return resolved
 
   def read_serialized(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
-    """Returns the records `indices` in that order as serialized tf.train.Example.
+    """Returns the records `indices` in that order as serialized tf.train.Example, with one read per file.
 
     Raises:
       UserError: more records are corrupt than allowed.
       TimeoutError: a disk or bucket did not answer after several attempts.
     """
-    return [self._read_or_substitute(index) for index in self.resolve(indices).tolist()]
+    indices = self.resolve(indices)
+    stored = self._stored_index[indices]
+    shards = np.searchsorted(self._shard_ends, stored, side="right")
+    by_row = {}
+    for shard in np.unique(shards):
+      rows = np.flatnonzero(shards == shard)
+      first = self._shard_ends[shard - 1] if shard else 0
+      try:
+        serialized = self._readers[shard].read((stored[rows] - first).tolist())
+      except RuntimeError:              # ArrayRecord does not say which record caused it
+        return [self._read_or_substitute(int(index)) for index in indices]
+      by_row.update(zip(rows, serialized, strict=True))
+    return [by_row[row] for row in range(len(stored))]
 
   def _read_or_substitute(self, index: int) -> bytes:
     """Returns record `index`, or if it is corrupt and that is tolerated, the first readable record after it."""
@@ -159,10 +178,10 @@ class Split:
     position = int(stored - (self._shard_ends[shard - 1] if shard else 0))
     for attempt in itertools.count():
       try:
-        return self._files[shard].read(position)
+        return self._readers[shard].read([position])[0]
       except RuntimeError as error:
         last = attempt == len(_RETRY_DELAYS)
-        if CORRUPT.search(str(error)) or (last and _BAD_SECTOR in str(error)):
+        if _CORRUPT.search(str(error)) or (last and _BAD_SECTOR in str(error)):
           raise CorruptRecordError(index, str(error)) from error
         if last:
           raise TimeoutError(f"record {index} of split {self.name} in {self.directory} can't be read now "
@@ -261,3 +280,38 @@ def load_target_words(builder: "DatasetBuilder", split: str, target: str) -> np.
                     f"{builder.data_dir} and run `mcsam prepare`") from error
   findings, impression = words.T
   return {"findings": findings, "impression": impression, "both": findings + impression}[target]
+
+
+def _open_reader(path: epath.PathLike, expected: int,
+                 directory: epath.PathLike) -> array_record_module.ArrayRecordReader:
+  """Returns the reader of a file after checking that it holds `expected` records.
+
+  Raises:
+    UserError: the file holds another number of records, or ArrayRecord has no access to it.
+    OSError, or an error of TensorFlow for a bucket: the disk or bucket does not answer.
+  """
+  reader = None
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path), options=_READER_OPTIONS)
+    num_records = reader.num_records()
+  except (RuntimeError, ValueError, OSError):
+    num_records = 0
+  if reader is None or num_records != expected:
+    # ArrayRecord reports a disk or bucket that does not answer in the same way; opening the file raises then.
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), epath.Path(path).open("rb") as file:
+      file.read(1)
+      reason = _try_first_record(path)
+      if reason and not _NO_RECORDS.search(reason):
+        raise UserError(f"{path} exists, but ArrayRecord can't read it: {reason}")
+    raise UserError(f"{path} holds {num_records} records instead of {expected}, it is missing or truncated: delete "
+                    f"{directory} and run `mcsam prepare`")
+  return reader
+
+
+def _try_first_record(path: epath.PathLike) -> str:
+  """Returns the message of ArrayRecord when it fails to read the first record, "" if it can read it."""
+  try:
+    array_record_module.ArrayRecordReader(str(path), options=_READER_OPTIONS).read([0])
+  except (RuntimeError, ValueError, OSError, IndexError) as error:
+    return " ".join(str(error).split())[:300]
+  return ""

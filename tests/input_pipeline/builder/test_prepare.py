@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from input_pipeline import datasets, pipeline, record_file, splits, token_table
+from input_pipeline import datasets, pipeline, splits, token_table
 from input_pipeline.builder.prepare import prepare
 from input_pipeline.builder.tokenizer import load_or_build_tokenizer, tokenizer_dir
 from input_pipeline.splits import dataset_dir, open_split
@@ -115,7 +115,7 @@ def test_file_that_arrayrecord_may_not_read_is_not_reported_as_truncated(source,
     def read(self, places):
       raise RuntimeError("PERMISSION_DENIED: Anonymous caller does not have storage.objects.get access")
 
-  monkeypatch.setattr(record_file.array_record_module, "ArrayRecordReader", ReaderWithoutPermission)
+  monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader", ReaderWithoutPermission)
   with pytest.raises(UserError, match="array_record.* ArrayRecord .*: PERMISSION_DENIED"):
     open_split(config, "test")
 
@@ -203,17 +203,17 @@ def read_epoch(split, tokenizer, config, features=None):
                                             batch["tokens"])}
 
 
-class FlakyFile:
-  """A record file whose first reads fail, as those of a disk that is unavailable for a while."""
+class FlakyReader:
+  """A reader whose first reads fail, as those of a disk that is unavailable for a while."""
 
-  def __init__(self, file, num_failures, message="pread() failed: Stale file handle; reading a.array_record"):
-    self.file, self.num_failures, self.message = file, num_failures, message
+  def __init__(self, reader, num_failures, message="pread() failed: Stale file handle; reading a.array_record"):
+    self.reader, self.num_failures, self.message = reader, num_failures, message
 
-  def read(self, position):
+  def read(self, indices):
     self.num_failures -= 1
     if self.num_failures >= 0:
       raise RuntimeError(self.message)
-    return self.file.read(position)
+    return self.reader.read(indices)
 
 
 def test_unavailable_disk_is_retried_and_its_records_are_not_corrupt(source, monkeypatch):
@@ -222,19 +222,20 @@ def test_unavailable_disk_is_retried_and_its_records_are_not_corrupt(source, mon
   config.train.max_corrupt_records = 1
   split, delays = open_split(config, "train"), []
   monkeypatch.setattr(splits.time, "sleep", delays.append)
-  files = list(split._files)
+  readers = list(split._readers)
 
   def fail_reads(num_failures, *message):
-    monkeypatch.setattr(split, "_files", [FlakyFile(file, num_failures, *message) for file in files])
+    flaky_readers = [FlakyReader(reader, num_failures, *message) for reader in readers]
+    monkeypatch.setattr(split, "_readers", flaky_readers)
 
-  fail_reads(3)
+  fail_reads(4)                                                         # one read of all records, three of one
   assert [record["id"] for record in split.read([1, 2, 10])] == ["train1", "train2", "train10"]
   assert delays == [1, 5, 20]
   fail_reads(100)
   with pytest.raises(TimeoutError, match="record 1 of split train in .*Stale file handle"):
     split.read([1, 2, 10])                                              # the CLI reports it as retryable
   assert not (dataset_dir(config) / "corrupt_records-train.jsonl").exists()
-  fail_reads(4, "pread() failed: Input/output error; reading a")
+  fail_reads(5, "pread() failed: Input/output error; reading a")
   assert [record["id"] for record in split.read([1])] == ["train2"]     # a bad sector is permanent
   assert (dataset_dir(config) / "corrupt_records-train.jsonl").exists()
 
@@ -245,9 +246,8 @@ def test_unavailable_disk_is_not_reported_as_a_missing_file(source, monkeypatch)
 
   def raise_stale(mode):
     raise OSError(errno.ESTALE, "Stale file handle")
-  stale_path = types.SimpleNamespace(open=raise_stale)
-  monkeypatch.setattr(record_file, "epath", types.SimpleNamespace(Path=lambda path: stale_path))
-  monkeypatch.setattr(record_file.array_record_module, "ArrayRecordReader",
+  monkeypatch.setattr(splits, "epath", types.SimpleNamespace(Path=lambda path: types.SimpleNamespace(open=raise_stale)))
+  monkeypatch.setattr(splits.array_record_module, "ArrayRecordReader",
                       lambda *_, **__: types.SimpleNamespace(num_records=lambda: 0))
   with pytest.raises(OSError, match="Stale"):
     open_split(config, "train")
