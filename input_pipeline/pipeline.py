@@ -263,8 +263,8 @@ def _make_dataset(positions: tf.data.Dataset, choose_records: ChooseRecords, spl
 def _make_options(config: ConfigDict) -> tf.data.Options:
   """Returns the options of all datasets: elements in order, threads of their own, no autotuning.
 
-  The stages have fixed numbers of threads, so there is nothing to tune. TensorFlow's tuner would sometimes delay the end
-  of a dataset by as long as the dataset had run, up to a minute: iteration waits for the tuner's thread, which sleeps.
+  The stages have fixed numbers of threads, so there is nothing to tune. TensorFlow's tuner would sometimes delay the
+  end of a dataset by as long as it had run, up to a minute: iteration waits for the tuner's thread, which sleeps.
   """
   options = tf.data.Options()
   options.deterministic = True
