@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+MIN_STUDIES = 8        # of either kind; with fewer, an AUC is mostly chance
+
 
 def compute_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
   """Returns the probability that a positive study has a higher score than a negative one; ties count half.
@@ -26,6 +28,26 @@ def compute_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     return None
   ranks = stats.rankdata(scores)
   return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def compute_mean_auc(reference_labels: Sequence[Mapping[str, str]],
+                     probabilities: Sequence[Mapping[str, float]]) -> float | None:
+  """Returns the mean AUC of the abnormal findings that at least `MIN_STUDIES` studies have, and as many don't.
+
+  Args:
+    reference_labels: for each study, {finding: label}.
+    probabilities: for each study, the probability of each finding. Findings without one don't count.
+
+  Returns:
+    None if no finding is frequent enough.
+  """
+  aucs = []
+  for finding in reference_labels[0] if reference_labels else ():
+    if finding != "No Finding" and all(finding in study for study in probabilities):
+      positive = np.array([labels[finding] == "positive" for labels in reference_labels], bool)
+      if min(positive.sum(), (~positive).sum()) >= MIN_STUDIES:
+        aucs.append(compute_auc(np.array([study[finding] for study in probabilities]), positive))
+  return float(np.mean(aucs)) if aucs else None
 
 
 def compute_calibration_error(probabilities: np.ndarray, positive: np.ndarray, num_bins: int = 10) -> float:

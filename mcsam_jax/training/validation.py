@@ -27,6 +27,7 @@ from mcsam_jax.errors import UserError
 from mcsam_jax.inference.generate import GeneratedReport, ReportGenerator
 from mcsam_jax.labelers.labeler import Labeler
 from mcsam_jax.labelers.registry import get_true_labels, make_labeler
+from mcsam_jax.metrics.auc import compute_mean_auc
 from mcsam_jax.metrics.clinical_f1 import compute_clinical_f1
 from mcsam_jax.metrics.nlg import compute_nlg
 from mcsam_jax.metrics.protocols import apply_protocol
@@ -49,7 +50,8 @@ class EvalResult(NamedTuple):
   """Result of one evaluation on the val split.
 
   Attributes:
-    scores: token_loss, METRICS and distinct_reports; with a labeler also micro_F1, macro_F1 and CIDEr_macro_F1.
+    scores: token_loss, METRICS and distinct_reports; with a labeler also micro_F1, macro_F1 and CIDEr_macro_F1; with a
+      findings head also findings_AUC, the mean over the abnormal findings that are frequent enough.
     texts: Markdown by TensorBoard tag.
     images: uint8 [V, IMAGE_SIZE, IMAGE_SIZE, 1] by TensorBoard tag.
   """
@@ -104,10 +106,14 @@ class Validation:
     texts = {}
     if self.labeler:
       self.watchdog.beat("labeling val reports")
-      labels = compute_clinical_f1(self.label_references(self.labeler, reports),
-                                   self.labeler.label([report.text for report in reports]), self.labeler.findings)
+      reference_labels = self.label_references(self.labeler, reports)
+      labels = compute_clinical_f1(reference_labels, self.labeler.label([report.text for report in reports]),
+                                   self.labeler.findings)
       scores |= {"micro_F1": labels["micro"]["f1"], "macro_F1": labels["macro"]["f1"],
                  "CIDEr_macro_F1": (scores["CIDEr"] + labels["macro"]["f1"]) / 2}
+      head_probs = [report.head_probs for report in reports if report.head_probs is not None]
+      if head_probs and (auc := compute_mean_auc(reference_labels, head_probs)) is not None:
+        scores["findings_AUC"] = auc
       texts["findings"] = format_findings_table(labels["per_finding"])
     images = {}
     if not self.config.data.restricted and jax.process_index() == 0:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mcsam_jax.metrics.auc import compare_known_and_said, compute_auc, compute_calibration_error
+from mcsam_jax.metrics.auc import compare_known_and_said, compute_auc, compute_calibration_error, compute_mean_auc
 
 
 def test_by_hand():
@@ -45,3 +45,15 @@ def test_calibration_error_by_hand():
   assert compute_calibration_error(probabilities, positive, 2) == pytest.approx((0.3 + 0.2) / 2)
   assert compute_calibration_error(np.full(1000, 0.25), np.arange(1000) % 4 == 0) == 0
   assert compute_calibration_error(np.zeros(3), np.zeros(3, bool)) == 0
+
+
+def test_mean_auc_counts_the_abnormal_findings_that_are_frequent_enough():
+  positive = np.arange(20) < 8
+  labels = [{"No Finding": "absent" if each else "positive", "Edema": "positive" if each else "negative",
+             "Fracture": "positive" if study < 7 else "absent", "Pneumonia": "positive" if each else "absent",
+             "Atelectasis": "positive" if study % 2 else "uncertain"} for study, each in enumerate(positive)]
+  # The head has no opinion on Pneumonia, ranks Edema without error, Atelectasis by chance, and Fracture is too rare.
+  probabilities = [{"No Finding": 0.5, "Edema": 1 - study / 20, "Fracture": study / 20, "Atelectasis": 0.3}
+                   for study in range(20)]
+  assert compute_mean_auc(labels, probabilities) == (1.0 + 0.5) / 2
+  assert compute_mean_auc(labels[:7], probabilities[:7]) is None and compute_mean_auc([], []) is None
