@@ -43,10 +43,9 @@ def compute_mean_auc(reference_labels: Sequence[Mapping[str, str]],
   """
   aucs = []
   for finding in reference_labels[0] if reference_labels else ():
-    if finding != "No Finding" and all(finding in study for study in probabilities):
-      positive = np.array([labels[finding] == "positive" for labels in reference_labels], bool)
-      if min(positive.sum(), (~positive).sum()) >= MIN_STUDIES:
-        aucs.append(compute_auc(np.array([study[finding] for study in probabilities]), positive))
+    scores, positive = _read_scores(probabilities, finding), _find_positive(reference_labels, finding)
+    if finding != "No Finding" and scores is not None and min(positive.sum(), (~positive).sum()) >= MIN_STUDIES:
+      aucs.append(compute_auc(scores, positive))
   return float(np.mean(aucs)) if aucs else None
 
 
@@ -80,13 +79,25 @@ def compare_known_and_said(reference_labels: Sequence[Mapping[str, str]], per_fi
   """
   known = {}
   for finding, rates in per_finding.items():
-    positive = np.array([labels[finding] == "positive" for labels in reference_labels], bool)
+    positive = _find_positive(reference_labels, finding)
     knowledge = {}
     for name, probabilities in sources.items():
-      if all(finding in study for study in probabilities):
-        scores = np.array([study[finding] for study in probabilities], float)
+      scores = _read_scores(probabilities, finding)
+      if scores is not None:
         knowledge[name] = {"auc": compute_auc(scores, positive), "mean_probability": float(scores.mean()),
                            "calibration_error": compute_calibration_error(scores, positive)}
     if knowledge:
       known[finding] = {"f1": rates["f1"], "support": int(positive.sum()), **knowledge}
   return known
+
+
+def _find_positive(reference_labels: Sequence[Mapping[str, str]], finding: str) -> np.ndarray:
+  """Returns bool [B], which studies have a finding."""
+  return np.array([labels[finding] == "positive" for labels in reference_labels], bool)
+
+
+def _read_scores(probabilities: Sequence[Mapping[str, float]], finding: str) -> np.ndarray | None:
+  """Returns the probabilities [B] of a finding, None if a study lacks it."""
+  if all(finding in study for study in probabilities):
+    return np.array([study[finding] for study in probabilities], float)
+  return None
